@@ -1,1 +1,223 @@
-//! Placeholder replaced by the first commit of this crate.
+//! The storage contract: an ordered key-value store with serializable, optimistic transactions.
+//!
+//! Engines differ in where bytes live, never in what a caller sees: the limits in [`limits`], the isolation
+//! and the outcomes in [`Error`] hold on every engine, and one conformance suite checks them all. The crate
+//! knows nothing of MQTT.
+//!
+//! A [`Transaction`] reads at one version, buffers its writes, and commits if nothing it read has been
+//! written since. The closure given to [`transact`] may run more than once, so it must have no side effects.
+
+use std::fmt::Debug;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+/// Limits in force on every engine.
+pub mod limits {
+    use std::time::Duration;
+
+    /// Longest key, in bytes.
+    pub const KEY_BYTES_MAX: usize = 2_000;
+    /// Longest value, in bytes.
+    pub const VALUE_BYTES_MAX: usize = 90_000;
+    /// Size a transaction should stay below, in bytes of keys, values and conflict ranges.
+    pub const TRANSACTION_BYTES_TARGET: usize = 1_000_000;
+    /// Size from which a commit fails with [`Error::TooLarge`](super::Error::TooLarge).
+    pub const TRANSACTION_BYTES_MAX: usize = 4_000_000;
+    /// Age of the read version from which reads and commits fail with [`Error::TooOld`](super::Error::TooOld).
+    pub const LIFETIME: Duration = Duration::from_secs(5);
+}
+
+/// A point in the store's history. Versions grow with every commit, also across restarts; they are not a
+/// clock.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Version(pub u64);
+
+/// Ten bytes, unique and ordered by commit: the commit version (8, big-endian) and the place in its batch (2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Versionstamp(pub [u8; 10]);
+
+/// Proof of a commit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Committed {
+    /// The version at which the writes are visible; for a read-only transaction its read version.
+    pub version: Version,
+    /// What replaced the placeholders of this transaction's versionstamped keys and values; `None` for a
+    /// read-only transaction.
+    pub versionstamp: Option<Versionstamp>,
+}
+
+/// Why a store operation did not succeed. What a caller does next depends on the variant alone.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Error {
+    /// Something this transaction read was written meanwhile; nothing was committed. Run it again.
+    #[error("conflict with a concurrent transaction")]
+    Conflict,
+    /// The read version is older than [`limits::LIFETIME`]; nothing was committed. Run it again.
+    #[error("transaction too old")]
+    TooOld,
+    /// A key, a value or the whole transaction is over its limit; nothing was committed. Repeating cannot help.
+    #[error("{what} of {size} bytes is over the limit of {limit}")]
+    TooLarge {
+        /// `key`, `value` or `transaction`.
+        what: &'static str,
+        /// Its size in bytes.
+        size: usize,
+        /// The limit in bytes.
+        limit: usize,
+    },
+    /// The commit may or may not have happened, and is no longer in flight. Reading tells which.
+    #[error("commit outcome unknown, no longer in flight")]
+    UnknownSettled,
+    /// The commit may or may not have happened, and may still happen later.
+    #[error("commit outcome unknown, still in flight")]
+    UnknownOpen,
+    /// The store does not answer or refuses work for now; nothing was committed.
+    #[error("store unavailable: {0}")]
+    Unavailable(Arc<str>),
+    /// The stored bytes are damaged or of another format: a person must act.
+    #[error("store damaged: {0}")]
+    Damaged(Arc<str>),
+}
+
+impl Error {
+    /// Whether running the same transaction again from the start is safe and may succeed.
+    #[must_use]
+    pub const fn is_retryable(&self) -> bool {
+        matches!(self, Self::Conflict | Self::TooOld)
+    }
+
+    /// Whether the commit may have happened.
+    #[must_use]
+    pub const fn may_have_committed(&self) -> bool {
+        matches!(self, Self::UnknownSettled | Self::UnknownOpen)
+    }
+}
+
+/// The result of a store operation.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Whether a read takes part in conflict detection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Isolation {
+    /// The transaction conflicts with a later write of what it read.
+    Serializable,
+    /// The same version is read, but the read never conflicts.
+    Snapshot,
+}
+
+/// A range of keys to read: `begin` inclusive, `end` exclusive.
+#[derive(Clone, Debug)]
+pub struct RangeQuery {
+    /// First key of the range.
+    pub begin: Bytes,
+    /// First key after the range.
+    pub end: Bytes,
+    /// At most this many pairs; zero for no limit.
+    pub limit: usize,
+    /// Stop once this many bytes of keys and values are gathered (at least one pair is returned); zero for
+    /// no target.
+    pub target_bytes: usize,
+    /// From the end of the range backwards.
+    pub reverse: bool,
+}
+
+/// What a range read returned.
+#[derive(Clone, Debug, Default)]
+pub struct RangePage {
+    /// Pairs in the order asked for.
+    pub pairs: Vec<(Bytes, Bytes)>,
+    /// Whether the range holds more than was returned.
+    pub more: bool,
+}
+
+/// Which set a conflict range is added to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConflictKind {
+    /// As if the range had been read at the read version.
+    Read,
+    /// As if the range had been written.
+    Write,
+}
+
+/// A store. Cheap to share; see [`SharedStore`].
+#[async_trait]
+pub trait Store: Send + Sync + Debug + 'static {
+    /// Starts a transaction. Its read version is taken at its first read, or by
+    /// [`Transaction::set_read_version`].
+    fn begin(&self) -> Box<dyn Transaction>;
+
+    /// A short name of the engine, for logs and metrics: `memory`, `embedded`, `fdb`.
+    fn engine(&self) -> &'static str;
+
+    /// Finishes commits in flight and lets go of files and threads. Operations after it are
+    /// [`Error::Unavailable`].
+    async fn close(&self);
+}
+
+/// A store behind a shared handle.
+pub type SharedStore = Arc<dyn Store>;
+
+/// One transaction. Dropping it without a commit leaves no trace.
+///
+/// Reads see this transaction's own writes. A read of a versionstamped key before the commit does not.
+#[async_trait]
+pub trait Transaction: Send + Debug {
+    /// The version that reads see.
+    async fn read_version(&mut self) -> Result<Version>;
+
+    /// Makes the transaction read, and check conflicts, as of `version`, which a recent transaction saw.
+    /// Call before the first read. A version older than [`limits::LIFETIME`] makes reads and the commit of a
+    /// transaction with read conflicts fail with [`Error::TooOld`].
+    fn set_read_version(&mut self, version: Version);
+
+    /// The value of `key`.
+    async fn get(&mut self, key: &[u8], isolation: Isolation) -> Result<Option<Bytes>>;
+
+    /// A page of pairs. With [`Isolation::Serializable`] the conflict range covers what was returned, or the
+    /// whole range when nothing more is in it.
+    async fn get_range(&mut self, query: RangeQuery, isolation: Isolation) -> Result<RangePage>;
+
+    /// Writes `value` at `key`. Limits are checked at commit.
+    fn set(&mut self, key: &[u8], value: &[u8]);
+
+    /// Removes `key`, whether it exists or not.
+    fn clear(&mut self, key: &[u8]);
+
+    /// Removes every key from `begin` (inclusive) to `end` (exclusive).
+    fn clear_range(&mut self, begin: &[u8], end: &[u8]);
+
+    /// Like [`Transaction::set`], with the ten bytes of `key` from `offset` on replaced at commit by the
+    /// versionstamp.
+    ///
+    /// # Panics
+    /// If `offset + 10` is beyond the key.
+    fn set_versionstamped_key(&mut self, key: &[u8], offset: usize, value: &[u8]);
+
+    /// Like [`Transaction::set`], with the ten bytes of `value` from `offset` on replaced at commit by the
+    /// versionstamp.
+    ///
+    /// # Panics
+    /// If `offset + 10` is beyond the value.
+    fn set_versionstamped_value(&mut self, key: &[u8], value: &[u8], offset: usize);
+
+    /// Adds the keys from `begin` (inclusive) to `end` (exclusive) to the read or write conflict set.
+    fn add_conflict_range(&mut self, begin: &[u8], end: &[u8], kind: ConflictKind);
+
+    /// Adds one key to the read or write conflict set.
+    fn add_conflict_key(&mut self, key: &[u8], kind: ConflictKind) {
+        let mut end = key.to_vec();
+        end.push(0);
+        self.add_conflict_range(key, &end, kind);
+    }
+
+    /// A watch that fires when `key` has changed from the value this transaction sees. It is armed by a
+    /// successful commit, may fire for no reason and may miss a change that was undone: read, then watch
+    /// again, and poll now and then.
+    fn watch(&mut self, key: &[u8]) -> Watch;
+
+    /// Makes the writes visible and durable together, or not at all. A transaction without writes always
+    /// succeeds. Not cancel-safe: a commit whose future is dropped may still happen.
+    async fn commit(self: Box<Self>) -> Result<Committed>;
+}
