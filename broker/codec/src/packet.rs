@@ -399,6 +399,6 @@ impl Connect {
     /// Time without a packet after which the server closes the connection [MQTT-3.1.2-22].
     #[must_use]
     pub fn keep_alive_timeout(&self) -> Option<Duration> {
-        (self.keep_alive != 0).then(|| Duration::from_millis(u64::from(self.keep_alive) * 1500))
+        (self.keep_alive != 0).then(|| Duration::from_millis(u64::from(self.keep_alive).saturating_mul(1500)))
     }
 }
