@@ -5,13 +5,33 @@
 //! knows nothing of MQTT.
 //!
 //! A [`Transaction`] reads at one version, buffers its writes, and commits if nothing it read has been
-//! written since. The closure given to [`transact`] may run more than once, so it must have no side effects.
+//! written since. The closure given to [`transact()`] may run more than once, so it must have no side effects.
+//!
+//! # Size of a transaction
+//! A write counts its key and its value; a range cleared, read or added as a conflict counts both ends. A key
+//! read or added as a conflict counts as the range that holds it alone. Every call counts, also one that
+//! repeats or undoes an earlier one. [`TransactionSize`] is the one place that counts.
+
+mod local;
+mod memory;
+mod range;
+mod size;
+mod stats;
+mod transact;
+mod watch;
 
 use std::fmt::Debug;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+
+pub use memory::MemoryStore;
+pub use range::{RangePage, RangeQuery, key_after, prefix_end};
+pub use size::TransactionSize;
+pub use stats::StoreStats;
+pub use transact::{BodyFuture, transact};
+pub use watch::{Watch, WatchTrigger};
 
 /// Limits in force on every engine.
 pub mod limits {
@@ -37,6 +57,17 @@ pub struct Version(pub u64);
 /// Ten bytes, unique and ordered by commit: the commit version (8, big-endian) and the place in its batch (2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Versionstamp(pub [u8; 10]);
+
+impl Versionstamp {
+    /// The stamp of the transaction at place `order` of the batch that committed as `version`.
+    #[must_use]
+    pub fn new(version: Version, order: u16) -> Self {
+        let mut stamp = [0; 10];
+        stamp[..8].copy_from_slice(&version.0.to_be_bytes());
+        stamp[8..].copy_from_slice(&order.to_be_bytes());
+        Self(stamp)
+    }
+}
 
 /// Proof of a commit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,31 +136,6 @@ pub enum Isolation {
     Serializable,
     /// The same version is read, but the read never conflicts.
     Snapshot,
-}
-
-/// A range of keys to read: `begin` inclusive, `end` exclusive.
-#[derive(Clone, Debug)]
-pub struct RangeQuery {
-    /// First key of the range.
-    pub begin: Bytes,
-    /// First key after the range.
-    pub end: Bytes,
-    /// At most this many pairs; zero for no limit.
-    pub limit: usize,
-    /// Stop once this many bytes of keys and values are gathered (at least one pair is returned); zero for
-    /// no target.
-    pub target_bytes: usize,
-    /// From the end of the range backwards.
-    pub reverse: bool,
-}
-
-/// What a range read returned.
-#[derive(Clone, Debug, Default)]
-pub struct RangePage {
-    /// Pairs in the order asked for.
-    pub pairs: Vec<(Bytes, Bytes)>,
-    /// Whether the range holds more than was returned.
-    pub more: bool,
 }
 
 /// Which set a conflict range is added to.

@@ -1,0 +1,192 @@
+//! The order of commits: checks a batch of transactions for conflicts, gives it one version, has it made
+//! durable, and only then makes it visible and reports it.
+//!
+//! Whoever owns the [`Sequencer`] is the one committer of its store. It blocks for as long as its engine's
+//! writer does, so an engine with a disk gives it a thread.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use weir_env::clock::Instant;
+
+use super::resolver::{RANGES_MAX, Resolver, Verdict};
+use super::shared::LIFETIME_VERSIONS;
+use super::{KeyRange, Shared, WriteSet, Writer};
+use crate::{Committed, Error, Result, StoreStats, Version, Versionstamp};
+
+/// What a transaction wants committed.
+#[derive(Debug)]
+pub(crate) struct CommitRequest {
+    /// What `reads` were read at.
+    pub(super) read_version: Version,
+    pub(super) reads: Vec<KeyRange>,
+    pub(super) write_conflicts: Vec<KeyRange>,
+    pub(super) writes: WriteSet,
+    /// Applied after `writes`.
+    pub(super) stamped: Vec<Mutation>,
+    /// By the caller's clock: the committer's thread does not see a paused one.
+    pub(super) asked_at: Instant,
+}
+
+impl CommitRequest {
+    /// Bytes of keys and values to write.
+    pub(crate) fn bytes(&self) -> usize {
+        self.writes.bytes() + self.stamped.iter().map(Mutation::bytes).sum::<usize>()
+    }
+}
+
+/// One write of a transaction.
+#[derive(Clone, Debug)]
+pub(super) enum Mutation {
+    Set(Bytes, Bytes),
+    Clear(Bytes),
+    ClearRange(KeyRange),
+    StampedKey { key: Vec<u8>, offset: usize, value: Bytes },
+    StampedValue { key: Bytes, value: Vec<u8>, offset: usize },
+}
+
+impl Mutation {
+    /// Does what can be done before the versionstamp is known.
+    pub(super) fn apply(self, writes: &mut WriteSet) {
+        match self {
+            Self::Set(key, value) => writes.set(key, value),
+            Self::Clear(key) => writes.clear(key),
+            Self::ClearRange(range) => writes.clear_range(range),
+            Self::StampedKey { .. } | Self::StampedValue { .. } => {}
+        }
+    }
+
+    fn apply_stamped(self, stamp: Versionstamp, writes: &mut WriteSet) {
+        match self {
+            Self::StampedKey { mut key, offset, value } => {
+                key[offset..offset + stamp.0.len()].copy_from_slice(&stamp.0);
+                writes.set(key.into(), value);
+            }
+            Self::StampedValue { key, mut value, offset } => {
+                value[offset..offset + stamp.0.len()].copy_from_slice(&stamp.0);
+                writes.set(key, value.into());
+            }
+            Self::Set(..) | Self::Clear(_) | Self::ClearRange(_) => self.apply(writes),
+        }
+    }
+
+    pub(super) fn stamps_value_of(&self, watched: &[u8]) -> bool {
+        matches!(self, Self::StampedValue { key, .. } if key == watched)
+    }
+
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Set(key, value) => key.len() + value.len(),
+            Self::Clear(key) => key.len(),
+            Self::ClearRange(range) => range.begin.len() + range.end.len(),
+            Self::StampedKey { key, value, .. } => key.len() + value.len(),
+            Self::StampedValue { key, value, .. } => key.len() + value.len(),
+        }
+    }
+}
+
+/// The committer of one store.
+#[derive(Debug)]
+pub(crate) struct Sequencer<W: Writer> {
+    shared: Arc<Shared<W::View>>,
+    writer: W,
+    resolver: Resolver,
+    /// Why nothing can be committed any more.
+    broken: Option<Arc<str>>,
+}
+
+impl<W: Writer> Sequencer<W> {
+    /// Continues after the commit `version` of the store's previous life.
+    pub(crate) const fn new(shared: Arc<Shared<W::View>>, writer: W, version: Version) -> Self {
+        Self { shared, writer, resolver: Resolver::new(version, RANGES_MAX), broken: None }
+    }
+
+    /// Commits a batch, at most 65,536 transactions, in the order given. Each is judged alone; those that
+    /// pass become durable together. The answers come in the same order.
+    pub(crate) fn commit(&mut self, requests: Vec<CommitRequest>) -> Vec<Result<Committed>> {
+        if let Some(why) = &self.broken {
+            return requests.iter().map(|_| Err(Error::Unavailable(Arc::clone(why)))).collect();
+        }
+        let Some(now) = requests.iter().map(|request| request.asked_at).max() else {
+            return Vec::new();
+        };
+        let version = self.shared.begin_commit(now);
+        self.resolver.forget_before(Version(version.0.saturating_sub(LIFETIME_VERSIONS)));
+
+        let (mut batch, mut passed) = (WriteSet::default(), 0);
+        let mut answers = Vec::with_capacity(requests.len());
+        for request in requests {
+            let answer = self.admit(request, version, passed, &mut batch);
+            passed += u16::from(answer.is_ok());
+            answers.push(answer);
+        }
+        if passed == 0 {
+            self.shared.abort_commit();
+        } else if let Err(error) = self.apply(version, &batch, passed) {
+            for answer in answers.iter_mut().filter(|answer| answer.is_ok()) {
+                // The bytes may have reached the disk, and would be there after a restart.
+                *answer = Err(error.clone());
+            }
+        }
+        answers
+    }
+
+    /// Judges one transaction and adds its writes to the batch.
+    fn admit(
+        &mut self,
+        request: CommitRequest,
+        version: Version,
+        order: u16,
+        batch: &mut WriteSet,
+    ) -> Result<Committed> {
+        let stats = &self.shared.stats;
+        match self.resolver.check(request.read_version, &request.reads) {
+            Verdict::Commit => {}
+            Verdict::Conflict => {
+                StoreStats::add(&stats.conflicts, 1);
+                return Err(Error::Conflict);
+            }
+            Verdict::TooOld => {
+                StoreStats::add(&stats.too_old, 1);
+                return Err(Error::TooOld);
+            }
+        }
+        let stamp = Versionstamp::new(version, order);
+        let mut writes = request.writes;
+        for mutation in request.stamped {
+            mutation.apply_stamped(stamp, &mut writes);
+        }
+        for (key, _) in writes.keys() {
+            self.resolver.note(version, KeyRange::key(key));
+        }
+        for range in writes.cleared().chain(request.write_conflicts) {
+            self.resolver.note(version, range);
+        }
+        if batch.is_empty() {
+            *batch = writes;
+        } else {
+            batch.extend(&writes);
+        }
+        Ok(Committed { version, versionstamp: Some(stamp) })
+    }
+
+    fn apply(&mut self, version: Version, batch: &WriteSet, passed: u16) -> Result<()> {
+        match self.writer.apply(version, batch) {
+            Ok(view) => {
+                self.shared.publish(version, view, batch);
+                self.writer.retire(Version(version.0.saturating_sub(2 * LIFETIME_VERSIONS)));
+                let stats = &self.shared.stats;
+                StoreStats::add(&stats.commits, usize::from(passed));
+                StoreStats::add(&stats.batches, 1);
+                StoreStats::add(&stats.bytes, batch.bytes());
+                Ok(())
+            }
+            Err(error) => {
+                tracing::error!(%error, "a commit failed: the store takes no more of them");
+                self.shared.abort_commit();
+                self.broken = Some(format!("an earlier commit failed ({error}); restart to recover").into());
+                Err(Error::UnknownOpen)
+            }
+        }
+    }
+}

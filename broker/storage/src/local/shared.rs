@@ -1,0 +1,151 @@
+//! What every transaction of a local engine sees: the views of the last five seconds, the version to read
+//! at, the watches. The [`Sequencer`](super::Sequencer) alone advances it.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use weir_env::clock::{Clock, Instant};
+
+use super::watches::Watches;
+use super::{View, WriteSet};
+use crate::limits::LIFETIME;
+use crate::{Error, Result, StoreStats, Version, WatchTrigger};
+
+/// [`LIFETIME`] in versions.
+#[expect(clippy::cast_possible_truncation, reason = "five seconds in microseconds")]
+pub(super) const LIFETIME_VERSIONS: u64 = LIFETIME.as_micros() as u64;
+
+#[derive(Debug)]
+pub(crate) struct Shared<V> {
+    history: Mutex<History<V>>,
+    watches: Mutex<Watches>,
+    pub(crate) clock: Clock,
+    pub(crate) stats: Arc<StoreStats>,
+}
+
+#[derive(Debug)]
+struct History<V> {
+    /// Each version with changes and the view from it on, oldest first. Empty once closed.
+    views: VecDeque<(Version, V)>,
+    /// No version above this one was handed out.
+    issued: u64,
+    /// The version of the commit that is being applied.
+    in_flight: Option<u64>,
+    /// When the clock of versions showed which version.
+    base: (Instant, u64),
+}
+
+impl<V: View> Shared<V> {
+    /// A history that begins with `view`, left by the commit `version` of an earlier life.
+    pub(crate) fn new(version: Version, view: V, clock: Clock, stats: Arc<StoreStats>) -> Arc<Self> {
+        let history = History {
+            views: VecDeque::from([(version, view)]),
+            issued: version.0,
+            in_flight: None,
+            base: (clock.now(), version.0),
+        };
+        let (history, watches) = (Mutex::new(history), Mutex::default());
+        Arc::new(Self { history, watches, clock, stats })
+    }
+
+    /// A version that includes every commit reported so far.
+    pub(super) fn read_version(&self) -> Result<Version> {
+        let mut history = self.history.lock();
+        if history.views.is_empty() {
+            return Err(closed());
+        }
+        history.issued = history.now(self.clock.now());
+        Ok(Version(history.issued))
+    }
+
+    /// The store as it was at `version`.
+    pub(super) fn view_at(&self, version: Version) -> Result<V> {
+        let history = self.history.lock();
+        if history.views.is_empty() {
+            return Err(closed());
+        }
+        let now = history.now(self.clock.now());
+        if version.0 > now {
+            return Err(Error::Unavailable("the read version lies in the future".into()));
+        }
+        let index = history.views.partition_point(|(from, _)| *from <= version);
+        match index.checked_sub(1) {
+            Some(index) if version.0 + LIFETIME_VERSIONS >= now => Ok(history.views[index].1.clone()),
+            _ => Err(Error::TooOld),
+        }
+    }
+
+    fn newest_view(&self) -> Result<V> {
+        let history = self.history.lock();
+        history.views.back().map(|(_, view)| view.clone()).ok_or_else(closed)
+    }
+
+    /// The version of the next commit, which was asked for at `now`.
+    pub(super) fn begin_commit(&self, now: Instant) -> Version {
+        let mut history = self.history.lock();
+        let version = history.now(now).max(history.issued + 1);
+        history.in_flight = Some(version);
+        Version(version)
+    }
+
+    /// Ends a commit that changes nothing.
+    pub(super) fn abort_commit(&self) {
+        self.history.lock().in_flight = None;
+    }
+
+    /// Makes the commit `version` visible, lets go of views that are too old, and fires watches.
+    pub(super) fn publish(&self, version: Version, view: V, changes: &WriteSet) {
+        let retired = {
+            let mut history = self.history.lock();
+            if history.views.is_empty() {
+                return;
+            }
+            history.views.push_back((version, view));
+            history.issued = version.0;
+            history.in_flight = None;
+            let oldest = version.0.saturating_sub(LIFETIME_VERSIONS);
+            let in_force = history.views.partition_point(|(from, _)| from.0 <= oldest);
+            history.views.drain(..in_force.saturating_sub(1)).collect::<Vec<_>>()
+        };
+        drop(retired);
+        let fired = self.watches.lock().take(changes);
+        drop(fired);
+    }
+
+    /// Arms a watch of `key` if it still has the value `expected`; fires it otherwise.
+    pub(super) fn arm(&self, key: Bytes, expected: Option<Bytes>, trigger: WatchTrigger) {
+        // Under the lock: a commit that the comparison does not see yet takes its watches after this.
+        let mut watches = self.watches.lock();
+        match self.newest_view().and_then(|view| view.get(&key)) {
+            Ok(current) if current == expected => watches.arm(key, trigger),
+            Ok(_) | Err(_) => trigger.fire(),
+        }
+    }
+
+    /// Ends reads and fires every watch.
+    pub(crate) fn close(&self) {
+        let views = std::mem::take(&mut self.history.lock().views);
+        drop(views);
+        let fired = self.watches.lock().take_all();
+        drop(fired);
+    }
+}
+
+impl<V> History<V> {
+    /// What the clock of versions shows at `now`.
+    fn now(&self, now: Instant) -> u64 {
+        if let Some(version) = self.in_flight {
+            return version - 1;
+        }
+        let passed = now.saturating_duration_since(self.base.0).as_micros();
+        let by_clock = u64::try_from(passed).unwrap_or(u64::MAX).saturating_add(self.base.1);
+        by_clock.max(self.issued)
+    }
+}
+
+/// What every operation on a closed store returns.
+pub(crate) fn closed() -> Error {
+    Error::Unavailable("the store is closed".into())
+}
