@@ -9,14 +9,18 @@
 
 mod error;
 mod filter;
+#[doc(hidden)]
+pub mod fuzz;
 mod name;
 mod subscription;
 mod text;
+mod trie;
 
 pub use error::{SubscriptionError, TopicError};
 pub use filter::TopicFilter;
 pub use name::{TopicName, is_publish_forbidden};
 pub use subscription::{ObjectName, ShareName, Subscription};
+pub use trie::MatchTrie;
 
 /// Longest topic name, topic filter or text of a subscription, in UTF-8 bytes. They become parts of keys in
 /// the store, whose length is limited.
