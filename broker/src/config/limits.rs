@@ -1,0 +1,75 @@
+//! Every bound on what clients can make the broker hold, with its default and range.
+
+use std::time::Duration;
+
+use super::settings::{Setting, one};
+use super::value::{ByteCount, Quantity, within};
+
+/// One row per limit: what it bounds, field, type, default, range, and its key, flag and variable.
+macro_rules! limits {
+    ($($(#[doc = $doc:literal])+ $field:ident: $type:ty = $default:expr, $range:expr; $key:literal, $flag:literal, $env:literal;)+) => {
+        /// Bounds on what clients can make the broker hold.
+        #[derive(Clone, Debug, PartialEq, Eq)]
+        pub struct Limits {
+            $($(#[doc = $doc])+ pub $field: $type,)+
+        }
+
+        impl Default for Limits {
+            fn default() -> Self {
+                Self { $($field: $default,)+ }
+            }
+        }
+
+        pub(super) const SETTINGS: &[Setting] = &[$(Setting {
+            key: $key,
+            flag: $flag,
+            env: $env,
+            env_fallback: None,
+            value_name: "N",
+            help: concat!($($doc),+),
+            many: false,
+            switch: false,
+            set: |config, values| {
+                config.limits.$field = within(one(values)?, &$range)?;
+                Ok(())
+            },
+            show: |config| config.limits.$field.show(),
+        }),+];
+    };
+}
+
+limits! {
+    /// Largest packet accepted from a client, announced in CONNACK
+    max_packet_size: ByteCount = ByteCount::mib(1), ByteCount::kib(1)..=ByteCount::mib(16);
+        "limits.maxPacketSize", "max-packet-size", "WEIR_MAX_PACKET_SIZE";
+    /// Clients connected at once; more are turned away
+    max_connections: u32 = 50_000, 1..=1_000_000;
+        "limits.maxConnections", "max-connections", "WEIR_MAX_CONNECTIONS";
+    /// Time a new connection has to send its CONNECT
+    connect_timeout: Duration = Duration::from_secs(10), Duration::from_millis(100)..=Duration::from_mins(5);
+        "limits.connectTimeout", "connect-timeout", "WEIR_CONNECT_TIMEOUT";
+    /// QoS 1 and 2 publishes a client may have unacknowledged, announced in CONNACK
+    receive_maximum: u16 = 1_000, 1..=65_535;
+        "limits.receiveMaximum", "receive-maximum", "WEIR_RECEIVE_MAXIMUM";
+    /// Topic aliases a client may set on a connection, announced in CONNACK
+    topic_alias_maximum: u16 = 64, 0..=65_535;
+        "limits.topicAliasMaximum", "topic-alias-maximum", "WEIR_TOPIC_ALIAS_MAXIMUM";
+    /// Longest time a session outlives its connection; clients that ask for more get this
+    session_expiry_max: Duration = Duration::from_hours(168), Duration::ZERO..=Duration::from_hours(876_000);
+        "limits.sessionExpiryMax", "session-expiry-max", "WEIR_SESSION_EXPIRY_MAX";
+    /// Subscriptions of one client
+    max_subscriptions_per_client: u32 = 1_000, 1..=1_000_000;
+        "limits.maxSubscriptionsPerClient", "max-subscriptions-per-client", "WEIR_MAX_SUBSCRIPTIONS_PER_CLIENT";
+    /// Bytes that wait to be written to one client; beyond, QoS 0 is dropped and the rest held back
+    outbox_bytes_per_client: ByteCount = ByteCount::mib(4), ByteCount::kib(64)..=ByteCount::gib(1);
+        "limits.outboxBytesPerClient", "outbox-bytes-per-client", "WEIR_OUTBOX_BYTES_PER_CLIENT";
+    /// Messages kept for one persistent session
+    inbox_messages_per_client: u64 = 10_000, 1..=100_000_000;
+        "limits.inboxMessagesPerClient", "inbox-messages-per-client", "WEIR_INBOX_MESSAGES_PER_CLIENT";
+    /// Bytes of messages kept for one persistent session
+    inbox_bytes_per_client: ByteCount = ByteCount::mib(64), ByteCount::kib(64)..=ByteCount::gib(1024);
+        "limits.inboxBytesPerClient", "inbox-bytes-per-client", "WEIR_INBOX_BYTES_PER_CLIENT";
+    /// Time a graceful shutdown may take before what is left is cut off
+    shutdown_grace: Duration = Duration::from_secs(10), Duration::from_millis(100)..=Duration::from_mins(5);
+        "limits.shutdownGrace", "shutdown-grace", "WEIR_SHUTDOWN_GRACE";
+}

@@ -1,0 +1,228 @@
+//! What an operator of a broker can set, from four sources: defaults, then the configuration file, then `WEIR_*`
+//! environment variables, then flags; later ones win, setting by setting.
+//!
+//! Every setting is one entry of [`settings`]: its flag, key, variable, help and parser stand together, so that
+//! none of them can be forgotten. The result is plain data. This module opens no socket and no store.
+
+mod file;
+mod limits;
+mod settings;
+mod value;
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+pub use limits::Limits;
+pub use settings::Flags;
+pub use value::ByteCount;
+
+/// Everything `weir serve` needs to know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Where messages live.
+    pub store: StoreConfig,
+    /// Where clients connect; never empty.
+    pub listeners: Vec<Listener>,
+    /// `/healthz`, `/readyz` and `/metrics`.
+    pub http: SocketAddr,
+    /// gRPC `weir.admin.v1`; on loopback.
+    pub admin: SocketAddr,
+    /// Folder of `MessageQueue` and `Stream` manifests to follow.
+    pub manifests: Option<PathBuf>,
+    /// Clients may connect without saying who they are, also from other machines.
+    pub allow_anonymous: bool,
+    /// A subscription to a queue or stream that does not exist is granted and starts when it appears.
+    pub wait_for_queue: bool,
+    /// Bounds on what clients can make the broker hold.
+    pub limits: Limits,
+    /// Logs.
+    pub log: LogConfig,
+    /// Where spans go, as `http://HOST:PORT` (OTLP over gRPC); `None`: nowhere.
+    pub otlp_endpoint: Option<String>,
+}
+
+/// Where messages live.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StoreConfig {
+    /// The embedded engine, in this folder.
+    Embedded(PathBuf),
+    /// In memory; gone when the process ends.
+    Memory,
+}
+
+/// A plain TCP listener for MQTT. Port 0 takes a free port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Listener {
+    /// Address to bind.
+    pub addr: SocketAddr,
+}
+
+/// What is logged and how.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogConfig {
+    /// How a line looks.
+    pub format: LogFormat,
+    /// Levels by module, as in `info,weir=debug`.
+    pub filter: String,
+}
+
+/// How a log line looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+/// Where [`load`] reads besides the defaults.
+pub struct Sources<'a> {
+    /// The configuration file, if one is named.
+    pub file: Option<&'a Path>,
+    /// Looks up an environment variable; an empty one counts as absent.
+    pub env: &'a dyn Fn(&str) -> Option<String>,
+    /// What the command line says.
+    pub flags: &'a Flags,
+}
+
+/// Why there is no configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The configuration file cannot be read.
+    #[error("read configuration file `{}`", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// One or more settings are wrong; all of them are listed.
+    #[error("invalid configuration\n{}", Lines(.0))]
+    Invalid(Vec<Problem>),
+}
+
+/// One thing that is wrong, and what is allowed instead.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// Where it was said; absent if the settings contradict each other.
+    pub origin: Option<String>,
+    /// What is wrong and what is allowed.
+    pub message: String,
+}
+
+/// Reads all sources and checks the result as a whole.
+///
+/// # Errors
+/// If the file cannot be read, a setting is unknown or not allowed, or the settings together are unsafe.
+pub fn load(sources: &Sources<'_>) -> Result<Config, Error> {
+    let mut config = Config::default();
+    let mut problems = Vec::new();
+    if let Some(path) = sources.file {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| Error::Read { path: path.to_path_buf(), source })?;
+        file::apply(&mut config, path, &text, &mut problems);
+    }
+    settings::apply_env(&mut config, sources.env, &mut problems);
+    settings::apply_flags(&mut config, sources.flags, &mut problems);
+    if problems.is_empty() {
+        problems.extend(config.contradictions());
+    }
+    if problems.is_empty() { Ok(config) } else { Err(Error::Invalid(problems)) }
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        let loopback = |port| SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port);
+        Self {
+            store: StoreConfig::Embedded(PathBuf::from("./weir-data")),
+            listeners: vec![Listener { addr: loopback(1883) }],
+            http: loopback(8080),
+            admin: loopback(8081),
+            manifests: None,
+            allow_anonymous: false,
+            wait_for_queue: true,
+            limits: Limits::default(),
+            log: LogConfig { format: LogFormat::Text, filter: "info".to_owned() },
+            otlp_endpoint: None,
+        }
+    }
+}
+
+impl Config {
+    /// Settings that are fine alone and wrong or unsafe together.
+    fn contradictions(&self) -> Vec<Problem> {
+        let mut messages = Vec::new();
+        if !self.allow_anonymous {
+            messages.extend(self.listeners.iter().filter(|l| !l.addr.ip().is_loopback()).map(|listener| {
+                format!(
+                    "{listener} is reachable from other machines and no authentication is configured: listen on \
+                     a loopback address, or let anyone connect with --allow-anonymous (allowAnonymous = true, \
+                     WEIR_ALLOW_ANONYMOUS=true)"
+                )
+            }));
+        }
+        if !self.admin.ip().is_loopback() {
+            messages.push(format!(
+                "admin address {} is reachable from other machines, and the admin API has no authentication in \
+                 this version: use a loopback address",
+                self.admin
+            ));
+        }
+        if self.limits.outbox_bytes_per_client < self.limits.max_packet_size {
+            messages.push(format!(
+                "limits.outboxBytesPerClient ({}) is below limits.maxPacketSize ({}): such a packet could never be \
+                 delivered",
+                self.limits.outbox_bytes_per_client, self.limits.max_packet_size
+            ));
+        }
+        messages.into_iter().map(|message| Problem { origin: None, message }).collect()
+    }
+}
+
+impl fmt::Display for Listener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "mqtt://{}", self.addr)
+    }
+}
+
+impl fmt::Display for StoreConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Embedded(dir) => write!(f, "embedded:{}", dir.display()),
+            Self::Memory => f.write_str("memory:"),
+        }
+    }
+}
+
+impl fmt::Display for LogFormat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Text => "text",
+            Self::Json => "json",
+        })
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.origin {
+            Some(origin) => write!(f, "{origin}: {}", self.message),
+            None => f.write_str(&self.message),
+        }
+    }
+}
+
+struct Lines<'a>(&'a [Problem]);
+
+impl fmt::Display for Lines<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (n, problem) in self.0.iter().enumerate() {
+            write!(f, "{}  {problem}", if n == 0 { "" } else { "\n" })?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,231 @@
+use std::time::Duration;
+
+use clap::{CommandFactory, Parser};
+
+use super::*;
+
+#[derive(Parser)]
+struct Line {
+    #[command(flatten)]
+    flags: Flags,
+}
+
+/// Loads from a file's text, variables and flags.
+fn load_from(file: &str, env: &[(&str, &str)], flags: &[&str]) -> Result<Config, String> {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("weir.toml");
+    std::fs::write(&path, file).unwrap();
+    let line = Line::try_parse_from(std::iter::once("weir").chain(flags.iter().copied()))
+        .map_err(|error| error.to_string())?;
+    let env = |name: &str| env.iter().find(|(n, _)| *n == name).map(|(_, value)| (*value).to_owned());
+    load(&Sources { file: Some(&path), env: &env, flags: &line.flags })
+        .map_err(|error| error.to_string().replace(&*dir.path().to_string_lossy(), "DIR"))
+}
+
+#[track_caller]
+fn check_refused(file: &str, env: &[(&str, &str)], flags: &[&str], expected: &[&str]) {
+    let error = load_from(file, env, flags).expect_err("must be refused");
+    for part in expected {
+        assert!(error.contains(part), "{error}\n  lacks: {part}");
+    }
+}
+
+#[test]
+fn defaults_are_valid_and_on_loopback() {
+    let config = load_from("", &[], &[]).unwrap();
+    assert_eq!(config, Config::default());
+    assert!(config.contradictions().is_empty());
+}
+
+#[test]
+fn later_sources_win_setting_by_setting() {
+    let file = "http = '127.0.0.1:1'\nadmin = '127.0.0.1:2'\nmanifests = 'm'\n[limits]\nreceiveMaximum = 7\n";
+    let env = [("WEIR_ADMIN", "127.0.0.1:3"), ("WEIR_MANIFESTS", "n"), ("WEIR_HTTP", "")];
+    let config = load_from(file, &env, &["--manifests", "o"]).unwrap();
+    assert_eq!(config.http.port(), 1, "file over default; an empty variable is absent");
+    assert_eq!(config.admin.port(), 3, "environment over file");
+    assert_eq!(config.manifests, Some("o".into()), "flag over environment");
+    assert_eq!(config.limits.receive_maximum, 7);
+    assert_eq!(config.limits.connect_timeout, Limits::default().connect_timeout);
+}
+
+#[test]
+fn lists_in_every_source() {
+    let listeners = |config: Config| config.listeners.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let two = ["mqtt://127.0.0.1:0", "mqtt://[::1]:1883"];
+    let file = "listen = ['mqtt://127.0.0.1:0', 'mqtt://[::1]']";
+    assert_eq!(listeners(load_from(file, &[], &[]).unwrap()), two);
+    let env = [("WEIR_LISTEN", "mqtt://127.0.0.1:0, mqtt://[::1]")];
+    assert_eq!(listeners(load_from("", &env, &[]).unwrap()), two);
+    let flags = ["--listen", "mqtt://127.0.0.1:0", "--listen", "mqtt://[::1]"];
+    assert_eq!(listeners(load_from("", &[], &flags).unwrap()), two);
+}
+
+#[test]
+fn switches_with_and_without_a_value() {
+    let given = |flags: &[&str]| load_from("waitForQueue = true", &[], flags).unwrap();
+    assert!(given(&["--allow-anonymous"]).allow_anonymous);
+    assert!(!given(&["--allow-anonymous=false"]).allow_anonymous);
+    assert!(!given(&["--wait-for-queue=false"]).wait_for_queue);
+    assert!(given(&[]).wait_for_queue);
+}
+
+#[test]
+fn every_setting_has_its_three_names_by_one_rule() {
+    for setting in settings::all() {
+        let name = setting.key.strip_prefix("limits.").unwrap_or(setting.key);
+        let flag: String = name
+            .chars()
+            .flat_map(|c| match c {
+                '.' => vec!['-'],
+                c if c.is_ascii_uppercase() => vec!['-', c.to_ascii_lowercase()],
+                c => vec![c],
+            })
+            .collect();
+        assert_eq!(setting.flag, flag);
+        assert_eq!(setting.env, format!("WEIR_{}", flag.to_uppercase().replace('-', "_")));
+    }
+    Line::command().debug_assert();
+}
+
+#[test]
+fn every_default_is_accepted_where_it_can_be_written() {
+    let defaults = Config::default();
+    for setting in settings::all() {
+        let text = (setting.show)(&defaults);
+        if !text.is_empty() {
+            let mut config = Config::default();
+            (setting.set)(&mut config, std::slice::from_ref(&text)).unwrap();
+            assert_eq!(config, defaults, "{}", setting.key);
+        }
+    }
+}
+
+#[test]
+fn every_range_ends_where_it_says() {
+    let check = |key: &str, good: &[&str], bad: &[&str]| {
+        for (text, allowed) in good.iter().map(|t| (t, true)).chain(bad.iter().map(|t| (t, false))) {
+            let file = format!("[limits]\n{key} = '{text}'\noutboxBytesPerClient = '1GiB'");
+            assert_eq!(load_from(&file, &[], &[]).is_ok(), allowed, "{key} = {text}");
+        }
+    };
+    check("maxPacketSize", &["1KiB", "16MiB"], &["1023B", "16777217"]);
+    check("maxConnections", &["1", "1000000"], &["0", "1000001"]);
+    check("connectTimeout", &["100ms", "5m"], &["99ms", "301s", "10"]);
+    check("receiveMaximum", &["1", "65535"], &["0", "65536", "-1"]);
+    check("topicAliasMaximum", &["0", "65535"], &["65536"]);
+    check("sessionExpiryMax", &["0s", "876000h"], &["876001h"]);
+    check("maxSubscriptionsPerClient", &["1", "1000000"], &["0", "1000001"]);
+    check("inboxMessagesPerClient", &["1", "100000000"], &["0", "100000001"]);
+    check("inboxBytesPerClient", &["64KiB", "1024GiB"], &["65535B", "1025GiB"]);
+    check("shutdownGrace", &["100ms", "5m"], &["99ms", "301s"]);
+}
+
+#[test]
+fn unknown_keys_name_file_line_and_what_is_allowed() {
+    check_refused(
+        "http = '127.0.0.1:1'\n\nlisten_on = 'mqtt://127.0.0.1'\n[limits]\nmaxPackets = 3\n[lmits]\na = 1\n",
+        &[],
+        &[],
+        &[
+            "DIR/weir.toml:3: listen_on: unknown key; allowed here: store, listen, http, admin",
+            "DIR/weir.toml:5: limits.maxPackets: unknown key; allowed here: maxPacketSize, maxConnections",
+            "DIR/weir.toml:6: lmits: unknown key",
+        ],
+    );
+}
+
+#[test]
+fn wrong_values_name_their_source_and_what_is_allowed() {
+    check_refused("a = \n", &[], &[], &["DIR/weir.toml:1: "]);
+    check_refused(
+        "\n[limits]\nmaxPacketSize = '17MiB'",
+        &[("WEIR_HTTP", "example.org:80")],
+        &["--receive-maximum", "0"],
+        &[
+            "DIR/weir.toml:3: limits.maxPacketSize: `17MiB` is not allowed; allowed: a size (B, KiB, MiB, GiB) from \
+             1KiB to 16MiB",
+            "environment variable WEIR_HTTP: `example.org:80` is not allowed; allowed: ADDRESS:PORT",
+            "--receive-maximum: `0` is not allowed; allowed: a number from 1 to 65535",
+        ],
+    );
+    check_refused("http = 1.5", &[], &[], &["DIR/weir.toml:1: http: a value of this type is not allowed"]);
+    check_refused("listen = []", &[], &[], &["listen: an empty list is not allowed"]);
+    check_refused("http = ['127.0.0.1:1']", &[], &[], &["http: a value of this type is not allowed"]);
+    check_refused(
+        "[log]\nformat = 'xml'",
+        &[],
+        &[],
+        &["log.format: `xml` is not allowed; allowed: text, json"],
+    );
+    check_refused("[log]\nfilter = 'weir=loud'", &[], &[], &["log.filter: `weir=loud` is not allowed"]);
+    check_refused("", &[], &["--otlp-endpoint", "https://x:1"], &["allowed: http://HOST:PORT"]);
+}
+
+#[test]
+fn what_this_version_lacks_is_said() {
+    let fdb = "FoundationDB is not in this build yet; supported: embedded:DIR, memory:";
+    check_refused("", &[], &["--store", "fdb:/etc/fdb.cluster"], &[fdb]);
+    check_refused("", &[], &["--store", "disk"], &["`disk` is not allowed; allowed: embedded:DIR, memory:"]);
+    for scheme in ["mqtts", "ws", "wss"] {
+        let url = format!("{scheme}://127.0.0.1:1");
+        let expected = format!("{scheme}: is not supported by this version yet; supported: mqtt://");
+        check_refused("", &[], &["--listen", &url], &[&expected]);
+    }
+    check_refused("", &[], &["--listen", "unix:/tmp/s"], &["unix: is not supported by this version yet"]);
+}
+
+#[test]
+fn only_loopback_is_safe_without_authentication() {
+    for addr in ["0.0.0.0:1883", "[::]:1883", "192.0.2.1:0"] {
+        let url = format!("mqtt://{addr}");
+        let message = format!("{url} is reachable from other machines and no authentication is configured");
+        check_refused("", &[], &["--listen", "mqtt://127.0.0.1:0", "--listen", &url], &[&message]);
+        assert!(load_from("allowAnonymous = true", &[], &["--listen", &url]).is_ok());
+    }
+    check_refused(
+        "allowAnonymous = true\nadmin = '0.0.0.0:1'",
+        &[],
+        &[],
+        &["admin address 0.0.0.0:1 is reachable"],
+    );
+    assert!(load_from("http = '0.0.0.0:1'", &[], &[]).is_ok(), "metrics may be read from anywhere");
+}
+
+#[test]
+fn limits_that_contradict_each_other() {
+    let file = "[limits]\nmaxPacketSize = '8MiB'\noutboxBytesPerClient = '4MiB'";
+    check_refused(file, &[], &[], &["outboxBytesPerClient (4MiB) is below limits.maxPacketSize (8MiB)"]);
+}
+
+#[test]
+fn otlp_endpoint_from_the_variable_other_tools_use() {
+    let otel = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://other:4317");
+    let endpoint = |env: &[(&str, &str)]| load_from("", env, &[]).unwrap().otlp_endpoint;
+    assert_eq!(endpoint(&[otel]).as_deref(), Some("http://other:4317"));
+    assert_eq!(
+        endpoint(&[otel, ("WEIR_OTLP_ENDPOINT", "http://ours:4317")]).as_deref(),
+        Some("http://ours:4317")
+    );
+}
+
+#[test]
+fn a_missing_file_is_named() {
+    let flags = Flags::default();
+    let path = Path::new("/does/not/exist.toml");
+    let error = load(&Sources { file: Some(path), env: &|_| None, flags: &flags }).expect_err("no file");
+    assert_eq!(error.to_string(), "read configuration file `/does/not/exist.toml`");
+}
+
+#[test]
+fn file_values_of_every_kind() {
+    let file = "store = 'memory:'\nallowAnonymous = true\notlpEndpoint = 'http://c:1'\n\
+                [limits]\nreceiveMaximum = 1_000\nmaxPacketSize = 2048\nconnectTimeout = '5s'\n\
+                [log]\nformat = 'json'\nfilter = 'warn'";
+    let config = load_from(file, &[], &[]).unwrap();
+    assert_eq!(config.store, StoreConfig::Memory);
+    assert_eq!(config.limits.receive_maximum, 1000);
+    assert_eq!(config.limits.max_packet_size, ByteCount(2048));
+    assert_eq!(config.limits.connect_timeout, Duration::from_secs(5));
+    assert_eq!(config.log, LogConfig { format: LogFormat::Json, filter: "warn".to_owned() });
+}

@@ -1,0 +1,6 @@
+//! Weir as a library: what the `weir` binary is made of, so that tests can drive it.
+
+pub mod config;
+pub mod http;
+pub mod metrics;
+pub mod telemetry;
