@@ -248,10 +248,20 @@ impl Inbound {
         true
     }
 
-    /// The ids answered with success and not released, for the session state.
-    pub(crate) fn into_unreleased(self) -> Vec<PacketId> {
-        let answered = |known: &Qos2| known.stage != Stage::Unanswered;
-        self.qos2.into_iter().filter(|(_, known)| answered(known)).map(|(id, _)| id).collect()
+    /// The ids answered with success and not released, for the session state: those whose PUBREC still waits
+    /// for its turn are among them, because the broker has forwarded them.
+    pub(crate) fn into_unreleased(mut self) -> Vec<PacketId> {
+        for pending in &self.pending {
+            if let Some(answer) = &pending.answer
+                && (answer.reason as u8) < 0x80
+                && let Some(known) = self.qos2.get_mut(&pending.packet_id)
+                && pending.kind == Kind::Qos2
+            {
+                known.stage = Stage::Received;
+            }
+        }
+        self.qos2.retain(|_, known| known.stage != Stage::Unanswered);
+        self.qos2.into_keys().collect()
     }
 
     pub(crate) fn compact(&mut self) {
