@@ -19,7 +19,6 @@ use std::fmt;
 use std::hash::{BuildHasher, Hash, Hasher};
 
 use hashbrown::HashTable;
-use hashbrown::hash_table::Entry;
 use smallvec::SmallVec;
 use weir_env::seed::SeededHash;
 
@@ -40,7 +39,7 @@ pub struct MatchTrie<K, V> {
     /// Literal levels of filters with wildcards, each with the number of nodes that bear it.
     labels: TextTable<u32>,
     nodes: Arena<Node>,
-    /// Nodes by (parent, label).
+    /// Nodes by (parent, label), but for those that are a [`Node::first`].
     children: HashTable<u32>,
     /// What [`Node::here`] and [`Node::below`] refer to; never empty in use.
     entries: Arena<Entries<K, V>>,
@@ -59,10 +58,12 @@ struct Node {
     parent: u32,
     /// Text of the last level, or `PLUS`.
     label: u32,
-    /// Children, `plus` included.
+    /// Children, `plus` and `first` included.
     children: u32,
     /// The child for `+`, or `NONE`.
     plus: u32,
+    /// A child for a literal level, or `NONE`. Most nodes have no other, so most steps need no hash table.
+    first: u32,
     /// Subscriptions to the filter that ends here, or `NONE`.
     here: u32,
     /// Subscriptions to the filter that goes on with `#`, or `NONE`.
@@ -71,13 +72,13 @@ struct Node {
 
 impl Default for Node {
     fn default() -> Self {
-        Self { parent: NONE, label: NONE, children: 0, plus: NONE, here: NONE, below: NONE }
+        Self { parent: NONE, label: NONE, children: 0, plus: NONE, first: NONE, here: NONE, below: NONE }
     }
 }
 
 impl<K: Eq + Hash, V> MatchTrie<K, V> {
     /// Up to this many subscriptions no internal index can overflow, whatever the filters.
-    pub const LEN_MAX: usize = 1 << 25;
+    pub const LEN_MAX: usize = 1 << 24;
 
     /// An empty trie.
     #[must_use]
@@ -244,6 +245,13 @@ impl<K: Eq + Hash, V> MatchTrie<K, V> {
     }
 
     fn child(&self, parent: u32, label: u32) -> Option<u32> {
+        let Node { children, plus, first, .. } = self.nodes[parent];
+        if first != NONE && self.nodes[first].label == label {
+            return Some(first);
+        }
+        if children == u32::from(plus != NONE) + u32::from(first != NONE) {
+            return None;
+        }
         let is_it = |&id: &u32| self.nodes[id].parent == parent && self.nodes[id].label == label;
         self.children.find(child_hash(&self.hash, parent, label), is_it).copied()
     }
@@ -259,22 +267,21 @@ impl<K: Eq + Hash, V> MatchTrie<K, V> {
 
     fn find_or_insert_literal(&mut self, parent: u32, text: &str) -> u32 {
         let label = self.labels.find_or_insert(text);
-        let Self { nodes, children, hash, labels, .. } = self;
-        let entry = children.entry(
-            child_hash(hash, parent, label),
-            |&id| nodes[id].parent == parent && nodes[id].label == label,
-            |&id| child_hash(hash, nodes[id].parent, nodes[id].label),
-        );
-        match entry {
-            Entry::Occupied(entry) => *entry.get(),
-            Entry::Vacant(entry) => {
-                let child = nodes.insert(Node { parent, label, ..Node::default() });
-                entry.insert(child);
-                nodes[parent].children += 1;
-                labels[label] += 1;
-                child
-            }
+        if let Some(child) = self.child(parent, label) {
+            return child;
         }
+        let child = self.nodes.insert(Node { parent, label, ..Node::default() });
+        self.labels[label] += 1;
+        self.nodes[parent].children += 1;
+        if self.nodes[parent].first == NONE {
+            self.nodes[parent].first = child;
+        } else {
+            let Self { nodes, children, hash, .. } = self;
+            children.insert_unique(child_hash(hash, parent, label), child, |&id| {
+                child_hash(hash, nodes[id].parent, nodes[id].label)
+            });
+        }
+        child
     }
 
     /// Frees `id` and its ancestors as far as no filter needs them any more.
@@ -287,9 +294,13 @@ impl<K: Eq + Hash, V> MatchTrie<K, V> {
             if label == PLUS {
                 self.nodes[parent].plus = NONE;
             } else {
-                let hash = child_hash(&self.hash, parent, label);
-                if let Ok(entry) = self.children.find_entry(hash, |&child| child == id) {
-                    entry.remove();
+                if self.nodes[parent].first == id {
+                    self.nodes[parent].first = NONE;
+                } else {
+                    let hash = child_hash(&self.hash, parent, label);
+                    if let Ok(entry) = self.children.find_entry(hash, |&child| child == id) {
+                        entry.remove();
+                    }
                 }
                 self.labels[label] -= 1;
                 if self.labels[label] == 0 {
