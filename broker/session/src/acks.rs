@@ -3,10 +3,9 @@
 
 use bytestring::ByteString;
 use weir_codec::{
-    Ack, AckProperties, Connect, Disconnect, Packet, PacketId, ProtocolVersion, ReasonCode, SubAck, UnsubAck,
+    Ack, AckProperties, Connect, Disconnect, Message, Packet, PacketId, ProtocolVersion, PublishHeader,
+    ReasonCode, encoded_len, publish_len,
 };
-
-use crate::size;
 
 /// The client's wishes that concern answers.
 #[derive(Clone, Copy, Debug)]
@@ -14,7 +13,7 @@ pub(crate) struct Answers {
     pub(crate) version: ProtocolVersion,
     problem_information: bool,
     /// `u32::MAX` if the client set none.
-    pub(crate) packet_size_maximum: u32,
+    packet_size_maximum: u32,
 }
 
 impl Answers {
@@ -30,9 +29,31 @@ impl Answers {
         }
     }
 
-    /// Whether a packet of `size` bytes may be sent.
-    pub(crate) fn fits(self, size: usize) -> bool {
-        u32::try_from(size).is_ok_and(|size| size <= self.packet_size_maximum)
+    /// Whether the client takes packets of any size, so that nothing need be measured.
+    pub(crate) fn unlimited(self) -> bool {
+        self.packet_size_maximum == u32::MAX
+    }
+
+    /// Whether `packet` may be sent.
+    pub(crate) fn fits(self, packet: &Packet) -> bool {
+        self.unlimited() || self.fits_len(encoded_len(packet, self.version))
+    }
+
+    /// Whether a PUBLISH made of these parts may be sent.
+    pub(crate) fn fits_publish(
+        self,
+        header: &PublishHeader,
+        message: &Message,
+        extra: &[(ByteString, ByteString)],
+    ) -> bool {
+        self.unlimited() || {
+            let (topic, payload) = (message.topic.as_str(), message.payload.len());
+            self.fits_len(publish_len(self.version, header, topic, &message.properties, extra, payload))
+        }
+    }
+
+    fn fits_len(self, len: usize) -> bool {
+        u32::try_from(len).is_ok_and(|len| len <= self.packet_size_maximum)
     }
 
     /// PUBACK, PUBREC, PUBREL or PUBCOMP. `None` if even the bare packet is too large.
@@ -46,34 +67,32 @@ impl Answers {
         if self.version == ProtocolVersion::V311 {
             return Some(wrap(Ack { packet_id, reason: ReasonCode::Success, properties: None }));
         }
-        let properties = reason_string
-            .filter(|_| self.problem_information)
-            .map(|text| Box::new(AckProperties { reason_string: Some(text), user_properties: Vec::new() }))
-            .filter(|properties| self.fits(size::ack(reason, Some(properties))));
-        (properties.is_some() || self.fits(size::ack(reason, None)))
-            .then(|| wrap(Ack { packet_id, reason, properties }))
+        let full = reason_string.filter(|_| self.problem_information).map(|text| {
+            let properties = AckProperties { reason_string: Some(text), user_properties: Vec::new() };
+            wrap(Ack { packet_id, reason, properties: Some(Box::new(properties)) })
+        });
+        let bare = || Some(wrap(Ack { packet_id, reason, properties: None }));
+        full.filter(|packet| self.fits(packet)).or_else(bare).filter(|packet| self.fits(packet))
     }
 
-    /// SUBACK. `None` if even the bare packet is too large.
-    pub(crate) fn suback(
+    /// SUBACK or UNSUBACK, which `wrap` makes of the properties that are left: all, the reason string, or none.
+    /// `None` if even the bare packet is too large.
+    pub(crate) fn list_ack(
         self,
-        packet_id: PacketId,
-        reasons: Vec<ReasonCode>,
-        properties: AckProperties,
+        mut properties: AckProperties,
+        wrap: impl Fn(AckProperties) -> Packet,
     ) -> Option<Packet> {
-        let properties = self.list_ack(reasons.len(), properties)?;
-        Some(Packet::SubAck(Box::new(SubAck { packet_id, reasons, properties })))
-    }
-
-    /// UNSUBACK. `None` if even the bare packet is too large.
-    pub(crate) fn unsuback(
-        self,
-        packet_id: PacketId,
-        reasons: Vec<ReasonCode>,
-        properties: AckProperties,
-    ) -> Option<Packet> {
-        let properties = self.list_ack(reasons.len(), properties)?;
-        Some(Packet::UnsubAck(Box::new(UnsubAck { packet_id, reasons, properties })))
+        if self.version == ProtocolVersion::V311 || !self.problem_information {
+            return Some(wrap(AckProperties::default())).filter(|packet| self.fits(packet));
+        }
+        let full = wrap(properties.clone());
+        if self.fits(&full) {
+            return Some(full);
+        }
+        properties.user_properties = Vec::new();
+        let bare = || Some(wrap(AckProperties::default()));
+        let short = Some(wrap(properties)).filter(|packet| self.fits(packet));
+        short.or_else(bare).filter(|packet| self.fits(packet))
     }
 
     /// DISCONNECT. `None` for 3.1.1, whose servers have no such packet, and if even the bare packet is too large.
@@ -81,24 +100,9 @@ impl Answers {
         if self.version == ProtocolVersion::V311 {
             return None;
         }
-        let mut packet = Disconnect { reason, reason_string, ..Disconnect::default() };
-        if !self.fits(size::disconnect(&packet)) {
-            packet.reason_string = None;
-        }
-        self.fits(size::disconnect(&packet)).then(|| Packet::Disconnect(Box::new(packet)))
-    }
-
-    /// What is left of the properties: all, the reason string, or nothing.
-    fn list_ack(self, reasons: usize, mut properties: AckProperties) -> Option<AckProperties> {
-        if self.version == ProtocolVersion::V311 || !self.problem_information {
-            properties = AckProperties::default();
-        }
-        if !self.fits(size::list_ack(reasons, &properties)) {
-            properties.user_properties = Vec::new();
-        }
-        if !self.fits(size::list_ack(reasons, &properties)) {
-            properties.reason_string = None;
-        }
-        self.fits(size::list_ack(reasons, &properties)).then_some(properties)
+        let full = Disconnect { reason, reason_string, ..Disconnect::default() };
+        let bare = || Some(Packet::Disconnect(Box::new(Disconnect { reason, ..Disconnect::default() })));
+        let full = Some(Packet::Disconnect(Box::new(full))).filter(|packet| self.fits(packet));
+        full.or_else(bare).filter(|packet| self.fits(packet))
     }
 }

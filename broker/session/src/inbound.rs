@@ -19,10 +19,12 @@ pub(crate) struct Inbound {
     /// [MQTT-4.6.0-2, MQTT-4.6.0-3]. At most `receive_maximum` new publishes, because 5.0 clients are closed and
     /// 3.1.1 clients not read beyond, plus one repeat for each id in `qos2`.
     pending: VecDeque<Pending>,
+    /// Entries of `pending` that are repeats: they count against `receive_maximum` as `unreleased`.
+    repeats: usize,
     /// QoS 2 ids that are not free. At most one entry for each of the 65,535 ids; a 5.0 client adds at most
     /// `receive_maximum` in one connection.
     qos2: BTreeMap<PacketId, Qos2>,
-    /// Entries of `qos2` that count against `receive_maximum` and are no longer in `pending`.
+    /// Entries of `qos2` that count against `receive_maximum` and whose first answer has gone out.
     unreleased: u16,
 }
 
@@ -106,6 +108,7 @@ impl Inbound {
             receive_maximum: limits.receive_maximum.get(),
             first_token: 0,
             pending: VecDeque::new(),
+            repeats: 0,
             qos2: incoming_qos2.iter().map(|&id| (id, restored)).collect(),
             unreleased: 0,
         }
@@ -113,7 +116,8 @@ impl Inbound {
 
     /// New publishes of QoS 1 or 2 that the client may send now.
     pub(crate) fn permits(&self) -> usize {
-        usize::from(self.receive_maximum).saturating_sub(self.pending.len() + usize::from(self.unreleased))
+        let taken = self.pending.len() - self.repeats + usize::from(self.unreleased);
+        usize::from(self.receive_maximum).saturating_sub(taken)
     }
 
     /// Publishes that wait for the broker or for their turn.
@@ -166,6 +170,7 @@ impl Inbound {
                 self.qos2.insert(packet_id, Qos2 { stage: Stage::Repeating, counted: true });
                 let answer = Some(Answer { reason: ReasonCode::Success, reason_string: None });
                 self.pending.push_back(Pending { packet_id, kind: Kind::Repeat, answer });
+                self.repeats += 1;
                 Ok(Arrival::Repeated(NO_TOKEN))
             }
         }
@@ -214,6 +219,7 @@ impl Inbound {
                     return Some(Due { packet_id, qos2: true, answer });
                 }
                 Kind::Repeat => {
+                    self.repeats -= 1;
                     // A PUBREL that came in between has made this PUBREC pointless.
                     if self.qos2.get(&packet_id).is_some_and(|known| known.stage == Stage::Repeating) {
                         self.set_stage(packet_id, Stage::Received);

@@ -19,7 +19,6 @@ mod limits;
 mod outbound;
 mod packet_ids;
 mod session;
-mod size;
 mod transmit;
 
 pub use delivery::{Delivery, Outgoing, Refusal, Refused, Restored, Returned, SessionState};

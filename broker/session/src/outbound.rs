@@ -2,6 +2,7 @@
 //! after a reconnect. Knows nothing of what the client publishes; owned by the session.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::num::NonZeroU16;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -12,7 +13,7 @@ use weir_codec::{
 use crate::acks::Answers;
 use crate::alias::{OutboundAliases, TopicForm};
 use crate::packet_ids::PacketIds;
-use crate::{Delivery, Event, Limits, Outgoing, ProtocolError, Refusal, Refused, Returned, Transmit, size};
+use crate::{Delivery, Event, Limits, Outgoing, ProtocolError, Refusal, Refused, Returned, Transmit};
 
 /// Entries in the queue above which deliveries are refused and the client is not read: enough for a full write
 /// buffer of small packets, and bounds what waits in memory.
@@ -174,7 +175,7 @@ impl<T: Clone> Outbound<T> {
             // id would take the next message under it for a repeat.
             let expiry = delivery.expires_at.map(|at| seconds_left(at, now));
             let header = header(delivery, Some(packet_id), true, expiry);
-            if self.answers.fits(size::publish(&header, true, &delivery.message, &delivery.extra)) {
+            if self.answers.fits_publish(&header, &delivery.message, &delivery.extra) {
                 entry.stage = Stage::Queued;
                 self.queue.push_back(Queued::Inflight { packet_id, order: entry.order, expiry });
             } else if let Some(event) = self.finish(packet_id, ReasonCode::PacketTooLarge) {
@@ -274,10 +275,11 @@ impl<T: Clone> Outbound<T> {
             return Err(Refusal::Busy);
         }
         let expiry = delivery.expires_at.map(|at| seconds_left(at, now));
-        if self.answers.packet_size_maximum != u32::MAX {
-            // Without an alias: one is only set where it fits.
-            let header = header(delivery, None, false, expiry);
-            if !self.answers.fits(size::publish(&header, true, &delivery.message, &delivery.extra)) {
+        if !self.answers.unlimited() {
+            // Any id will do to measure, and no alias: one is only set where it fits.
+            let packet_id = PacketId::new(1).filter(|_| delivery.qos > QoS::AtMostOnce);
+            let header = header(delivery, packet_id, false, expiry);
+            if !self.answers.fits_publish(&header, &delivery.message, &delivery.extra) {
                 return Err(Refusal::TooLarge);
             }
         }
@@ -443,9 +445,11 @@ impl<T: Clone> Outbound<T> {
             let maximum = self.alias_maximum;
             let aliases = self.aliases.get_or_insert_with(|| Box::new(OutboundAliases::new(maximum)));
             let form = aliases.form(&message.topic, || {
-                // The alias takes three bytes, and two length fields may grow by one each.
-                answers.packet_size_maximum == u32::MAX
-                    || answers.fits(size::publish(&header, true, &message, &extra) + 5)
+                answers.unlimited() || {
+                    let alias = Some(NonZeroU16::MIN);
+                    let header = PublishHeader { topic_alias: alias, ..header.clone() };
+                    answers.fits_publish(&header, &message, &extra)
+                }
             });
             (header.topic_alias, topic_on_wire) = match form {
                 TopicForm::Plain => (None, true),

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use bytestring::ByteString;
 use weir_codec::{
     Ack, AckProperties, ConnAck, Connect, Disconnect, Message, Packet, PacketId, ProtocolVersion, Publish,
-    ReasonCode,
+    ReasonCode, SubAck, UnsubAck,
 };
 
 use crate::acks::Answers;
@@ -15,7 +15,7 @@ use crate::inbound::{Answer, Arrival, Inbound, NO_TOKEN, Release};
 use crate::outbound::{Outbound, Received, refused};
 use crate::{
     CloseCause, Closed, Delivery, Event, Limits, ProtocolError, PublishToken, Refusal, Refused, Restored,
-    SessionState, Transmit, size,
+    SessionState, Transmit,
 };
 
 /// SUBSCRIBE and UNSUBSCRIBE that may wait for the broker before the client is not read: each may hold many
@@ -95,8 +95,9 @@ impl<T: Clone> Session<T> {
             unknown_acks: 0,
         };
         session.outbound.restore(outgoing);
-        if answers.fits(size::connack(&connack)) {
-            session.outbound.push(Packet::ConnAck(Box::new(connack)));
+        let connack = Packet::ConnAck(Box::new(connack));
+        if answers.fits(&connack) {
+            session.outbound.push(connack);
             session.outbound.pump_resends(now, &mut session.events);
         } else {
             session.end(CloseCause::Protocol(ReasonCode::PacketTooLarge), None);
@@ -340,7 +341,9 @@ impl<T: Clone> Session<T> {
         properties: AckProperties,
     ) {
         self.requests = self.requests.saturating_sub(1);
-        let packet = self.answers.suback(packet_id, reasons, properties);
+        let packet = self.answers.list_ack(properties, |properties| {
+            Packet::SubAck(Box::new(SubAck { packet_id, reasons: reasons.clone(), properties }))
+        });
         self.send(packet);
     }
 
@@ -352,7 +355,9 @@ impl<T: Clone> Session<T> {
         properties: AckProperties,
     ) {
         self.requests = self.requests.saturating_sub(1);
-        let packet = self.answers.unsuback(packet_id, reasons, properties);
+        let packet = self.answers.list_ack(properties, |properties| {
+            Packet::UnsubAck(Box::new(UnsubAck { packet_id, reasons: reasons.clone(), properties }))
+        });
         self.send(packet);
     }
 

@@ -670,7 +670,7 @@ fn mqtt_3_1_2_24_and_25_maximum_packet_size_of_the_client() {
 #[test]
 fn an_alias_is_not_set_where_it_would_make_the_packet_too_large() {
     check(
-        "connect v5 packet-max=14 alias-max=1
+        "connect v5 packet-max=12 alias-max=1
          < connack
          = deliver q0 topic=aaaa
          : sent

@@ -94,9 +94,19 @@ impl<'a> Words<'a> {
 fn reason(hex: &str) -> ReasonCode {
     use ReasonCode::*;
     let all = [
-        Success, GrantedQoS1, GrantedQoS2, DisconnectWithWill, NoMatchingSubscribers, UnspecifiedError,
-        MalformedPacket, ProtocolError, ImplementationSpecificError, ServerShuttingDown, SessionTakenOver,
-        PacketIdentifierNotFound, QuotaExceeded,
+        Success,
+        GrantedQoS1,
+        GrantedQoS2,
+        DisconnectWithWill,
+        NoMatchingSubscribers,
+        UnspecifiedError,
+        MalformedPacket,
+        ProtocolError,
+        ImplementationSpecificError,
+        ServerShuttingDown,
+        SessionTakenOver,
+        PacketIdentifierNotFound,
+        QuotaExceeded,
     ];
     all.into_iter().find(|&code| code as u8 == u8::from_str_radix(hex, 16).unwrap()).unwrap()
 }
@@ -160,8 +170,7 @@ impl Runner {
             b'c' => {
                 let id = words.text("assigned");
                 let restored = words.has("present").then(Restored::default);
-                self.session =
-                    Some(Session::accept(&self.connect, id, &self.limits, restored, self.now));
+                self.session = Some(Session::accept(&self.connect, id, &self.limits, restored, self.now));
             }
             b'>' => {
                 let (packet, now) = (client_packet(&words), self.now);
@@ -278,8 +287,7 @@ impl Runner {
         }
         self.connect.maximum_packet_size = words.number("packet-max");
         let limits = self.limits.clone();
-        self.session =
-            Some(Session::accept(&self.connect, None, &limits, Some(state.into()), self.now));
+        self.session = Some(Session::accept(&self.connect, None, &limits, Some(state.into()), self.now));
         format!("outgoing [{}] returned [{}] incoming {incoming:?}", outgoing.join(", "), returned.join(", "))
     }
 
@@ -406,9 +414,11 @@ fn client_publish(words: &Words<'_>) -> Packet {
             dup: words.has("dup"),
             qos: words.qos(),
             retain: words.has("retain"),
-            packet_id: words.plain.iter().find_map(|w| w.strip_prefix('#')).and_then(|id| {
-                PacketId::new(id.parse().unwrap())
-            }),
+            packet_id: words
+                .plain
+                .iter()
+                .find_map(|w| w.strip_prefix('#'))
+                .and_then(|id| PacketId::new(id.parse().unwrap())),
             topic_alias: words.number("alias"),
             message_expiry_interval: words.number("expiry"),
             subscription_identifiers: words.number("sub-id").into_iter().collect(),
