@@ -14,6 +14,8 @@ mod acks;
 mod alias;
 mod delivery;
 mod event;
+#[doc(hidden)]
+pub mod fuzz;
 mod inbound;
 mod limits;
 mod outbound;
