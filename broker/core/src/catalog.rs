@@ -1,0 +1,401 @@
+//! The catalog: which queues and streams there are, and which of them a topic belongs to.
+//!
+//! The store holds the truth; a [`CatalogView`] of it is in memory, replaced as a whole with each change.
+//! A set of declarations is applied in one transaction, or not at all.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use parking_lot::RwLock;
+use smallvec::SmallVec;
+use tokio::sync::watch;
+use weir_storage::{Isolation, RangeQuery, SharedStore, Transaction, transact};
+use weir_topic::{MatchTrie, TopicFilter, TopicName};
+
+use crate::definition::{Definition, Kind};
+use crate::error::{Error, Result};
+use crate::key::KeyExpression;
+use crate::keyspace::LogId;
+use crate::keyspace::catalog::{self, CatalogEntry, EntryState};
+
+/// Queues and streams there may be.
+pub const OBJECTS_MAX: usize = 10_000;
+/// Shards one may have.
+pub const SHARDS_MAX: u8 = 64;
+
+/// A queue or stream that is in use.
+#[derive(Clone, Debug)]
+pub struct Object {
+    /// Names it in keys.
+    pub id: u32,
+    /// Grows with each change.
+    pub generation: u64,
+    /// What it is declared to be.
+    pub definition: Definition,
+    /// Parsed from the definition.
+    pub filter: Option<TopicFilter>,
+    /// Parsed from the definition.
+    pub key: Option<KeyExpression>,
+    /// Its shards.
+    pub logs: Vec<LogId>,
+}
+
+/// Why declarations were not applied.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum ApplyError {
+    /// One of them cannot be. Nothing was applied.
+    #[error("{kind} `{name}`: {field}: {problem}")]
+    Invalid {
+        /// `MessageQueue` or `Stream`.
+        kind: &'static str,
+        /// Of the queue or stream.
+        name: String,
+        /// Path of the field.
+        field: &'static str,
+        /// What is wrong, and what to do.
+        problem: String,
+    },
+    /// The store did not take them. Nothing was applied.
+    #[error("store the catalog: {0}")]
+    Failed(#[from] Error),
+}
+
+/// What applying declarations changed.
+#[derive(Clone, Debug, Default)]
+pub struct Applied {
+    /// New, or taking messages again.
+    pub created: Vec<Arc<Object>>,
+    /// Changed in place.
+    pub updated: Vec<Arc<Object>>,
+    /// No longer declared: they take no more messages, what they hold stays.
+    pub orphaned: Vec<String>,
+    /// No longer declared, with their messages.
+    pub deleted: Vec<Arc<Object>>,
+}
+
+impl Applied {
+    /// Whether nothing changed.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.created.is_empty()
+            && self.updated.is_empty()
+            && self.orphaned.is_empty()
+            && self.deleted.is_empty()
+    }
+}
+
+/// The catalog in memory.
+#[derive(Debug, Default)]
+pub struct CatalogView {
+    by_name: BTreeMap<(Kind, String), Arc<Object>>,
+    by_topic: MatchTrie<u32, Arc<Object>>,
+}
+
+impl CatalogView {
+    fn new(objects: impl IntoIterator<Item = Arc<Object>>) -> Self {
+        let mut view = Self::default();
+        for object in objects {
+            if let Some(filter) = &object.filter {
+                view.by_topic.insert(filter, object.id, Arc::clone(&object));
+            }
+            view.by_name.insert((object.definition.kind, object.definition.name.clone()), object);
+        }
+        view
+    }
+
+    /// The queue or stream called `name`.
+    #[must_use]
+    pub fn find(&self, kind: Kind, name: &str) -> Option<Arc<Object>> {
+        self.by_name.get(&(kind, name.to_owned())).cloned()
+    }
+
+    /// All queues or streams, by name.
+    pub fn all(&self, kind: Kind) -> impl Iterator<Item = &Arc<Object>> {
+        self.by_name.values().filter(move |object| object.definition.kind == kind)
+    }
+
+    /// The queues or streams whose own filter is `filter`, byte for byte.
+    #[must_use]
+    pub fn with_filter(&self, kind: Kind, filter: &TopicFilter) -> Vec<Arc<Object>> {
+        self.all(kind).filter(|object| object.filter.as_ref() == Some(filter)).cloned().collect()
+    }
+
+    /// The queues and streams that take messages published to `topic`.
+    #[must_use]
+    pub fn targets(&self, topic: &TopicName) -> SmallVec<[Arc<Object>; 2]> {
+        let mut targets = SmallVec::new();
+        self.by_topic.for_each_match(topic, |_, object| targets.push(Arc::clone(object)));
+        targets
+    }
+}
+
+/// The catalog: its truth in the store, and the view of it in memory.
+#[derive(Debug)]
+pub struct Catalog {
+    store: SharedStore,
+    virtual_shards: u16,
+    view: RwLock<Arc<CatalogView>>,
+    changes: watch::Sender<u64>,
+}
+
+impl Catalog {
+    /// Reads the catalog from the store.
+    ///
+    /// # Errors
+    /// If the store fails or an entry is damaged.
+    pub async fn load(store: SharedStore, virtual_shards: u16) -> Result<Self> {
+        let mut tx = store.begin();
+        let entries = read_entries(&mut *tx, Isolation::Snapshot).await??;
+        let catalog = Self {
+            store: Arc::clone(&store),
+            virtual_shards,
+            view: RwLock::new(Arc::new(CatalogView::default())),
+            changes: watch::Sender::new(0),
+        };
+        catalog.publish(&entries);
+        Ok(catalog)
+    }
+
+    /// The catalog as of now.
+    #[must_use]
+    pub fn view(&self) -> Arc<CatalogView> {
+        Arc::clone(&self.view.read())
+    }
+
+    /// Changes with every change of the catalog.
+    #[must_use]
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    /// Makes the catalog be what `definitions` declare: all of them, or none if one cannot be. Entries that
+    /// are not among them are orphaned, or deleted if they were declared so.
+    ///
+    /// # Errors
+    /// If a declaration is invalid or contradicts what exists, or the store fails.
+    pub async fn apply(&self, definitions: &[Definition]) -> std::result::Result<Applied, ApplyError> {
+        for definition in definitions {
+            check(definition)?;
+        }
+        let (plan, _) = transact(&*self.store, |tx| Box::pin(plan_in(tx, definitions)))
+            .await
+            .map_err(|error| ApplyError::Failed(Error::Store(error)))?;
+        let plan = plan?;
+        let before = self.view();
+        self.publish(&plan.entries);
+        let after = self.view();
+        let find = |view: &CatalogView, keys: &[(Kind, String)]| {
+            keys.iter().filter_map(|(kind, name)| view.find(*kind, name)).collect()
+        };
+        Ok(Applied {
+            created: find(&after, &plan.created),
+            updated: find(&after, &plan.updated),
+            orphaned: plan.orphaned,
+            deleted: plan.deleted.iter().map(|entry| {
+                before
+                    .find(entry.definition.kind, &entry.definition.name)
+                    .unwrap_or_else(|| self.object(entry))
+            }).collect(),
+        })
+    }
+
+    fn publish(&self, entries: &BTreeMap<(Kind, String), CatalogEntry>) {
+        let active = entries.values().filter(|entry| entry.state == EntryState::Active);
+        let view = CatalogView::new(active.map(|entry| self.object(entry)));
+        *self.view.write() = Arc::new(view);
+        self.changes.send_modify(|n| *n += 1);
+    }
+
+    fn object(&self, entry: &CatalogEntry) -> Arc<Object> {
+        let definition = entry.definition.clone();
+        let place = |shard| LogId::place(entry.id, shard, self.virtual_shards);
+        Arc::new(Object {
+            id: entry.id,
+            generation: entry.generation,
+            filter: definition.topic_filter.as_deref().and_then(|f| TopicFilter::parse(f.to_owned()).ok()),
+            key: definition.key.as_deref().and_then(|key| KeyExpression::parse(key).ok()),
+            logs: (0..definition.shards).map(place).collect(),
+            definition,
+        })
+    }
+}
+
+fn kind_name(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Queue => "MessageQueue",
+        Kind::Stream => "Stream",
+    }
+}
+
+fn invalid(definition: &Definition, field: &'static str, problem: impl Into<String>) -> ApplyError {
+    ApplyError::Invalid {
+        kind: kind_name(definition.kind),
+        name: definition.name.clone(),
+        field,
+        problem: problem.into(),
+    }
+}
+
+fn check(definition: &Definition) -> std::result::Result<(), ApplyError> {
+    if definition.shards == 0 || definition.shards > SHARDS_MAX {
+        let problem = format!("{} is not allowed; allowed: 1 to {SHARDS_MAX}", definition.shards);
+        return Err(invalid(definition, "spec.shards", problem));
+    }
+    if let Some(filter) = &definition.topic_filter {
+        match TopicFilter::parse(filter.clone()) {
+            Ok(_) if filter.starts_with('$') => {
+                return Err(invalid(definition, "spec.topicFilter", "may not begin with `$`"));
+            }
+            Ok(_) => {}
+            Err(error) => return Err(invalid(definition, "spec.topicFilter", error.to_string())),
+        }
+    }
+    if let Some(Err(error)) = definition.key.as_deref().map(KeyExpression::parse) {
+        return Err(invalid(definition, "spec.key", error.to_string()));
+    }
+    Ok(())
+}
+
+type Entries = BTreeMap<(Kind, String), CatalogEntry>;
+
+async fn read_entries(
+    tx: &mut dyn Transaction,
+    isolation: Isolation,
+) -> weir_storage::Result<Result<Entries>> {
+    let (begin, end) = CatalogEntry::range();
+    let query = RangeQuery {
+        begin: begin.into(),
+        end: end.into(),
+        limit: OBJECTS_MAX,
+        target_bytes: 0,
+        reverse: false,
+    };
+    let mut entries = Entries::new();
+    for (_, value) in tx.get_range(query, isolation).await?.pairs {
+        match CatalogEntry::decode(value) {
+            Ok(entry) => {
+                entries.insert((entry.definition.kind, entry.definition.name.clone()), entry);
+            }
+            Err(error) => return Ok(Err(error.into())),
+        }
+    }
+    Ok(Ok(entries))
+}
+
+/// What a transaction of [`Catalog::apply`] did.
+#[derive(Debug, Default)]
+struct Plan {
+    entries: Entries,
+    created: Vec<(Kind, String)>,
+    updated: Vec<(Kind, String)>,
+    orphaned: Vec<String>,
+    deleted: Vec<CatalogEntry>,
+}
+
+async fn plan_in(
+    tx: &mut dyn Transaction,
+    definitions: &[Definition],
+) -> weir_storage::Result<std::result::Result<Plan, ApplyError>> {
+    let mut plan = Plan::default();
+    match read_entries(tx, Isolation::Serializable).await? {
+        Ok(entries) => plan.entries = entries,
+        Err(error) => return Ok(Err(error.into())),
+    }
+    let next_id = tx.get(&catalog::next_id_key(), Isolation::Serializable).await?;
+    let mut next_id = match next_id.map(catalog::decode_next_id).transpose() {
+        Ok(id) => id.unwrap_or(1),
+        Err(error) => return Ok(Err(Error::Record(error).into())),
+    };
+    let first_free = next_id;
+    let mut declared = BTreeSet::new();
+    for definition in definitions {
+        declared.insert((definition.kind, definition.name.clone()));
+        if let Err(error) = plan_one(&mut plan, definition, &mut next_id) {
+            return Ok(Err(error));
+        }
+    }
+    if plan.entries.len() > OBJECTS_MAX {
+        let problem = format!("there may be {OBJECTS_MAX} queues and streams at most, orphaned ones included");
+        let last = definitions.last().map(|definition| invalid(definition, "metadata.name", problem));
+        return Ok(last.map_or_else(|| Ok(Plan::default()), Err));
+    }
+    retire(&mut plan, &declared);
+    if next_id != first_free {
+        tx.set(&catalog::next_id_key(), &catalog::encode_next_id(next_id));
+    }
+    for (kind, name) in plan.created.iter().chain(&plan.updated) {
+        if let Some(entry) = plan.entries.get(&(*kind, name.clone())) {
+            tx.set(&CatalogEntry::key(*kind, name), &entry.encode());
+        }
+    }
+    for entry in plan.entries.values().filter(|entry| entry.state == EntryState::Orphaned) {
+        if plan.orphaned.contains(&entry.definition.name) {
+            tx.set(&CatalogEntry::key(entry.definition.kind, &entry.definition.name), &entry.encode());
+        }
+    }
+    for entry in &plan.deleted {
+        tx.clear(&CatalogEntry::key(entry.definition.kind, &entry.definition.name));
+    }
+    Ok(Ok(plan))
+}
+
+fn plan_one(
+    plan: &mut Plan,
+    definition: &Definition,
+    next_id: &mut u32,
+) -> std::result::Result<(), ApplyError> {
+    let key = (definition.kind, definition.name.clone());
+    let Some(entry) = plan.entries.get_mut(&key) else {
+        let entry = CatalogEntry {
+            id: *next_id,
+            state: EntryState::Active,
+            generation: 1,
+            definition: definition.clone(),
+        };
+        *next_id += 1;
+        plan.entries.insert(key.clone(), entry);
+        plan.created.push(key);
+        return Ok(());
+    };
+    let stored = &entry.definition;
+    let same_owner = stored.namespace == definition.namespace && stored.object == definition.object;
+    if !same_owner && entry.state == EntryState::Active {
+        let problem = format!("NameConflict: {}/{} has this name", stored.namespace, stored.object);
+        return Err(invalid(definition, "metadata.name", problem));
+    }
+    if let Some(field) = stored.immutable_difference(definition) {
+        let problem = format!(
+            "ImmutableMismatch: {field} cannot change while the stored messages exist; \
+             use another name, or set it back"
+        );
+        return Err(invalid(definition, "spec", problem));
+    }
+    let revived = entry.state == EntryState::Orphaned;
+    if revived || stored != definition {
+        entry.state = EntryState::Active;
+        entry.generation += 1;
+        entry.definition = definition.clone();
+        if revived { plan.created.push(key) } else { plan.updated.push(key) }
+    }
+    Ok(())
+}
+
+/// Entries that are no longer declared.
+fn retire(plan: &mut Plan, declared: &BTreeSet<(Kind, String)>) {
+    let gone: Vec<(Kind, String)> = plan
+        .entries
+        .iter()
+        .filter(|(key, entry)| entry.state == EntryState::Active && !declared.contains(key))
+        .map(|(key, _)| key.clone())
+        .collect();
+    for key in gone {
+        let Some(entry) = plan.entries.get_mut(&key) else { continue };
+        if entry.definition.delete_data {
+            plan.deleted.extend(plan.entries.remove(&key));
+        } else {
+            entry.state = EntryState::Orphaned;
+            entry.generation += 1;
+            plan.orphaned.push(key.1);
+        }
+    }
+}

@@ -1,0 +1,290 @@
+//! The front of this crate: opens a keyspace and routes what is asked to the catalog and the shard owners.
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use smallvec::SmallVec;
+use tokio::sync::oneshot;
+use tokio_util::task::TaskTracker;
+use weir_env::clock::Clock;
+use weir_env::seed::Seed;
+use weir_storage::{Isolation, SharedStore, transact};
+use weir_topic::TopicName;
+
+use crate::catalog::{Applied, ApplyError, Catalog, Object};
+use crate::definition::Definition;
+use crate::error::{Error, Result};
+use crate::key::Publisher;
+use crate::keyspace::format::{KeyspaceFormat, VIRTUAL_SHARDS_DEFAULT};
+use crate::keyspace::owner::PodId;
+use crate::keyspace::segment::{Record, RecordKey};
+use crate::keyspace::{LogId, PublishId, VirtualShard, placement_hash};
+use crate::message::Message;
+use crate::metrics::{Metrics, Reason};
+use crate::queue::{Consumer, ConsumerId, Lost, Verdict};
+use crate::shard::{AppendError, AppendReply, Command, Context, LogReport, ShardHandle};
+use crate::stream::{ShardReader, Start};
+
+/// Queues, streams and their shards in one pod. Cheap to share.
+#[derive(Debug)]
+pub struct Core {
+    context: Context,
+    format: KeyspaceFormat,
+    catalog: Catalog,
+    shards: Mutex<Vec<Option<ShardHandle>>>,
+    tasks: TaskTracker,
+}
+
+/// Which pending answers a publish waits for.
+#[derive(Debug, Default)]
+pub struct Receipt {
+    replies: SmallVec<[AppendReply; 2]>,
+}
+
+impl Receipt {
+    /// Waits until the message is durable in every target, or could not be made so in one.
+    ///
+    /// # Errors
+    /// The worst of the targets' failures: a store that failed before a full queue.
+    pub async fn settled(self) -> std::result::Result<(), AppendError> {
+        let mut worst: Option<AppendError> = None;
+        for reply in self.replies {
+            let result = reply.await.unwrap_or(Err(AppendError::Failed(Error::Closed)));
+            if let Err(error) = result
+                && !matches!(worst, Some(AppendError::Failed(_)))
+            {
+                worst = Some(error);
+            }
+        }
+        worst.map_or(Ok(()), Err)
+    }
+
+    /// Whether there is nothing to wait for.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.replies.is_empty()
+    }
+}
+
+impl Core {
+    /// Opens the keyspace in `store`, creating it if the store is empty.
+    ///
+    /// # Errors
+    /// If the store fails, or its records are damaged or of a newer version.
+    pub async fn open(store: SharedStore, clock: Clock, seed: &Seed, metrics: Metrics) -> Result<Self> {
+        let pod = PodId(seed.fork("pod").next_id());
+        let format = open_format(&store, seed).await?;
+        let catalog = Catalog::load(Arc::clone(&store), format.virtual_shards).await?;
+        let context = Context { store, clock, seed: seed.fork("shards"), metrics, pod };
+        let shards = Mutex::new(vec![None; usize::from(format.virtual_shards)]);
+        Ok(Self { context, format, catalog, shards, tasks: TaskTracker::new() })
+    }
+
+    /// What the keyspace is.
+    #[must_use]
+    pub fn format(&self) -> &KeyspaceFormat {
+        &self.format
+    }
+
+    /// This process.
+    #[must_use]
+    pub fn pod(&self) -> PodId {
+        self.context.pod
+    }
+
+    /// Which queues and streams there are.
+    #[must_use]
+    pub fn catalog(&self) -> &Catalog {
+        &self.catalog
+    }
+
+    /// Makes the catalog be what `definitions` declare, and the shards follow.
+    ///
+    /// # Errors
+    /// See [`Catalog::apply`].
+    pub async fn apply(&self, definitions: &[Definition]) -> std::result::Result<Applied, ApplyError> {
+        let applied = self.catalog.apply(definitions).await?;
+        for object in &applied.updated {
+            for log in &object.logs {
+                let update = Command::Update { object: Arc::clone(object), log: *log };
+                self.shard(log.vs).send(update).await?;
+            }
+        }
+        for object in &applied.deleted {
+            for log in &object.logs {
+                let object = Arc::clone(object);
+                self.shard(log.vs).ask(|reply| Command::Delete { object, log: *log, reply }).await??;
+            }
+        }
+        Ok(applied)
+    }
+
+    /// The queues and streams that take messages published to `topic`.
+    #[must_use]
+    pub fn targets(&self, topic: &TopicName) -> SmallVec<[Arc<Object>; 2]> {
+        self.catalog.view().targets(topic)
+    }
+
+    /// Puts a message in line for every one of `targets`; waits while a shard has too much in line. Messages
+    /// of one topic are appended in the order of these calls. `publish` names a publish that may be repeated,
+    /// and says whether this is a repeat.
+    ///
+    /// # Errors
+    /// [`Error::Closed`] at shutdown.
+    pub async fn append(
+        &self,
+        targets: &[Arc<Object>],
+        message: &Message,
+        publisher: &Publisher,
+        publish: Option<(PublishId, bool)>,
+    ) -> Result<Receipt> {
+        let mut receipt = Receipt::default();
+        for object in targets {
+            let key = object.key.as_ref().map_or(Some(RecordKey::None), |key| key.evaluate(message, publisher));
+            if key.is_none() {
+                self.context.metrics.key_failures.inc();
+            }
+            let record = Record { message: message.clone(), key: key.unwrap_or_default(), blob_len: None };
+            let Some(log) = place(object, &record) else { continue };
+            let shard = self.shard(log.vs);
+            receipt.replies.push(shard.append(Arc::clone(object), log, record, publish).await?);
+        }
+        Ok(receipt)
+    }
+
+    /// Attaches a consumer to every shard of a queue; messages begin to flow.
+    ///
+    /// # Errors
+    /// If a shard cannot be taken over or read.
+    pub async fn attach(&self, queue: &Arc<Object>, consumer: &Consumer) -> Result<()> {
+        for log in &queue.logs {
+            let (object, consumer) = (Arc::clone(queue), consumer.clone());
+            self.shard(log.vs).ask(|reply| Command::Attach { object, log: *log, consumer, reply }).await??;
+        }
+        Ok(())
+    }
+
+    /// Detaches a consumer: what it holds goes to others at once.
+    ///
+    /// # Errors
+    /// [`Error::Closed`] at shutdown.
+    pub async fn detach(&self, queue: &Object, consumer: ConsumerId, lost: Lost) -> Result<()> {
+        for log in &queue.logs {
+            self.shard(log.vs).send(Command::Detach { log: *log, consumer, lost }).await?;
+        }
+        Ok(())
+    }
+
+    /// Tells a shard what a consumer says of a message.
+    ///
+    /// # Errors
+    /// [`Error::Closed`] at shutdown.
+    pub async fn settle(
+        &self,
+        log: LogId,
+        consumer: ConsumerId,
+        offset: u64,
+        verdict: Verdict,
+    ) -> Result<()> {
+        self.shard(log.vs).send(Command::Settle { log, consumer, offset, verdict }).await
+    }
+
+    /// Tells the shards of a queue that a consumer has room again.
+    ///
+    /// # Errors
+    /// [`Error::Closed`] at shutdown.
+    pub async fn kick(&self, queue: &Object) -> Result<()> {
+        for log in &queue.logs {
+            self.shard(log.vs).send(Command::Kick { log: *log }).await?;
+        }
+        Ok(())
+    }
+
+    /// Readers of every shard of a stream, beginning at `start`.
+    ///
+    /// # Errors
+    /// If a shard cannot be taken over or read.
+    pub async fn readers(&self, stream: &Arc<Object>, start: &Start) -> Result<Vec<ShardReader>> {
+        let mut readers = Vec::with_capacity(stream.logs.len());
+        for log in &stream.logs {
+            let object = Arc::clone(stream);
+            let extent = self.shard(log.vs).ask(|reply| Command::Watch { object, log: *log, reply }).await??;
+            readers.push(ShardReader::open(Arc::clone(&self.context.store), *log, start, extent).await?);
+        }
+        Ok(readers)
+    }
+
+    /// What the owners say of each shard of a queue or stream.
+    ///
+    /// # Errors
+    /// If a shard cannot be taken over or read.
+    pub async fn describe(&self, object: &Arc<Object>) -> Result<Vec<LogReport>> {
+        let mut reports = Vec::with_capacity(object.logs.len());
+        for log in &object.logs {
+            let object = Arc::clone(object);
+            let shard = self.shard(log.vs);
+            reports.push(shard.ask(|reply| Command::Describe { object, log: *log, reply }).await??);
+        }
+        Ok(reports)
+    }
+
+    /// Counts a refused append that never reached a shard.
+    pub fn count_refused(&self, error: &AppendError) {
+        self.context.metrics.append_refused.get_or_create(&Reason { reason: error.label() }).inc();
+    }
+
+    /// Commits what is in line and ends the owner tasks. The store stays open.
+    pub async fn close(&self) {
+        let handles: Vec<ShardHandle> = self.shards.lock().iter_mut().filter_map(Option::take).collect();
+        self.tasks.close();
+        let mut closed = Vec::with_capacity(handles.len());
+        for handle in handles {
+            let (reply, answer) = oneshot::channel();
+            if handle.send(Command::Close { reply }).await.is_ok() {
+                closed.push(answer);
+            }
+        }
+        for answer in closed {
+            // An owner that has already ended has nothing left to commit.
+            let _ = answer.await;
+        }
+        self.tasks.wait().await;
+    }
+
+    fn shard(&self, vs: VirtualShard) -> ShardHandle {
+        let mut shards = self.shards.lock();
+        match shards.get_mut(usize::from(vs.0)) {
+            Some(Some(handle)) => handle.clone(),
+            Some(slot) => {
+                let handle = ShardHandle::spawn(self.context.clone(), vs, &self.tasks);
+                slot.insert(handle).clone()
+            }
+            // Placement is modulo the number of shards, so there is none beyond.
+            None => ShardHandle::spawn(self.context.clone(), vs, &self.tasks),
+        }
+    }
+}
+
+/// The shard of `object` that `record` belongs to: by its key, or by its topic.
+fn place(object: &Object, record: &Record) -> Option<LogId> {
+    let name = record.key_bytes().unwrap_or(record.message.topic.as_str().as_bytes());
+    let count = u64::try_from(object.logs.len()).unwrap_or(1).max(1);
+    let shard = usize::try_from(placement_hash(name) % count).unwrap_or(0);
+    object.logs.get(shard).copied()
+}
+
+async fn open_format(store: &SharedStore, seed: &Seed) -> Result<KeyspaceFormat> {
+    let cluster_id = seed.fork("cluster").next_id();
+    let body = transact(&**store, |tx| {
+        Box::pin(async move {
+            let key = KeyspaceFormat::key();
+            if let Some(stored) = tx.get(&key, Isolation::Serializable).await? {
+                return Ok(KeyspaceFormat::decode(stored));
+            }
+            let format = KeyspaceFormat { virtual_shards: VIRTUAL_SHARDS_DEFAULT, cluster_id };
+            tx.set(&key, &format.encode());
+            Ok(Ok(format))
+        })
+    });
+    Ok(body.await?.0?)
+}

@@ -1,0 +1,153 @@
+//! What a queue or a stream is declared to be.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// A queue or a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Kind {
+    /// Competing consumers; a message is gone once acknowledged.
+    Queue,
+    /// Readers with positions; messages stay until retention removes them.
+    Stream,
+}
+
+/// The declaration of a queue or stream, with defaults filled in.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Definition {
+    /// Queue or stream.
+    pub kind: Kind,
+    /// Name that clients use: unique among its kind.
+    pub name: String,
+    /// Namespace of the declaring object.
+    pub namespace: String,
+    /// Name of the declaring object.
+    pub object: String,
+    /// Messages whose topics match are taken; none: nothing is taken from publishers.
+    pub topic_filter: Option<String>,
+    /// 1 to 64.
+    pub shards: u8,
+    /// Expression of the key.
+    pub key: Option<String>,
+    /// How long and how much is kept.
+    pub retention: Retention,
+    /// Of queues only.
+    pub dispatch: DispatchSettings,
+    /// Whether deletion removes what is stored.
+    pub delete_data: bool,
+}
+
+/// Limits of what is kept; zero for no limit. Counts and bytes are divided evenly over the shards.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Retention {
+    /// Age in milliseconds.
+    pub max_age_ms: u64,
+    /// Bytes.
+    pub max_bytes: u64,
+    /// Messages.
+    pub max_messages: u64,
+}
+
+/// Which consumer gets the next message.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Strategy {
+    /// Any with room.
+    Random,
+    /// The next with room.
+    RoundRobin,
+    /// The one with the fewest messages in flight.
+    #[default]
+    LeastInflight,
+}
+
+/// How a queue hands out messages.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DispatchSettings {
+    /// Which consumer gets the next message.
+    pub strategy: Strategy,
+    /// Unacknowledged messages a consumer may hold.
+    pub max_inflight_per_consumer: u32,
+    /// Milliseconds until an unacknowledged message counts as refused.
+    pub ack_timeout_ms: u64,
+    /// Attempts after which a message is dropped; zero for no limit.
+    pub max_deliveries: u32,
+    /// Milliseconds before the first retry.
+    pub backoff_initial_ms: u64,
+    /// Longest wait before a retry, milliseconds.
+    pub backoff_max_ms: u64,
+    /// Growth of the wait per attempt, in hundredths: 200 doubles it.
+    pub backoff_factor_percent: u32,
+}
+
+impl Default for DispatchSettings {
+    fn default() -> Self {
+        Self {
+            strategy: Strategy::default(),
+            max_inflight_per_consumer: 1000,
+            ack_timeout_ms: 30_000,
+            max_deliveries: 16,
+            backoff_initial_ms: 1000,
+            backoff_max_ms: 60_000,
+            backoff_factor_percent: 200,
+        }
+    }
+}
+
+impl DispatchSettings {
+    /// Time until an unacknowledged message counts as refused.
+    #[must_use]
+    pub const fn ack_timeout(&self) -> Duration {
+        Duration::from_millis(self.ack_timeout_ms)
+    }
+
+    /// Wait before the next delivery of a message that failed `attempts` times.
+    #[must_use]
+    pub fn backoff(&self, attempts: u32) -> Duration {
+        let mut wait = self.backoff_initial_ms;
+        for _ in 1..attempts {
+            wait = wait.saturating_mul(u64::from(self.backoff_factor_percent)) / 100;
+            if wait >= self.backoff_max_ms {
+                break;
+            }
+        }
+        Duration::from_millis(wait.min(self.backoff_max_ms))
+    }
+}
+
+impl Definition {
+    /// The first immutable field in which `other` differs.
+    #[must_use]
+    pub fn immutable_difference(&self, other: &Self) -> Option<&'static str> {
+        if self.topic_filter != other.topic_filter {
+            Some("topicFilter")
+        } else if self.shards != other.shards {
+            Some("shards")
+        } else {
+            None
+        }
+    }
+
+    /// A shard's even share of `limit`; zero stays no limit.
+    #[must_use]
+    pub fn share(&self, limit: u64) -> Option<u64> {
+        (limit != 0).then(|| (limit / u64::from(self.shards.max(1))).max(1))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn backoff_grows_to_its_maximum() {
+        let settings = DispatchSettings::default();
+        let waits: Vec<u64> = [1, 2, 3, 7, 1000].iter().map(|n| settings.backoff(*n).as_secs()).collect();
+        assert_eq!(waits, [1, 2, 4, 60, 60]);
+    }
+}

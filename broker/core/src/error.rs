@@ -1,0 +1,23 @@
+//! What can go wrong in this crate.
+
+use crate::keyspace::DecodeError;
+
+/// A failed operation.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Error {
+    /// The store did not do it; the variant says what that means.
+    #[error("{0}")]
+    Store(#[from] weir_storage::Error),
+    /// A stored record is damaged or from a newer version: a person must act.
+    #[error("read stored record: {0}")]
+    Record(#[from] DecodeError),
+    /// Another pod has taken over what this one thought it owned.
+    #[error("taken over by another owner")]
+    Fenced,
+    /// The core is shutting down.
+    #[error("shutting down")]
+    Closed,
+}
+
+/// The result of an operation of this crate.
+pub type Result<T> = std::result::Result<T, Error>;

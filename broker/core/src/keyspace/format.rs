@@ -1,0 +1,64 @@
+//! The format record: what this keyspace is, written once.
+//!
+//! Key: `f`. Value: format 1, number of virtual shards u16, cluster id (16).
+
+use bytes::Bytes;
+
+use super::{DecodeError, Reader, Writer, tag};
+
+/// Newest value format known.
+const FORMAT: u8 = 1;
+
+/// Virtual shards of a new keyspace; fixed when it is created.
+pub const VIRTUAL_SHARDS_DEFAULT: u16 = 256;
+
+/// What a keyspace is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KeyspaceFormat {
+    /// Number of virtual shards, at least one.
+    pub virtual_shards: u16,
+    /// Identifies the installation.
+    pub cluster_id: [u8; 16],
+}
+
+impl KeyspaceFormat {
+    /// The only key of the table.
+    #[must_use]
+    pub fn key() -> Vec<u8> {
+        Writer::new(tag::FORMAT).finish()
+    }
+
+    /// The value.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        Writer::new(FORMAT).u16(self.virtual_shards).raw(&self.cluster_id).finish()
+    }
+
+    /// Reads a value.
+    ///
+    /// # Errors
+    /// If it is not one, or of a newer format.
+    pub fn decode(value: Bytes) -> Result<Self, DecodeError> {
+        let (mut reader, _) = Reader::value(value, "keyspace format", FORMAT)?;
+        let virtual_shards = reader.u16("virtual shards")?;
+        if virtual_shards == 0 {
+            return Err(DecodeError::Invalid("virtual shards"));
+        }
+        Ok(Self { virtual_shards, cluster_id: reader.id("cluster id")? })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn golden() {
+        let format = KeyspaceFormat { virtual_shards: 256, cluster_id: [7; 16] };
+        assert_eq!(KeyspaceFormat::key(), b"f");
+        let mut bytes = vec![1, 1, 0];
+        bytes.extend([7; 16]);
+        assert_eq!(format.encode(), bytes);
+        assert_eq!(KeyspaceFormat::decode(bytes.into()), Ok(format));
+    }
+}

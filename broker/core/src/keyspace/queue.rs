@@ -1,0 +1,260 @@
+//! What a queue knows of its log: the floor, acknowledgements above it, and failed attempts.
+//!
+//! * Floor: key `q`, log id, `f`. Value: format 1, floor u64, then the counters as varints, epoch u64.
+//! * Acks: key `q`, log id, `a`, block u64. Value: format 1, bitmap of 4,096 offsets: bit `n` of the block is
+//!   bit `n % 8` of byte `n / 8`; trailing zero bytes are left out.
+//! * Attempts: key `q`, log id, `r`, offset u64. Value: format 1, failed attempts varint.
+
+use bytes::Bytes;
+
+use super::owner::Epoch;
+use super::{DecodeError, LogId, Reader, Writer, tag};
+
+const FORMAT: u8 = 1;
+const FLOOR: u8 = b'f';
+const ACKS: u8 = b'a';
+const ATTEMPTS: u8 = b'r';
+
+/// Offsets in one block of acknowledgements.
+pub const BLOCK_OFFSETS: u64 = 4096;
+
+/// The floor of a queue's log and its counters.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct QueueFloor {
+    /// Everything below is done.
+    pub floor: u64,
+    /// Messages acknowledged, ever.
+    pub acknowledged: u64,
+    /// Messages dropped because they had expired, ever.
+    pub expired: u64,
+    /// Messages dropped after their last attempt, ever.
+    pub exhausted: u64,
+    /// Messages dropped by a purge, ever.
+    pub purged: u64,
+    /// Bytes of messages that are neither acknowledged nor dropped.
+    pub bytes: u64,
+    /// Of the owner that wrote this.
+    pub epoch: Epoch,
+}
+
+impl QueueFloor {
+    /// The key of `log`'s floor.
+    #[must_use]
+    pub fn key(log: &LogId) -> Vec<u8> {
+        log.key(tag::QUEUE).u8(FLOOR).finish()
+    }
+
+    /// Messages that are done, one way or the other.
+    #[must_use]
+    pub fn done(&self) -> u64 {
+        self.acknowledged + self.expired + self.exhausted + self.purged
+    }
+
+    /// The value.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        Writer::new(FORMAT)
+            .u64(self.floor)
+            .varint(self.acknowledged)
+            .varint(self.expired)
+            .varint(self.exhausted)
+            .varint(self.purged)
+            .varint(self.bytes)
+            .u64(self.epoch.0)
+            .finish()
+    }
+
+    /// Reads a value.
+    ///
+    /// # Errors
+    /// If it is not one, or of a newer format.
+    pub fn decode(value: Bytes) -> Result<Self, DecodeError> {
+        let (mut reader, _) = Reader::value(value, "queue floor", FORMAT)?;
+        Ok(Self {
+            floor: reader.u64("floor")?,
+            acknowledged: reader.varint("acknowledged")?,
+            expired: reader.varint("expired")?,
+            exhausted: reader.varint("exhausted")?,
+            purged: reader.varint("purged")?,
+            bytes: reader.varint("bytes")?,
+            epoch: Epoch(reader.u64("epoch")?),
+        })
+    }
+}
+
+/// Acknowledgements of one block.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AckBlock {
+    bits: Box<[u8; 512]>,
+    count: u16,
+}
+
+impl Default for AckBlock {
+    fn default() -> Self {
+        Self { bits: Box::new([0; 512]), count: 0 }
+    }
+}
+
+impl AckBlock {
+    /// The key of block `block` of `log`: offsets from `block * 4096` on.
+    #[must_use]
+    pub fn key(log: &LogId, block: u64) -> Vec<u8> {
+        log.key(tag::QUEUE).u8(ACKS).u64(block).finish()
+    }
+
+    /// The keys of all blocks of `log`.
+    #[must_use]
+    pub fn range(log: &LogId) -> (Vec<u8>, Vec<u8>) {
+        let begin = log.key(tag::QUEUE).u8(ACKS).finish();
+        let end = weir_storage::prefix_end(&begin);
+        (begin, end)
+    }
+
+    /// The number of the block in a key.
+    ///
+    /// # Errors
+    /// If the key is none.
+    pub fn block_of_key(key: &Bytes) -> Result<u64, DecodeError> {
+        let mut reader = Reader::new(key.clone());
+        reader.take(9, "ack block key")?;
+        reader.u64("ack block")
+    }
+
+    /// Sets the bit of `offset`; false if it was set.
+    pub fn set(&mut self, offset: u64) -> bool {
+        let (byte, mask) = Self::place(offset);
+        let fresh = self.bits[byte] & mask == 0;
+        self.bits[byte] |= mask;
+        self.count += u16::from(fresh);
+        fresh
+    }
+
+    /// Whether the bit of `offset` is set.
+    #[must_use]
+    pub fn contains(&self, offset: u64) -> bool {
+        let (byte, mask) = Self::place(offset);
+        self.bits[byte] & mask != 0
+    }
+
+    /// Number of bits set.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        u64::from(self.count)
+    }
+
+    fn place(offset: u64) -> (usize, u8) {
+        let n = usize::try_from(offset % BLOCK_OFFSETS).unwrap_or(0);
+        (n / 8, 1 << (n % 8))
+    }
+
+    /// The value.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let used = self.bits.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+        Writer::new(FORMAT).raw(&self.bits[..used]).finish()
+    }
+
+    /// Reads a value.
+    ///
+    /// # Errors
+    /// If it is not one, or of a newer format.
+    pub fn decode(value: Bytes) -> Result<Self, DecodeError> {
+        let (reader, _) = Reader::value(value, "ack block", FORMAT)?;
+        let bytes = reader.rest();
+        let mut block = Self::default();
+        let into = block.bits.get_mut(..bytes.len()).ok_or(DecodeError::Invalid("ack block"))?;
+        into.copy_from_slice(&bytes);
+        block.count = bytes.iter().map(|byte| u16::from(u8::try_from(byte.count_ones()).unwrap_or(0))).sum();
+        Ok(block)
+    }
+}
+
+/// Failed attempts at one message: stored only once there is one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Attempts(pub u32);
+
+impl Attempts {
+    /// The key of `offset` in `log`.
+    #[must_use]
+    pub fn key(log: &LogId, offset: u64) -> Vec<u8> {
+        log.key(tag::QUEUE).u8(ATTEMPTS).u64(offset).finish()
+    }
+
+    /// The keys of all attempts of `log`.
+    #[must_use]
+    pub fn range(log: &LogId) -> (Vec<u8>, Vec<u8>) {
+        let begin = log.key(tag::QUEUE).u8(ATTEMPTS).finish();
+        let end = weir_storage::prefix_end(&begin);
+        (begin, end)
+    }
+
+    /// The offset in a key.
+    ///
+    /// # Errors
+    /// If the key is none.
+    pub fn offset_of_key(key: &Bytes) -> Result<u64, DecodeError> {
+        let mut reader = Reader::new(key.clone());
+        reader.take(9, "attempts key")?;
+        reader.u64("attempts offset")
+    }
+
+    /// The value.
+    #[must_use]
+    pub fn encode(self) -> Vec<u8> {
+        Writer::new(FORMAT).varint(u64::from(self.0)).finish()
+    }
+
+    /// Reads a value.
+    ///
+    /// # Errors
+    /// If it is not one, or of a newer format.
+    pub fn decode(value: Bytes) -> Result<Self, DecodeError> {
+        let (mut reader, _) = Reader::value(value, "attempts", FORMAT)?;
+        let n = reader.varint("attempts")?;
+        Ok(Self(u32::try_from(n).map_err(|_| DecodeError::Invalid("attempts"))?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::keyspace::VirtualShard;
+
+    const LOG: LogId = LogId { vs: VirtualShard(1), object: 2, shard: 3 };
+
+    #[test]
+    fn golden() {
+        assert_eq!(QueueFloor::key(&LOG), b"q\0\x01\0\0\0\x02\x03f");
+        let floor = QueueFloor {
+            floor: 9,
+            acknowledged: 300,
+            expired: 1,
+            exhausted: 2,
+            purged: 3,
+            bytes: 4,
+            epoch: Epoch(5),
+        };
+        let bytes = floor.encode();
+        assert_eq!(bytes, b"\x01\0\0\0\0\0\0\0\x09\xac\x02\x01\x02\x03\x04\0\0\0\0\0\0\0\x05");
+        assert_eq!(QueueFloor::decode(bytes.into()), Ok(floor));
+
+        assert_eq!(AckBlock::key(&LOG, 1), b"q\0\x01\0\0\0\x02\x03a\0\0\0\0\0\0\0\x01");
+        let mut block = AckBlock::default();
+        assert!(block.set(4096) && block.set(4105) && !block.set(4105));
+        assert_eq!(block.encode(), b"\x01\x01\x02");
+        assert_eq!(AckBlock::decode(block.encode().into()), Ok(block));
+
+        assert_eq!(Attempts::key(&LOG, 2), b"q\0\x01\0\0\0\x02\x03r\0\0\0\0\0\0\0\x02");
+        assert_eq!(Attempts(3).encode(), b"\x01\x03");
+        assert_eq!(Attempts::decode(Bytes::from_static(b"\x01\x03")), Ok(Attempts(3)));
+    }
+
+    #[test]
+    fn a_full_block_and_an_oversized_one() {
+        let mut block = AckBlock::default();
+        assert!((0..BLOCK_OFFSETS).all(|n| block.set(n)));
+        assert_eq!(block.count(), BLOCK_OFFSETS);
+        assert_eq!(AckBlock::decode(block.encode().into()).unwrap().count(), BLOCK_OFFSETS);
+        assert!(AckBlock::decode(Bytes::from(vec![1; 514])).is_err());
+    }
+}

@@ -1,0 +1,76 @@
+//! Counters of this crate, under names that begin with `weir_`.
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+/// Why an append was refused: a bounded label.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Reason {
+    /// `full`, `store` or `closed`.
+    pub reason: &'static str,
+}
+
+/// What the core counts. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct Metrics {
+    /// Records appended to queues and streams.
+    pub appended: Counter,
+    /// Bytes of segments written.
+    pub appended_bytes: Counter,
+    /// Batches committed by shard owners.
+    pub batches: Counter,
+    /// Batches repeated because their outcome was unknown or their read version too old.
+    pub batch_repeats: Counter,
+    /// Appends refused.
+    pub append_refused: Family<Reason, Counter>,
+    /// Queue messages given to consumers, redeliveries included.
+    pub dispatched: Counter,
+    /// Queue messages given to a consumer again.
+    pub redelivered: Counter,
+    /// Queue messages acknowledged.
+    pub acknowledged: Counter,
+    /// Queue deliveries refused by their consumer.
+    pub rejected: Counter,
+    /// Queue deliveries whose acknowledgement did not come in time.
+    pub ack_timeouts: Counter,
+    /// Queue messages dropped because they had expired.
+    pub expired: Counter,
+    /// Queue messages dropped after their last attempt.
+    pub exhausted: Counter,
+    /// Messages whose key expression did not evaluate.
+    pub key_failures: Counter,
+    /// Shards lost to another owner.
+    pub shards_lost: Counter,
+    /// Virtual shards this pod owns.
+    pub shards_owned: Gauge,
+    /// Segments or records found damaged.
+    pub damaged: Counter,
+}
+
+impl Metrics {
+    /// Makes the counters part of `registry`.
+    pub fn register(&self, registry: &mut Registry) {
+        let mut counter = |name: &str, help: &str, counter: &Counter| {
+            registry.register(name, help, counter.clone());
+        };
+        counter("log_appended", "Messages appended to queues and streams", &self.appended);
+        counter("log_appended_bytes", "Bytes of segments written", &self.appended_bytes);
+        counter("shard_batches", "Batches committed by shard owners", &self.batches);
+        counter("shard_batch_repeats", "Batches repeated after an unknown outcome", &self.batch_repeats);
+        counter("queue_dispatched", "Queue messages given to consumers", &self.dispatched);
+        counter("queue_redelivered", "Queue messages given to a consumer again", &self.redelivered);
+        counter("queue_acknowledged", "Queue messages acknowledged", &self.acknowledged);
+        counter("queue_rejected", "Queue deliveries refused by their consumer", &self.rejected);
+        counter("queue_ack_timeouts", "Queue deliveries not acknowledged in time", &self.ack_timeouts);
+        counter("queue_expired", "Queue messages dropped because they had expired", &self.expired);
+        counter("queue_exhausted", "Queue messages dropped after their last attempt", &self.exhausted);
+        counter("key_failures", "Messages whose key expression did not evaluate", &self.key_failures);
+        counter("shards_lost", "Virtual shards lost to another owner", &self.shards_lost);
+        counter("damaged_records", "Stored records found damaged", &self.damaged);
+        registry.register("append_refused", "Appends refused", self.append_refused.clone());
+        registry.register("shards_owned", "Virtual shards this pod owns", self.shards_owned.clone());
+    }
+}

@@ -1,0 +1,150 @@
+//! The consumer's side of a queue: how much room it has, and where its messages go.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+
+use tokio::sync::mpsc;
+
+use crate::keyspace::LogId;
+use crate::keyspace::segment::Record;
+
+/// Identifies a consumer within this pod, for as long as it is attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ConsumerId(pub u64);
+
+/// Room for messages in flight, shared by everybody who fills it.
+///
+/// A taker that finds no room marks the window as starved; whoever gives room back then knows that the
+/// shards the consumer is attached to wait for it.
+#[derive(Debug)]
+pub struct Window {
+    free: AtomicI64,
+    starved: AtomicBool,
+}
+
+impl Window {
+    /// A window with room for `size` messages.
+    #[must_use]
+    pub fn new(size: u32) -> Self {
+        Self { free: AtomicI64::new(i64::from(size)), starved: AtomicBool::new(false) }
+    }
+
+    /// Takes room for one message if there is any.
+    #[must_use]
+    pub fn try_take(&self) -> bool {
+        let take = |free: i64| (free > 0).then(|| free - 1);
+        if self.free.fetch_update(Ordering::AcqRel, Ordering::Acquire, take).is_ok() {
+            return true;
+        }
+        self.starved.store(true, Ordering::Release);
+        // Room given back between the two steps would go unnoticed: look again.
+        self.free.fetch_update(Ordering::AcqRel, Ordering::Acquire, take).is_ok()
+    }
+
+    /// Takes room for one message although there may be none: it was sent without asking.
+    pub fn take_anyway(&self) {
+        self.free.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    /// Gives room for one message back. True if somebody waits for it.
+    #[must_use]
+    pub fn give_back(&self) -> bool {
+        self.free.fetch_add(1, Ordering::AcqRel) >= 0 && self.starved.swap(false, Ordering::AcqRel)
+    }
+
+    /// Messages there is room for.
+    #[must_use]
+    pub fn free(&self) -> i64 {
+        self.free.load(Ordering::Acquire)
+    }
+}
+
+/// One message on its way to a consumer.
+#[derive(Clone, Debug)]
+pub struct QueueDelivery {
+    /// Which shard of which queue it comes from.
+    pub log: LogId,
+    /// Its offset in that log.
+    pub offset: u64,
+    /// 1 for the first delivery.
+    pub delivery_count: u32,
+    /// The message and its key.
+    pub record: Arc<Record>,
+}
+
+/// Somebody who consumes a queue. Clones are the same consumer.
+#[derive(Clone, Debug)]
+pub struct Consumer {
+    /// Which.
+    pub id: ConsumerId,
+    /// Room of the consumer over all shards of the queue.
+    pub window: Arc<Window>,
+    /// Room of the connection over everything it receives; `None` for a consumer that does not acknowledge.
+    pub connection_window: Option<Arc<Window>>,
+    /// Where messages go. Its capacity must be at least the window's size, so that sending never waits.
+    pub deliveries: mpsc::Sender<QueueDelivery>,
+}
+
+impl Consumer {
+    /// Takes room for one message in both windows, or in none.
+    pub(crate) fn try_take(&self) -> bool {
+        if !self.window.try_take() {
+            return false;
+        }
+        let Some(connection) = &self.connection_window else { return true };
+        if connection.try_take() {
+            return true;
+        }
+        // Nobody else fills this window meanwhile: a wake-up is not owed.
+        let _ = self.window.give_back();
+        false
+    }
+
+    /// Gives room for one message back. True if shards wait for it.
+    #[must_use]
+    pub fn give_back(&self) -> bool {
+        let starved = self.window.give_back();
+        let connection_starved = self.connection_window.as_ref().is_some_and(|w| w.give_back());
+        starved || connection_starved
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_window_tells_when_somebody_waits() {
+        let window = Window::new(1);
+        assert!(window.try_take());
+        assert!(!window.give_back());
+        assert!(window.try_take());
+        assert!(!window.try_take());
+        assert!(window.give_back());
+        assert_eq!(window.free(), 1);
+    }
+
+    #[test]
+    fn room_taken_anyway_is_a_debt() {
+        let window = Window::new(1);
+        window.take_anyway();
+        window.take_anyway();
+        assert!(!window.try_take());
+        assert!(!window.give_back(), "still no room");
+        assert!(window.give_back());
+    }
+
+    #[test]
+    fn both_windows_or_none() {
+        let (deliveries, _keep) = mpsc::channel(1);
+        let connection = Arc::new(Window::new(0));
+        let consumer = Consumer {
+            id: ConsumerId(1),
+            window: Arc::new(Window::new(5)),
+            connection_window: Some(Arc::clone(&connection)),
+            deliveries,
+        };
+        assert!(!consumer.try_take());
+        assert_eq!((consumer.window.free(), connection.free()), (5, 0));
+    }
+}

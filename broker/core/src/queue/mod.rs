@@ -1,0 +1,14 @@
+//! Queues: which message of a log goes to which consumer, and what has been acknowledged.
+//!
+//! [`QueueShard`] is the state of one shard of a queue in the memory of its owner. It reads no store and
+//! keeps no clock: the owner feeds it records and tells it the time, and writes what it reports as changed.
+
+mod acks;
+mod consumer;
+mod dispatch;
+
+pub use consumer::{Consumer, ConsumerId, QueueDelivery, Window};
+pub use dispatch::{Lost, QueueShard, Settings, StoredQueue, Verdict};
+
+use acks::Acks;
+pub(crate) use dispatch::DirtyQueue;

@@ -1,0 +1,151 @@
+//! Reading logs and queue state from the store.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use weir_storage::{Isolation, RangeQuery, SharedStore, Transaction};
+
+use super::Context;
+use crate::error::{Error, Result};
+use crate::keyspace::log_state::LogState;
+use crate::keyspace::mark::{Mark, PublishId};
+use crate::keyspace::queue::{AckBlock, Attempts, QueueFloor};
+use crate::keyspace::segment::{self, Record, SegmentReader};
+use crate::keyspace::{DecodeError, LogId, log_blob};
+use crate::queue::StoredQueue;
+
+/// Pairs per page of queue state.
+const PAGE: usize = 1000;
+
+/// The state of `log` as stored; a fresh one if there is none.
+pub(crate) async fn log_state(context: &Context, log: &LogId) -> Result<LogState> {
+    let mut tx = context.store.begin();
+    let stored = tx.get(&LogState::key(log), Isolation::Snapshot).await?;
+    Ok(stored.map(LogState::decode).transpose()?.unwrap_or_default())
+}
+
+/// The queue state of `log` as stored.
+pub(crate) async fn queue_state(context: &Context, log: &LogId, next: u64) -> Result<StoredQueue> {
+    let mut tx = context.store.begin();
+    let floor = tx.get(&QueueFloor::key(log), Isolation::Snapshot).await?;
+    let counters = floor.map(QueueFloor::decode).transpose()?.unwrap_or_default();
+    let mut blocks = BTreeMap::new();
+    for (key, value) in pages(&mut *tx, AckBlock::range(log)).await? {
+        blocks.insert(AckBlock::block_of_key(&key)?, AckBlock::decode(value)?);
+    }
+    let mut attempts = BTreeMap::new();
+    for (key, value) in pages(&mut *tx, Attempts::range(log)).await? {
+        attempts.insert(Attempts::offset_of_key(&key)?, Attempts::decode(value)?.0);
+    }
+    Ok(StoredQueue { counters, blocks, attempts, next })
+}
+
+async fn pages(tx: &mut dyn Transaction, range: (Vec<u8>, Vec<u8>)) -> Result<Vec<(Bytes, Bytes)>> {
+    let (begin, end) = range;
+    let mut begin = Bytes::from(begin);
+    let end = Bytes::from(end);
+    let mut pairs = Vec::new();
+    loop {
+        let query = RangeQuery {
+            begin: begin.clone(),
+            end: end.clone(),
+            limit: PAGE,
+            target_bytes: 0,
+            reverse: false,
+        };
+        let page = tx.get_range(query, Isolation::Snapshot).await?;
+        let last = page.pairs.last().map(|(key, _)| key.clone());
+        pairs.extend(page.pairs);
+        match last {
+            Some(last) if page.more => begin = [&last, [0].as_slice()].concat().into(),
+            _ => return Ok(pairs),
+        }
+    }
+}
+
+/// Where a publish was appended, if it was.
+pub(crate) async fn find_mark(context: &Context, log: &LogId, publish: &PublishId) -> Result<Option<Mark>> {
+    let mut tx = context.store.begin();
+    let stored = tx.get(&Mark::key(log, publish), Isolation::Snapshot).await?;
+    Ok(stored.map(Mark::decode).transpose()?)
+}
+
+/// Segments of `log` from the one that holds `from` on, about `target_bytes` of them, at least one.
+///
+/// # Errors
+/// If the store fails or a segment is damaged.
+pub async fn read_segments(
+    store: &SharedStore,
+    log: &LogId,
+    from: u64,
+    target_bytes: usize,
+) -> Result<Vec<SegmentReader>> {
+    let mut tx = store.begin();
+    let first = RangeQuery {
+        begin: segment::key(log, 0).into(),
+        end: segment::key(log, from.saturating_add(1)).into(),
+        limit: 1,
+        target_bytes: 0,
+        reverse: true,
+    };
+    let mut begin = Bytes::from(segment::key(log, from));
+    let mut segments = Vec::new();
+    if let Some((key, value)) = tx.get_range(first, Isolation::Snapshot).await?.pairs.pop() {
+        let segment = SegmentReader::open(segment::base_of_key(&key)?, value)?;
+        if segment.end() > from {
+            begin = segment::key(log, segment.end()).into();
+            segments.push(segment);
+        }
+    }
+    let (_, end) = log.range(crate::keyspace::tag::SEGMENT);
+    let query = RangeQuery { begin, end: end.into(), limit: 0, target_bytes, reverse: false };
+    for (key, value) in tx.get_range(query, Isolation::Snapshot).await?.pairs {
+        segments.push(SegmentReader::open(segment::base_of_key(&key)?, value)?);
+    }
+    Ok(segments)
+}
+
+/// The payload of a record that is stored in chunks.
+///
+/// # Errors
+/// If the store fails or chunks are missing.
+pub async fn load_blob(store: &SharedStore, log: &LogId, offset: u64, len: u32) -> Result<Bytes> {
+    let len = usize::try_from(len).unwrap_or(usize::MAX);
+    let mut payload = BytesMut::new();
+    let (begin, end) = log_blob::range(log, offset, offset.saturating_add(1));
+    let mut tx = store.begin();
+    for (_, chunk) in pages(&mut *tx, (begin, end)).await? {
+        payload.extend_from_slice(&chunk);
+    }
+    if payload.len() < len {
+        return Err(Error::Record(DecodeError::Truncated("record payload")));
+    }
+    // A shorter record may have been written over a longer one that was never committed.
+    payload.truncate(len);
+    Ok(payload.freeze())
+}
+
+/// Records of `log` from `from` on with their payloads, and where the next read begins.
+pub(crate) async fn read_records(
+    store: &SharedStore,
+    log: &LogId,
+    from: u64,
+    target_bytes: usize,
+) -> Result<(Vec<(u64, Arc<Record>)>, u64)> {
+    let mut records = Vec::new();
+    let mut end = from;
+    for mut segment in read_segments(store, log, from, target_bytes).await? {
+        while let Some((offset, mut record)) = segment.next_record()? {
+            if offset < from {
+                continue;
+            }
+            if let Some(len) = record.blob_len {
+                record.message.payload = load_blob(store, log, offset, len).await?;
+            }
+            records.push((offset, Arc::new(record)));
+        }
+        end = segment.end().max(end);
+    }
+    Ok((records, end))
+}

@@ -1,0 +1,200 @@
+//! Virtual shards: one owner task each, which assigns offsets, commits batches and dispatches queues.
+//!
+//! The task is the only writer of its shard's logs and queue state. Whoever wants something from it holds a
+//! [`ShardHandle`] and sends a [`Command`]; what is to become durable is counted in bytes until it is, so
+//! a slow store turns into waiting publishers, never into growing memory.
+
+mod batch;
+mod commit;
+mod fence;
+mod load;
+mod log;
+mod owner;
+mod retention;
+
+use std::sync::Arc;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
+use tokio_util::task::TaskTracker;
+use weir_env::clock::Clock;
+use weir_env::seed::Seed;
+use weir_storage::SharedStore;
+
+use crate::catalog::Object;
+use crate::error::{Error, Result};
+use crate::keyspace::mark::PublishId;
+use crate::keyspace::owner::PodId;
+use crate::keyspace::segment::Record;
+use crate::keyspace::{LogId, VirtualShard};
+use crate::metrics::Metrics;
+use crate::queue::{Consumer, ConsumerId, Lost, Verdict};
+
+pub use load::{load_blob, read_segments};
+
+/// Commands a shard accepts before senders wait.
+const COMMANDS_MAX: usize = 4096;
+/// Bytes of records that may wait for one shard's commits before publishers wait.
+pub const APPEND_BYTES_MAX: usize = 8 * 1024 * 1024;
+
+/// What owner tasks share.
+#[derive(Clone, Debug)]
+pub struct Context {
+    /// Where everything is kept.
+    pub store: SharedStore,
+    /// Time.
+    pub clock: Clock,
+    /// Randomness.
+    pub seed: Seed,
+    /// Counters.
+    pub metrics: Metrics,
+    /// This process.
+    pub pod: PodId,
+}
+
+/// Why a record was not appended.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum AppendError {
+    /// The queue or stream has reached a limit its owner set, and refuses more.
+    #[error("{name} is full: {what} has reached its limit")]
+    Full {
+        /// Of the queue or stream.
+        name: String,
+        /// `retention.maxMessages` or `retention.maxBytes`.
+        what: &'static str,
+    },
+    /// It is not durable, as far as is known.
+    #[error("store the message: {0}")]
+    Failed(#[from] Error),
+}
+
+impl AppendError {
+    /// A bounded label for metrics.
+    #[must_use]
+    pub const fn label(&self) -> &'static str {
+        match self {
+            Self::Full { .. } => "full",
+            Self::Failed(Error::Closed) => "closed",
+            Self::Failed(_) => "store",
+        }
+    }
+}
+
+/// The answer to an append: the offset, once it is durable.
+pub type AppendReply = oneshot::Receiver<std::result::Result<u64, AppendError>>;
+
+/// The readable part of a log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Extent {
+    /// First offset kept.
+    pub start: u64,
+    /// End of the committed log.
+    pub next: u64,
+}
+
+/// What an owner says of one of its logs.
+#[derive(Clone, Debug, Default)]
+pub struct LogReport {
+    /// First offset kept and end of the log.
+    pub extent: Extent,
+    /// Bytes of segments kept.
+    pub bytes: u64,
+    /// Microseconds since the Unix epoch of the last record; zero if there is none.
+    pub last_ts_micros: u64,
+    /// Of a queue.
+    pub queue: Option<QueueReport>,
+}
+
+/// What an owner says of one shard of a queue.
+#[derive(Clone, Debug, Default)]
+pub struct QueueReport {
+    /// Everything below is done.
+    pub floor: u64,
+    /// Messages that are not done.
+    pub depth: u64,
+    /// Bytes of messages that are not done.
+    pub bytes: u64,
+    /// Messages that consumers hold.
+    pub inflight: u64,
+    /// Messages acknowledged, ever.
+    pub acknowledged: u64,
+    /// Messages dropped because they had expired, ever.
+    pub expired: u64,
+    /// Messages dropped after their last attempt, ever.
+    pub exhausted: u64,
+    /// Consumers and how many messages each holds.
+    pub consumers: Vec<(ConsumerId, u32)>,
+}
+
+/// What a shard can be asked to do.
+#[derive(Debug)]
+pub(crate) enum Command {
+    Append(PendingAppend),
+    Watch { object: Arc<Object>, log: LogId, reply: oneshot::Sender<Result<watch::Receiver<Extent>>> },
+    Attach { object: Arc<Object>, log: LogId, consumer: Consumer, reply: oneshot::Sender<Result<()>> },
+    Detach { log: LogId, consumer: ConsumerId, lost: Lost },
+    Settle { log: LogId, consumer: ConsumerId, offset: u64, verdict: Verdict },
+    Kick { log: LogId },
+    Update { object: Arc<Object>, log: LogId },
+    Delete { object: Arc<Object>, log: LogId, reply: oneshot::Sender<Result<()>> },
+    Describe { object: Arc<Object>, log: LogId, reply: oneshot::Sender<Result<LogReport>> },
+    Close { reply: oneshot::Sender<()> },
+}
+
+/// A record on its way into a log.
+#[derive(Debug)]
+pub(crate) struct PendingAppend {
+    pub(crate) object: Arc<Object>,
+    pub(crate) log: LogId,
+    pub(crate) record: Record,
+    /// Set for publishes that may be repeated; `true` if this is a repeat.
+    pub(crate) publish: Option<(PublishId, bool)>,
+    pub(crate) reply: oneshot::Sender<std::result::Result<u64, AppendError>>,
+    /// Held until the record is durable.
+    pub(crate) permit: OwnedSemaphorePermit,
+}
+
+/// The cheap front of a shard's owner task.
+#[derive(Clone, Debug)]
+pub struct ShardHandle {
+    commands: mpsc::Sender<Command>,
+    bytes: Arc<Semaphore>,
+}
+
+impl ShardHandle {
+    /// Starts the owner task of `vs` on `tasks`; it takes the shard over when it first has to.
+    #[must_use]
+    pub fn spawn(context: Context, vs: VirtualShard, tasks: &TaskTracker) -> Self {
+        let (commands, inbox) = mpsc::channel(COMMANDS_MAX);
+        tasks.spawn(owner::ShardOwner::new(context, vs, inbox).run());
+        Self { commands, bytes: Arc::new(Semaphore::new(APPEND_BYTES_MAX)) }
+    }
+
+    /// Puts a record in line for `log`; waits while too much is in line. Records are appended in the order
+    /// of these calls. The reply comes once the record is durable.
+    pub(crate) async fn append(
+        &self,
+        object: Arc<Object>,
+        log: LogId,
+        record: Record,
+        publish: Option<(PublishId, bool)>,
+    ) -> Result<AppendReply> {
+        let cost = record.encoded_len() + record.message.payload.len();
+        let permits = u32::try_from(cost.min(APPEND_BYTES_MAX)).unwrap_or(u32::MAX);
+        let bytes = Arc::clone(&self.bytes).acquire_many_owned(permits).await;
+        let permit = bytes.map_err(|_| Error::Closed)?;
+        let (reply, answer) = oneshot::channel();
+        self.send(Command::Append(PendingAppend { object, log, record, publish, reply, permit })).await?;
+        Ok(answer)
+    }
+
+    pub(crate) async fn send(&self, command: Command) -> Result<()> {
+        self.commands.send(command).await.map_err(|_| Error::Closed)
+    }
+
+    /// Sends a command that carries its reply, and waits for it.
+    pub(crate) async fn ask<T>(&self, make: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T> {
+        let (reply, answer) = oneshot::channel();
+        self.send(make(reply)).await?;
+        answer.await.map_err(|_| Error::Closed)
+    }
+}

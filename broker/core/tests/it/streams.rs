@@ -1,0 +1,128 @@
+use std::time::Duration;
+
+use weir_core::catalog::ApplyError;
+use weir_core::definition::{Kind, Retention};
+use weir_core::stream::{ShardReader, Start};
+use weir_env::clock::Timestamp;
+
+use crate::support::{definition, memory, open, publish};
+
+async fn read(reader: &mut ShardReader, count: usize) -> Vec<(u64, String)> {
+    let mut records = Vec::new();
+    while records.len() < count {
+        for (offset, record) in reader.read().await.unwrap() {
+            records.push((offset, String::from_utf8(record.message.payload.to_vec()).unwrap()));
+        }
+    }
+    records
+}
+
+#[tokio::test(start_paused = true)]
+async fn offsets_are_dense_and_every_start_finds_its_place() {
+    let (store, clock) = memory();
+    let core = open(&store, clock, 1).await;
+    core.apply(&[definition(Kind::Stream, "s", "a/+", 1)]).await.unwrap();
+    let stream = core.catalog().view().find(Kind::Stream, "s").unwrap();
+    let mut times = Vec::new();
+    for n in 0..20 {
+        times.push(clock.wall());
+        publish(&core, clock, "a/b", &n.to_string()).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    let expected: Vec<(u64, String)> = (0..20).map(|n| (n, n.to_string())).collect();
+    let before = Timestamp::from_micros(times[7].as_micros() - 1);
+    for (start, first) in [
+        (Start::Earliest, 0),
+        (Start::Offset(5), 5),
+        (Start::Time(times[7]), 7),
+        (Start::Time(before), 7),
+        (Start::Time(Timestamp::default()), 0),
+    ] {
+        let mut readers = core.readers(&stream, &start).await.unwrap();
+        let records = read(&mut readers[0], 20 - first).await;
+        assert_eq!(records, expected[first..], "{start:?}");
+    }
+    let mut live = core.readers(&stream, &Start::Latest).await.unwrap();
+    publish(&core, clock, "a/b", "live").await.unwrap();
+    assert_eq!(read(&mut live[0], 1).await, [(20, "live".to_owned())]);
+    core.close().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_large_payload_comes_back_whole() {
+    let (store, clock) = memory();
+    let core = open(&store, clock, 1).await;
+    core.apply(&[definition(Kind::Stream, "s", "a", 1)]).await.unwrap();
+    let stream = core.catalog().view().find(Kind::Stream, "s").unwrap();
+    let large: String = (0..3_000_000).map(|n| char::from(b'a' + u8::try_from(n % 23).unwrap())).collect();
+    for payload in ["before", &large, "after"] {
+        publish(&core, clock, "a", payload).await.unwrap();
+    }
+    let mut readers = core.readers(&stream, &Start::Earliest).await.unwrap();
+    let records = read(&mut readers[0], 3).await;
+    assert!(records[1] == (1, large));
+    assert_eq!((records[0].1.as_str(), records[2].1.as_str()), ("before", "after"));
+    core.close().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn retention_moves_the_start_and_readers_skip_to_it() {
+    let (store, clock) = memory();
+    let core = open(&store, clock, 1).await;
+    let mut s = definition(Kind::Stream, "s", "a", 1);
+    s.retention = Retention { max_messages: 10, ..Retention::default() };
+    core.apply(&[s]).await.unwrap();
+    let stream = core.catalog().view().find(Kind::Stream, "s").unwrap();
+    for n in 0..30 {
+        publish(&core, clock, "a", &n.to_string()).await.unwrap();
+    }
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let extent = core.describe(&stream).await.unwrap()[0].extent;
+    assert_eq!((extent.start, extent.next), (20, 30));
+    let mut readers = core.readers(&stream, &Start::Offset(3)).await.unwrap();
+    assert_eq!(read(&mut readers[0], 10).await[0], (20, "20".to_owned()));
+    core.close().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn declarations_apply_together_or_not_at_all() {
+    let (store, clock) = memory();
+    let core = open(&store, clock, 1).await;
+    let good = definition(Kind::Stream, "s", "a", 2);
+    core.apply(std::slice::from_ref(&good)).await.unwrap();
+    let mut other_shards = good.clone();
+    other_shards.shards = 3;
+    let extra = definition(Kind::Queue, "q", "b", 1);
+    let error = core.apply(&[extra.clone(), other_shards]).await.unwrap_err();
+    assert!(error.to_string().contains("ImmutableMismatch: shards"), "{error}");
+    assert!(core.catalog().view().find(Kind::Queue, "q").is_none());
+
+    let mut thief = good.clone();
+    thief.object = "other".into();
+    let error = core.apply(&[thief]).await.unwrap_err();
+    assert!(matches!(error, ApplyError::Invalid { .. }) && error.to_string().contains("NameConflict"));
+
+    let applied = core.apply(std::slice::from_ref(&extra)).await.unwrap();
+    assert_eq!((applied.created.len(), applied.orphaned), (1, vec!["s".to_owned()]));
+    assert!(core.catalog().view().find(Kind::Stream, "s").is_none());
+    publish(&core, clock, "b", "1").await.unwrap();
+
+    let applied = core.apply(&[good, extra]).await.unwrap();
+    assert_eq!(applied.created.len(), 1, "the orphan is adopted");
+    core.close().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn deleted_with_its_messages_a_stream_starts_anew() {
+    let (store, clock) = memory();
+    let core = open(&store, clock, 1).await;
+    let mut s = definition(Kind::Stream, "s", "a", 1);
+    s.delete_data = true;
+    core.apply(std::slice::from_ref(&s)).await.unwrap();
+    publish(&core, clock, "a", "1").await.unwrap();
+    assert_eq!(core.apply(&[]).await.unwrap().deleted.len(), 1);
+    core.apply(&[s]).await.unwrap();
+    let stream = core.catalog().view().find(Kind::Stream, "s").unwrap();
+    assert_eq!(core.describe(&stream).await.unwrap()[0].extent.next, 0);
+    core.close().await;
+}
