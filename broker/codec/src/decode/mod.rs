@@ -43,8 +43,8 @@ pub struct DecoderConfig {
 /// more than one packet within the limit. Strings and payloads of a PUBLISH are slices of that buffer: each
 /// keeps alive what the buffer allocated for it and its neighbours, so who keeps a small part for long should
 /// copy it. CONNECT and SUBSCRIBE, whose strings live as long as the connection, are copied once to an
-/// allocation of their own size. A decoded packet takes at most about 26 times its length on the wire (short
-/// user properties are the worst case).
+/// allocation of their own size. A decoded packet takes at most about 32 times its length on the wire; empty
+/// topic filters in an UNSUBSCRIBE are the worst case, short user properties come next.
 #[derive(Debug)]
 pub struct Decoder {
     config: DecoderConfig,
