@@ -2,13 +2,19 @@
 
 use bytes::{Bytes, BytesMut};
 use weir_codec::{
-    Connect, DecodeError, Decoder, DecoderConfig, Packet, PacketId, Problem, ProtocolVersion, ReasonCode,
-    Role, encode, encoded_len,
+    Ack, Connect, DecodeError, Decoder, DecoderConfig, Packet, PacketId, Problem, ProtocolVersion,
+    ReasonCode, Role, encode, encoded_len,
 };
 use weir_topic::TopicName;
 
 pub(crate) const V311: ProtocolVersion = ProtocolVersion::V311;
 pub(crate) const V5: ProtocolVersion = ProtocolVersion::V5;
+
+type AckKind = fn(Ack) -> Packet;
+
+/// The four acknowledgements with their first bytes.
+pub(crate) const ACKNOWLEDGEMENTS: [(u8, AckKind); 4] =
+    [(0x40, Packet::PubAck), (0x50, Packet::PubRec), (0x62, Packet::PubRel), (0x70, Packet::PubComp)];
 
 /// Bytes from hexadecimal numbers, `'text'` and comments from `#` to the end of the line.
 pub(crate) fn wire(text: &str) -> BytesMut {

@@ -10,7 +10,7 @@ use weir_codec::{
 };
 
 use crate::support::Side::{Client, Server};
-use crate::support::{V311, check, check_encode, id, topic};
+use crate::support::{ACKNOWLEDGEMENTS, V311, check, check_encode, id, topic};
 
 #[test]
 fn connect() {
@@ -96,9 +96,7 @@ fn publish() {
 
 #[test]
 fn acknowledgements_have_no_reason() {
-    let kinds: [(u8, fn(Ack) -> Packet); 4] =
-        [(0x40, Packet::PubAck), (0x50, Packet::PubRec), (0x62, Packet::PubRel), (0x70, Packet::PubComp)];
-    for (first, kind) in kinds {
+    for (first, kind) in ACKNOWLEDGEMENTS {
         let text = format!("{first:x} 02 00 07");
         check(
             Server,

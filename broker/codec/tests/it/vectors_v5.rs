@@ -11,7 +11,7 @@ use weir_codec::{
 };
 
 use crate::support::Side::{Client, Server};
-use crate::support::{V5, check, check_decode, check_encode, id, topic};
+use crate::support::{ACKNOWLEDGEMENTS, V5, check, check_decode, check_encode, id, topic};
 
 #[test]
 fn connect_with_nothing() {
@@ -221,9 +221,7 @@ fn publish_with_everything() {
 
 #[test]
 fn acknowledgements_take_the_shortest_form() {
-    let kinds: [(u8, fn(Ack) -> Packet); 4] =
-        [(0x40, Packet::PubAck), (0x50, Packet::PubRec), (0x62, Packet::PubRel), (0x70, Packet::PubComp)];
-    for (first, kind) in kinds {
+    for (first, kind) in ACKNOWLEDGEMENTS {
         let error =
             if first < 0x60 { ReasonCode::NotAuthorized } else { ReasonCode::PacketIdentifierNotFound };
         let code = error.as_u8();
