@@ -1,0 +1,365 @@
+//! Adds messages to inboxes: some tasks, each with one commit in flight that takes along what has come since
+//! the last one. Messages of one topic go through one task, so their order holds in every inbox.
+//!
+//! A message holds its share of the pending bytes until it is durable; who wants to add one more waits.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytestring::ByteString;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::registry::Registry;
+use smallvec::SmallVec;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use weir_storage::{Isolation, RangeQuery};
+
+use super::batch::{Pending, Plan};
+use super::limits::Admission;
+use super::{InboxLimits, InboxUsage};
+use crate::keyspace::inbox::{InboxBody, InboxKeys, InboxRow};
+use crate::keyspace::session::Incarnation;
+use crate::keyspace::{PublishId, placement_hash};
+use crate::message::Message;
+use crate::sessions::{Retry, Sessions};
+use crate::{Error, Result};
+
+/// Messages waiting for one task, beside the bound on their bytes.
+const QUEUE_MAX: usize = 1_024;
+/// Inboxes counted at the same time.
+const COUNTS_MAX: usize = 2;
+
+/// Called after the commit, once for each inbox that a message was added to. It must not block.
+pub type Notify = Arc<dyn Fn(&InboxTarget) + Send + Sync>;
+
+/// The inbox that a message is for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InboxTarget {
+    /// Whose.
+    pub client_id: ByteString,
+    /// Of which of its sessions.
+    pub incarnation: Incarnation,
+    /// Quality of service of the delivery: 1 or 2.
+    pub qos: u8,
+    /// RETAIN of the delivery.
+    pub retain: bool,
+    /// Identifiers of the subscriptions that matched.
+    pub subscription_ids: SmallVec<[u32; 2]>,
+}
+
+/// A message for some inboxes.
+#[derive(Clone, Debug)]
+pub struct InboxAppend {
+    /// The message.
+    pub message: Arc<Message>,
+    /// For whom: each client once.
+    pub targets: SmallVec<[InboxTarget; 2]>,
+    /// Of a QoS 2 publish: repeating it adds nothing to inboxes that have it.
+    pub mark: Option<PublishId>,
+}
+
+/// Resolves when the message is durable in all its inboxes, or isn't going to be. Dropping it changes nothing.
+#[derive(Debug)]
+pub struct AppendCompletion(oneshot::Receiver<Result<()>>);
+
+impl Future for AppendCompletion {
+    type Output = Result<()>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<()>> {
+        Pin::new(&mut self.0).poll(cx).map(|received| received.unwrap_or(Err(Error::Closed)))
+    }
+}
+
+/// How an [`InboxWriter`] works.
+#[derive(Clone, Copy, Debug)]
+pub struct InboxOptions {
+    /// Tasks, each with one commit in flight.
+    pub tasks: usize,
+    /// Bytes of messages that are not yet durable; who adds more waits.
+    pub pending_bytes_max: u32,
+    /// How much one inbox may hold. What comes beyond is dropped for that inbox, and counted.
+    pub limits: InboxLimits,
+}
+
+impl Default for InboxOptions {
+    fn default() -> Self {
+        Self { tasks: 4, pending_bytes_max: 64 << 20, limits: InboxLimits::default() }
+    }
+}
+
+/// What writers count. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct InboxMetrics {
+    /// Rows added.
+    pub appended: Counter,
+    /// Deliveries dropped because the inbox was full.
+    pub dropped_full: Counter,
+    /// Transactions committed.
+    pub batches: Counter,
+    /// Messages that could not be stored.
+    pub failed: Counter,
+}
+
+impl InboxMetrics {
+    /// Makes the counters part of `registry`.
+    pub fn register(&self, registry: &mut Registry) {
+        registry.register("inbox_appended", "Messages added to inboxes", self.appended.clone());
+        registry.register(
+            "inbox_dropped_full",
+            "Messages dropped for a full inbox",
+            self.dropped_full.clone(),
+        );
+        registry.register("inbox_batches", "Transactions that add to inboxes", self.batches.clone());
+        registry.register("inbox_failed", "Messages that could not be stored", self.failed.clone());
+    }
+}
+
+/// The handle of the writing tasks. Cheap to clone.
+#[derive(Clone)]
+pub struct InboxWriter {
+    task_txs: Arc<[mpsc::Sender<Pending>]>,
+    pending_bytes: Arc<Semaphore>,
+    options: InboxOptions,
+}
+
+impl fmt::Debug for InboxWriter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("InboxWriter").field("options", &self.options).finish_non_exhaustive()
+    }
+}
+
+impl InboxWriter {
+    /// Starts the tasks on `tracker`. After `stop` they finish what they have been given and end.
+    #[must_use]
+    pub fn spawn(
+        sessions: &Sessions,
+        options: InboxOptions,
+        metrics: &InboxMetrics,
+        notify: Notify,
+        tracker: &TaskTracker,
+        stop: &CancellationToken,
+    ) -> Self {
+        let counting = Arc::new(Semaphore::new(COUNTS_MAX));
+        let task_txs = (0..options.tasks.max(1)).map(|_| {
+            let (task_tx, task_rx) = mpsc::channel(QUEUE_MAX);
+            let task = Task {
+                sessions: sessions.clone(),
+                metrics: metrics.clone(),
+                notify: Arc::clone(&notify),
+                limits: options.limits,
+                tracker: tracker.clone(),
+                counting: Arc::clone(&counting),
+                stop: stop.clone(),
+            };
+            tracker.spawn(task.run(task_rx));
+            task_tx
+        });
+        let pending_bytes = Arc::new(Semaphore::new(options.pending_bytes_max as usize));
+        Self { task_txs: task_txs.collect(), pending_bytes, options }
+    }
+
+    /// Takes a message; waits while too much is pending. Its place in the order of its topic is fixed when this
+    /// returns; the message is durable when the completion says so.
+    ///
+    /// # Errors
+    /// [`Error::Closed`] after the stop. Cancel-safe: a message whose future is dropped was not taken.
+    pub async fn append(&self, append: InboxAppend) -> Result<AppendCompletion> {
+        let (completion_tx, completion_rx) = oneshot::channel();
+        let completion = AppendCompletion(completion_rx);
+        if append.targets.is_empty() {
+            let _ = completion_tx.send(Ok(()));
+            return Ok(completion);
+        }
+        let targets: usize = append.targets.iter().map(|target| target.client_id.len() + 128).sum();
+        let bytes = u32::try_from(append.message.size() + targets).unwrap_or(u32::MAX);
+        let bytes = bytes.min(self.options.pending_bytes_max);
+        let permit = Arc::clone(&self.pending_bytes).acquire_many_owned(bytes).await;
+        let permit = permit.map_err(|_| Error::Closed)?;
+        let hash = placement_hash(append.message.topic.as_bytes());
+        let task = usize::try_from(hash % self.task_txs.len() as u64).unwrap_or(0);
+        let pending = Pending::new(append, Waiter { completion_tx, _permit: permit });
+        let task_tx = self.task_txs.get(task).ok_or(Error::Closed)?;
+        task_tx.send(pending).await.map_err(|_| Error::Closed)?;
+        Ok(completion)
+    }
+}
+
+/// Who waits for a message to be durable, and the bytes it holds until then.
+#[derive(Debug)]
+pub(super) struct Waiter {
+    completion_tx: oneshot::Sender<Result<()>>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Waiter {
+    pub(super) fn complete(self, outcome: Result<()>) {
+        // Whoever has stopped waiting does not want to know.
+        let _ = self.completion_tx.send(outcome);
+    }
+}
+
+struct Task {
+    sessions: Sessions,
+    metrics: InboxMetrics,
+    notify: Notify,
+    limits: InboxLimits,
+    tracker: TaskTracker,
+    counting: Arc<Semaphore>,
+    stop: CancellationToken,
+}
+
+impl Task {
+    async fn run(self, mut task_rx: mpsc::Receiver<Pending>) {
+        let mut queue = VecDeque::new();
+        loop {
+            if queue.is_empty() {
+                let received = tokio::select! {
+                    biased;
+                    received = task_rx.recv() => received,
+                    () = self.stop.cancelled(), if !task_rx.is_closed() => {
+                        task_rx.close();
+                        continue;
+                    }
+                };
+                let Some(pending) = received else { return };
+                self.admit(&mut queue, pending);
+            }
+            while queue.len() < QUEUE_MAX
+                && let Ok(pending) = task_rx.try_recv()
+            {
+                self.admit(&mut queue, pending);
+            }
+            self.commit(&mut queue).await;
+        }
+    }
+
+    /// Drops the targets whose inbox is full, and queues the rest.
+    fn admit(&self, queue: &mut VecDeque<Pending>, mut pending: Pending) {
+        let counters = &self.sessions.shared.counters;
+        let bytes = pending.encoded_len();
+        let mut full = 0;
+        pending.retain_targets(|target| {
+            match counters.add(&target.client_id, target.incarnation, bytes, &self.limits) {
+                Admission::Admitted => true,
+                Admission::First => {
+                    self.spawn_count(target);
+                    true
+                }
+                Admission::Full => {
+                    full += 1;
+                    false
+                }
+            }
+        });
+        self.metrics.dropped_full.inc_by(full);
+        match pending.prepare(&self.sessions.shared.seed) {
+            Some(pending) => queue.push_back(pending),
+            None => tracing::trace!("all inboxes are full"),
+        }
+    }
+
+    /// Commits one transaction's worth from the front of the queue.
+    async fn commit(&self, queue: &mut VecDeque<Pending>) {
+        let shared = &*self.sessions.shared;
+        while let Some(pending) = queue.front_mut() {
+            match pending.write_blob(shared).await {
+                Ok(()) => break,
+                Err(error) => {
+                    let Some(pending) = queue.pop_front() else { return };
+                    self.fail(pending, error);
+                }
+            }
+        }
+        let plan = Plan::new(queue);
+        if plan.is_empty() {
+            return;
+        }
+        let mut retry = Retry::new(shared.clock);
+        let outcome = loop {
+            let mut tx = shared.store.begin();
+            let outcome = plan.apply(shared, &mut *tx, queue).await;
+            if let Some(outcome) = retry.commit(tx, outcome).await {
+                break outcome;
+            }
+        };
+        match outcome {
+            Ok(((), _)) => {
+                self.metrics.batches.inc();
+                for (pending, targets) in plan.parts(queue) {
+                    self.metrics.appended.inc_by(targets.len() as u64);
+                    targets.iter().for_each(|target| (self.notify)(target));
+                    debug_assert!(!pending.is_done(), "parts are taken from what is pending");
+                }
+                for pending in plan.finish(queue) {
+                    pending.into_waiter().complete(Ok(()));
+                }
+            }
+            Err(error) => {
+                for pending in plan.abandon(queue) {
+                    self.fail(pending, error.clone());
+                }
+            }
+        }
+    }
+
+    fn fail(&self, pending: Pending, error: Error) {
+        self.metrics.failed.inc();
+        let counters = &self.sessions.shared.counters;
+        for target in pending.remaining() {
+            counters.remove(&target.client_id, target.incarnation, 1);
+        }
+        pending.into_waiter().complete(Err(error));
+    }
+
+    /// Counts what was in an inbox before this process first added to it. Until that is known the inbox may
+    /// take more than its limit.
+    fn spawn_count(&self, target: &InboxTarget) {
+        let (sessions, limits) = (self.sessions.clone(), self.limits);
+        let (client_id, incarnation) = (target.client_id.clone(), target.incarnation);
+        let (counting, stop) = (Arc::clone(&self.counting), self.stop.clone());
+        self.tracker.spawn(async move {
+            let counted = stop.run_until_cancelled(async {
+                let _permit = counting.acquire().await;
+                count(&sessions, &client_id, incarnation, &limits).await
+            });
+            match counted.await {
+                Some(Ok(usage)) => sessions.shared.counters.add_counted(&client_id, incarnation, usage),
+                Some(Err(error)) => tracing::warn!(%error, "inbox is not counted, its limit comes late"),
+                None => {}
+            }
+        });
+    }
+}
+
+/// Counts an inbox up to its limits.
+async fn count(
+    sessions: &Sessions,
+    client_id: &ByteString,
+    incarnation: Incarnation,
+    limits: &InboxLimits,
+) -> Result<InboxUsage> {
+    let keys = InboxKeys::new(&sessions.shared.keys(client_id), incarnation);
+    let (begin, end) = keys.range();
+    let mut next = Some(RangeQuery::new(begin, end).target_bytes(500_000));
+    let mut usage = InboxUsage::default();
+    while let Some(query) = next
+        && usage.messages < limits.messages_max
+        && usage.bytes < limits.bytes_max
+    {
+        let mut tx = sessions.shared.store.begin();
+        let page = tx.get_range(query.clone(), Isolation::Snapshot).await?;
+        next = query.after(&page);
+        for (key, value) in page.pairs {
+            usage.messages += 1;
+            usage.bytes += match InboxRow::decode(&keys.decode(key)?, value)?.body {
+                InboxBody::Inline(encoded) => encoded.len() as u64,
+                InboxBody::Blob { len, .. } => len,
+            };
+        }
+    }
+    Ok(usage)
+}

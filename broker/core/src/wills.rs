@@ -1,0 +1,250 @@
+//! Wills: kept from CONNECT on, published when the connection ends without a farewell.
+//!
+//! Publishing is the broker's. A will that falls due is handed out under a lease; until the broker says that
+//! it is [done](Wills::done) it is handed out again, so a crash in between repeats a will and never loses it.
+//! Sessions write wills in their own transactions, through the crate-private functions here.
+
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use weir_env::clock::Timestamp;
+use weir_storage::limits::VALUE_BYTES_MAX;
+use weir_storage::{Isolation, RangeQuery, Transaction};
+
+use crate::Result;
+use crate::keyspace::timer::{Timer, TimerId, TimerKind};
+use crate::keyspace::will::{WillHeader, WillId};
+use crate::keyspace::{Reader, VirtualShard, Writer};
+use crate::message::Message;
+use crate::sessions::{Retry, Sessions, Shared};
+
+/// Format of an encoded will message.
+const FORMAT: u8 = 1;
+/// Time after which a will that was handed out and isn't done is handed out again.
+const LEASE: Duration = Duration::from_secs(30);
+/// Wills handed out in one call.
+const DUE_MAX: usize = 256;
+
+/// A will as a client gave it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredWill {
+    /// What is published, at its QoS and with its RETAIN. Its times mean nothing: they are set when it is.
+    pub message: Message,
+    /// Seconds between the end of the connection and the publish.
+    pub delay_seconds: u32,
+    /// Seconds the published message may wait.
+    pub expiry_seconds: Option<u32>,
+}
+
+/// A will to publish now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DueWill {
+    /// Names it.
+    pub id: WillId,
+    /// When it fell due for the first time.
+    pub first_due: Timestamp,
+    /// What to publish.
+    pub will: StoredWill,
+}
+
+/// The wills in a store. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Wills {
+    sessions: Sessions,
+}
+
+impl Wills {
+    /// The wills in the store of `sessions`.
+    #[must_use]
+    pub fn new(sessions: &Sessions) -> Self {
+        Self { sessions: sessions.clone() }
+    }
+
+    /// Wills due at `now`, each handed out to one caller for thirty seconds. Call it each second.
+    ///
+    /// # Errors
+    /// If the store fails; what was not handed out stays due.
+    pub async fn due(&self, now: Timestamp) -> Result<Vec<DueWill>> {
+        let shared = &*self.sessions.shared;
+        let mut due = Vec::new();
+        for (shard, id, timer) in shared.due_timers(TimerKind::Will, now, DUE_MAX).await? {
+            let Timer::Will(will) = timer else { continue };
+            let lease = shared.timer_at(now.saturating_add(LEASE));
+            let mut retry = Retry::new(shared.clock);
+            let claimed = loop {
+                let mut tx = shared.store.begin();
+                let outcome = claim(&mut *tx, (shard, id), &will, lease).await;
+                if let Some(outcome) = retry.commit(tx, outcome).await {
+                    break outcome?.0;
+                }
+            };
+            due.extend(claimed);
+        }
+        Ok(due)
+    }
+
+    /// Forgets a will that has been published, or that isn't to be.
+    ///
+    /// # Errors
+    /// If the store fails; the will is then handed out again.
+    pub async fn done(&self, will: &DueWill) -> Result<()> {
+        self.change(will, None).await
+    }
+
+    /// Hands out the will again at `at`: it could not be published.
+    ///
+    /// # Errors
+    /// If the store fails; the will is then handed out again when its lease is over.
+    pub async fn retry_at(&self, will: &DueWill, at: Timestamp) -> Result<()> {
+        self.change(will, Some(at)).await
+    }
+
+    async fn change(&self, will: &DueWill, again: Option<Timestamp>) -> Result<()> {
+        let shared = &*self.sessions.shared;
+        let again = again.map(|at| shared.timer_at(at));
+        let mut retry = Retry::new(shared.clock);
+        loop {
+            let mut tx = shared.store.begin();
+            let outcome = change(&mut *tx, &will.id, again).await;
+            if let Some(outcome) = retry.commit(tx, outcome).await {
+                return outcome.map(drop);
+            }
+        }
+    }
+}
+
+async fn change(tx: &mut dyn Transaction, id: &WillId, again: Option<TimerId>) -> Result<()> {
+    match (header(tx, id).await?, again) {
+        (None, _) => {}
+        (Some(header), None) => {
+            if let Some(timer) = header.timer {
+                tx.clear(&Timer::key(header.shard, TimerKind::Will, timer));
+            }
+            clear(tx, id);
+        }
+        (Some(header), Some(timer)) => schedule(tx, id, header, timer, header.first_due),
+    }
+    Ok(())
+}
+
+/// Moves a due timer to the end of the lease and reads its will.
+async fn claim(
+    tx: &mut dyn Transaction,
+    (shard, timer): (VirtualShard, TimerId),
+    id: &WillId,
+    lease: TimerId,
+) -> Result<Option<DueWill>> {
+    let header = header(tx, id).await?;
+    // A repeat after an unknown outcome finds its own lease.
+    let Some(header) = header.filter(|header| header.timer == Some(timer) || header.timer == Some(lease))
+    else {
+        tx.clear(&Timer::key(shard, TimerKind::Will, timer));
+        return Ok(None);
+    };
+    let first_due = if header.first_due == Timestamp::default() { timer.due } else { header.first_due };
+    schedule(tx, id, header, lease, first_due);
+    Ok(Some(DueWill { id: id.clone(), first_due, will: load(tx, id, &header).await? }))
+}
+
+/// Writes the will of a connection, or a row that only says that the connection exists.
+pub(crate) fn store(tx: &mut dyn Transaction, id: &WillId, shard: VirtualShard, will: Option<&StoredWill>) {
+    let message = will.map(|will| will.message.encode(Writer::new(FORMAT)).finish()).unwrap_or_default();
+    let mut parts = 0;
+    for part in message.chunks(VALUE_BYTES_MAX) {
+        parts += 1;
+        tx.set(&id.key(parts), part);
+    }
+    let header = WillHeader {
+        shard,
+        has_will: will.is_some(),
+        delay_seconds: will.map_or(0, |will| will.delay_seconds),
+        expiry_seconds: will.and_then(|will| will.expiry_seconds),
+        timer: None,
+        first_due: Timestamp::default(),
+        parts,
+    };
+    tx.set(&id.key(0), &header.encode());
+}
+
+/// Removes the will of a connection.
+pub(crate) fn clear(tx: &mut dyn Transaction, id: &WillId) {
+    let (begin, end) = id.range();
+    tx.clear_range(&begin, &end);
+}
+
+/// Sees to the will of a connection that another one takes over from, or that has ended. A session that
+/// `continues` cancels a will that still waits for its delay `[MQTT-3.1.3-9]`; one that ends brings it forward.
+pub(crate) async fn supersede(
+    shared: &Shared,
+    tx: &mut dyn Transaction,
+    id: &WillId,
+    continues: bool,
+    now: Timestamp,
+) -> Result<()> {
+    let Some(header) = header(tx, id).await? else { return Ok(()) };
+    let is_due =
+        header.timer.is_some_and(|timer| timer.due <= now) || header.first_due > Timestamp::default();
+    if !header.has_will || continues && header.delay_seconds > 0 && !is_due {
+        if let Some(timer) = header.timer {
+            tx.clear(&Timer::key(header.shard, TimerKind::Will, timer));
+        }
+        clear(tx, id);
+    } else if !is_due {
+        schedule(tx, id, header, shared.timer_at(now), Timestamp::default());
+    }
+    Ok(())
+}
+
+/// Starts the delay of the will of a connection that has ended; the end of its session cuts the delay short.
+/// A will due at once is handed out if `hand_out`.
+pub(crate) async fn release(
+    shared: &Shared,
+    tx: &mut dyn Transaction,
+    id: &WillId,
+    expiry_seconds: u32,
+    now: Timestamp,
+    hand_out: bool,
+) -> Result<Option<DueWill>> {
+    let Some(header) = header(tx, id).await? else { return Ok(None) };
+    if !header.has_will {
+        clear(tx, id);
+        return Ok(None);
+    }
+    let wait = Duration::from_secs(header.delay_seconds.min(expiry_seconds).into());
+    if hand_out && wait.is_zero() {
+        schedule(tx, id, header, shared.timer_at(now.saturating_add(LEASE)), now);
+        return Ok(Some(DueWill { id: id.clone(), first_due: now, will: load(tx, id, &header).await? }));
+    }
+    if header.timer.is_none() {
+        schedule(tx, id, header, shared.timer_at(now.saturating_add(wait)), Timestamp::default());
+    }
+    Ok(None)
+}
+
+/// Replaces the timer of a will.
+fn schedule(tx: &mut dyn Transaction, id: &WillId, header: WillHeader, timer: TimerId, first_due: Timestamp) {
+    if let Some(old) = header.timer {
+        tx.clear(&Timer::key(header.shard, TimerKind::Will, old));
+    }
+    tx.set(&Timer::key(header.shard, TimerKind::Will, timer), &Timer::Will(id.clone()).encode());
+    tx.set(&id.key(0), &WillHeader { timer: Some(timer), first_due, ..header }.encode());
+}
+
+async fn header(tx: &mut dyn Transaction, id: &WillId) -> Result<Option<WillHeader>> {
+    let value = tx.get(&id.key(0), Isolation::Serializable).await?;
+    Ok(value.map(WillHeader::decode).transpose()?)
+}
+
+async fn load(tx: &mut dyn Transaction, id: &WillId, header: &WillHeader) -> Result<StoredWill> {
+    let (begin, end) = id.message_range();
+    let mut message = BytesMut::new();
+    let mut next = Some(RangeQuery::new(begin, end));
+    while let Some(query) = next {
+        let page = tx.get_range(query.clone(), Isolation::Snapshot).await?;
+        page.pairs.iter().for_each(|(_, part)| message.extend_from_slice(part));
+        next = query.after(&page);
+    }
+    let (mut reader, _) = Reader::value(Bytes::from(message), "will message", FORMAT)?;
+    let message = Message::decode(&mut reader)?;
+    Ok(StoredWill { message, delay_seconds: header.delay_seconds, expiry_seconds: header.expiry_seconds })
+}
