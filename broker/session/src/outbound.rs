@@ -228,8 +228,15 @@ impl<T: Clone> Outbound<T> {
             Err(why) => return Err(refused(why, delivery)),
         };
         if delivery.qos == QoS::AtMostOnce {
-            let header = header(&delivery, None, false, expiry);
-            let Delivery { message, extra, .. } = delivery;
+            // All parts are moved: fan-out to many clients must not allocate.
+            let Delivery { message, qos, retain, subscription_identifiers, extra, .. } = delivery;
+            let header = PublishHeader {
+                qos,
+                retain,
+                message_expiry_interval: expiry,
+                subscription_identifiers,
+                ..PublishHeader::default()
+            };
             self.queue.push_back(Queued::Once { header, message, extra });
             return Ok(None);
         }
