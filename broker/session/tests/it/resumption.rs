@@ -200,10 +200,10 @@ fn a_release_between_a_repeat_and_its_answer_makes_the_answer_needless() {
          ! publish q2 #1 topic=t payload=x dup repeated
          > pubrel 1
          ! release 1
+         = published 1
+         < puback 9
          = released 1
          < pubcomp 1
-         = published 1
-         < puback 9",
     );
 }
 
@@ -246,5 +246,76 @@ fn ids_that_an_earlier_connection_left_do_not_count_against_the_receive_maximum(
          < pubcomp 1
          = permits
          : 0",
+    );
+}
+
+#[test]
+fn an_answer_that_overtakes_the_resend_spares_it() {
+    check(
+        "connect v5 expiry=9
+         < connack
+         = deliver q2 tag=A
+         : id 1
+         < publish q2 #1 topic=t payload=x
+         = deliver q2 tag=B
+         : id 2
+         < publish q2 #2 topic=t payload=x
+         = hold
+         = reconnect receive-max=1
+         : outgoing [1 published A, 2 published B] returned [] incoming []
+         > pubrec 1
+         > pubrec 2
+         = flush
+         < connack present
+         < pubrel 1
+         < pubrel 2
+         > pubcomp 1
+         ! acked 1 A
+         > pubcomp 2
+         ! acked 2 B
+         = unknown-acks
+         : 0",
+    );
+}
+
+#[test]
+fn an_id_used_again_before_its_needless_resend_was_written_carries_the_new_message() {
+    check(
+        "connect v5 expiry=9
+         < connack
+         = deliver q1 tag=A payload=old expires-ms=5000
+         : id 1
+         < publish q1 #1 topic=t payload=old expiry=5
+         = hold
+         = reconnect
+         : outgoing [1 published A] returned [] incoming []
+         > puback 1
+         ! acked 1 A
+         = deliver q1 tag=B payload=new
+         : id 1
+         = flush
+         < connack present
+         < publish q1 #1 topic=t payload=new",
+    );
+}
+
+#[test]
+fn aliases_begin_anew_when_idle_buffers_are_freed_and_with_each_connection() {
+    check(
+        "connect v5 expiry=9 alias-max=1
+         < connack
+         = deliver q0 topic=aaaa
+         : sent
+         < publish q0 topic=aaaa payload=x alias=1
+         = compact
+         = deliver q0 topic=aaaa
+         : sent
+         < publish q0 topic=aaaa payload=x alias=1
+         = reconnect
+         : outgoing [] returned [] incoming []
+         < connack present
+         = deliver q0 topic=aaaa
+         : sent
+         < publish q0 topic=aaaa payload=x alias=1",
     );
 }

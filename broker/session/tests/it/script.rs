@@ -239,6 +239,10 @@ impl Runner {
                 self.session().handle_read_paused(now);
                 None
             }
+            "compact" => {
+                self.session().compact();
+                None
+            }
             "close" => {
                 self.session().close(words.reason(), words.text("text"));
                 None
