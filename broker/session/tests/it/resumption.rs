@@ -203,7 +203,7 @@ fn a_release_between_a_repeat_and_its_answer_makes_the_answer_needless() {
          = published 1
          < puback 9
          = released 1
-         < pubcomp 1
+         < pubcomp 1",
     );
 }
 
