@@ -279,6 +279,11 @@ impl Inbound {
         }
     }
 
+    #[cfg(test)]
+    pub(crate) fn capacity(&self) -> usize {
+        self.pending.capacity()
+    }
+
     fn set_stage(&mut self, packet_id: PacketId, stage: Stage) {
         if let Some(known) = self.qos2.get_mut(&packet_id) {
             known.stage = stage;

@@ -502,6 +502,11 @@ impl<T: Clone> Outbound<T> {
         self.aliases = None;
     }
 
+    #[cfg(test)]
+    pub(crate) fn capacity(&self) -> usize {
+        self.queue.capacity() + self.resend.capacity()
+    }
+
     fn take_order(&mut self) -> u64 {
         self.next_order += 1;
         self.next_order

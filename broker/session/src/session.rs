@@ -414,7 +414,7 @@ impl<T: Clone> Session<T> {
 
     /// Gives up a reserved packet id or a delivery. True if it had not gone out: its id is free and nothing more
     /// will be heard of it. Otherwise the id stays taken until the client's late answer, which is reported by
-    /// [`Event::Acked`] as ever.
+    /// [`Event::Acked`] as ever. Not for QoS 2 in flight: its packet id is part of the session state at both ends.
     pub fn forget(&mut self, packet_id: PacketId) -> bool {
         self.outbound.forget(packet_id)
     }
@@ -511,4 +511,24 @@ impl<T: Clone> Session<T> {
 
 fn violation(what: &'static str) -> ProtocolError {
     ProtocolError { reason: ReasonCode::ProtocolError, what }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_idle_session_holds_no_buffer() {
+        #[expect(clippy::disallowed_methods, reason = "an arbitrary origin")]
+        let now = Instant::now();
+        let mut session = Session::<u64>::accept(&Connect::default(), None, &Limits::default(), None, now);
+        assert!(session.handle_packet(Packet::PingReq, now).is_ok());
+        session.close(ReasonCode::Success, None);
+        while session.poll_event().is_some() {}
+        while session.poll_transmit().is_some() {}
+        let before = session.events.capacity();
+        session.compact();
+        assert!(before > 0, "there was something to free");
+        assert_eq!(session.events.capacity() + session.outbound.capacity() + session.inbound.capacity(), 0);
+    }
 }

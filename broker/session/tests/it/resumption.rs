@@ -319,3 +319,19 @@ fn aliases_begin_anew_when_idle_buffers_are_freed_and_with_each_connection() {
          < publish q0 topic=aaaa payload=x alias=1",
     );
 }
+
+#[test]
+fn a_withdrawn_delivery_is_handed_back_and_not_resumed() {
+    check(
+        "connect v5 expiry=9
+         < connack
+         = deliver q1 tag=A
+         : id 1
+         < publish q1 #1 topic=t payload=x
+         = forget 1
+         : false
+         = reconnect
+         : outgoing [] returned [A true] incoming []
+         < connack present",
+    );
+}
