@@ -99,7 +99,7 @@ impl Decoder {
     }
 
     /// How many bytes must at least arrive before [`decode`](Self::decode) can return the next packet, as of
-    /// its last call, which returned `None`. A hint of how much to reserve for the next read; the peer may have
+    /// its last call. A hint of how much to reserve for the next read; the peer may have
     /// announced up to the maximum packet size without sending it, so a reader that serves many should reserve
     /// in steps.
     #[must_use]

@@ -99,6 +99,7 @@ proptest! {
             prop_assert_eq!(decoder.decode(&mut buf), Ok(None));
             buf.put_u8(bytes[bytes.len() - 1]);
             prop_assert_eq!(decoder.decode(&mut buf), Ok(Some(packet)));
+            prop_assert_eq!(decoder.frame_bytes_needed(), 2);
             prop_assert!(buf.is_empty());
         }
     }
