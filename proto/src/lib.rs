@@ -1,1 +1,20 @@
-//! Placeholder replaced by the first commit of this crate.
+//! The gRPC contracts of Weir, client and server side.
+//!
+//! `src/gen` is generated from the `.proto` files beside `src` and committed, so that building needs no
+//! protobuf compiler; `WEIR_REGENERATE=1 cargo test -p weir-proto` writes it anew. These are wire types: they
+//! are converted at the edge and go no further inside. This crate must never hold behaviour of its own.
+
+/// `weir.admin`: what people and the operator ask of a running broker.
+pub mod admin {
+    /// Version 1.
+    pub mod v1 {
+        #![expect(
+            clippy::all,
+            clippy::use_self,
+            clippy::large_futures,
+            clippy::allow_attributes_without_reason,
+            reason = "generated code"
+        )]
+        include!("gen/weir.admin.v1.rs");
+    }
+}

@@ -1,1 +1,68 @@
-//! Placeholder replaced by the first commit of this crate.
+//! The Kubernetes resources of Weir: what a platform team declares, and the schema the cluster checks it by.
+//!
+//! Three kinds of `weir.dev/v1alpha1`: [`MessageQueue`], [`Stream`] and [`Broker`]. These are wire types:
+//! the operator and the manifest reader convert them at their edge, nothing further inside sees them. This
+//! crate must never know a Kubernetes client, a broker or a store. It owns no state.
+//!
+//! Rules live twice, on purpose: in the schema (types, ranges, patterns, CEL), which a Kubernetes API server
+//! enforces, and as `problems` in Rust, which work where there is none. A test runs one table of cases
+//! through both.
+
+mod broker;
+mod common;
+mod duration;
+mod format;
+mod problem;
+mod queue;
+mod rules;
+mod size;
+mod stream;
+
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::CustomResourceExt as _;
+use serde_json::Value;
+
+pub use broker::{
+    AutoCreate, Broker, BrokerAuth, BrokerScaling, BrokerSpec, BrokerStore, ClusterFileSource,
+    ConfigMapKeyRef, EmbeddedStore, FdbStore, Listener, ListenerType, QueueTemplate, ResourceAmount,
+    Resources, StreamTemplate,
+};
+pub use common::{DeletionPolicy, ObjectRef, ObjectStatus};
+pub use duration::{DurationError, KubeDuration};
+pub use format::{FORMATS, Format, check_namespace, check_object_name};
+pub use problem::Problem;
+pub use queue::{
+    DeadLetter, Dedup, Dispatch, DispatchStrategy, MessageQueue, MessageQueueSpec, Ordering, Overflow,
+    PublisherControl, QueueRetention, QueueSettings, RetryBackoff,
+};
+pub use size::{ByteSize, ByteSizeError};
+pub use stream::{Groups, Stream, StreamRetention, StreamSettings, StreamSpec};
+
+/// The API group of every kind.
+pub const GROUP: &str = "weir.dev";
+/// The one version that is served and stored.
+pub const VERSION: &str = "v1alpha1";
+
+/// The custom resource definitions of all kinds, in the order of their names.
+#[must_use]
+pub fn crds() -> Vec<CustomResourceDefinition> {
+    [Broker::crd(), MessageQueue::crd(), Stream::crd()].map(without_nullable).into()
+}
+
+/// In a field that is not nullable the API server takes `null` for absent, which is what people mean; in one
+/// that is, `null` stays and stands for nothing here.
+fn without_nullable(crd: CustomResourceDefinition) -> CustomResourceDefinition {
+    fn strip(value: &mut Value) {
+        match value {
+            Value::Object(fields) => {
+                fields.retain(|name, value| name != "nullable" || !value.is_boolean());
+                fields.values_mut().for_each(strip);
+            }
+            Value::Array(items) => items.iter_mut().for_each(strip),
+            _ => {}
+        }
+    }
+    let mut value = serde_json::to_value(crd).expect("a custom resource definition is JSON");
+    strip(&mut value);
+    serde_json::from_value(value).expect("`nullable` is optional in a schema")
+}

@@ -1,0 +1,403 @@
+//! The kind `Broker`: the pods that serve queues, streams and plain MQTT, and where they store.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use kube::CustomResource;
+use kube::core::Rule;
+use schemars::{JsonSchema, Schema, SchemaGenerator};
+use serde::de::Visitor;
+use serde::{Deserialize, Deserializer, Serialize};
+
+use crate::common::{ObjectRef, ObjectStatus};
+use crate::format::{kube_name_schema, name_pattern_schema, port_name_schema, quantity_schema};
+use crate::problem::Problem;
+use crate::queue::QueueSettings;
+use crate::size::ByteSize;
+use crate::stream::StreamSettings;
+
+/// Which pods run, where they listen and where they store.
+#[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[kube(
+    group = "weir.dev",
+    version = "v1alpha1",
+    kind = "Broker",
+    namespaced,
+    status = "ObjectStatus",
+    derive = "PartialEq",
+    shortname = "weirbroker",
+    category = "weir",
+    doc = "An installation of Weir: broker pods that are all alike, and the store that holds what must survive.",
+    printcolumn(
+        name = "Ready",
+        type_ = "string",
+        json_path = r#".status.conditions[?(@.type=="Ready")].status"#,
+        description = "Whether clients are accepted."
+    ),
+    printcolumn(
+        name = "Reason",
+        type_ = "string",
+        json_path = r#".status.conditions[?(@.type=="Ready")].reason"#,
+        description = "Why it is ready or not."
+    ),
+    printcolumn(
+        name = "Replicas",
+        type_ = "integer",
+        json_path = ".spec.replicas",
+        description = "Pods, where their number is fixed."
+    ),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(
+        name = "Image",
+        type_ = "string",
+        json_path = ".spec.image",
+        description = "Container image of the pods.",
+        priority = 1
+    ),
+    printcolumn(
+        name = "Message",
+        type_ = "string",
+        json_path = r#".status.conditions[?(@.type=="Ready")].message"#,
+        description = "What a person should know.",
+        priority = 1
+    )
+)]
+#[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = [
+    Rule::new("!(has(self.replicas) && has(self.scaling))")
+        .message("replicas and scaling exclude each other")
+        .field_path(".replicas"),
+    Rule::new(
+        "!has(self.store.embedded) || (!has(self.scaling) && (!has(self.replicas) || self.replicas <= 1))"
+    )
+    .message("an embedded store serves one pod: replicas at most 1 and no scaling")
+    .field_path(".store.embedded"),
+]))]
+pub struct BrokerSpec {
+    /// Container image of the pods. Default: the one that the operator was installed with.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 1024))]
+    pub image: Option<String>,
+    /// Number of pods, 0 to 1000. Absent where `scaling` decides; 1 without both.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 1000))]
+    pub replicas: Option<i32>,
+    /// Bounds and targets within which the number of pods follows the load. Excludes `replicas`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scaling: Option<BrokerScaling>,
+    /// Where clients connect, 1 to 16. Default: `mqtt` on port 1883.
+    #[serde(default = "default_listeners")]
+    #[schemars(
+        length(min = 1, max = 16),
+        extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"])
+    )]
+    pub listeners: Vec<Listener>,
+    /// Who may connect and do what.
+    #[serde(default)]
+    pub auth: BrokerAuth,
+    /// Where messages are stored: exactly one kind of store.
+    pub store: BrokerStore,
+    /// Whether a subscription to a queue or stream that does not exist yet is granted and waits for it. Default
+    /// true.
+    #[serde(default = "default_true")]
+    pub wait_for_queue: bool,
+    /// Queues and streams that come into being by their first subscription. Default: none.
+    #[serde(default)]
+    pub auto_create: AutoCreate,
+    /// Namespaces whose queues and streams this Broker may serve besides its own; `*` is all. Default `["*"]`.
+    #[serde(default = "all_namespaces")]
+    #[schemars(length(max = 256), inner(length(min = 1, max = 63)), extend("x-kubernetes-list-type" = "set"))]
+    pub allowed_namespaces: Vec<String>,
+    /// CPU and memory of each pod. Default: no requests, no limits.
+    #[serde(default)]
+    pub resources: Resources,
+}
+
+/// Within which bounds, and to keep which load, the number of pods changes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = [
+    Rule::new("self.minReplicas <= self.maxReplicas")
+        .message("minReplicas must not be above maxReplicas")
+        .field_path(".minReplicas")
+]))]
+pub struct BrokerScaling {
+    /// Fewest pods, 1 to 1000. Default 1.
+    #[serde(default = "one")]
+    #[schemars(range(min = 1, max = 1000))]
+    pub min_replicas: i32,
+    /// Most pods, 1 to 1000.
+    #[schemars(range(min = 1, max = 1000))]
+    pub max_replicas: i32,
+    /// Client connections per pod to aim at, 1 to 1000000. Absent: connections do not count.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub connections_per_pod: Option<i32>,
+    /// CPU use to aim at, in percent of the request, 1 to 100. Absent: CPU does not count.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 100))]
+    pub cpu_percent: Option<i32>,
+}
+
+/// A port at which clients connect.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = [
+    Rule::new("(self.type in ['mqtts', 'wss']) == has(self.tlsSecretRef)")
+        .message("tlsSecretRef is needed with mqtts and wss, and only there")
+]))]
+pub struct Listener {
+    /// Name of the port: 1 to 15 lower-case letters, digits and, inside, `-`; one of each.
+    #[schemars(schema_with = "port_name_schema")]
+    pub name: String,
+    /// Protocol.
+    #[serde(rename = "type")]
+    pub protocol: ListenerType,
+    /// TCP port, 1 to 65535.
+    #[schemars(range(min = 1, max = 65535))]
+    pub port: i32,
+    /// Secret of the type `kubernetes.io/tls` in the Broker's namespace. With `mqtts` and `wss` only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls_secret_ref: Option<ObjectRef>,
+}
+
+/// What a listener speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ListenerType {
+    /// MQTT over TCP.
+    Mqtt,
+    /// MQTT over TLS.
+    Mqtts,
+    /// MQTT over WebSocket.
+    Ws,
+    /// MQTT over WebSocket over TLS.
+    Wss,
+}
+
+/// Who may connect and do what.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct BrokerAuth {
+    /// Whether clients are accepted beyond the pod itself without proving who they are. Default false.
+    pub allow_anonymous: bool,
+}
+
+/// Where messages are stored: exactly one of the two.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = [
+    Rule::new("has(self.fdb) != has(self.embedded)").message("exactly one of fdb and embedded is needed")
+]))]
+pub struct BrokerStore {
+    /// A FoundationDB cluster: any number of pods.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fdb: Option<FdbStore>,
+    /// An embedded store on a volume: one pod.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub embedded: Option<EmbeddedStore>,
+}
+
+/// A FoundationDB cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct FdbStore {
+    /// Where the cluster file is.
+    pub cluster_file: ClusterFileSource,
+}
+
+/// Where the cluster file is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ClusterFileSource {
+    /// A key of a ConfigMap in the Broker's namespace.
+    pub config_map_ref: ConfigMapKeyRef,
+}
+
+/// A key of a ConfigMap.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ConfigMapKeyRef {
+    /// Name of the ConfigMap.
+    #[schemars(schema_with = "kube_name_schema")]
+    pub name: String,
+    /// Key inside of it. Default `cluster-file`.
+    #[serde(default = "cluster_file_key")]
+    #[schemars(length(min = 1, max = 253))]
+    pub key: String,
+}
+
+/// An embedded store.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct EmbeddedStore {
+    /// Size of the volume, such as `10Gi`.
+    pub storage: ByteSize,
+}
+
+/// Queues and streams that come into being by their first subscription.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct AutoCreate {
+    /// Templates of queues, up to 32; the first whose pattern matches is taken.
+    #[schemars(length(max = 32))]
+    pub queues: Vec<QueueTemplate>,
+    /// Templates of streams, up to 32; the first whose pattern matches is taken.
+    #[schemars(length(max = 32))]
+    pub streams: Vec<StreamTemplate>,
+}
+
+/// What an automatically created queue is like.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct QueueTemplate {
+    /// Names that may be created: a name, or the start of one and `*`, such as `auto-*`.
+    #[schemars(schema_with = "name_pattern_schema")]
+    pub name_pattern: String,
+    /// How the queue works. Default: as a MessageQueue.
+    #[serde(default)]
+    pub spec: QueueSettings,
+}
+
+/// What an automatically created stream is like.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct StreamTemplate {
+    /// Names that may be created: a name, or the start of one and `*`, such as `auto-*`.
+    #[schemars(schema_with = "name_pattern_schema")]
+    pub name_pattern: String,
+    /// How the stream works. Default: as a Stream.
+    #[serde(default)]
+    pub spec: StreamSettings,
+}
+
+/// CPU and memory of a pod.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Resources {
+    /// What a pod is promised, such as `cpu: 500m` and `memory: 1Gi`.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(schema_with = "amounts_schema")]
+    pub requests: BTreeMap<String, ResourceAmount>,
+    /// What a pod may use at most.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(schema_with = "amounts_schema")]
+    pub limits: BTreeMap<String, ResourceAmount>,
+}
+
+/// An amount of CPU, memory or another resource, as it was written.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
+pub struct ResourceAmount(pub String);
+
+impl<'de> Deserialize<'de> for ResourceAmount {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(AmountVisitor)
+    }
+}
+
+struct AmountVisitor;
+
+impl Visitor<'_> for AmountVisitor {
+    type Value = ResourceAmount;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a quantity such as 500m, 2 or 1Gi")
+    }
+
+    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<ResourceAmount, E> {
+        Ok(ResourceAmount(text.to_owned()))
+    }
+
+    fn visit_u64<E: serde::de::Error>(self, amount: u64) -> Result<ResourceAmount, E> {
+        Ok(ResourceAmount(amount.to_string()))
+    }
+}
+
+fn amounts_schema(_: &mut SchemaGenerator) -> Schema {
+    schemars::json_schema!({
+        "type": "object",
+        "maxProperties": 32,
+        "additionalProperties": quantity_schema(),
+    })
+}
+
+fn default_listeners() -> Vec<Listener> {
+    vec![Listener { name: "mqtt".into(), protocol: ListenerType::Mqtt, port: 1883, tls_secret_ref: None }]
+}
+
+fn default_true() -> bool {
+    true
+}
+
+fn all_namespaces() -> Vec<String> {
+    vec!["*".into()]
+}
+
+fn cluster_file_key() -> String {
+    "cluster-file".into()
+}
+
+fn one() -> i32 {
+    1
+}
+
+impl Broker {
+    /// What is wrong beyond types, single-field ranges and formats; nothing in a good object.
+    #[must_use]
+    pub fn problems(&self) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        let spec = &self.spec;
+        if spec.replicas.is_some() && spec.scaling.is_some() {
+            problems
+                .push(Problem::new("spec.replicas", "replicas and scaling exclude each other; allowed: one"));
+        }
+        if let Some(BrokerScaling { min_replicas, max_replicas, .. }) = spec.scaling
+            && min_replicas > max_replicas
+        {
+            let message = format!("{min_replicas} is above maxReplicas; allowed: up to {max_replicas}");
+            problems.push(Problem::new("spec.scaling.minReplicas", message));
+        }
+        spec.check_store(&mut problems);
+        for (index, listener) in spec.listeners.iter().enumerate() {
+            listener.check(&format!("spec.listeners[{index}]"), &mut problems);
+            if spec.listeners.iter().take(index).any(|earlier| earlier.name == listener.name) {
+                let message = format!(
+                    "{:?} is the name of another listener; allowed: names of their own",
+                    listener.name
+                );
+                problems.push(Problem::new(format!("spec.listeners[{index}].name"), message));
+            }
+        }
+        for (index, template) in spec.auto_create.queues.iter().enumerate() {
+            template.spec.check(&format!("spec.autoCreate.queues[{index}].spec"), &mut problems);
+        }
+        problems
+    }
+}
+
+impl BrokerSpec {
+    fn check_store(&self, problems: &mut Vec<Problem>) {
+        if self.store.fdb.is_some() == self.store.embedded.is_some() {
+            let message = "exactly one store is needed; allowed: fdb or embedded";
+            problems.push(Problem::new("spec.store", message));
+        }
+        let many_pods = self.scaling.is_some() || self.replicas.is_some_and(|replicas| replicas > 1);
+        if self.store.embedded.is_some() && many_pods {
+            let message = "an embedded store serves one pod; allowed: replicas up to 1 and no scaling";
+            problems.push(Problem::new("spec.store.embedded", message));
+        }
+    }
+}
+
+impl Listener {
+    fn check(&self, at: &str, problems: &mut Vec<Problem>) {
+        let needs_tls = matches!(self.protocol, ListenerType::Mqtts | ListenerType::Wss);
+        let message = match (needs_tls, self.tls_secret_ref.is_some()) {
+            (true, false) => "tlsSecretRef is missing; needed with the types mqtts and wss",
+            (false, true) => "tlsSecretRef makes no sense here; allowed with the types mqtts and wss",
+            (true, true) | (false, false) => return,
+        };
+        problems.push(Problem::new(at, message));
+    }
+}

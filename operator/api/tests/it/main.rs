@@ -1,0 +1,144 @@
+//! The schema and the Rust checks must agree: one table of changes to a good object, each run through both.
+
+mod schema;
+mod updates;
+
+use kube::CustomResourceExt;
+use kube::core::cel::validate_cel;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use weir_operator_api::{Broker, MessageQueue, Problem, Stream};
+
+/// The object `kind` with `spec` and the name `name`.
+fn object(kind: &str, name: &str, spec: &Value) -> Value {
+    json!({
+        "apiVersion": "weir.dev/v1alpha1",
+        "kind": kind,
+        "metadata": { "name": name, "namespace": "city" },
+        "spec": spec,
+    })
+}
+
+/// Runs `object` through the CEL rules and through `problems`, and says what each found at which path.
+fn judge<T: CustomResourceExt + Serialize + DeserializeOwned>(
+    object: Value,
+    problems: fn(&T) -> Vec<Problem>,
+) -> (Vec<String>, Vec<String>) {
+    let object: T = serde_json::from_value(object).unwrap();
+    let by_rule = match validate_cel(&object) {
+        Ok(()) => Vec::new(),
+        Err(errors) => errors.into_iter().map(|error| error.message).collect(),
+    };
+    (by_rule, problems(&object).into_iter().map(|problem| problem.to_string()).collect())
+}
+
+/// Expects both to refuse the object: the rule with the text `rule`, the check at the path `path`.
+fn refused((by_rule, by_check): (Vec<String>, Vec<String>), rule: &str, path: &str) {
+    assert!(by_rule.iter().any(|message| message.contains(rule)), "rule {rule:?} not in {by_rule:?}");
+    assert!(by_check.iter().any(|problem| problem.starts_with(path)), "path {path:?} not in {by_check:?}");
+    assert_eq!(by_rule.len(), by_check.len(), "{by_rule:?} against {by_check:?}");
+}
+
+fn accepted((by_rule, by_check): (Vec<String>, Vec<String>)) {
+    assert_eq!((by_rule, by_check), (vec![], vec![]));
+}
+
+#[test]
+fn queues() {
+    let judge = |name: &str, spec: Value| judge(object("MessageQueue", name, &spec), MessageQueue::problems);
+    let long = "q".repeat(129);
+
+    accepted(judge("traffic", json!({})));
+    accepted(judge(&long, json!({ "queueName": "short" })));
+    accepted(judge("traffic", json!({ "topicFilter": "sensor/+/data", "ackTimeout": "100ms" })));
+    accepted(judge("traffic", json!({ "deadLetter": { "topic": "dead/traffic" } })));
+    accepted(judge("traffic", json!({ "deadLetter": { "queueRef": { "name": "traffic-dead" } } })));
+    accepted(judge("traffic", json!({ "retryBackoff": { "initial": "5s", "max": "5s" } })));
+
+    for (spec, rule, path) in [
+        (json!({ "topicFilter": "$SYS/#" }), "must not begin with `$`", "spec.topicFilter: "),
+        (json!({ "ackTimeout": "99ms" }), "must be 100ms to 168h", "spec.ackTimeout: "),
+        (json!({ "ackTimeout": "169h" }), "must be 100ms to 168h", "spec.ackTimeout: "),
+        (json!({ "retryBackoff": { "initial": "2m" } }), "initial must not", "spec.retryBackoff.initial: "),
+        (json!({ "retryBackoff": { "max": "25h" } }), "must be 0s to 24h", "spec.retryBackoff.max: "),
+        (json!({ "dedup": { "window": "24h1ms" } }), "must be 0s to 24h", "spec.dedup.window: "),
+        (json!({ "deadLetter": {} }), "exactly one of queueRef and topic", "spec.deadLetter: "),
+        (
+            json!({ "deadLetter": { "topic": "a", "queueRef": { "name": "b" } } }),
+            "exactly one of queueRef and topic",
+            "spec.deadLetter: ",
+        ),
+        (json!({ "deadLetter": { "topic": "$queue/a" } }), "must not begin", "spec.deadLetter.topic: "),
+        (
+            json!({ "deadLetter": { "queueRef": { "name": "traffic" } } }),
+            "cannot be its own",
+            "spec.deadLetter.queueRef.name: ",
+        ),
+    ] {
+        refused(judge("traffic", spec), rule, path);
+    }
+    refused(judge(&long, json!({})), "queueName is needed", "metadata.name: ");
+}
+
+#[test]
+fn streams() {
+    let judge = |name: &str, spec: Value| judge(object("Stream", name, &spec), Stream::problems);
+    let long = "s".repeat(129);
+
+    accepted(judge("telemetry", json!({ "topicFilter": "#" })));
+    accepted(judge(&long, json!({ "topicFilter": "#", "streamName": "telemetry" })));
+    refused(judge("telemetry", json!({ "topicFilter": "$s" })), "must not begin", "spec.topicFilter: ");
+    refused(judge(&long, json!({ "topicFilter": "#" })), "streamName is needed", "metadata.name: ");
+}
+
+#[test]
+fn brokers() {
+    let judge = |changes: Value| {
+        let mut spec = json!({ "store": { "embedded": { "storage": "10Gi" } } });
+        for (field, value) in changes.as_object().unwrap() {
+            spec[field] = value.clone();
+        }
+        judge(object("Broker", "main", &spec), Broker::problems)
+    };
+    let fdb = json!({ "fdb": { "clusterFile": { "configMapRef": { "name": "fdb-config" } } } });
+    let listener = |protocol: &str, tls: Value| {
+        let mut listener = json!({ "name": "a", "type": protocol, "port": 1883 });
+        if !tls.is_null() {
+            listener["tlsSecretRef"] = tls;
+        }
+        json!({ "listeners": [listener] })
+    };
+
+    accepted(judge(json!({})));
+    accepted(judge(json!({ "replicas": 1 })));
+    accepted(judge(json!({ "store": fdb, "replicas": 3 })));
+    accepted(judge(json!({ "store": fdb, "scaling": { "minReplicas": 2, "maxReplicas": 2 } })));
+    accepted(judge(listener("mqtts", json!({ "name": "weir-tls" }))));
+    accepted(judge(json!({ "autoCreate": { "queues": [{ "namePattern": "auto-*" }] } })));
+
+    for (changes, rule, path) in [
+        (
+            json!({ "store": fdb, "replicas": 3, "scaling": { "maxReplicas": 2 } }),
+            "exclude each other",
+            "spec.replicas: ",
+        ),
+        (
+            json!({ "store": fdb, "scaling": { "minReplicas": 3, "maxReplicas": 2 } }),
+            "minReplicas must not",
+            "spec.scaling.minReplicas: ",
+        ),
+        (json!({ "replicas": 2 }), "serves one pod", "spec.store.embedded: "),
+        (json!({ "scaling": { "maxReplicas": 2 } }), "serves one pod", "spec.store.embedded: "),
+        (json!({ "store": {} }), "exactly one of fdb and embedded", "spec.store: "),
+        (listener("wss", Value::Null), "tlsSecretRef is needed", "spec.listeners[0]: "),
+        (listener("mqtt", json!({ "name": "x" })), "tlsSecretRef is needed", "spec.listeners[0]: "),
+        (
+            json!({ "autoCreate": { "queues": [{ "namePattern": "auto-*", "spec": { "deadLetter": {} } }] } }),
+            "exactly one of queueRef and topic",
+            "spec.autoCreate.queues[0].spec.deadLetter: ",
+        ),
+    ] {
+        refused(judge(changes), rule, path);
+    }
+}

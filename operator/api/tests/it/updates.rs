@@ -1,0 +1,64 @@
+//! What may change in an existing object and what may not.
+
+use kube::CustomResourceExt;
+use kube::core::cel::validate_cel_update;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use weir_operator_api::{MessageQueue, Stream};
+
+use crate::object;
+
+fn update<T: CustomResourceExt + Serialize + DeserializeOwned>(
+    kind: &str,
+    old: &Value,
+    new: &Value,
+) -> Vec<String> {
+    let parse = |spec| serde_json::from_value::<T>(object(kind, "a", spec)).unwrap();
+    match validate_cel_update(&parse(new), &parse(old)) {
+        Ok(()) => Vec::new(),
+        Err(errors) => errors.into_iter().map(|error| error.message).collect(),
+    }
+}
+
+#[test]
+fn queues_keep_what_is_immutable() {
+    let old = json!({ "topicFilter": "a/+", "queueName": "a", "shards": 2 });
+    let update = |old: &Value, new: &Value| update::<MessageQueue>("MessageQueue", old, new);
+
+    let other_settings = json!({
+        "topicFilter": "a/+", "queueName": "a", "shards": 2, "ackTimeout": "1m", "ordering": "key", "key": "'k'",
+    });
+    assert_eq!(update(&old, &old), Vec::<String>::new());
+    assert_eq!(update(&old, &other_settings), Vec::<String>::new());
+    for (new, message) in [
+        (json!({ "topicFilter": "b/+", "queueName": "a", "shards": 2 }), "topicFilter is immutable"),
+        (json!({ "queueName": "a", "shards": 2 }), "topicFilter is immutable"),
+        (json!({ "topicFilter": "a/+", "queueName": "b", "shards": 2 }), "queueName is immutable"),
+        (json!({ "topicFilter": "a/+", "shards": 2 }), "queueName is immutable"),
+        (json!({ "topicFilter": "a/+", "queueName": "a" }), "shards is immutable"),
+        (
+            json!({ "topicFilter": "a/+", "queueName": "a", "shards": 2, "lastValue": true }),
+            "lastValue is immutable",
+        ),
+    ] {
+        assert_eq!(update(&old, &new), [message]);
+    }
+    assert_eq!(update(&json!({}), &json!({ "queueName": "a" })), ["queueName is immutable"]);
+}
+
+#[test]
+fn streams_keep_what_is_immutable() {
+    let old = json!({ "topicFilter": "a/+" });
+    let update = |new: &Value| update::<Stream>("Stream", &old, new);
+
+    assert_eq!(update(&json!({ "topicFilter": "a/+", "key": "message.clientId" })), Vec::<String>::new());
+    for (new, message) in [
+        (json!({ "topicFilter": "b" }), "topicFilter is immutable"),
+        (json!({ "topicFilter": "a/+", "streamName": "b" }), "streamName is immutable"),
+        (json!({ "topicFilter": "a/+", "shards": 2 }), "shards is immutable"),
+        (json!({ "topicFilter": "a/+", "lastValue": true }), "lastValue is immutable"),
+    ] {
+        assert_eq!(update(&new), [message]);
+    }
+}
