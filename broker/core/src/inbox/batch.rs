@@ -12,7 +12,8 @@ use bytes::Bytes;
 use weir_env::seed::Seed;
 use weir_storage::{Isolation, Transaction};
 
-use super::writer::{InboxAppend, InboxTarget, Waiter};
+use super::waiter::Waiter;
+use super::writer::{InboxAppend, InboxTarget};
 use super::{MESSAGE_FORMAT, release_blob};
 use crate::Result;
 use crate::keyspace::Writer;

@@ -8,6 +8,7 @@ mod batch;
 mod limits;
 #[cfg(test)]
 mod tests;
+mod waiter;
 mod writer;
 
 use bytes::{Bytes, BytesMut};
@@ -16,9 +17,9 @@ use weir_env::clock::Timestamp;
 use weir_storage::{Isolation, RangeQuery, Transaction, key_after};
 
 pub use limits::{InboxCounters, InboxLimits, InboxUsage};
-pub use writer::{
-    AppendCompletion, InboxAppend, InboxMetrics, InboxOptions, InboxTarget, InboxWriter, Notify,
-};
+pub use waiter::Completion;
+pub(crate) use waiter::Waiter;
+pub use writer::{InboxAppend, InboxMetrics, InboxOptions, InboxTarget, InboxWriter, Notify};
 
 use crate::Result;
 pub use crate::keyspace::inbox::InboxId;

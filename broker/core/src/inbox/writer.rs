@@ -5,21 +5,20 @@
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
 use bytestring::ByteString;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::registry::Registry;
 use smallvec::SmallVec;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use weir_storage::{Isolation, RangeQuery};
 
 use super::batch::{Pending, Plan};
 use super::limits::Admission;
+use super::waiter::{Completion, Waiter};
 use super::{InboxLimits, InboxUsage};
 use crate::keyspace::inbox::{InboxBody, InboxKeys, InboxRow};
 use crate::keyspace::session::Incarnation;
@@ -60,18 +59,6 @@ pub struct InboxAppend {
     pub targets: SmallVec<[InboxTarget; 2]>,
     /// Of a QoS 2 publish: repeating it adds nothing to inboxes that have it.
     pub mark: Option<PublishId>,
-}
-
-/// Resolves when the message is durable in all its inboxes, or isn't going to be. Dropping it changes nothing.
-#[derive(Debug)]
-pub struct AppendCompletion(oneshot::Receiver<Result<()>>);
-
-impl Future for AppendCompletion {
-    type Output = Result<()>;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<()>> {
-        Pin::new(&mut self.0).poll(cx).map(|received| received.unwrap_or(Err(Error::Closed)))
-    }
 }
 
 /// How an [`InboxWriter`] works.
@@ -167,12 +154,9 @@ impl InboxWriter {
     ///
     /// # Errors
     /// [`Error::Closed`] after the stop. Cancel-safe: a message whose future is dropped was not taken.
-    pub async fn append(&self, append: InboxAppend) -> Result<AppendCompletion> {
-        let (completion_tx, completion_rx) = oneshot::channel();
-        let completion = AppendCompletion(completion_rx);
+    pub async fn append(&self, append: InboxAppend) -> Result<Completion> {
         if append.targets.is_empty() {
-            let _ = completion_tx.send(Ok(()));
-            return Ok(completion);
+            return Ok(Completion::ready(Ok(())));
         }
         let targets: usize = append.targets.iter().map(|target| target.client_id.len() + 128).sum();
         let bytes = u32::try_from(append.message.size() + targets).unwrap_or(u32::MAX);
@@ -181,24 +165,11 @@ impl InboxWriter {
         let permit = permit.map_err(|_| Error::Closed)?;
         let hash = placement_hash(append.message.topic.as_bytes());
         let task = usize::try_from(hash % self.task_txs.len() as u64).unwrap_or(0);
-        let pending = Pending::new(append, Waiter { completion_tx, _permit: permit });
+        let (waiter, completion) = Waiter::new(permit);
+        let pending = Pending::new(append, waiter);
         let task_tx = self.task_txs.get(task).ok_or(Error::Closed)?;
         task_tx.send(pending).await.map_err(|_| Error::Closed)?;
         Ok(completion)
-    }
-}
-
-/// Who waits for a message to be durable, and the bytes it holds until then.
-#[derive(Debug)]
-pub(super) struct Waiter {
-    completion_tx: oneshot::Sender<Result<()>>,
-    _permit: OwnedSemaphorePermit,
-}
-
-impl Waiter {
-    pub(super) fn complete(self, outcome: Result<()>) {
-        // Whoever has stopped waiting does not want to know.
-        let _ = self.completion_tx.send(outcome);
     }
 }
 

@@ -4,13 +4,17 @@
 //! So the topics below a level are one range, and a level sorts before the levels below it. Value: format 1,
 //! storage u8; inline (0): an encoded message; in chunks (1): id (16, random), length varint, expiry flag u8 and
 //! u64 (µs). Chunk: `Q`, id (16), number u16; value: format 1, then at most 89,999 bytes of the message.
+//!
+//! Usage: `r`, bucket u8 (hash of the topic mod 16); value: format 1, messages u64, bytes u64 of what is retained
+//! in that bucket, rewritten with it.
 
 use bytes::Bytes;
 use bytestring::ByteString;
 use weir_env::clock::Timestamp;
+use weir_storage::limits::VALUE_BYTES_MAX;
 use weir_topic::TopicName;
 
-use super::{DecodeError, Reader, Writer, tag};
+use super::{DecodeError, Reader, Writer, placement_hash, tag};
 
 const FORMAT: u8 = 1;
 
@@ -65,6 +69,64 @@ pub fn decode_key(key: &[u8]) -> Result<TopicName, DecodeError> {
     TopicName::parse(text).map_err(|_| invalid)
 }
 
+/// Bytes of the message in a chunk that isn't the last.
+pub const CHUNK_BYTES: usize = VALUE_BYTES_MAX - 1;
+
+/// The value of a chunk.
+#[must_use]
+pub fn encode_chunk(bytes: &[u8]) -> Vec<u8> {
+    Writer::new(FORMAT).raw(bytes).finish()
+}
+
+/// Reads the value of a chunk.
+///
+/// # Errors
+/// If it is not one, or of a newer format.
+pub fn decode_chunk(value: Bytes) -> Result<Bytes, DecodeError> {
+    Reader::value(value, "retained chunk", FORMAT).map(|(reader, _)| reader.rest())
+}
+
+/// How many messages are retained in a part of all topics, and their bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RetainedUsage {
+    /// Messages.
+    pub messages: u64,
+    /// Bytes of keys and messages.
+    pub bytes: u64,
+}
+
+impl RetainedUsage {
+    /// Parts into which the topics are divided.
+    pub const BUCKETS: u8 = 16;
+
+    /// The part that `topic` is in.
+    #[must_use]
+    pub fn bucket(topic: &TopicName) -> u8 {
+        u8::try_from(placement_hash(topic.as_bytes()) % u64::from(Self::BUCKETS)).unwrap_or(0)
+    }
+
+    /// The key of a part.
+    #[must_use]
+    pub fn key(bucket: u8) -> Vec<u8> {
+        vec![tag::RETAINED_USAGE, bucket]
+    }
+
+    /// The value.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        Writer::new(FORMAT).u64(self.messages).u64(self.bytes).finish()
+    }
+
+    /// Reads a value.
+    ///
+    /// # Errors
+    /// If it is not one, or of a newer format.
+    pub fn decode(value: Bytes) -> Result<Self, DecodeError> {
+        let (mut reader, _) = Reader::value(value, "retained usage", FORMAT)?;
+        Ok(Self { messages: reader.u64("retained messages")?, bytes: reader.u64("retained bytes")? })
+    }
+}
+
 /// The value of a retained message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RetainedValue {
@@ -82,6 +144,16 @@ pub enum RetainedValue {
 }
 
 impl RetainedValue {
+    /// Bytes of the encoded message.
+    #[must_use]
+    #[expect(clippy::len_without_is_empty, reason = "an encoded message is never empty")]
+    pub fn len(&self) -> u64 {
+        match self {
+            Self::Inline(message) => message.len() as u64,
+            Self::Chunks { len, .. } => *len,
+        }
+    }
+
     /// The value.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
@@ -138,6 +210,12 @@ mod tests {
         let chunks = RetainedValue::Chunks { id: RetainedBlobId([9; 16]), len: 300, expires_at };
         let expected = [b"\x01\x01".as_slice(), &[9; 16], b"\xac\x02\x01\0\0\0\0\0\0\0\x05"].concat();
         assert_eq!(chunks.encode(), expected);
+        assert_eq!(encode_chunk(b"abc"), b"\x01abc");
+        assert_eq!(decode_chunk(Bytes::from_static(b"\x01abc")).unwrap(), "abc");
+        let usage = RetainedUsage { messages: 1, bytes: 2 };
+        assert_eq!(RetainedUsage::key(3), b"r\x03");
+        assert_eq!(usage.encode(), b"\x01\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\0\x02");
+        assert_eq!(RetainedUsage::decode(usage.encode().into()), Ok(usage));
         for value in [inline, chunks] {
             assert_eq!(RetainedValue::decode(value.encode().into()), Ok(value));
         }

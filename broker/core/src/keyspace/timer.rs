@@ -6,12 +6,15 @@
 //! * `w` will: pod (16), client id, incarnation u64, epoch u64
 //! * `x` inbox of a session that has ended: client id, incarnation u64
 //! * `b` hold on a blob by its writer: blob id (16)
+//! * `r` chunks of a retained message that is being written: chunks id (16), topic
 
 use bytes::Bytes;
 use bytestring::ByteString;
 use weir_env::clock::Timestamp;
+use weir_topic::TopicName;
 
 use super::inbox_blob::BlobId;
+use super::retained::RetainedBlobId;
 use super::session::{Incarnation, SessionEpoch};
 use super::will::WillId;
 use super::{DecodeError, Reader, VirtualShard, Writer, tag};
@@ -59,6 +62,8 @@ pub enum TimerKind {
     InboxDrain,
     /// A writer that left a blob half written lets go of it.
     BlobHold,
+    /// Chunks of a retained message that never came to be are cleared.
+    RetainedHold,
 }
 
 impl TimerKind {
@@ -68,6 +73,7 @@ impl TimerKind {
             Self::Will => b'w',
             Self::InboxDrain => b'x',
             Self::BlobHold => b'b',
+            Self::RetainedHold => b'r',
         }
     }
 }
@@ -83,6 +89,8 @@ pub enum Timer {
     InboxDrain(ByteString, Incarnation),
     /// The writer of this blob lets go of it.
     BlobHold(BlobId),
+    /// These chunks are cleared, if the message retained at this topic isn't in them.
+    RetainedHold(RetainedBlobId, TopicName),
 }
 
 impl Timer {
@@ -94,6 +102,7 @@ impl Timer {
             Self::Will(_) => TimerKind::Will,
             Self::InboxDrain(..) => TimerKind::InboxDrain,
             Self::BlobHold(_) => TimerKind::BlobHold,
+            Self::RetainedHold(..) => TimerKind::RetainedHold,
         }
     }
 
@@ -132,6 +141,7 @@ impl Timer {
             }
             Self::InboxDrain(client_id, incarnation) => out.bytes(client_id.as_bytes()).u64(incarnation.0),
             Self::BlobHold(blob) => out.raw(&blob.0),
+            Self::RetainedHold(chunks, topic) => out.raw(&chunks.0).bytes(topic.as_bytes()),
         }
         .finish()
     }
@@ -155,6 +165,11 @@ impl Timer {
                 Incarnation(reader.u64("timer incarnation")?),
             ),
             TimerKind::BlobHold => Self::BlobHold(BlobId(reader.id("timer blob")?)),
+            TimerKind::RetainedHold => {
+                let id = RetainedBlobId(reader.id("timer chunks")?);
+                let topic = TopicName::parse(reader.string("timer topic")?);
+                Self::RetainedHold(id, topic.map_err(|_| DecodeError::Invalid("timer topic"))?)
+            }
         })
     }
 }
@@ -185,10 +200,15 @@ mod tests {
         will_bytes.extend(b"\x01c\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\0\x02");
         let mut blob_bytes = vec![1];
         blob_bytes.extend([9; 16]);
+        let topic = TopicName::parse("a").unwrap();
         let cases = [
             (Timer::SessionEnd("c".into()), b"\x01\x01c".to_vec()),
             (Timer::Will(will), will_bytes),
             (Timer::InboxDrain("c".into(), Incarnation(1)), b"\x01\x01c\0\0\0\0\0\0\0\x01".to_vec()),
+            (
+                Timer::RetainedHold(RetainedBlobId([9; 16]), topic),
+                [&blob_bytes, b"\x01a".as_slice()].concat(),
+            ),
             (Timer::BlobHold(BlobId([9; 16])), blob_bytes),
         ];
         for (timer, bytes) in cases {
