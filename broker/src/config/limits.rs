@@ -25,7 +25,7 @@ macro_rules! limits {
             flag: $flag,
             env: $env,
             env_fallback: None,
-            value_name: "N",
+            value_name: <$type as Quantity>::VALUE_NAME,
             help: concat!($($doc),+),
             many: false,
             switch: false,

@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 pub use limits::Limits;
 pub use settings::Flags;
 pub use value::ByteCount;
+pub(crate) use value::{parse_duration, show_duration};
 
 /// Everything `weir serve` needs to know.
 #[derive(Clone, Debug, PartialEq, Eq)]

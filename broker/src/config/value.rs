@@ -16,6 +16,8 @@ pub struct ByteCount(pub u64);
 pub(super) trait Quantity: Sized + PartialOrd {
     /// What the value is called in messages, with an article.
     const KIND: &'static str;
+    /// What stands for it in help.
+    const VALUE_NAME: &'static str;
     fn parse(text: &str) -> Option<Self>;
     fn show(&self) -> String;
 }
@@ -29,6 +31,16 @@ pub(super) fn within<T: Quantity>(text: &str, range: &RangeInclusive<T>) -> Resu
             range.end().show()
         )
     })
+}
+
+/// A duration such as `30s` or `1h30m`.
+pub(crate) fn parse_duration(text: &str) -> Option<Duration> {
+    Duration::parse(text)
+}
+
+/// A duration in its largest whole unit.
+pub(crate) fn show_duration(duration: Duration) -> String {
+    duration.show()
 }
 
 pub(super) fn boolean(text: &str) -> Result<bool, String> {
@@ -151,6 +163,7 @@ impl fmt::Display for ByteCount {
 
 impl Quantity for ByteCount {
     const KIND: &'static str = "a size (B, KiB, MiB, GiB)";
+    const VALUE_NAME: &'static str = "SIZE";
 
     fn parse(text: &str) -> Option<Self> {
         let digits = text.bytes().take_while(u8::is_ascii_digit).count();
@@ -175,6 +188,7 @@ const TIME_UNITS: [(&str, u64); 4] = [("h", 3_600_000), ("m", 60_000), ("s", 1_0
 
 impl Quantity for Duration {
     const KIND: &'static str = "a duration (ms, s, m, h)";
+    const VALUE_NAME: &'static str = "DURATION";
 
     /// One or more numbers with a unit, as in `1h30m`.
     fn parse(text: &str) -> Option<Self> {
@@ -205,6 +219,7 @@ macro_rules! count {
     ($($integer:ty),+) => {$(
         impl Quantity for $integer {
             const KIND: &'static str = "a number";
+            const VALUE_NAME: &'static str = "N";
 
             fn parse(text: &str) -> Option<Self> {
                 text.parse().ok()

@@ -1,0 +1,186 @@
+//! `weir queue`: what queues there are, and how one is doing.
+
+use clap::Subcommand;
+use serde_json::{Value, json};
+use weir_proto::admin::v1 as wire;
+
+use super::admin::{AdminArgs, conditions_json, declaration_json, declared, facts, ready, remarks};
+use super::output::{Format, Output, Table, bytes, harmless, limit, millis};
+
+#[derive(Clone, Debug, Subcommand)]
+pub(super) enum QueueCommand {
+    /// List all queues
+    List {
+        #[command(flatten)]
+        admin: AdminArgs,
+    },
+    /// Describe one queue with its shards and consumers
+    Describe {
+        /// Name of the queue
+        name: String,
+        #[command(flatten)]
+        admin: AdminArgs,
+    },
+}
+
+pub(super) async fn run(command: &QueueCommand) -> anyhow::Result<()> {
+    let mut output = Output::stdout();
+    match command {
+        QueueCommand::List { admin } => {
+            let mut client = admin.connect().await?;
+            let response = admin.answer(client.list_queues(wire::ListQueuesRequest {})).await?;
+            match admin.output {
+                Format::Json => output.json(&response.queues.iter().map(queue_json).collect())?,
+                Format::Text if response.queues.is_empty() => eprintln!("there are no queues"),
+                Format::Text => output.text(&list(&response.queues))?,
+            }
+        }
+        QueueCommand::Describe { name, admin } => {
+            let mut client = admin.connect().await?;
+            let request = wire::DescribeQueueRequest { name: name.clone() };
+            let response = admin.answer(client.describe_queue(request)).await?;
+            match admin.output {
+                Format::Json => output.json(&description_json(&response))?,
+                Format::Text => output.text(&describe(&response))?,
+            }
+        }
+    }
+    Ok(())
+}
+
+fn list(queues: &[wire::Queue]) -> String {
+    let mut table =
+        Table::new(&["NAME", "FILTER", "SHARDS#", "DEPTH#", "IN FLIGHT#", "CONSUMERS#", "SIZE#", "STATUS"]);
+    for queue in queues {
+        table.row(vec![
+            harmless(&queue.name),
+            harmless(&queue.topic_filter),
+            queue.shards.to_string(),
+            queue.depth.to_string(),
+            queue.in_flight.to_string(),
+            queue.consumers.to_string(),
+            bytes(queue.bytes),
+            ready(&queue.conditions),
+        ]);
+    }
+    table.to_string()
+}
+
+fn describe(response: &wire::DescribeQueueResponse) -> String {
+    let queue = response.queue.clone().unwrap_or_default();
+    let settings = response.settings.clone().unwrap_or_default();
+    let filter = match queue.topic_filter.as_str() {
+        "" => "- (fed by dead letters and redrive only)".to_owned(),
+        filter => harmless(filter),
+    };
+    let mut text = facts(&[
+        ("Name", harmless(&queue.name)),
+        ("Filter", filter),
+        ("Declared", declared(queue.declaration.as_ref())),
+        ("Depth", format!("{} ({} in flight), {}", queue.depth, queue.in_flight, bytes(queue.bytes))),
+        ("Ordering", ordering(queue.ordering()).to_owned()),
+        ("Key", or_none(&settings.key)),
+        ("Last value", if settings.last_value { "yes" } else { "no" }.to_owned()),
+        (
+            "Dispatch",
+            format!("{}, {} per consumer", settings.dispatch_strategy, settings.max_inflight_per_consumer),
+        ),
+        ("Ack timeout", millis(settings.ack_timeout_millis)),
+        ("Deliveries", limit(settings.max_deliveries.into())),
+        ("Dead letters", or_none(&settings.dead_letter)),
+        ("Keeps", keeps(&settings)),
+        ("When full", or_none(&settings.overflow)),
+    ]);
+    let mut shards = Table::new(&["SHARD#", "FLOOR#", "NEXT#", "DEPTH#", "IN FLIGHT#", "SIZE#"]);
+    for shard in &response.shards {
+        shards.row(vec![
+            shard.shard.to_string(),
+            shard.floor.to_string(),
+            shard.next_offset.to_string(),
+            shard.depth.to_string(),
+            shard.in_flight.to_string(),
+            bytes(shard.bytes),
+        ]);
+    }
+    text.push_str(&format!("\n{shards}"));
+    if !response.consumers.is_empty() {
+        let mut consumers = Table::new(&["CONSUMER", "IN FLIGHT#"]);
+        for consumer in &response.consumers {
+            consumers.row(vec![harmless(&consumer.id), consumer.in_flight.to_string()]);
+        }
+        text.push_str(&format!("\n{consumers}"));
+    }
+    text.push_str(&remarks(&queue.conditions, &response.warnings));
+    text
+}
+
+fn keeps(settings: &wire::QueueSettings) -> String {
+    let size = if settings.retention_bytes == 0 { "-".to_owned() } else { bytes(settings.retention_bytes) };
+    format!(
+        "age {}, size {size}, messages {}",
+        millis(settings.retention_age_millis),
+        limit(settings.retention_messages)
+    )
+}
+
+fn or_none(text: &str) -> String {
+    if text.is_empty() { "-".to_owned() } else { harmless(text) }
+}
+
+fn ordering(ordering: wire::Ordering) -> &'static str {
+    match ordering {
+        wire::Ordering::Unspecified => "-",
+        wire::Ordering::None => "none",
+        wire::Ordering::Key => "key",
+    }
+}
+
+fn queue_json(queue: &wire::Queue) -> Value {
+    json!({
+        "name": queue.name,
+        "topicFilter": queue.topic_filter,
+        "shards": queue.shards,
+        "ordering": ordering(queue.ordering()),
+        "depth": queue.depth,
+        "inFlight": queue.in_flight,
+        "consumers": queue.consumers,
+        "bytes": queue.bytes,
+        "declaration": declaration_json(queue.declaration.as_ref()),
+        "conditions": conditions_json(&queue.conditions),
+    })
+}
+
+fn description_json(response: &wire::DescribeQueueResponse) -> Value {
+    let settings = response.settings.clone().unwrap_or_default();
+    let shards = response.shards.iter().map(|shard| {
+        json!({
+            "shard": shard.shard,
+            "floor": shard.floor,
+            "nextOffset": shard.next_offset,
+            "depth": shard.depth,
+            "bytes": shard.bytes,
+            "inFlight": shard.in_flight,
+        })
+    });
+    let consumers =
+        response.consumers.iter().map(|consumer| json!({"id": consumer.id, "inFlight": consumer.in_flight}));
+    json!({
+        "queue": queue_json(&response.queue.clone().unwrap_or_default()),
+        "settings": {
+            "key": settings.key,
+            "lastValue": settings.last_value,
+            "ackTimeoutMillis": settings.ack_timeout_millis,
+            "maxDeliveries": settings.max_deliveries,
+            "maxInflightPerConsumer": settings.max_inflight_per_consumer,
+            "dispatchStrategy": settings.dispatch_strategy,
+            "retentionAgeMillis": settings.retention_age_millis,
+            "retentionBytes": settings.retention_bytes,
+            "retentionMessages": settings.retention_messages,
+            "overflow": settings.overflow,
+            "deadLetter": settings.dead_letter,
+        },
+        "shards": shards.collect::<Value>(),
+        "consumers": consumers.collect::<Value>(),
+        "warnings": response.warnings,
+    })
+}

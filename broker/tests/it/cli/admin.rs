@@ -1,0 +1,277 @@
+//! `weir queue` and `weir stream`, against an admin API that says what the test wants.
+
+use parking_lot::Mutex;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use tokio::net::TcpListener;
+use tokio_util::task::TaskTracker;
+use tonic::codegen::tokio_stream::{self, Stream};
+use tonic::transport::server::TcpIncoming;
+use tonic::{Request, Response, Status};
+use weir_proto::admin::v1::admin_server::{Admin, AdminServer};
+use weir_proto::admin::v1::*;
+
+use super::weir;
+
+/// Answers with one queue and one stream, and keeps what was asked of the stream.
+#[derive(Clone, Default)]
+struct Canned(Arc<Mutex<Vec<ReadStreamRequest>>>);
+
+#[tonic::async_trait]
+impl Admin for Canned {
+    type ReadStreamStream = Pin<Box<dyn Stream<Item = Result<ReadStreamResponse, Status>> + Send>>;
+
+    async fn list_queues(
+        &self,
+        _: Request<ListQueuesRequest>,
+    ) -> Result<Response<ListQueuesResponse>, Status> {
+        let mut other = queue();
+        other.name = "a".into();
+        other.topic_filter = String::new();
+        other.conditions = vec![];
+        Ok(Response::new(ListQueuesResponse { queues: vec![other, queue()] }))
+    }
+
+    async fn describe_queue(
+        &self,
+        request: Request<DescribeQueueRequest>,
+    ) -> Result<Response<DescribeQueueResponse>, Status> {
+        let name = request.into_inner().name;
+        if name != "traffic" {
+            return Err(Status::not_found(format!("there is no queue `{name}`")));
+        }
+        Ok(Response::new(DescribeQueueResponse {
+            queue: Some(queue()),
+            settings: Some(QueueSettings {
+                key: "message.topic".into(),
+                last_value: false,
+                ack_timeout_millis: 30_000,
+                max_deliveries: 16,
+                max_inflight_per_consumer: 1000,
+                dispatch_strategy: "leastInflight".into(),
+                retention_age_millis: 604_800_000,
+                retention_bytes: 10 << 30,
+                retention_messages: 0,
+                overflow: "RejectPublish".into(),
+                dead_letter: String::new(),
+            }),
+            shards: vec![
+                QueueShard {
+                    shard: 0,
+                    floor: 10,
+                    next_offset: 1234,
+                    depth: 1200,
+                    bytes: 120_000,
+                    in_flight: 7,
+                },
+                QueueShard { shard: 1, floor: 0, next_offset: 0, depth: 0, bytes: 0, in_flight: 0 },
+            ],
+            consumers: vec![QueueConsumer { id: "worker-1\u{1b}[2J".into(), in_flight: 7 }],
+            warnings: vec!["no dead letters are kept".into()],
+        }))
+    }
+
+    async fn list_streams(
+        &self,
+        _: Request<ListStreamsRequest>,
+    ) -> Result<Response<ListStreamsResponse>, Status> {
+        Ok(Response::new(ListStreamsResponse { streams: vec![stream()] }))
+    }
+
+    async fn describe_stream(
+        &self,
+        _: Request<DescribeStreamRequest>,
+    ) -> Result<Response<DescribeStreamResponse>, Status> {
+        Ok(Response::new(DescribeStreamResponse {
+            stream: Some(stream()),
+            settings: Some(StreamSettings::default()),
+            shards: vec![StreamShard {
+                shard: 0,
+                start_offset: 0,
+                next_offset: 3,
+                bytes: 2048,
+                first_ts_micros: 1_700_000_000_000_000,
+                last_ts_micros: 1_700_000_001_000_000,
+            }],
+            readers: vec![StreamReader { id: "dashboard".into(), next_offsets: vec![3] }],
+            warnings: vec![],
+        }))
+    }
+
+    async fn read_stream(
+        &self,
+        request: Request<ReadStreamRequest>,
+    ) -> Result<Response<Self::ReadStreamStream>, Status> {
+        self.0.lock().push(request.into_inner());
+        let messages = [("one", Some("k".into())), ("two", None)].into_iter().zip(0..).map(
+            |((payload, key), offset)| {
+                Ok(ReadStreamResponse {
+                    shard: 2,
+                    offset,
+                    ts_micros: 1_700_000_000_000_000,
+                    topic: "vehicle/1/telemetry".into(),
+                    key,
+                    payload: payload.into(),
+                    user_properties: vec![UserProperty { name: "n".into(), value: "v".into() }],
+                })
+            },
+        );
+        Ok(Response::new(Box::pin(tokio_stream::iter(messages.collect::<Vec<_>>()))))
+    }
+}
+
+fn declaration(object: &str) -> Option<Declaration> {
+    Some(Declaration {
+        namespace: "city".into(),
+        object: object.into(),
+        source: "manifests/city.yaml:3".into(),
+        created_micros: 1_700_000_000_000_000,
+        generation: 2,
+    })
+}
+
+fn ready() -> Vec<Condition> {
+    vec![Condition {
+        r#type: "Ready".into(),
+        status: "True".into(),
+        reason: "Serving".into(),
+        message: String::new(),
+    }]
+}
+
+fn queue() -> Queue {
+    Queue {
+        name: "traffic".into(),
+        topic_filter: "sensor/+/data".into(),
+        shards: 2,
+        ordering: Ordering::Key.into(),
+        depth: 1200,
+        in_flight: 7,
+        consumers: 1,
+        bytes: 120_000,
+        declaration: declaration("traffic"),
+        conditions: ready(),
+    }
+}
+
+fn stream() -> weir_proto::admin::v1::Stream {
+    weir_proto::admin::v1::Stream {
+        name: "telemetry".into(),
+        topic_filter: "vehicle/+/telemetry".into(),
+        shards: 1,
+        messages: 3,
+        bytes: 2048,
+        readers: 1,
+        declaration: declaration("telemetry"),
+        conditions: ready(),
+    }
+}
+
+struct Server {
+    addr: SocketAddr,
+    asked: Canned,
+    _tasks: TaskTracker,
+}
+
+async fn start() -> Server {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let (asked, tasks) = (Canned::default(), TaskTracker::new());
+    let service = AdminServer::new(asked.clone());
+    tasks.spawn(
+        tonic::transport::Server::builder()
+            .add_service(service)
+            .serve_with_incoming(TcpIncoming::from(listener)),
+    );
+    Server { addr, asked, _tasks: tasks }
+}
+
+impl Server {
+    async fn weir(&self, args: &[&str]) -> super::Finished {
+        let addr = self.addr.to_string();
+        weir(&[args, &["--admin", &addr]].concat(), "").await
+    }
+}
+
+#[tokio::test]
+async fn lists_and_descriptions() {
+    let server = start().await;
+    let mut text = String::new();
+    for args in [
+        &["queue", "list"][..],
+        &["queue", "describe", "traffic"],
+        &["stream", "list"],
+        &["stream", "describe", "telemetry"],
+    ] {
+        text.push_str(&format!("$ weir {}\n{}\n", args.join(" "), server.weir(args).await.output()));
+    }
+    insta::assert_snapshot!(text);
+}
+
+#[tokio::test]
+async fn json_holds_the_same() {
+    let server = start().await;
+    let mut documents = Vec::new();
+    for args in [
+        &["queue", "list", "-o", "json"][..],
+        &["queue", "describe", "traffic", "-o", "json"],
+        &["stream", "list", "-o", "json"],
+        &["stream", "describe", "telemetry", "-o", "json"],
+    ] {
+        let document: serde_json::Value = serde_json::from_str(&server.weir(args).await.output()).unwrap();
+        documents.push(document);
+    }
+    insta::assert_snapshot!(format!("{:#}", serde_json::Value::from(documents)));
+}
+
+#[tokio::test]
+async fn tail_prints_messages() {
+    let server = start().await;
+    let text = server.weir(&["stream", "tail", "telemetry", "--offset", "earliest"]).await.output();
+    assert_eq!(
+        text,
+        "2023-11-14T22:13:20Z 2:0 vehicle/1/telemetry one\n\
+         2023-11-14T22:13:20Z 2:1 vehicle/1/telemetry two\n"
+    );
+    let text =
+        server.weir(&["stream", "tail", "telemetry", "-o", "json", "-n2", "--shard", "2"]).await.output();
+    let first: serde_json::Value = serde_json::from_str(text.lines().next().unwrap()).unwrap();
+    let expected = serde_json::json!({
+        "shard": 2, "offset": 0, "tsMicros": 1_700_000_000_000_000_u64, "topic": "vehicle/1/telemetry",
+        "key": "k", "payload": "one", "properties": [["n", "v"]],
+    });
+    assert_eq!(first, expected);
+    server.weir(&["stream", "tail", "telemetry", "--offset", "2023-11-14T22:13:20Z", "-f"]).await.output();
+    server.weir(&["stream", "tail", "telemetry", "--offset", "17"]).await.output();
+
+    use read_stream_request::Start;
+    let request = |start, follow| ReadStreamRequest {
+        name: "telemetry".into(),
+        shard: None,
+        start: Some(start),
+        follow,
+        limit: 0,
+    };
+    let asked = server.asked.0.lock().clone();
+    assert_eq!(asked[0], request(Start::Earliest(Earliest {}), false));
+    let latest = request(Start::Latest(Latest {}), true);
+    assert_eq!(asked[1], ReadStreamRequest { shard: Some(2), limit: 2, ..latest });
+    assert_eq!(asked[2], request(Start::TimestampMicros(1_700_000_000_000_000), true));
+    assert_eq!(asked[3], request(Start::Offset(17), false));
+}
+
+#[tokio::test]
+async fn what_is_not_there_is_said() {
+    let server = start().await;
+    let failure = server.weir(&["queue", "describe", "nope"]).await.failure();
+    assert_eq!(failure, "weir: there is no queue `nope`\n");
+
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap().to_string();
+    drop(listener);
+    let failure = weir(&["stream", "list", "--admin", &addr], "").await.failure();
+    assert!(failure.starts_with(&format!("weir: no broker answers at {addr} (")), "{failure}");
+    assert!(failure.ends_with("start one with `weir serve`\n"), "{failure}");
+}
