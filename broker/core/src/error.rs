@@ -14,6 +14,9 @@ pub enum Error {
     /// Another pod has taken over what this one thought it owned.
     #[error("taken over by another owner")]
     Fenced,
+    /// A limit that its owner set is reached; what it is of.
+    #[error("limit of {0} is reached")]
+    Full(&'static str),
     /// The core is shutting down.
     #[error("shutting down")]
     Closed,

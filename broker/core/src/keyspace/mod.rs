@@ -63,6 +63,8 @@ pub mod tag {
     pub const RETAINED: u8 = b'R';
     /// Chunks of retained messages too large for one value.
     pub const RETAINED_BLOB: u8 = b'Q';
+    /// How much is retained.
+    pub const RETAINED_USAGE: u8 = b'r';
     /// Timers.
     pub const TIMER: u8 = b't';
 }
