@@ -1,1 +1,29 @@
-//! Placeholder replaced by the first commit of this crate.
+//! The end-to-end harness: real brokers and clients that others wrote, seen from outside only.
+//!
+//! [`weir`] and [`mosquitto`] start brokers, [`clients`] drives foreign MQTT clients, [`tools`] brings the
+//! foreign programs onto a machine that has only the Rust toolchain and a C compiler. Nothing here knows how
+//! Weir works inside: it starts the binary, speaks MQTT and HTTP to it and reads its log.
+
+pub mod clients;
+pub mod http;
+pub mod mosquitto;
+pub mod process;
+pub mod tools;
+pub mod weir;
+
+use std::future::Future;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+/// How long a single step of a test may take before the test fails. Generous: it is a bound on hanging, not
+/// an expectation of speed, and two cores may be shared by many tests.
+pub const DEADLINE: Duration = Duration::from_secs(60);
+
+/// Waits for `step`, at most [`DEADLINE`]; the error names `what` was waited for.
+pub async fn within<T>(what: &str, step: impl Future<Output = Result<T>>) -> Result<T> {
+    tokio::time::timeout(DEADLINE, step)
+        .await
+        .with_context(|| format!("waited {} s for: {what}", DEADLINE.as_secs()))?
+        .with_context(|| what.to_owned())
+}

@@ -1,0 +1,245 @@
+//! The broker under test: the real binary in its own process and store folder.
+//!
+//! [`Weir`] is one process; [`Setup`] is what survives it: the store, the manifests and the arguments, so that
+//! a test can start a broker again on what an earlier one left.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use rustix::process::Signal;
+use tempfile::TempDir;
+use tokio::process::Command;
+use tokio::sync::OnceCell;
+
+use crate::process::{Log, Process};
+use crate::{http, tools, within};
+
+/// How long building the broker may take when nothing of it is built.
+const BUILD: Duration = Duration::from_secs(1800);
+
+/// What a broker is started with and leaves behind.
+#[derive(Debug)]
+pub struct Setup {
+    folder: TempDir,
+    store: Store,
+}
+
+/// Where the broker keeps its data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Store {
+    Memory,
+    Embedded,
+}
+
+impl Setup {
+    /// A broker that forgets everything when it ends.
+    pub fn memory() -> Result<Self> {
+        Self::new(Store::Memory)
+    }
+
+    /// A broker on an embedded store of its own.
+    pub fn embedded() -> Result<Self> {
+        Self::new(Store::Embedded)
+    }
+
+    fn new(store: Store) -> Result<Self> {
+        let folder = tempfile::tempdir()?;
+        std::fs::create_dir(folder.path().join("manifests"))?;
+        Ok(Self { folder, store })
+    }
+
+    /// The folder of manifests.
+    #[must_use]
+    pub fn manifests(&self) -> PathBuf {
+        self.folder.path().join("manifests")
+    }
+
+    /// Writes the manifest `name` in one step, as tools do that people use: the broker never sees half of it.
+    pub fn manifest(&self, name: &str, yaml: &str) -> Result<()> {
+        let half = self.folder.path().join("manifest.part");
+        std::fs::write(&half, yaml)?;
+        std::fs::rename(half, self.manifests().join(name)).context("write a manifest")
+    }
+
+    /// The same setup with a manifest.
+    pub fn with_manifest(self, name: &str, yaml: &str) -> Result<Self> {
+        self.manifest(name, yaml)?;
+        Ok(self)
+    }
+
+    /// The command that starts the broker, listening on free loopback ports.
+    pub async fn command(&self) -> Result<Command> {
+        let mut command = Command::new(binary().await?);
+        let store = match self.store {
+            Store::Memory => "memory:".to_owned(),
+            Store::Embedded => format!("embedded:{}", self.folder.path().join("store").display()),
+        };
+        command.args(["serve", "--store", &store, "--listen", "mqtt://127.0.0.1:0"]);
+        command.args(["--http", "127.0.0.1:0", "--admin", "127.0.0.1:0"]);
+        command.arg("--manifests").arg(self.manifests());
+        // Nothing of the caller's environment may configure the broker; panics must say where they came from.
+        for (name, _) in std::env::vars_os() {
+            if name.to_string_lossy().starts_with("WEIR_") {
+                command.env_remove(name);
+            }
+        }
+        command.env("RUST_BACKTRACE", "1").current_dir(self.folder.path());
+        Ok(command)
+    }
+
+    /// Starts the broker and waits until it is ready.
+    pub async fn start(&self) -> Result<Weir> {
+        let mut process = Process::spawn("weir", self.command().await?)?;
+        match within("weir to be ready", ready(&process.log())).await {
+            Ok((mqtt, http)) => Ok(Weir { process, mqtt, http }),
+            Err(error) => {
+                process.kill9().await?;
+                Err(error.context(format!("start {process}")))
+            }
+        }
+    }
+
+    /// Starts the broker where it must refuse to run; returns how it ended and what it said.
+    pub async fn start_refused(&self) -> Result<(ExitStatus, String)> {
+        let mut process = Process::spawn("weir", self.command().await?)?;
+        let status = process.wait().await?;
+        ensure!(!status.success(), "weir ended well instead of refusing: {process}");
+        Ok((status, process.log().lines().join("\n")))
+    }
+}
+
+/// A running broker; it is killed when this is dropped.
+#[derive(Debug)]
+pub struct Weir {
+    process: Process,
+    mqtt: SocketAddr,
+    http: SocketAddr,
+}
+
+impl Weir {
+    /// Where it listens for MQTT.
+    #[must_use]
+    pub fn mqtt(&self) -> SocketAddr {
+        self.mqtt
+    }
+
+    /// Where it answers HTTP.
+    #[must_use]
+    pub fn http(&self) -> SocketAddr {
+        self.http
+    }
+
+    /// What it logged.
+    #[must_use]
+    pub fn log(&self) -> Arc<Log> {
+        self.process.log()
+    }
+
+    /// Waits for a line of the log, old or new, that contains all of `parts`, and returns it.
+    pub async fn logged(&self, parts: &[&str]) -> Result<String> {
+        let log = self.log();
+        let wanted = |line: &str| parts.iter().all(|part| line.contains(part)).then(|| line.to_owned());
+        let found = within(&format!("weir to log {parts:?}"), async { Ok(log.find(wanted).await) }).await;
+        found.with_context(|| self.to_string())?.with_context(|| format!("{parts:?} in the log of {self}"))
+    }
+
+    /// Ends the broker as a power cut would.
+    pub async fn kill9(mut self) -> Result<()> {
+        self.process.kill9().await?;
+        self.no_panic()
+    }
+
+    /// Ends the broker as an operator would, and demands that it exits with 0.
+    pub async fn terminate(mut self) -> Result<()> {
+        self.process.signal(Signal::TERM)?;
+        self.process.wait_success().await?;
+        self.no_panic()
+    }
+
+    /// Fails if the broker's log tells of a panic.
+    pub fn no_panic(&self) -> Result<()> {
+        if let Some(line) = self.log().lines().iter().find(|line| line.contains("panicked")) {
+            bail!("the broker panicked: {line}\n{self}");
+        }
+        Ok(())
+    }
+
+    /// Resident memory in bytes; an error if the process is gone.
+    pub fn resident_bytes(&self) -> Result<u64> {
+        let pid = self.process.pid().context("a running broker")?;
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("VmRSS")?;
+        let kibibytes: u64 = line.trim().trim_end_matches(" kB").trim().parse()?;
+        Ok(kibibytes * 1024)
+    }
+}
+
+impl std::fmt::Display for Weir {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.process.fmt(f)
+    }
+}
+
+/// Reads the addresses from the log and waits until `/readyz` says 200.
+async fn ready(log: &Log) -> Result<(SocketAddr, SocketAddr)> {
+    let mqtt = listening(log, "mqtt").await?;
+    let http = listening(log, "http").await?;
+    let mut pause = Duration::from_millis(1);
+    while !matches!(http::get(http, "/readyz").await, Ok((200, _))) {
+        // Readiness can only be asked for, not waited for.
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(Duration::from_millis(100));
+    }
+    Ok((mqtt, http))
+}
+
+/// The address in the log line that says on which `scheme://` the broker is listening.
+async fn listening(log: &Log, scheme: &str) -> Result<SocketAddr> {
+    let url = format!("url={scheme}://");
+    let address = |line: &str| {
+        let (_, address) = line.split_once(&url).filter(|_| line.contains("listening"))?;
+        Some(address.split_whitespace().next()?.to_owned())
+    };
+    let address =
+        log.find(address).await.with_context(|| format!("no log line says where it listens on {scheme}"))?;
+    address.parse().with_context(|| format!("the address `{address}`"))
+}
+
+/// The broker's binary: `WEIR_BIN`, or built by the cargo that runs this test, with its profile, into its target
+/// folder.
+async fn binary() -> Result<&'static Path> {
+    static BINARY: OnceCell<PathBuf> = OnceCell::const_new();
+    let built = async {
+        match std::env::var_os("WEIR_BIN") {
+            Some(binary) => Ok(PathBuf::from(binary)),
+            None => build().await,
+        }
+    };
+    BINARY.get_or_try_init(|| built).await.map(PathBuf::as_path).context("the broker's binary")
+}
+
+async fn build() -> Result<PathBuf> {
+    let target = tools::target_dir()?;
+    let profile = std::env::current_exe()?
+        .strip_prefix(&target)?
+        .components()
+        .next()
+        .context("a profile's folder")?
+        .as_os_str()
+        .to_string_lossy()
+        .into_owned();
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = Command::new(cargo);
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("../Cargo.toml");
+    command.args(["build", "--quiet", "--package", "weir", "--bin", "weir", "--manifest-path"]).arg(manifest);
+    command.arg("--profile").arg(if profile == "debug" { "dev" } else { &profile });
+    command.arg("--target-dir").arg(&target);
+    command.stdin(Stdio::null()).kill_on_drop(true);
+    let output = tokio::time::timeout(BUILD, command.output()).await.context("build weir in time")??;
+    ensure!(output.status.success(), "build weir: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(target.join(profile).join("weir"))
+}
