@@ -35,28 +35,27 @@ pub struct Core {
     tasks: TaskTracker,
 }
 
-/// Which pending answers a publish waits for.
+/// What a publish waits for: an answer of every target.
 #[derive(Debug, Default)]
 pub struct Receipt {
-    replies: SmallVec<[AppendReply; 2]>,
+    replies: SmallVec<[(Arc<Object>, AppendReply); 2]>,
 }
 
+/// The targets that did not take a message, and why.
+pub type Failures = SmallVec<[(Arc<Object>, AppendError); 1]>;
+
 impl Receipt {
-    /// Waits until the message is durable in every target, or could not be made so in one.
-    ///
-    /// # Errors
-    /// The worst of the targets' failures: a store that failed before a full queue.
-    pub async fn settled(self) -> std::result::Result<(), AppendError> {
-        let mut worst: Option<AppendError> = None;
-        for reply in self.replies {
+    /// Waits until each target has made the message durable or failed to. Returns those that failed, so that
+    /// only they need be tried again; empty means durable everywhere.
+    pub async fn settled(self) -> Failures {
+        let mut failures = Failures::new();
+        for (object, reply) in self.replies {
             let result = reply.await.unwrap_or(Err(AppendError::Failed(Error::Closed)));
-            if let Err(error) = result
-                && !matches!(worst, Some(AppendError::Failed(_)))
-            {
-                worst = Some(error);
+            if let Err(error) = result {
+                failures.push((object, error));
             }
         }
-        worst.map_or(Ok(()), Err)
+        failures
     }
 
     /// Whether there is nothing to wait for.
@@ -90,6 +89,12 @@ impl Core {
     #[must_use]
     pub fn pod(&self) -> PodId {
         self.context.pod
+    }
+
+    /// Where everything is kept.
+    #[must_use]
+    pub fn store(&self) -> &SharedStore {
+        &self.context.store
     }
 
     /// Which queues and streams there are.
@@ -147,7 +152,8 @@ impl Core {
             let record = Record { message: message.clone(), key: key.unwrap_or_default(), blob_len: None };
             let Some(log) = place(object, &record) else { continue };
             let shard = self.shard(log.vs);
-            receipt.replies.push(shard.append(Arc::clone(object), log, record, publish).await?);
+            let reply = shard.append(Arc::clone(object), log, record, publish).await?;
+            receipt.replies.push((Arc::clone(object), reply));
         }
         Ok(receipt)
     }

@@ -57,7 +57,8 @@ pub(crate) async fn publish(core: &Core, clock: Clock, topic: &str, payload: &st
     let message = message(clock, topic, payload);
     let targets = core.targets(&message.topic);
     assert!(!targets.is_empty(), "no target for {topic}");
-    core.append(&targets, &message, &Publisher::default(), None).await?.settled().await
+    let receipt = core.append(&targets, &message, &Publisher::default(), None).await?;
+    receipt.settled().await.into_iter().next().map_or(Ok(()), |(_, error)| Err(error))
 }
 
 /// A consumer, and what it receives.
