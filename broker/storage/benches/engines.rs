@@ -4,6 +4,8 @@
 //!
 //! `cargo bench -p weir-storage --bench engines [-- SECONDS [ENGINE]]`; `WEIR_BENCH_DIR` chooses the disk.
 
+#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a program that prints figures or dies")]
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -61,13 +63,19 @@ impl Engine for Fjall {
     }
 
     fn get(&self, key: &[u8]) -> usize {
-        self.db.snapshot().get(&self.keys, key).unwrap().map_or(0, |value| value.len())
+        self.db.snapshot().get(&self.keys, key).unwrap().map_or(0, |value| sum(&value))
     }
 
     fn scan(&self, begin: &[u8], end: &[u8]) -> usize {
         let pairs = self.db.snapshot().range(&self.keys, begin..end);
-        pairs.map(|pair| pair.into_inner().unwrap().1.len()).sum()
+        pairs.map(|pair| sum(&pair.into_inner().unwrap().1)).sum()
     }
+}
+
+/// The length of a value of which every cache line was touched.
+fn sum(value: &[u8]) -> usize {
+    std::hint::black_box(value.iter().step_by(64).map(|byte| usize::from(*byte)).sum::<usize>());
+    value.len()
 }
 
 const TABLE: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("data");
@@ -98,13 +106,13 @@ impl Engine for Redb {
 
     fn get(&self, key: &[u8]) -> usize {
         let table = self.0.begin_read().unwrap().open_table(TABLE).unwrap();
-        table.get(key).unwrap().map_or(0, |value| value.value().to_vec().len())
+        table.get(key).unwrap().map_or(0, |value| sum(value.value()))
     }
 
     fn scan(&self, begin: &[u8], end: &[u8]) -> usize {
         let table = self.0.begin_read().unwrap().open_table(TABLE).unwrap();
         let pairs = table.range(begin..end).unwrap();
-        pairs.map(|pair| pair.unwrap().1.value().to_vec().len()).sum()
+        pairs.map(|pair| sum(pair.unwrap().1.value())).sum()
     }
 }
 
@@ -129,7 +137,7 @@ fn append_key(task: u64, n: u64) -> Vec<u8> {
     [&b"l"[..], &task.to_be_bytes(), &n.to_be_bytes()].concat()
 }
 
-async fn appends(task: u64, bytes: usize, jobs: mpsc::Sender<Job>, time: Duration) -> Vec<Duration> {
+async fn appends(task: u64, bytes: usize, jobs: mpsc::Sender<Job>, time: Duration) -> (u64, Vec<Duration>) {
     let (clock, seed) = (Clock::system(), Seed::fixed(task));
     let started = clock.now();
     let mut took = Vec::new();
@@ -143,7 +151,7 @@ async fn appends(task: u64, bytes: usize, jobs: mpsc::Sender<Job>, time: Duratio
         done_rx.await.unwrap();
         took.push(asked.elapsed());
     }
-    took
+    (task, took)
 }
 
 fn written_bytes() -> u64 {
@@ -177,11 +185,12 @@ fn run<E: Engine>(name: &str, base: &Path, tasks: u64, bytes: usize, time: Durat
     }
     drop(jobs_tx);
     let started = clock.now();
-    let per_task = runtime.block_on(set.join_all());
+    let mut per_task = runtime.block_on(set.join_all());
     let took = started.elapsed().as_secs_f64();
     let (batches, engine) = runtime.block_on(producers).unwrap();
-    let counts: Vec<u64> = per_task.iter().map(|task| task.len() as u64).collect();
-    let mut latencies: Vec<Duration> = per_task.into_iter().flatten().collect();
+    per_task.sort_unstable_by_key(|(task, _)| *task);
+    let counts: Vec<u64> = per_task.iter().map(|(_, took)| took.len() as u64).collect();
+    let mut latencies: Vec<Duration> = per_task.into_iter().flat_map(|(_, took)| took).collect();
     latencies.sort_unstable();
     let at = |percent: usize| latencies[(latencies.len() - 1) * percent / 100].as_secs_f64() * 1e3;
     let payload = latencies.len() as f64 * (bytes + 17 + 49) as f64;
@@ -207,21 +216,23 @@ fn reads<E: Engine>(name: &str, engine: E, dir: &Path, counts: &[u64]) {
     let started = clock.now();
     let engine = E::open(dir);
     let reopened = started.elapsed();
+    let tasks: Vec<(u64, u64)> = (0u64..).zip(counts.iter().copied()).collect();
+    let started = clock.now();
+    let scanned: usize =
+        (0u64..).zip(counts).map(|(t, n)| engine.scan(&append_key(t, 0), &append_key(t, *n))).sum();
+    let scan = started.elapsed().as_secs_f64();
     let started = clock.now();
     let points = 20_000;
-    for _ in 0..points {
-        let task = seed.below(counts.len() as u64);
-        let found = engine.get(&append_key(task, seed.below(counts[task as usize])));
-        assert!(found > 0, "an acknowledged append is there");
+    for n in 0..points {
+        let (task, count) = tasks[n % tasks.len()];
+        let found = engine.get(&append_key(task, seed.below(count)));
+        assert!(found > 0, "an acknowledged append is missing");
     }
     let point = started.elapsed();
-    let started = clock.now();
-    let scanned: usize = (0u64..).zip(counts).map(|(t, n)| engine.scan(&append_key(t, 0), &append_key(t, *n))).sum();
-    let scan = started.elapsed().as_secs_f64();
     println!(
         "reads of {name}: reopen {:.0} ms, {:.0} point reads/s, scan {:.0} MB/s ({:.0} MB)",
         reopened.as_secs_f64() * 1e3,
-        f64::from(points) / point.as_secs_f64(),
+        points as f64 / point.as_secs_f64(),
         scanned as f64 / scan / 1e6,
         scanned as f64 / 1e6,
     );
@@ -255,7 +266,9 @@ fn main() {
     let base = Arc::<Path>::from(base.join("engines"));
     std::fs::create_dir_all(&base).unwrap();
     sync_alone(&base);
-    println!("| engine | tasks | value B | batches/s | records/s | MB/s | p50 ms | p99 ms | written x | on disk x |");
+    println!(
+        "| engine | tasks | value B | batches/s | records/s | MB/s | p50 ms | p99 ms | written x | on disk x |"
+    );
     println!("|---|---|---|---|---|---|---|---|---|---|");
     for (tasks, bytes) in [(1, 104), (1, 1_000), (1, 60_000), (128, 104), (128, 1_000), (128, 60_000)] {
         if only.as_deref().is_none_or(|only| only == "fjall") {

@@ -12,6 +12,9 @@
 //! read or added as a conflict counts as the range that holds it alone. Every call counts, also one that
 //! repeats or undoes an earlier one. [`TransactionSize`] is the one place that counts.
 
+pub mod conformance;
+mod embedded;
+mod fault;
 mod local;
 mod memory;
 mod range;
@@ -26,6 +29,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 
+pub use embedded::{EmbeddedOptions, EmbeddedStore};
+pub use fault::{CommitFault, FaultHandle, FaultRates, FaultStore, WatchFault};
 pub use memory::MemoryStore;
 pub use range::{RangePage, RangeQuery, key_after, prefix_end};
 pub use size::TransactionSize;
