@@ -9,9 +9,8 @@ pub mod admin {
     /// Version 1.
     pub mod v1 {
         #![expect(
+            unused_qualifications,
             clippy::all,
-            clippy::use_self,
-            clippy::large_futures,
             clippy::allow_attributes_without_reason,
             reason = "generated code"
         )]

@@ -61,11 +61,8 @@ pub(crate) fn read(kinds: &Kinds, node: &Node, findings: &mut Findings) -> Optio
             return None;
         }
     };
-    let (api_version, kind) =
-        match (text_field(node, "apiVersion", findings), text_field(node, "kind", findings)) {
-            (Some(api_version), Some(kind)) => (api_version, kind),
-            _ => return None,
-        };
+    let (api_version, kind) = (text_field(node, "apiVersion", findings), text_field(node, "kind", findings));
+    let (Some(api_version), Some(kind)) = (api_version, kind) else { return None };
     if (api_version, kind) == ("v1", "List") {
         let items = node.field("items").map(|items| &items.kind);
         return Some(Document::Many(match items {

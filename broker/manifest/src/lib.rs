@@ -16,9 +16,9 @@ use std::fmt;
 use std::path::Path;
 
 pub use folder::{BYTES_MAX, FILES_MAX, Fingerprint, Folder};
-pub use set::{Declared, ManifestSet, Source};
+pub use set::{Declared, ERRORS_MAX, ManifestSet, Source};
 pub use watch::Watcher;
-pub use yaml::{DEPTH_MAX, NODES_MAX};
+pub use yaml::{DEPTH_MAX, KEY_BYTES_MAX, NODES_MAX};
 
 /// A mistake in a manifest: where, and what is allowed there.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -50,7 +50,7 @@ impl fmt::Display for ManifestError {
 /// symbolic links too, in the order of their names; no folders inside.
 ///
 /// # Errors
-/// Every mistake in every file, in the order of files and lines.
+/// Every mistake in every file, in the order of files and lines; about [`ERRORS_MAX`] at most.
 pub fn load(dir: &Path) -> Result<ManifestSet, Vec<ManifestError>> {
     Folder::read(dir)?.parse()
 }

@@ -17,13 +17,18 @@ pub(crate) struct Finding {
     pub(crate) message: String,
 }
 
-/// Collects what is wrong in one document.
+/// Most findings in one document: who has more to mend starts with these.
+const FINDINGS_MAX: usize = 100;
+
+/// Collects what is wrong in one document, up to [`FINDINGS_MAX`].
 #[derive(Debug, Default)]
 pub(crate) struct Findings(pub(crate) Vec<Finding>);
 
 impl Findings {
     pub(crate) fn add(&mut self, line: usize, path: &str, message: impl Into<String>) {
-        self.0.push(Finding { line, path: path.to_owned(), message: message.into() });
+        if self.0.len() < FINDINGS_MAX {
+            self.0.push(Finding { line, path: path.to_owned(), message: message.into() });
+        }
     }
 
     /// Reports every field that a map has twice.

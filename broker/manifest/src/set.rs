@@ -10,6 +10,12 @@ use crate::document::{self, Document, Kinds, line_of};
 use crate::schema::Findings;
 use crate::yaml::{self, Node};
 
+/// Most mistakes that are told at once; the documents behind them are not judged.
+pub const ERRORS_MAX: usize = 1000;
+
+/// Most warnings that are kept.
+const WARNINGS_MAX: usize = 1000;
+
 /// Where an object was declared; prints as `file:line`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Source {
@@ -94,12 +100,19 @@ impl Parser {
     }
 
     fn document(&mut self, file: &str, node: &Node) {
+        if self.errors.len() >= ERRORS_MAX {
+            return;
+        }
         let source = Source { file: file.to_owned(), line: node.line };
         let mut findings = Findings::default();
         let document = document::read(&self.kinds, node, &mut findings);
         match document {
             None | Some(Document::Empty) => {}
-            Some(Document::Foreign(what)) => self.set.warnings.push(format!("{source}: {what}")),
+            Some(Document::Foreign(what)) => {
+                if self.set.warnings.len() < WARNINGS_MAX {
+                    self.set.warnings.push(format!("{source}: {what}"));
+                }
+            }
             Some(Document::Many(items)) => items.iter().for_each(|item| self.document(file, item)),
             Some(Document::Queue(object)) => {
                 self.names.object("MessageQueue", &object.metadata, &source, node, &mut findings);

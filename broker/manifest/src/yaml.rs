@@ -14,6 +14,9 @@ pub const DEPTH_MAX: usize = 48;
 /// Most nodes in a file, counting what aliases repeat. Bounds memory.
 pub const NODES_MAX: usize = 500_000;
 
+/// Longest name of a field. Bounds the paths in messages; Kubernetes knows none over 317.
+pub const KEY_BYTES_MAX: usize = 512;
+
 /// A value and the line, from 1, at which a person would look for it.
 #[derive(Clone, Debug)]
 pub(crate) struct Node {
@@ -207,6 +210,11 @@ impl<'a> Reader<'a> {
                 }
             };
             self.nodes_left = self.nodes_left.checked_sub(1).ok_or_else(|| too_many(line))?;
+            if key.len() > KEY_BYTES_MAX {
+                let message =
+                    format!("a field's name has {} bytes; allowed: up to {KEY_BYTES_MAX}", key.len());
+                return Err(SyntaxError { line, message });
+            }
             let (event, span) = self.next()?;
             let mut value = self.node(event, span, depth + 1)?;
             // A collection begins behind its field's name, nothing at all stands nowhere: people look at the

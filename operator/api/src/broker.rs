@@ -1,4 +1,5 @@
 //! The kind `Broker`: the pods that serve queues, streams and plain MQTT, and where they store.
+#![expect(clippy::duplicated_attributes, reason = "the columns of one kind have types of their own")]
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -1,4 +1,5 @@
 //! The command `weir-operator` from outside.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,4 +1,5 @@
 //! The committed code is what the `.proto` files say.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs;
 use std::path::{Path, PathBuf};

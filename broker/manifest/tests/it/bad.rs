@@ -1,5 +1,7 @@
 //! Bad manifests and the exact words that people get.
 
+use weir_manifest::{ERRORS_MAX, KEY_BYTES_MAX};
+
 use crate::load_files;
 
 /// The errors of one file `a.yaml`.
@@ -205,6 +207,19 @@ fn all_mistakes_of_all_files_at_once_in_their_order() {
     let places: Vec<&str> = errors.iter().map(|error| error.split(": ").next().unwrap()).collect();
     assert_eq!(places, ["1.yaml:4", "1.yaml:4", "2.yaml:4", "2.yaml:8", places[4]], "{errors:?}");
     assert!(errors[4].contains("not YAML: "), "{errors:?}");
+}
+
+#[test]
+fn endless_mistakes_are_told_in_part() {
+    let unknown: Vec<String> = (0..500).map(|n| format!("f{n}: 1")).collect();
+    assert_eq!(queue_errors(&unknown.join("\n")).len(), 100);
+
+    assert_eq!(errors(&"a: 1\n---\n".repeat(100_000)).len(), ERRORS_MAX);
+
+    let long = "k".repeat(KEY_BYTES_MAX + 1);
+    let expected =
+        format!("a.yaml:5: a field's name has {} bytes; allowed: up to {KEY_BYTES_MAX}", long.len());
+    assert_eq!(queue_errors(&format!("{long}: 1")), [expected]);
 }
 
 #[test]
