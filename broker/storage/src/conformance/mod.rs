@@ -1,0 +1,181 @@
+//! What every engine must do, as tests that any crate with an engine can run; see [`conformance!`].
+//!
+//! Knows the contract alone. Each case keeps to its own key prefix, which it clears first, so the suite may run
+//! on a store that holds other data. A case fails by panicking.
+
+mod concurrency;
+mod conflicts;
+mod data;
+mod lifecycle;
+mod limits;
+mod visibility;
+
+use std::any::Any;
+use std::fmt::Debug;
+
+use bytes::Bytes;
+
+use crate::{Committed, Isolation, RangeQuery, Result, SharedStore, Transaction, prefix_end};
+
+/// The cases of the suite.
+pub mod cases {
+    pub use super::concurrency::*;
+    pub use super::conflicts::*;
+    pub use super::data::*;
+    pub use super::lifecycle::*;
+    pub use super::limits::*;
+    pub use super::visibility::*;
+}
+
+/// A store to test, and what must live as long as it does (its folder, say).
+#[derive(Debug)]
+pub struct Fixture {
+    store: SharedStore,
+    _keep: Box<dyn Any + Send>,
+}
+
+impl Fixture {
+    /// `store`, with `keep` dropped after it.
+    #[must_use]
+    pub fn new(store: SharedStore, keep: impl Any + Send) -> Self {
+        Self { store, _keep: Box::new(keep) }
+    }
+}
+
+/// What a case works on: a store and a prefix of its own.
+#[derive(Clone, Debug)]
+pub struct Subject {
+    store: SharedStore,
+    prefix: Vec<u8>,
+}
+
+/// Expands to one test per case: `conformance!(engine, [#[tokio::test(start_paused = true)]], make())`, where
+/// `make()` is a future of a [`Fixture`](crate::conformance::Fixture). Time may be paused or real; the cases
+/// about old transactions sleep six seconds of it.
+#[macro_export]
+macro_rules! conformance {
+    ($engine:ident, $attributes:tt, $make:expr) => {
+        mod $engine {
+            #[allow(unused_imports, reason = "`make` may need nothing from outside")]
+            use super::*;
+
+            $crate::conformance!(@each $attributes, $make,
+                keys_are_ordered_as_bytes
+                ranges_honour_limit_target_and_direction
+                own_writes_are_read
+                clear_range_removes_exactly_its_keys
+                the_last_write_of_a_transaction_wins
+                versionstamps_are_unique_ordered_and_as_returned
+                reads_see_one_version
+                a_commit_is_seen_by_whoever_begins_after_it
+                without_a_commit_nothing_is_left
+                a_chosen_read_version_is_read
+                what_was_read_and_then_written_conflicts
+                a_new_key_in_a_range_read_conflicts
+                a_page_conflicts_on_what_it_returned
+                snapshot_reads_never_conflict
+                added_conflicts_count_as_reads_and_writes
+                blind_writes_and_readers_never_conflict
+                a_stale_fence_conflicts
+                an_old_transaction_is_too_old
+                sizes_are_limited_exactly
+                watches_fire_on_changes
+                watches_see_changes_made_before_they_are_armed
+                money_is_neither_made_nor_lost
+                a_ring_stays_one_ring
+                lists_grow_by_appending
+                one_owner_at_a_time
+                a_closed_store_says_so
+            );
+        }
+    };
+    (@each $attributes:tt, $make:expr, $($case:ident)*) => {
+        $( $crate::conformance!(@case $attributes, $make, $case); )*
+    };
+    (@case [$($attribute:tt)*], $make:expr, $case:ident) => {
+        $($attribute)*
+        async fn $case() {
+            $crate::conformance::check($make.await, stringify!($case), $crate::conformance::cases::$case).await;
+        }
+    };
+}
+
+/// Runs one case and closes the store.
+pub async fn check<F: Future<Output = ()>>(fixture: Fixture, name: &str, case: impl FnOnce(Subject) -> F) {
+    let prefix = format!("conformance/{name}/").into_bytes();
+    let subject = Subject { store: SharedStore::clone(&fixture.store), prefix };
+    let mut tx = subject.begin();
+    tx.clear_range(&subject.prefix, &prefix_end(&subject.prefix));
+    tx.commit().await.must();
+    case(subject).await;
+    fixture.store.close().await;
+}
+
+/// Says what went wrong where a case expects success.
+trait Must<T> {
+    fn must(self) -> T;
+}
+
+impl<T> Must<T> for Result<T> {
+    #[track_caller]
+    fn must(self) -> T {
+        match self {
+            Ok(value) => value,
+            Err(error) => panic!("unexpected error: {error}"),
+        }
+    }
+}
+
+/// Expects a variant of [`Error`](crate::Error).
+macro_rules! assert_fails {
+    ($outcome:expr, $($variant:tt)+) => {
+        match $outcome {
+            Err($crate::Error::$($variant)+) => {}
+            other => panic!("expected {}, not {other:?}", stringify!($($variant)+)),
+        }
+    };
+}
+use assert_fails;
+
+impl Subject {
+    fn begin(&self) -> Box<dyn Transaction> {
+        self.store.begin()
+    }
+
+    /// The case's key that ends in `suffix`.
+    fn key(&self, suffix: impl AsRef<[u8]>) -> Vec<u8> {
+        [&self.prefix, suffix.as_ref()].concat()
+    }
+
+    /// All keys of the case.
+    fn all(&self) -> RangeQuery {
+        RangeQuery::prefix(&self.prefix)
+    }
+
+    fn range(&self, begin: impl AsRef<[u8]>, end: impl AsRef<[u8]>) -> RangeQuery {
+        RangeQuery::new(self.key(begin), self.key(end))
+    }
+
+    async fn put(&self, suffix: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Committed {
+        let mut tx = self.begin();
+        tx.set(&self.key(suffix), value.as_ref());
+        tx.commit().await.must()
+    }
+
+    async fn get(&self, suffix: impl AsRef<[u8]>) -> Option<Bytes> {
+        self.begin().get(&self.key(suffix), Isolation::Snapshot).await.must()
+    }
+
+    /// Suffixes and values of a range, as `tx` sees it.
+    async fn pairs(&self, tx: &mut dyn Transaction, query: RangeQuery) -> Vec<(Vec<u8>, Vec<u8>)> {
+        let page = tx.get_range(query, Isolation::Snapshot).await.must();
+        page.pairs.iter().map(|(key, value)| (key[self.prefix.len()..].to_vec(), value.to_vec())).collect()
+    }
+
+    /// Suffixes of a range, as `tx` sees it, for keys that are text.
+    async fn names(&self, tx: &mut dyn Transaction, query: RangeQuery) -> String {
+        let pairs = self.pairs(tx, query).await;
+        let names: Vec<_> = pairs.iter().map(|(key, _)| String::from_utf8_lossy(key).into_owned()).collect();
+        names.join(" ")
+    }
+}

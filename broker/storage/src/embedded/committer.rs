@@ -1,0 +1,87 @@
+//! The thread that commits, and the queue before it. Knows batches, not what is in them.
+
+use std::thread;
+
+use async_trait::async_trait;
+use parking_lot::Mutex;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::local::{CommitRequest, Sequencer, Submit, Writer, closed};
+use crate::{Committed, Error, Result};
+
+/// Transactions that wait for the next batch; one more waits for a place. Each is at most 4 MB, and the
+/// broker's own limits on bytes in flight come first.
+const QUEUE_LEN: usize = 1_024;
+/// Bytes from which a batch takes no further transaction, so that one batch does not delay all for long.
+const BATCH_BYTES_TARGET: usize = 8 << 20;
+/// Transactions in a batch at most, well below what a versionstamp can number.
+const BATCH_LEN_MAX: usize = 4_096;
+
+/// The front of the committing thread. Dropping it ends the thread once the queue is empty.
+#[derive(Debug)]
+pub(super) struct Committer {
+    /// `None` once closed.
+    queue_tx: Mutex<Option<mpsc::Sender<Job>>>,
+    /// Closed when the thread has let go of the files.
+    ended: watch::Receiver<()>,
+}
+
+#[derive(Debug)]
+struct Job {
+    request: CommitRequest,
+    answer_tx: oneshot::Sender<Result<Committed>>,
+}
+
+impl Committer {
+    /// Starts the thread.
+    pub(super) fn start<W: Writer>(sequencer: Sequencer<W>) -> std::io::Result<Self> {
+        let (queue_tx, queue_rx) = mpsc::channel(QUEUE_LEN);
+        let (ended_tx, ended) = watch::channel(());
+        // Not joined but waited for: the thread ends by itself when the queue is closed, and says so.
+        thread::Builder::new().name("weir-commit".into()).spawn(move || {
+            run(sequencer, queue_rx);
+            drop(ended_tx);
+        })?;
+        Ok(Self { queue_tx: Mutex::new(Some(queue_tx)), ended })
+    }
+
+    /// Takes no more commits, finishes those in the queue, ends the reads with `end_reads` and waits until the
+    /// files are let go.
+    pub(super) async fn close(&self, end_reads: impl FnOnce()) {
+        let queue_tx = self.queue_tx.lock().take();
+        drop(queue_tx);
+        let mut ended = self.ended.clone();
+        // The only message is that the sender is gone.
+        let _ = ended.changed().await;
+        end_reads();
+    }
+}
+
+#[async_trait]
+impl Submit for Committer {
+    async fn submit(&self, request: CommitRequest) -> Result<Committed> {
+        let queue_tx = self.queue_tx.lock().clone().ok_or_else(closed)?;
+        let (answer_tx, answer_rx) = oneshot::channel();
+        queue_tx.send(Job { request, answer_tx }).await.map_err(|_| closed())?;
+        drop(queue_tx);
+        // Without an answer the thread died in the middle of a batch.
+        answer_rx.await.unwrap_or(Err(Error::UnknownOpen))
+    }
+}
+
+fn run<W: Writer>(mut sequencer: Sequencer<W>, mut queue_rx: mpsc::Receiver<Job>) {
+    while let Some(first) = queue_rx.blocking_recv() {
+        let mut bytes = first.request.bytes();
+        let (mut requests, mut answers) = (vec![first.request], vec![first.answer_tx]);
+        while bytes < BATCH_BYTES_TARGET && requests.len() < BATCH_LEN_MAX {
+            let Ok(job) = queue_rx.try_recv() else { break };
+            bytes += job.request.bytes();
+            requests.push(job.request);
+            answers.push(job.answer_tx);
+        }
+        for (answer_tx, answer) in answers.into_iter().zip(sequencer.commit(requests)) {
+            // A caller that went away does not undo its commit.
+            let _ = answer_tx.send(answer);
+        }
+    }
+}

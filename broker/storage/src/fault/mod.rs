@@ -1,0 +1,158 @@
+//! A store that fails on request: wraps any engine and injects every outcome of the contract, scripted or
+//! drawn from a seed. For tests.
+//!
+//! Knows the contract alone. [`FaultHandle`] says what goes wrong; without a word from it the wrapped engine
+//! shines through unchanged.
+
+mod plan;
+mod transaction;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use parking_lot::Mutex;
+use tokio::task::JoinSet;
+use weir_env::seed::Seed;
+
+use self::plan::Plan;
+pub use self::plan::{CommitFault, FaultRates, WatchFault};
+use self::transaction::FaultTransaction;
+use crate::{Error, Result, SharedStore, Store, Transaction, Watch};
+
+/// A store with faults; see [`FaultStore::handle`].
+#[derive(Debug)]
+pub struct FaultStore {
+    inner: SharedStore,
+    faults: Arc<Faults>,
+}
+
+/// Decides what goes wrong in a [`FaultStore`]. Clones share one plan.
+#[derive(Clone, Debug)]
+pub struct FaultHandle {
+    faults: Arc<Faults>,
+}
+
+/// What the store, its handle and its transactions share.
+#[derive(Debug)]
+struct Faults {
+    plan: Mutex<Plan>,
+    seed: Seed,
+    /// Commits whose outcome was told as open and that happen later.
+    delayed: Mutex<JoinSet<()>>,
+}
+
+impl FaultStore {
+    /// `inner`, with random faults drawn from `seed` once rates are set.
+    #[must_use]
+    pub fn wrap(inner: SharedStore, seed: Seed) -> Self {
+        let faults = Faults { plan: Mutex::default(), seed, delayed: Mutex::default() };
+        Self { inner, faults: Arc::new(faults) }
+    }
+
+    /// What makes it fail.
+    #[must_use]
+    pub fn handle(&self) -> FaultHandle {
+        FaultHandle { faults: Arc::clone(&self.faults) }
+    }
+}
+
+#[async_trait]
+impl Store for FaultStore {
+    fn begin(&self) -> Box<dyn Transaction> {
+        Box::new(FaultTransaction::new(self.inner.begin(), Arc::clone(&self.faults)))
+    }
+
+    fn engine(&self) -> &'static str {
+        self.inner.engine()
+    }
+
+    async fn close(&self) {
+        self.faults.settle().await;
+        self.inner.close().await;
+    }
+}
+
+impl FaultHandle {
+    /// The next transaction with writes that nothing else fails ends like this. May be called several times:
+    /// the faults are used up in order.
+    pub fn fail_next_commit(&self, fault: CommitFault) {
+        self.faults.plan.lock().next_commits.push_back(fault);
+    }
+
+    /// Every commit that writes, clears or adds a write conflict under `key_prefix` ends like this, until
+    /// [`FaultHandle::heal`].
+    pub fn fail_commits_matching(&self, key_prefix: &[u8], fault: CommitFault) {
+        self.faults.plan.lock().matching_commits.push((key_prefix.to_vec(), fault));
+    }
+
+    /// The next read (of a key, a range or the read version) fails with `error`.
+    pub fn fail_next_read(&self, error: Error) {
+        self.faults.plan.lock().next_reads.push_back(error);
+    }
+
+    /// The next watch is lost or fires for no reason.
+    pub fn fail_next_watch(&self, fault: WatchFault) {
+        self.faults.plan.lock().next_watches.push_back(fault);
+    }
+
+    /// From now on faults also happen by chance.
+    pub fn set_rates(&self, rates: FaultRates) {
+        self.faults.plan.lock().rates = rates;
+    }
+
+    /// While `true`, every read and commit fails with [`Error::Unavailable`].
+    pub fn unavailable(&self, is_unavailable: bool) {
+        self.faults.plan.lock().is_unavailable = is_unavailable;
+    }
+
+    /// No more faults. Commits that are to happen later still do; see [`FaultHandle::settle`].
+    pub fn heal(&self) {
+        let mut plan = self.faults.plan.lock();
+        *plan = Plan { injected: plan.injected, ..Plan::default() };
+    }
+
+    /// Waits until no commit is still to happen. Not cancel-safe: cancelled, it may lose such commits.
+    pub async fn settle(&self) {
+        self.faults.settle().await;
+    }
+
+    /// How many faults there have been.
+    #[must_use]
+    pub fn injected(&self) -> u64 {
+        self.faults.plan.lock().injected
+    }
+}
+
+impl Faults {
+    fn on_read(&self) -> Result<()> {
+        self.plan.lock().next_read(&self.seed).map_or(Ok(()), Err)
+    }
+
+    fn on_watch(&self, watch: Watch) -> Watch {
+        let fault = self.plan.lock().next_watch(&self.seed);
+        let Some(fault) = fault else { return watch };
+        let (trigger, changed) = Watch::new();
+        match fault {
+            WatchFault::Lost => trigger.abandon(),
+            WatchFault::Spurious => trigger.fire(),
+        }
+        changed
+    }
+
+    /// Lets `transaction` commit after `delay`, whoever waits for it or not.
+    fn commit_later(&self, transaction: Box<dyn Transaction>, delay: Duration) {
+        let mut delayed = self.delayed.lock();
+        while delayed.try_join_next().is_some() {}
+        delayed.spawn(async move {
+            tokio::time::sleep(delay).await;
+            let outcome = transaction.commit().await;
+            tracing::debug!(?outcome, "a delayed commit");
+        });
+    }
+
+    async fn settle(&self) {
+        let delayed = std::mem::take(&mut *self.delayed.lock());
+        delayed.join_all().await;
+    }
+}

@@ -1,0 +1,137 @@
+//! The fault injector does what it is told, and nothing otherwise.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use weir_env::clock::Clock;
+use weir_env::seed::Seed;
+use weir_storage::{
+    CommitFault, Committed, Error, FaultHandle, FaultRates, FaultStore, Isolation, MemoryStore, Result,
+    Store, WatchFault,
+};
+
+fn faulty() -> (FaultStore, FaultHandle) {
+    let store = FaultStore::wrap(Arc::new(MemoryStore::new(Clock::system())), Seed::fixed(5));
+    let handle = store.handle();
+    (store, handle)
+}
+
+async fn put(store: &FaultStore, key: &str) -> Result<Committed> {
+    let mut tx = store.begin();
+    tx.set(key.as_bytes(), b"x");
+    tx.commit().await
+}
+
+async fn has(store: &FaultStore, key: &str) -> bool {
+    store.begin().get(key.as_bytes(), Isolation::Snapshot).await.unwrap().is_some()
+}
+
+/// Commits once with `fault`; the error told, and whether the write is there now and once all has settled.
+async fn outcome_of(fault: CommitFault) -> (String, bool, bool) {
+    let (store, faults) = faulty();
+    faults.fail_next_commit(fault);
+    let told = put(&store, "key").await.map_or_else(|error| error.to_string(), |_| "committed".into());
+    let now = has(&store, "key").await;
+    faults.settle().await;
+    let later = has(&store, "key").await;
+    put(&store, "another").await.unwrap();
+    assert_eq!(faults.injected(), 1);
+    (told, now, later)
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_commit_fault_has_its_outcome() {
+    let (settled, open) = (Error::UnknownSettled.to_string(), Error::UnknownOpen.to_string());
+    let second = Duration::from_secs(1);
+    for (fault, told, now, later) in [
+        (CommitFault::SettledCommitted, &settled, true, true),
+        (CommitFault::SettledLost, &settled, false, false),
+        (CommitFault::OpenCommittedLater(second), &open, false, true),
+        (CommitFault::OpenLost, &open, false, false),
+        (CommitFault::Stalled(second), &"committed".into(), true, true),
+    ] {
+        assert_eq!(outcome_of(fault.clone()).await, (told.clone(), now, later), "{fault:?}");
+    }
+    let size = Error::TooLarge { what: "value", size: 2, limit: 1 };
+    for error in
+        [Error::Conflict, Error::TooOld, size, Error::Unavailable("".into()), Error::Damaged("".into())]
+    {
+        let outcome = outcome_of(CommitFault::Refused(error.clone())).await;
+        assert_eq!(outcome, (error.to_string(), false, false));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_delayed_commit_still_respects_the_fence() {
+    let (store, faults) = faulty();
+    let mut tx = store.begin();
+    tx.get(b"owner", Isolation::Serializable).await.unwrap();
+    tx.set(b"late", b"x");
+    faults.fail_next_commit(CommitFault::OpenCommittedLater(Duration::from_secs(1)));
+    assert!(matches!(tx.commit().await, Err(Error::UnknownOpen)));
+    put(&store, "owner").await.unwrap();
+    store.handle().settle().await;
+    assert!(!has(&store, "late").await);
+}
+
+#[tokio::test]
+async fn faults_hit_what_they_are_meant_for_until_healed() {
+    let (store, faults) = faulty();
+    faults.fail_commits_matching(b"queue/", CommitFault::SettledLost);
+    assert!(put(&store, "queue/1").await.is_err());
+    put(&store, "stream/1").await.unwrap();
+    let mut clear = store.begin();
+    clear.clear_range(b"a", b"z");
+    assert!(clear.commit().await.is_err());
+    store.begin().commit().await.unwrap();
+
+    faults.fail_next_read(Error::TooOld);
+    assert!(matches!(store.begin().get(b"k", Isolation::Snapshot).await, Err(Error::TooOld)));
+    faults.unavailable(true);
+    assert!(matches!(store.begin().read_version().await, Err(Error::Unavailable(_))));
+    assert!(matches!(put(&store, "stream/2").await, Err(Error::Unavailable(_))));
+    assert_eq!(faults.injected(), 5);
+    faults.heal();
+    put(&store, "queue/1").await.unwrap();
+    assert!(!has(&store, "stream/2").await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn watches_are_lost_or_fire_for_no_reason() {
+    let (store, faults) = faulty();
+    for fault in [WatchFault::Lost, WatchFault::Spurious] {
+        faults.fail_next_watch(fault);
+        let mut tx = store.begin();
+        let watch = tx.watch(b"key");
+        tx.commit().await.unwrap();
+        assert_eq!(watch.has_fired(), fault == WatchFault::Spurious);
+        put(&store, "key").await.unwrap();
+        assert_eq!(watch.has_fired(), fault == WatchFault::Spurious);
+    }
+}
+
+/// Which of 300 commits fail, and how.
+async fn random_outcomes() -> Vec<String> {
+    let (store, faults) = faulty();
+    faults.set_rates(FaultRates::uniform(40));
+    let mut outcomes = Vec::new();
+    for n in 0..300 {
+        outcomes.push(format!(
+            "{:?}",
+            put(&store, &n.to_string()).await.map_err(|error| error.to_string()).err()
+        ));
+    }
+    store.close().await;
+    outcomes
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_same_seed_gives_the_same_faults_of_every_kind() {
+    let first = random_outcomes().await;
+    assert_eq!(first, random_outcomes().await);
+    for error in [Error::Conflict, Error::TooOld, Error::UnknownSettled, Error::UnknownOpen] {
+        assert!(first.contains(&format!("{:?}", Some(error.to_string()))), "{error}");
+    }
+    let failed = first.iter().filter(|outcome| *outcome != "None").count();
+    assert!((30..200).contains(&failed), "{failed} of 300");
+}
