@@ -14,7 +14,7 @@ use smallvec::SmallVec;
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use weir_storage::{Isolation, RangeQuery};
+use weir_storage::{Error as StoreError, Isolation, RangeQuery, Version};
 
 use super::batch::{Pending, Plan};
 use super::limits::Admission;
@@ -197,27 +197,27 @@ impl Task {
                     }
                 };
                 let Some(pending) = received else { return };
-                self.admit(&mut queue, pending);
+                self.admit(&mut queue, pending).await;
             }
             while queue.len() < QUEUE_MAX
                 && let Ok(pending) = task_rx.try_recv()
             {
-                self.admit(&mut queue, pending);
+                self.admit(&mut queue, pending).await;
             }
             self.commit(&mut queue).await;
         }
     }
 
     /// Drops the targets whose inbox is full, and queues the rest.
-    fn admit(&self, queue: &mut VecDeque<Pending>, mut pending: Pending) {
+    async fn admit(&self, queue: &mut VecDeque<Pending>, mut pending: Pending) {
         let counters = &self.sessions.shared.counters;
         let bytes = pending.encoded_len();
-        let mut full = 0;
+        let (mut full, mut uncounted) = (0, Vec::new());
         pending.retain_targets(|target| {
             match counters.add(&target.client_id, target.incarnation, bytes, &self.limits) {
                 Admission::Admitted => true,
                 Admission::First => {
-                    self.spawn_count(target);
+                    uncounted.push((target.client_id.clone(), target.incarnation));
                     true
                 }
                 Admission::Full => {
@@ -227,9 +227,15 @@ impl Task {
             }
         });
         self.metrics.dropped_full.inc_by(full);
-        match pending.prepare(&self.sessions.shared.seed) {
-            Some(pending) => queue.push_back(pending),
-            None => tracing::trace!("all inboxes are full"),
+        if !uncounted.is_empty() {
+            // What is in those inboxes now: not this message, which has counted itself.
+            match self.sessions.shared.store.begin().read_version().await {
+                Ok(version) => self.spawn_count(uncounted, version),
+                Err(error) => tracing::warn!(%error, "inboxes are not counted, their limits come late"),
+            }
+        }
+        if let Some(pending) = pending.prepare(&self.sessions.shared.seed) {
+            queue.push_back(pending);
         }
     }
 
@@ -286,43 +292,52 @@ impl Task {
         pending.into_waiter().complete(Err(error));
     }
 
-    /// Counts what was in an inbox before this process first added to it. Until that is known the inbox may
-    /// take more than its limit.
-    fn spawn_count(&self, target: &InboxTarget) {
+    /// Counts what was in inboxes before this process first added to them. Until that is known an inbox may take
+    /// more than its limit.
+    fn spawn_count(&self, inboxes: Vec<(ByteString, Incarnation)>, version: Version) {
         let (sessions, limits) = (self.sessions.clone(), self.limits);
-        let (client_id, incarnation) = (target.client_id.clone(), target.incarnation);
         let (counting, stop) = (Arc::clone(&self.counting), self.stop.clone());
-        self.tracker.spawn(async move {
-            let counted = stop.run_until_cancelled(async {
+        let counted = async move {
+            for (client_id, incarnation) in inboxes {
                 let _permit = counting.acquire().await;
-                count(&sessions, &client_id, incarnation, &limits).await
-            });
-            match counted.await {
-                Some(Ok(usage)) => sessions.shared.counters.add_counted(&client_id, incarnation, usage),
-                Some(Err(error)) => tracing::warn!(%error, "inbox is not counted, its limit comes late"),
-                None => {}
+                match count(&sessions, &client_id, incarnation, &limits, version).await {
+                    Ok(usage) => sessions.shared.counters.add_counted(&client_id, incarnation, usage),
+                    Err(error) => tracing::warn!(%error, "an inbox is not counted, its limit comes late"),
+                }
             }
-        });
+        };
+        self.tracker.spawn(async move { stop.run_until_cancelled(counted).await });
     }
 }
 
-/// Counts an inbox up to its limits.
+/// Counts an inbox up to its limits, as of `version` or, if that is too long ago, as it is.
 async fn count(
     sessions: &Sessions,
     client_id: &ByteString,
     incarnation: Incarnation,
     limits: &InboxLimits,
+    version: Version,
 ) -> Result<InboxUsage> {
     let keys = InboxKeys::new(&sessions.shared.keys(client_id), incarnation);
     let (begin, end) = keys.range();
     let mut next = Some(RangeQuery::new(begin, end).target_bytes(500_000));
     let mut usage = InboxUsage::default();
-    while let Some(query) = next
-        && usage.messages < limits.messages_max
-        && usage.bytes < limits.bytes_max
+    let mut version = Some(version);
+    while let Some(query) =
+        next.take_if(|_| usage.messages < limits.messages_max && usage.bytes < limits.bytes_max)
     {
         let mut tx = sessions.shared.store.begin();
-        let page = tx.get_range(query.clone(), Isolation::Snapshot).await?;
+        if let Some(version) = version {
+            tx.set_read_version(version);
+        }
+        let page = match tx.get_range(query.clone(), Isolation::Snapshot).await {
+            Err(StoreError::TooOld) if version.is_some() => {
+                version = None;
+                next = Some(query);
+                continue;
+            }
+            page => page?,
+        };
         next = query.after(&page);
         for (key, value) in page.pairs {
             usage.messages += 1;

@@ -179,7 +179,8 @@ mod tests {
     proptest! {
         #[test]
         fn headers_come_back(
-            (shard, parts): (u16, u16),
+            shard: u16,
+            parts: u16,
             has_will: bool,
             delay_seconds: u32,
             expiry_seconds: Option<u32>,

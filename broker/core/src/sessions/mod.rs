@@ -6,6 +6,8 @@
 //! caller makes one call after the other.
 
 mod close;
+#[cfg(test)]
+pub(crate) mod faults;
 mod open;
 mod retry;
 #[cfg(test)]
