@@ -25,6 +25,8 @@ pub(crate) enum Fault {
     UnknownLost,
     /// It happens only when [`Faults::release`] is called.
     UnknownOpen,
+    /// What is still in flight happens before it.
+    ReleaseFirst,
     /// It fails.
     Unavailable,
 }
@@ -67,6 +69,11 @@ impl Faults {
     /// Pairs that ranges have returned.
     pub(crate) fn rows_read(&self) -> usize {
         *self.script.rows_read.lock()
+    }
+
+    /// Keeps a transaction in flight.
+    pub(crate) fn hold(&self, tx: Box<dyn Transaction>) {
+        self.script.open.lock().push(tx);
     }
 
     /// Lets the commits that are still in flight happen now, if they can.
@@ -179,6 +186,13 @@ impl Transaction for FaultTransaction {
             Fault::UnknownOpen => {
                 self.script.open.lock().push(self.inner);
                 Err(Error::UnknownOpen)
+            }
+            Fault::ReleaseFirst => {
+                let open = std::mem::take(&mut *self.script.open.lock());
+                for tx in open {
+                    tx.commit().await?;
+                }
+                self.inner.commit().await
             }
             Fault::Unavailable => Err(Error::Unavailable("as told".into())),
         }

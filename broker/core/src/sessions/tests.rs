@@ -6,10 +6,12 @@ use bytestring::ByteString;
 use weir_topic::TopicName;
 
 use super::faults::{Bench, Fault};
-use super::{CloseOptions, Closed, OpenOptions, Opened, SessionOp, SessionRef, Sessions, WillAction};
+use super::{
+    CloseOptions, Closed, OpenOptions, Opened, SessionOp, SessionRef, Sessions, WillAction, check_fence,
+};
 use crate::Error;
 use crate::inbox::{Inbox, InboxId};
-use crate::keyspace::session::{OutgoingEntry, OutgoingPhase, StoredSubscription};
+use crate::keyspace::session::{OutgoingEntry, OutgoingPhase, StoredSubscription, encode_incoming};
 use crate::keyspace::{PublishId, tag};
 use crate::message::tests::full_message;
 use crate::wills::{DueWill, StoredWill, Wills};
@@ -175,25 +177,41 @@ async fn an_older_connection_is_fenced_off_and_changes_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_write_and_a_takeover_at_the_same_time_do_not_both_succeed_unseen() {
+async fn a_takeover_sees_what_the_old_connection_wrote_at_the_last_moment() {
+    let keys = Bench::new().sessions.shared.keys("c");
+    let entry = OutgoingEntry { packet_id: 1, phase: OutgoingPhase::Published, inbox_id: InboxId([0; 12]) };
+    let rows = [
+        (keys.subscription("late"), subscription(1).encode()),
+        (keys.outgoing(1), entry.encode()),
+        (keys.incoming(1), encode_incoming(&PublishId([1; 16]))),
+    ];
+    for (key, value) in rows {
+        let bench = Bench::new();
+        let old = open(&bench.sessions, &options(false, NEVER)).await.session;
+        let mut tx = bench.sessions.shared.store.begin();
+        check_fence(&mut *tx, &keys, &old, false).await.unwrap();
+        tx.set(&key, &value);
+        bench.store.hold(tx);
+        // It commits after the takeover has read and before that commits.
+        bench.store.expect([Fault::ReleaseFirst]);
+        let taken = open(&bench.other_pod(2), &options(false, NEVER)).await;
+        assert!(bench.store.is_through());
+        assert_eq!(taken.subscriptions.len() + taken.outgoing.len() + taken.incoming.len(), 1);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_takeover_shuts_out_what_the_old_connection_writes_later() {
     let bench = Bench::new();
     let old = open(&bench.sessions, &options(false, NEVER)).await.session;
-    // The write is in flight when the takeover reads, and would commit after it.
-    bench.store.expect([Fault::UnknownOpen]);
-    let late = [("late".into(), subscription(1))];
-    let write = bench.sessions.subscribe(&old, &late);
-    let other_pod = bench.other_pod(2);
-    let takeover = options(false, NEVER);
-    let takeover = open(&other_pod, &takeover);
-    let (write, taken) = tokio::join!(biased; write, takeover);
-    let released = bench.store.release().await;
-    assert_eq!(released.len(), 1);
-    assert!(matches!(released[0], Err(weir_storage::Error::Conflict)), "{released:?}");
-    match write {
-        Err(Error::Fenced) => assert_eq!(taken.subscriptions, []),
-        Ok(()) => assert_eq!(taken.subscriptions.len(), 1),
-        Err(error) => panic!("{error}"),
-    }
+    let keys = bench.sessions.shared.keys("c");
+    let mut tx = bench.sessions.shared.store.begin();
+    check_fence(&mut *tx, &keys, &old, false).await.unwrap();
+    tx.set(&keys.subscription("late"), &subscription(1).encode());
+    bench.store.hold(tx);
+    let taken = open(&bench.other_pod(2), &options(false, NEVER)).await;
+    assert_eq!(taken.subscriptions, []);
+    nothing_comes_late(&bench).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -283,31 +301,43 @@ async fn an_unknown_outcome_is_repeated_without_a_trace() {
         bench.store.expect([fault]);
         let first = open(sessions, &with_will(NEVER, 0)).await;
         assert!(!first.present, "{fault:?}: it is new, however often it was tried");
-        assert!(bench.store.is_through());
+        nothing_comes_late(&bench).await;
         assert_eq!(Wills::new(sessions).due(bench.clock.wall()).await.unwrap(), [], "{fault:?}");
 
         bench.store.expect([fault]);
         sessions.subscribe(&first.session, &[("a".into(), subscription(1))]).await.unwrap();
+        nothing_comes_late(&bench).await;
+        bench.store.expect([fault]);
+        sessions.update(&first.session, &[SessionOp::StoreOutgoing(1, InboxId([0; 12]))]).await.unwrap();
+        nothing_comes_late(&bench).await;
         bench.store.expect([fault]);
         close(sessions, &first.session, NEVER, WillAction::Cancel).await;
+        nothing_comes_late(&bench).await;
 
         bench.store.expect([fault]);
         let second = open(sessions, &options(false, NEVER)).await;
         assert!(second.present);
-        assert_eq!(second.subscriptions.len(), 1);
+        assert_eq!((second.subscriptions.len(), second.outgoing.len()), (1, 1));
+        nothing_comes_late(&bench).await;
         bench.store.expect([fault]);
         let third = open(sessions, &options(true, 60)).await;
         assert!(!third.present);
         assert_eq!(third.replaced.unwrap().filters, ["a"], "{fault:?}");
+        nothing_comes_late(&bench).await;
         close(sessions, &third.session, 60, WillAction::Cancel).await;
         tokio::time::advance(Duration::from_secs(60)).await;
         bench.store.expect([fault]);
         assert_eq!(sessions.expire_due(bench.clock.wall()).await.unwrap().len(), 1, "{fault:?}");
-
-        for outcome in bench.store.release().await {
-            assert!(matches!(outcome, Err(weir_storage::Error::Conflict | weir_storage::Error::TooOld)));
-        }
+        nothing_comes_late(&bench).await;
         assert_empty(&bench).await;
+    }
+}
+
+/// The fault has happened, and a commit that is still in flight cannot happen any more.
+async fn nothing_comes_late(bench: &Bench) {
+    assert!(bench.store.is_through());
+    for outcome in bench.store.release().await {
+        assert!(matches!(outcome, Err(weir_storage::Error::Conflict)), "{outcome:?}");
     }
 }
 
