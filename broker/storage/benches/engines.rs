@@ -8,14 +8,17 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use fjall::{Readable, config::CompressionPolicy};
 use redb::{Durability, ReadableDatabase, TableDefinition};
+use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use weir_env::clock::Clock;
 use weir_env::seed::Seed;
+use weir_storage::{ConflictKind, EmbeddedOptions, EmbeddedStore, SharedStore, Store};
 
 type Pairs = Vec<(Vec<u8>, Vec<u8>)>;
 type Job = (Pairs, oneshot::Sender<()>);
@@ -137,7 +140,32 @@ fn append_key(task: u64, n: u64) -> Vec<u8> {
     [&b"l"[..], &task.to_be_bytes(), &n.to_be_bytes()].concat()
 }
 
-async fn appends(task: u64, bytes: usize, jobs: mpsc::Sender<Job>, time: Duration) -> (u64, Vec<Duration>) {
+/// Where a task's appends go.
+#[derive(Clone)]
+enum Target {
+    Engine(mpsc::Sender<Job>),
+    Store(SharedStore),
+}
+
+impl Target {
+    async fn commit(&self, pairs: Pairs) {
+        match self {
+            Self::Engine(jobs) => {
+                let (done_tx, done_rx) = oneshot::channel();
+                jobs.send((pairs, done_tx)).await.unwrap();
+                done_rx.await.unwrap();
+            }
+            Self::Store(store) => {
+                let mut tx = store.begin();
+                pairs.iter().for_each(|(key, value)| tx.set(key, value));
+                tx.add_conflict_key(b"owner", ConflictKind::Read);
+                tx.commit().await.unwrap();
+            }
+        }
+    }
+}
+
+async fn appends(task: u64, bytes: usize, target: Target, time: Duration) -> (u64, Vec<Duration>) {
     let (clock, seed) = (Clock::system(), Seed::fixed(task));
     let started = clock.now();
     let mut took = Vec::new();
@@ -145,10 +173,8 @@ async fn appends(task: u64, bytes: usize, jobs: mpsc::Sender<Job>, time: Duratio
         let n = took.len() as u64;
         let value: Vec<u8> = (0..bytes.div_ceil(8)).flat_map(|_| seed.next_u64().to_be_bytes()).collect();
         let state = ([&b"s"[..], &task.to_be_bytes()].concat(), vec![7; 40]);
-        let (done_tx, done_rx) = oneshot::channel();
         let asked = clock.now();
-        jobs.send((vec![(append_key(task, n), value), state], done_tx)).await.unwrap();
-        done_rx.await.unwrap();
+        target.commit(vec![(append_key(task, n), value), state]).await;
         took.push(asked.elapsed());
     }
     (task, took)
@@ -171,43 +197,86 @@ fn stored_bytes(dir: &Path) -> u64 {
 }
 
 fn run<E: Engine>(name: &str, base: &Path, tasks: u64, bytes: usize, time: Duration) {
-    let clock = Clock::system();
     let dir = base.join(format!("{name}-{tasks}-{bytes}"));
     let _ = std::fs::remove_dir_all(&dir);
     let mut engine = E::open(&dir);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
     let (jobs_tx, jobs_rx) = mpsc::channel(1024);
     let written = written_bytes();
-    let producers = runtime.spawn_blocking(move || (commit_batches(&mut engine, jobs_rx), engine));
-    let mut set = JoinSet::new();
-    for task in 0..tasks {
-        set.spawn_on(appends(task, bytes, jobs_tx.clone(), time), runtime.handle());
-    }
-    drop(jobs_tx);
-    let started = clock.now();
-    let mut per_task = runtime.block_on(set.join_all());
-    let took = started.elapsed().as_secs_f64();
-    let (batches, engine) = runtime.block_on(producers).unwrap();
-    per_task.sort_unstable_by_key(|(task, _)| *task);
-    let counts: Vec<u64> = per_task.iter().map(|(_, took)| took.len() as u64).collect();
-    let mut latencies: Vec<Duration> = per_task.into_iter().flat_map(|(_, took)| took).collect();
-    latencies.sort_unstable();
-    let at = |percent: usize| latencies[(latencies.len() - 1) * percent / 100].as_secs_f64() * 1e3;
-    let payload = latencies.len() as f64 * (bytes + 17 + 49) as f64;
-    println!(
-        "| {name} | {tasks} | {bytes} | {:.0} | {:.0} | {:.1} | {:.2} | {:.2} | {:.1} | {:.1} |",
-        batches as f64 / took,
-        latencies.len() as f64 / took,
-        payload / took / 1e6,
-        at(50),
-        at(99),
-        (written_bytes() - written) as f64 / payload,
-        stored_bytes(&dir) as f64 / payload,
-    );
+    let committer = runtime.spawn_blocking(move || (commit_batches(&mut engine, jobs_rx), engine));
+    let load = Load::run(&runtime, Target::Engine(jobs_tx), tasks, bytes, time);
+    let (batches, engine) = runtime.block_on(committer).unwrap();
+    load.print(name, batches, written_bytes() - written, stored_bytes(&dir));
+    let counts = load.counts;
     if bytes > 10_000 && tasks > 1 {
         reads(name, engine, &dir, &counts);
     }
     let _ = std::fs::remove_dir_all(&dir);
+}
+
+/// The same load through the embedded store itself, fence included.
+fn run_store(base: &Path, tasks: u64, bytes: usize, time: Duration) {
+    let dir = base.join(format!("store-{tasks}-{bytes}"));
+    let _ = std::fs::remove_dir_all(&dir);
+    let store = EmbeddedStore::open(&dir, &EmbeddedOptions::default(), Clock::system()).unwrap();
+    let (stats, store) = (store.stats(), Arc::new(store));
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
+    let written = written_bytes();
+    let load = Load::run(&runtime, Target::Store(Arc::<EmbeddedStore>::clone(&store)), tasks, bytes, time);
+    let batches = stats.batches.load(Ordering::Relaxed);
+    load.print("weir", batches, written_bytes() - written, stored_bytes(&dir));
+    runtime.block_on(store.close());
+    let _ = std::fs::remove_dir_all(&dir);
+    let synced = stats.sync_micros.load(Ordering::Relaxed) as f64 / batches as f64;
+    let mean = load.latencies.iter().sum::<Duration>().as_secs_f64() * 1e6 / load.latencies.len() as f64;
+    if tasks == 1 {
+        println!("weir, one task: a commit takes {mean:.0} us, of which {synced:.0} us in the engine's sync");
+    }
+}
+
+/// What the tasks saw.
+struct Load {
+    /// Appends of each task.
+    counts: Vec<u64>,
+    latencies: Vec<Duration>,
+    took: f64,
+    payload: f64,
+}
+
+impl Load {
+    fn run(runtime: &Runtime, target: Target, tasks: u64, bytes: usize, time: Duration) -> Self {
+        let mut set = JoinSet::new();
+        let started = Clock::system().now();
+        for task in 0..tasks {
+            set.spawn_on(appends(task, bytes, target.clone(), time), runtime.handle());
+        }
+        drop(target);
+        let mut per_task = runtime.block_on(set.join_all());
+        let took = started.elapsed().as_secs_f64();
+        per_task.sort_unstable_by_key(|(task, _)| *task);
+        let counts = per_task.iter().map(|(_, took)| took.len() as u64).collect();
+        let mut latencies: Vec<Duration> = per_task.into_iter().flat_map(|(_, took)| took).collect();
+        latencies.sort_unstable();
+        let payload = latencies.len() as f64 * (bytes + 17 + 49) as f64;
+        Self { counts, latencies, took, payload }
+    }
+
+    fn print(&self, name: &str, batches: u64, written: u64, stored: u64) {
+        let Self { counts, latencies, took, payload } = self;
+        let at = |percent: usize| latencies[(latencies.len() - 1) * percent / 100].as_secs_f64() * 1e3;
+        println!(
+            "| {name} | {} | {:.0} | {:.0} | {:.0} | {:.1} | {:.2} | {:.2} | {:.1} | {:.1} |",
+            counts.len(),
+            payload / latencies.len() as f64 - 66.0,
+            batches as f64 / took,
+            latencies.len() as f64 / took,
+            payload / took / 1e6,
+            at(50),
+            at(99),
+            written as f64 / payload,
+            stored as f64 / payload,
+        );
+    }
 }
 
 fn reads<E: Engine>(name: &str, engine: E, dir: &Path, counts: &[u64]) {
@@ -276,6 +345,9 @@ fn main() {
         }
         if only.as_deref().is_none_or(|only| only == "redb") {
             run::<Redb>("redb", &base, tasks, bytes, time);
+        }
+        if only.as_deref().is_none_or(|only| only == "weir") {
+            run_store(&base, tasks, bytes, time);
         }
     }
 }

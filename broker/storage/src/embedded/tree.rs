@@ -28,6 +28,8 @@ const VERSION_KEY: &[u8] = b"\0version";
 const REDO_KEY: &[u8] = b"\0redo";
 /// Values from this size on lie outside the tree, so that compaction does not copy them.
 const LARGE_VALUE_BYTES: u32 = 4_096;
+/// Values below this size are copied out of the block they lie in.
+const SMALL_VALUE_BYTES: usize = 1_024;
 /// Keys removed in one step at most. A batch that clears more is applied in steps.
 const CLEARED_KEYS_MAX: usize = 50_000;
 /// Threads that move the write buffer into the tree and compact it. One of them always prefers the buffer.
@@ -46,7 +48,7 @@ pub(super) struct TreeView {
 impl View for TreeView {
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>> {
         let value = self.snapshot.get(&self.keys, record_key(key));
-        Ok(value.map_err(|error| tree_error(&self.dir, "read", error))?.map(Bytes::from))
+        Ok(value.map_err(|error| tree_error(&self.dir, "read", error))?.map(own))
     }
 
     fn scan(
@@ -58,7 +60,7 @@ impl View for TreeView {
         let mut pairs = self.snapshot.range(&self.keys, record_range(range));
         while let Some(pair) = if reverse { pairs.next_back() } else { pairs.next() } {
             let (key, value) = pair.into_inner().map_err(|error| tree_error(&self.dir, "read", error))?;
-            if visit(Bytes::from(key).slice(1..), value.into()).is_break() {
+            if visit(Bytes::copy_from_slice(&key[1..]), own(value)).is_break() {
                 break;
             }
         }
@@ -234,6 +236,11 @@ impl fmt::Debug for TreeWriter {
     }
 }
 
+/// A small value as bytes of its own: as it comes it keeps the whole block in memory that it was read from.
+fn own(value: fjall::Slice) -> Bytes {
+    if value.len() < SMALL_VALUE_BYTES { Bytes::copy_from_slice(&value) } else { value.into() }
+}
+
 fn record_key(key: &[u8]) -> Bytes {
     let mut record = Vec::with_capacity(key.len() + 1);
     record.push(DATA);
@@ -266,4 +273,67 @@ fn tree_error(dir: &Path, verb: &str, error: fjall::Error) -> Error {
         let text = format!("{verb} {}: {error}: restore the folder from a backup", dir.display());
         Error::Damaged(text.into())
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn writer(dir: &Path) -> (TreeWriter, Version, TreeView) {
+        let folder = Folder::open(dir).unwrap();
+        let (mut writer, version, view) =
+            TreeWriter::open(folder, &EmbeddedOptions::default(), Arc::default(), Clock::system()).unwrap();
+        writer.cleared_keys_max = 10;
+        (writer, version, view)
+    }
+
+    fn changes(clear: Option<(&'static str, &'static str)>, keys: impl Iterator<Item = String>) -> WriteSet {
+        let mut changes = WriteSet::default();
+        if let Some((begin, end)) = clear {
+            changes.clear_range(KeyRange::new(begin, end));
+        }
+        keys.for_each(|key| changes.set(key.into(), Bytes::from("x")));
+        changes
+    }
+
+    fn keys(view: &TreeView) -> Vec<String> {
+        let mut keys = Vec::new();
+        view.scan(&KeyRange::new("", "~"), false, &mut |key, _| {
+            keys.push(String::from_utf8_lossy(&key).into_owned());
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+        keys
+    }
+
+    #[test]
+    fn clearing_many_keys_is_one_commit_to_those_who_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut writer, ..) = writer(dir.path());
+        let before = writer.apply(Version(2), &changes(None, (0..95).map(|n| format!("m{n:02}")))).unwrap();
+        let kept = ["a".to_owned(), "m33".to_owned(), "z".to_owned()];
+        let after = writer.apply(Version(3), &changes(Some(("m", "n")), kept.clone().into_iter())).unwrap();
+        assert_eq!(keys(&before).len(), 95);
+        assert_eq!(keys(&after), kept);
+        assert_eq!(writer.stored_version().unwrap(), Version(3));
+        assert!(writer.keys.get(REDO_KEY).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_large_clear_that_was_interrupted_is_finished_at_the_next_start() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut writer, ..) = writer(dir.path());
+        writer.apply(Version(2), &changes(None, (0..95).map(|n| format!("m{n:02}")))).unwrap();
+        let interrupted = changes(Some(("m", "n")), std::iter::once("m50".to_owned()));
+        let mut step = writer.db.batch();
+        step.insert(&writer.keys, REDO_KEY, redo::encode(Version(3), &interrupted));
+        (20..40).for_each(|n| step.remove(&writer.keys, record_key(format!("m{n}").as_bytes())));
+        writer.commit_durably(step).unwrap();
+        drop(writer);
+
+        let (writer, version, view) = self::writer(dir.path());
+        assert_eq!(version, Version(3));
+        assert_eq!(keys(&view), ["m50"]);
+        assert!(writer.keys.get(REDO_KEY).unwrap().is_none());
+    }
 }

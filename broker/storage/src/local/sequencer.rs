@@ -190,3 +190,116 @@ impl<W: Writer> Sequencer<W> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::ops::ControlFlow;
+
+    use weir_env::clock::Clock;
+
+    use super::*;
+    use crate::local::View;
+    use crate::{Watch, WatchTrigger};
+
+    /// A store that keeps nothing, on a disk that can be made to fail.
+    #[derive(Clone, Debug)]
+    struct Nothing;
+
+    impl View for Nothing {
+        fn get(&self, _: &[u8]) -> Result<Option<Bytes>> {
+            Ok(None)
+        }
+
+        fn scan(
+            &self,
+            _: &KeyRange,
+            _: bool,
+            _: &mut dyn FnMut(Bytes, Bytes) -> ControlFlow<()>,
+        ) -> Result<()> {
+            Ok(())
+        }
+    }
+
+    #[derive(Debug)]
+    struct Disk {
+        is_full: bool,
+        batches: usize,
+    }
+
+    impl Writer for Disk {
+        type View = Nothing;
+
+        fn apply(&mut self, _: Version, _: &WriteSet) -> Result<Nothing> {
+            self.batches += 1;
+            if self.is_full { Err(Error::Unavailable("disk full".into())) } else { Ok(Nothing) }
+        }
+
+        fn retire(&mut self, _: Version) {}
+    }
+
+    fn sequencer(is_full: bool) -> Sequencer<Disk> {
+        let shared = Shared::new(Version(1), Nothing, Clock::system(), Arc::default());
+        Sequencer::new(shared, Disk { is_full, batches: 0 }, Version(1))
+    }
+
+    /// A transaction that read `read` at version 1 and writes `write`.
+    fn request(read: Option<&'static str>, write: &'static str) -> CommitRequest {
+        let mut writes = WriteSet::default();
+        writes.set(Bytes::from(write), Bytes::new());
+        CommitRequest {
+            read_version: Version(1),
+            reads: read.map(|key| KeyRange::key(key.as_bytes())).into_iter().collect(),
+            write_conflicts: Vec::new(),
+            writes,
+            stamped: Vec::new(),
+            asked_at: Clock::system().now(),
+        }
+    }
+
+    fn armed(sequencer: &Sequencer<Disk>, key: &'static str) -> Watch {
+        let (trigger, watch): (WatchTrigger, _) = Watch::new();
+        sequencer.shared.arm(Bytes::from(key), None, trigger);
+        watch
+    }
+
+    #[test]
+    fn a_batch_is_judged_in_order_and_written_once() {
+        let mut sequencer = sequencer(false);
+        let watch = armed(&sequencer, "a");
+        let answers =
+            sequencer.commit(vec![request(None, "a"), request(Some("a"), "b"), request(Some("b"), "c")]);
+        let stamps: Vec<_> =
+            answers.iter().map(|answer| answer.as_ref().ok().and_then(|c| c.versionstamp)).collect();
+        let version = answers[0].as_ref().map(|c| c.version).unwrap();
+        assert_eq!(stamps, [Some(Versionstamp::new(version, 0)), None, Some(Versionstamp::new(version, 1))]);
+        assert!(matches!(answers[1], Err(Error::Conflict)));
+        assert_eq!(sequencer.writer.batches, 1);
+        assert!(watch.has_fired());
+
+        let refused = sequencer.commit(vec![request(Some("c"), "d")]);
+        assert!(matches!(refused[..], [Err(Error::Conflict)]));
+        assert_eq!(sequencer.writer.batches, 1, "nothing to write");
+    }
+
+    #[test]
+    fn after_a_failed_write_nothing_is_reported_as_committed() {
+        let mut sequencer = sequencer(true);
+        let watch = armed(&sequencer, "a");
+        let answers = sequencer.commit(vec![request(None, "a"), request(Some("a"), "b"), request(None, "c")]);
+        assert!(matches!(
+            answers[..],
+            [Err(Error::UnknownOpen), Err(Error::Conflict), Err(Error::UnknownOpen)]
+        ));
+        // Even if the disk is well again.
+        sequencer.writer.is_full = false;
+        let answers = sequencer.commit(vec![request(None, "a")]);
+        assert!(
+            matches!(&answers[..], [Err(Error::Unavailable(why))] if why.contains("disk full") && why.contains("restart")),
+            "{answers:?}"
+        );
+        assert_eq!(sequencer.writer.batches, 1);
+        assert!(!watch.has_fired());
+        let version = sequencer.shared.read_version().unwrap();
+        assert!(sequencer.shared.view_at(version).is_ok(), "reads go on");
+    }
+}

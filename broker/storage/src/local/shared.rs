@@ -56,8 +56,13 @@ impl<V: View> Shared<V> {
         if history.views.is_empty() {
             return Err(closed());
         }
-        history.issued = history.now(self.clock.now());
-        Ok(Version(history.issued))
+        let now = history.now(self.clock.now());
+        history.issued = now;
+        // Also while nobody writes: a view keeps old values from being compacted away.
+        let retired = history.retire();
+        drop(history);
+        drop(retired);
+        Ok(Version(now))
     }
 
     /// The store as it was at `version`.
@@ -105,9 +110,7 @@ impl<V: View> Shared<V> {
             history.views.push_back((version, view));
             history.issued = version.0;
             history.in_flight = None;
-            let oldest = version.0.saturating_sub(LIFETIME_VERSIONS);
-            let in_force = history.views.partition_point(|(from, _)| from.0 <= oldest);
-            history.views.drain(..in_force.saturating_sub(1)).collect::<Vec<_>>()
+            history.retire()
         };
         drop(retired);
         let fired = self.watches.lock().take(changes);
@@ -134,6 +137,13 @@ impl<V: View> Shared<V> {
 }
 
 impl<V> History<V> {
+    /// Takes out the views that are too old to be read.
+    fn retire(&mut self) -> Vec<(Version, V)> {
+        let oldest = self.issued.saturating_sub(LIFETIME_VERSIONS);
+        let in_force = self.views.partition_point(|(from, _)| from.0 <= oldest);
+        self.views.drain(..in_force.saturating_sub(1)).collect()
+    }
+
     /// What the clock of versions shows at `now`.
     fn now(&self, now: Instant) -> u64 {
         if let Some(version) = self.in_flight {

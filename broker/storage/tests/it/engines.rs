@@ -25,3 +25,8 @@ async fn store_without_faults() -> Fixture {
 conformance!(memory, [#[tokio::test(start_paused = true)]], memory_store());
 conformance!(embedded, [#[tokio::test(start_paused = true)]], embedded_store());
 conformance!(without_faults, [#[tokio::test(start_paused = true)]], store_without_faults());
+conformance!(
+    embedded_on_threads,
+    [#[tokio::test(flavor = "multi_thread", worker_threads = 2)]],
+    embedded_store()
+);
