@@ -15,6 +15,8 @@ use std::future::Future;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use jiff::Timestamp;
+use weir_env::clock::Clock;
 
 /// How long a single step of a test may take before the test fails. Generous: it is a bound on hanging, not
 /// an expectation of speed, and two cores may be shared by many tests.
@@ -26,4 +28,11 @@ pub async fn within<T>(what: &str, step: impl Future<Output = Result<T>>) -> Res
         .await
         .with_context(|| format!("waited {} s for: {what}", DEADLINE.as_secs()))?
         .with_context(|| what.to_owned())
+}
+
+/// The time as RFC 3339 in UTC, to the microsecond.
+#[must_use]
+pub fn now_rfc3339() -> String {
+    let micros = i64::try_from(Clock::system().wall().as_micros()).unwrap_or(i64::MAX);
+    Timestamp::from_microsecond(micros).unwrap_or(Timestamp::MAX).to_string()
 }

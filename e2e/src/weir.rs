@@ -26,6 +26,7 @@ const BUILD: Duration = Duration::from_secs(1800);
 pub struct Setup {
     folder: TempDir,
     store: Store,
+    arguments: Vec<String>,
 }
 
 /// Where the broker keeps its data.
@@ -49,7 +50,7 @@ impl Setup {
     fn new(store: Store) -> Result<Self> {
         let folder = tempfile::tempdir()?;
         std::fs::create_dir(folder.path().join("manifests"))?;
-        Ok(Self { folder, store })
+        Ok(Self { folder, store, arguments: Vec::new() })
     }
 
     /// The folder of manifests.
@@ -71,6 +72,13 @@ impl Setup {
         Ok(self)
     }
 
+    /// The same with more arguments of `weir serve`.
+    #[must_use]
+    pub fn with_arguments(mut self, arguments: &[&str]) -> Self {
+        self.arguments.extend(arguments.iter().map(|&argument| argument.to_owned()));
+        self
+    }
+
     /// The command that starts the broker, listening on free loopback ports.
     pub async fn command(&self) -> Result<Command> {
         let mut command = Command::new(binary().await?);
@@ -80,7 +88,7 @@ impl Setup {
         };
         command.args(["serve", "--store", &store, "--listen", "mqtt://127.0.0.1:0"]);
         command.args(["--http", "127.0.0.1:0", "--admin", "127.0.0.1:0"]);
-        command.arg("--manifests").arg(self.manifests());
+        command.arg("--manifests").arg(self.manifests()).args(&self.arguments);
         // Nothing of the caller's environment may configure the broker; panics must say where they came from.
         for (name, _) in std::env::vars_os() {
             if name.to_string_lossy().starts_with("WEIR_") {
@@ -148,7 +156,7 @@ impl Weir {
     }
 
     /// Ends the broker as a power cut would.
-    pub async fn kill9(mut self) -> Result<()> {
+    pub async fn kill9(&mut self) -> Result<()> {
         self.process.kill9().await?;
         self.no_panic()
     }

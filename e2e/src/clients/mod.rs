@@ -288,6 +288,19 @@ impl Publication {
         }
     }
 
+    /// Ends the client as a crash would; returns the acknowledgements that it had reported and nobody had seen.
+    pub async fn kill(mut self) -> Result<Vec<(usize, u8)>> {
+        within(&format!("{} to be killed", self.name), self.source.kill()).await?;
+        let mut rest = Vec::new();
+        // An error is what the client ended with before it was killed.
+        while let Ok(Some(event)) = self.source.next().await {
+            if let Event::Acked { index, reason } = event {
+                rest.push((index, reason.unwrap_or(0)));
+            }
+        }
+        Ok(rest)
+    }
+
     /// Waits for the client to end, and demands that it ends well.
     pub async fn ended(&mut self) -> Result<()> {
         self.source.ended().await
