@@ -15,6 +15,7 @@
 
 mod committer;
 mod folder;
+mod journal;
 mod redo;
 mod tree;
 

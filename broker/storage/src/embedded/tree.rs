@@ -17,7 +17,7 @@ use weir_env::clock::Clock;
 
 use super::EmbeddedOptions;
 use super::folder::{Folder, disk_error};
-use super::redo;
+use super::{journal, redo};
 use crate::local::{KeyRange, View, WriteSet, Writer};
 use crate::{Error, Result, StoreStats, Version};
 
@@ -96,6 +96,7 @@ impl TreeWriter {
     ) -> Result<(Self, Version, TreeView)> {
         let dir = Arc::new(folder.path().to_owned());
         let failed = |error| tree_error(&dir, "open", error);
+        journal::mend(&folder.data())?;
         let db = Database::builder(folder.data())
             .cache_size(options.cache_bytes)
             .manual_journal_persist(true)
@@ -195,11 +196,10 @@ impl TreeWriter {
                 let key = Bytes::from(key);
                 step.remove(&self.keys, key);
                 if step.len() >= self.cleared_keys_max {
-                    step.commit().map_err(|error| tree_error(&self.dir, "write", error))?;
-                    step = self.db.batch();
+                    self.commit_durably(std::mem::replace(&mut step, self.db.batch()))?;
                 }
             }
-            step.commit().map_err(|error| tree_error(&self.dir, "write", error))?;
+            self.commit_durably(step)?;
         }
         let mut last = self.final_step(version, changes, Vec::new());
         last.remove(&self.keys, REDO_KEY);

@@ -146,6 +146,52 @@ async fn a_torn_tail_loses_nothing_that_came_before() {
     }
 }
 
+/// Pages of the last commit that did not reach the disk, though those behind them did.
+#[tokio::test]
+async fn a_last_commit_with_holes_is_dropped() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    put(&store, "row 1", b"x").await;
+    put(&store, "row 2", &[7; 60_000]).await;
+    store.close().await;
+    let path = journal(dir.path());
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[8_192..16_384].fill(0);
+    fs::write(&path, bytes).unwrap();
+    let store = open(dir.path());
+    assert_eq!(rows(&store, "row").await, [(b"row 1".to_vec(), b"x".to_vec())]);
+    put(&store, "row 3", b"x").await;
+    store.close().await;
+    let store = open(dir.path());
+    assert_eq!(rows(&store, "row").await.len(), 2);
+    store.close().await;
+}
+
+/// A damaged commit with others behind it was acknowledged: the store says so instead of forgetting them.
+#[tokio::test]
+async fn a_damaged_journal_is_reported_and_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    for n in 0..20u8 {
+        put(&store, &format!("row {n:02}"), &[n; 100]).await;
+    }
+    store.close().await;
+    let path = journal(dir.path());
+    let good = fs::read(&path).unwrap();
+    for (at, flip) in [(40, 1), (900, 0xff), (1_500, 4)] {
+        let mut bytes = good.clone();
+        bytes[at] ^= flip;
+        fs::write(&path, &bytes).unwrap();
+        let refused = try_open(dir.path()).unwrap_err();
+        assert!(matches!(&refused, Error::Damaged(why) if why.contains("restore")), "byte {at}: {refused}");
+        assert!(fs::read(&path).unwrap() == bytes, "not touched");
+    }
+    fs::write(&path, &good).unwrap();
+    let store = open(dir.path());
+    assert_eq!(rows(&store, "row").await.len(), 20);
+    store.close().await;
+}
+
 #[tokio::test]
 async fn transactions_that_wait_share_one_sync() {
     let dir = tempfile::tempdir().unwrap();
