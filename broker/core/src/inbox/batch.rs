@@ -81,10 +81,12 @@ impl Pending {
         targets.sort_unstable_by(|a, b| a.client_id.cmp(&b.client_id));
         let inline_max = if targets.len() == 1 { INLINE_MAX } else { SHARED_INLINE_MAX };
         if self.encoded.len() > inline_max {
-            let rows: usize = targets.iter().map(|target| 2 * (target.client_id.len() + ROW_BYTES)).sum();
-            let fits = self.encoded.len() <= INLINE_MAX && rows + self.encoded.len() <= BATCH_BYTES;
             let id = BlobId(seed.next_id());
-            self.body = if fits { Body::Blob(id) } else { Body::Written(id, None) };
+            self.body = Body::Blob(id);
+            // Half a transaction, so that the number of rows is far below what one can hold.
+            if self.encoded.len() > INLINE_MAX || self.bytes() > BATCH_BYTES / 2 {
+                self.body = Body::Written(id, None);
+            }
         }
         Some(self)
     }
@@ -126,6 +128,12 @@ impl Pending {
         Ok(())
     }
 
+    /// Bytes of the remaining rows, and of the blob.
+    fn bytes(&self) -> usize {
+        let rows: usize = self.remaining().iter().map(|target| self.row_bytes(target)).sum();
+        rows + if let Body::Blob(_) = self.body { self.encoded.len() } else { 0 }
+    }
+
     fn row_bytes(&self, target: &InboxTarget) -> usize {
         let ids = target.subscription_ids.len() * 5;
         match self.body {
@@ -154,32 +162,29 @@ impl Plan {
     pub(super) fn new(queue: &VecDeque<Pending>) -> Self {
         let (mut parts, mut bytes, mut rows) = (Vec::new(), 0, 0);
         for pending in queue {
-            if matches!(pending.body, Body::Written(_, None)) {
-                break; // Its blob is written when it comes to the front.
-            }
+            let room = match pending.body {
+                Body::Written(_, None) => break, // Its blob is written when it comes to the front.
+                // All or nothing; alone it always fits.
+                Body::Blob(_) if rows == 0 => usize::MAX,
+                Body::Blob(_) if bytes + pending.bytes() > BATCH_BYTES => break,
+                Body::Blob(_) | Body::Inline | Body::Written(..) => BATCH_BYTES,
+            };
             let mut end = pending.done;
-            let (bytes_before, rows_before) = (bytes, rows);
-            if let Body::Blob(_) = pending.body {
-                bytes += pending.encoded.len();
-            }
             for target in pending.remaining() {
                 bytes += pending.row_bytes(target);
-                rows += 1;
-                let is_first = rows == 1;
-                if !is_first && (bytes > BATCH_BYTES || rows > usize::from(InboxId::PLACES)) {
+                if rows > 0 && bytes > room || rows == usize::from(InboxId::PLACES) {
                     break;
                 }
+                rows += 1;
                 end += 1;
             }
-            let is_whole = end == pending.append.targets.len();
-            if matches!(pending.body, Body::Blob(_)) && !is_whole && rows_before > 0 {
-                (_, _) = (bytes_before, rows_before);
-                break; // It goes whole into the next transaction.
+            if let Body::Blob(_) = pending.body {
+                bytes += pending.encoded.len();
             }
             if end > pending.done {
                 parts.push(pending.done..end);
             }
-            if !is_whole {
+            if end < pending.append.targets.len() {
                 break;
             }
         }

@@ -274,9 +274,7 @@ impl Closing<'_> {
             tx.clear(&self.keys.fence());
         } else if expiry_seconds == 0 {
             done = wipe.page(tx, fence.incarnation, now, ended).await?;
-            if done {
-                tx.clear(&self.keys.fence());
-            } else {
+            if !done {
                 wipe.leave_ending(tx, fence, now);
             }
         } else {
