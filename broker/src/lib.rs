@@ -1,8 +1,17 @@
 //! Weir as a library: what the `weir` binary is made of, so that tests can drive it.
 
+mod admin;
+mod broker;
 pub mod cli;
 pub mod client;
+mod clients;
 pub mod config;
+mod connection;
+mod convert;
 pub mod http;
+mod mailbox;
+mod manifests;
 pub mod metrics;
+mod router;
+pub mod server;
 pub mod telemetry;

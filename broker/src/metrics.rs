@@ -196,6 +196,25 @@ labels! {
     }
 }
 
+impl ProtocolError {
+    /// The label of what a client was, or would have been, told.
+    #[must_use]
+    pub const fn of(reason: ReasonCode) -> Self {
+        match reason {
+            ReasonCode::MalformedPacket => Self::MalformedPacket,
+            ReasonCode::ProtocolError => Self::ProtocolError,
+            ReasonCode::PacketTooLarge => Self::PacketTooLarge,
+            ReasonCode::ReceiveMaximumExceeded => Self::ReceiveMaximumExceeded,
+            ReasonCode::TopicAliasInvalid => Self::TopicAliasInvalid,
+            ReasonCode::TopicNameInvalid => Self::TopicNameInvalid,
+            ReasonCode::TopicFilterInvalid => Self::TopicFilterInvalid,
+            ReasonCode::UnsupportedProtocolVersion => Self::UnsupportedProtocolVersion,
+            ReasonCode::ClientIdentifierNotValid => Self::ClientIdentifierNotValid,
+            _ => Self::Other,
+        }
+    }
+}
+
 impl Label for PacketType {
     const NAME: &'static str = "type";
     const ALL: &'static [Self] = &[

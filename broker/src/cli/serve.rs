@@ -28,16 +28,11 @@ pub(super) async fn run(args: &ServeArgs) -> anyhow::Result<()> {
     warn_about(&config);
     let shutdown = CancellationToken::new();
     let served = tokio::select! {
-        served = broker(config, shutdown.clone()) => served,
+        served = crate::server::run(config, shutdown.clone()) => served,
         stopped = stop_on_signals(&shutdown) => stopped,
     };
     telemetry.shutdown().await;
     served
-}
-
-async fn broker(_config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
-    shutdown.cancelled().await;
-    Ok(())
 }
 
 fn warn_about(config: &Config) {

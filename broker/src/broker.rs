@@ -1,0 +1,392 @@
+//! What all connections share, and the two paths of a publish: to live subscribers, and into everything that
+//! must keep it before its publisher is told.
+
+use std::num::NonZeroU16;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytestring::ByteString;
+use futures_util::future::BoxFuture;
+use parking_lot::Mutex;
+use smallvec::SmallVec;
+use tokio_util::task::TaskTracker;
+use tracing::Instrument;
+use weir_codec::{Message as WireMessage, ProtocolVersion, QoS, ReasonCode};
+use weir_core::catalog::Object;
+use weir_core::inbox::{Completion, Inbox, InboxAppend, InboxWriter};
+use weir_core::key::Publisher;
+use weir_core::keyspace::PublishId;
+use weir_core::message::Message;
+use weir_core::retained::Retained;
+use weir_core::sessions::{EndedSession, Sessions};
+use weir_core::shard::AppendError;
+use weir_core::wills::{DueWill, Wills};
+use weir_core::{Core, Error};
+use weir_env::clock::Clock;
+use weir_env::seed::{HashMap, Seed};
+use weir_topic::Subscription;
+
+use crate::clients::Clients;
+use crate::config::Limits;
+use crate::convert;
+use crate::metrics::{Dropped, DurableOutcome, Metrics};
+use crate::router::{Matched, Router, Subscriber, SubscriberId, Wish};
+
+/// How long a 3.1.1 publisher's acknowledgement is withheld while the store is tried again: it cannot be told
+/// of a failure other than by closing its connection.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// First wait before the store is tried again; it doubles.
+const RETRY_WAIT: Duration = Duration::from_millis(50);
+/// Longest wait before the store is tried again.
+const RETRY_WAIT_MAX: Duration = Duration::from_secs(2);
+/// Longest time a will that could not be stored is tried again.
+const WILL_PATIENCE: Duration = Duration::from_secs(3600);
+/// Wait before a will that could not be stored is tried again.
+const WILL_RETRY_WAIT: Duration = Duration::from_secs(10);
+
+/// The parts of a running broker. One per process, shared by its connections.
+pub(crate) struct Broker {
+    pub(crate) core: Arc<Core>,
+    pub(crate) sessions: Sessions,
+    pub(crate) inbox: Inbox,
+    pub(crate) inbox_writer: InboxWriter,
+    pub(crate) retained: Retained,
+    pub(crate) wills: Wills,
+    pub(crate) router: Router,
+    pub(crate) clients: Arc<Clients>,
+    pub(crate) persistent: Mutex<HashMap<ByteString, Arc<Subscriber>>>,
+    pub(crate) metrics: Metrics,
+    pub(crate) clock: Clock,
+    pub(crate) seed: Seed,
+    pub(crate) limits: Limits,
+    pub(crate) session_limits: weir_session::Limits,
+    pub(crate) wait_for_queue: bool,
+    pub(crate) tasks: TaskTracker,
+    pub(crate) next_consumer: AtomicU64,
+}
+
+/// A message on its way in.
+#[derive(Clone, Debug)]
+pub(crate) struct Inbound {
+    pub(crate) message: Arc<WireMessage>,
+    pub(crate) qos: QoS,
+    pub(crate) retain: bool,
+    /// Message Expiry Interval, seconds.
+    pub(crate) expiry: Option<u32>,
+    /// Names a QoS 2 publish of a persistent session, and says whether it may have been seen before.
+    pub(crate) publish: Option<(PublishId, bool)>,
+    /// The session it comes from, for No Local.
+    pub(crate) from: Option<SubscriberId>,
+    /// For keys.
+    pub(crate) publisher: Arc<Publisher>,
+    /// Of the publisher's connection: says whether it can be told of a failure.
+    pub(crate) version: ProtocolVersion,
+}
+
+/// What became of a publish.
+pub(crate) enum Accepted {
+    /// It is done, and this is the answer.
+    Done(ReasonCode),
+    /// It is in line; the answer comes when it is durable, or cannot be made so.
+    Pending(BoxFuture<'static, ReasonCode>),
+}
+
+/// What is waited for before a publisher is told.
+struct Durable {
+    broker: Arc<Broker>,
+    message: Arc<Message>,
+    inbound: Inbound,
+    matched: Matched,
+    appends: weir_core::core::Receipt,
+    inbox: Option<(InboxAppend, Completion)>,
+    retained: Option<Completion>,
+}
+
+/// What has not become durable yet.
+#[derive(Default)]
+struct Failures {
+    appends: SmallVec<[(Arc<Object>, AppendError); 1]>,
+    inbox: Option<(InboxAppend, Error)>,
+    retained: Option<Error>,
+}
+
+impl Broker {
+    /// Takes a message: gives it to live subscribers and puts it in line for whatever must keep it. Waits only
+    /// while too much is in line already.
+    pub(crate) async fn publish(self: &Arc<Self>, inbound: Inbound) -> Accepted {
+        let span = tracing::debug_span!(
+            "publish",
+            topic = inbound.message.topic.as_str(),
+            qos = inbound.qos.as_u8(),
+            client = %inbound.publisher.client_id
+        );
+        let message = &inbound.message;
+        let matched = self.router.matches(message, inbound.qos, inbound.retain, inbound.from);
+        let targets = self.core.targets(&message.topic);
+        if inbound.qos != QoS::ExactlyOnce {
+            self.deliver(&matched, &inbound, &span);
+        }
+        if targets.is_empty() && matched.inboxes.is_empty() && !inbound.retain {
+            if inbound.qos == QoS::ExactlyOnce {
+                self.deliver(&matched, &inbound, &span);
+            }
+            let reason =
+                if matched.is_empty() { ReasonCode::NoMatchingSubscribers } else { ReasonCode::Success };
+            return Accepted::Done(reason);
+        }
+        let now = self.clock.wall();
+        let kept = convert::to_core(message, inbound.qos, inbound.retain, inbound.expiry, now);
+        match self.enqueue(inbound, Arc::new(kept), matched, &targets).await {
+            Ok(durable) => Accepted::Pending(Box::pin(durable.settle(span.clone()).instrument(span))),
+            Err(error) => {
+                tracing::debug!(%error, "publish refused");
+                Accepted::Done(ReasonCode::ServerShuttingDown)
+            }
+        }
+    }
+
+    async fn enqueue(
+        self: &Arc<Self>,
+        inbound: Inbound,
+        message: Arc<Message>,
+        mut matched: Matched,
+        targets: &[Arc<Object>],
+    ) -> Result<Durable, Error> {
+        let appends = self.core.append(targets, &message, &inbound.publisher, inbound.publish).await?;
+        let inboxes = std::mem::take(&mut matched.inboxes);
+        let inbox = if inboxes.is_empty() {
+            None
+        } else {
+            let mark = inbound.publish.map(|(id, _)| id);
+            let append = InboxAppend { message: Arc::clone(&message), targets: inboxes, mark };
+            let completion = self.inbox_writer.append(append.clone()).await?;
+            Some((append, completion))
+        };
+        let retained =
+            if inbound.retain { Some(self.retained.set(Arc::clone(&message)).await?) } else { None };
+        Ok(Durable { broker: Arc::clone(self), message, inbound, matched, appends, inbox, retained })
+    }
+
+    fn deliver(&self, matched: &Matched, inbound: &Inbound, span: &tracing::Span) {
+        let expires_at = inbound
+            .expiry
+            .and_then(|seconds| convert::deadline(self.clock.now(), Duration::from_secs(u64::from(seconds))));
+        self.router.deliver(matched, &inbound.message, expires_at, span);
+    }
+
+    /// Publishes a will, and forgets it once it is durable.
+    pub(crate) async fn publish_will(self: &Arc<Self>, due: DueWill) {
+        let now = self.clock.wall();
+        let message = &due.will.message;
+        let inbound = Inbound {
+            message: convert::to_wire(message),
+            qos: convert::qos(message.qos),
+            retain: message.retain,
+            expiry: due.will.expiry_seconds,
+            publish: None,
+            from: None,
+            publisher: Arc::new(Publisher::default()),
+            version: ProtocolVersion::V5,
+        };
+        let reason = match self.publish(inbound).await {
+            Accepted::Done(reason) => reason,
+            Accepted::Pending(answer) => answer.await,
+        };
+        let given_up = now.saturating_since(due.first_due) >= WILL_PATIENCE;
+        let result = if reason.is_error() && !given_up {
+            self.wills.retry_at(&due, now.saturating_add(WILL_RETRY_WAIT)).await
+        } else {
+            if reason.is_error() {
+                self.metrics.messages_dropped.inc(Dropped::StoreFailed);
+                tracing::warn!(topic = %message.topic, %reason, "will dropped: it could not be stored for an hour");
+            }
+            self.wills.done(&due).await
+        };
+        if let Err(error) = result {
+            tracing::warn!(%error, "will stays due: the store did not take its end");
+        }
+    }
+
+    /// The session of `client_id` as the router knows it, made if need be.
+    pub(crate) fn persistent_subscriber(
+        &self,
+        client_id: &ByteString,
+        incarnation: weir_core::keyspace::session::Incarnation,
+    ) -> Arc<Subscriber> {
+        let mut persistent = self.persistent.lock();
+        if let Some(known) = persistent.get(client_id)
+            && known.incarnation == Some(incarnation)
+        {
+            return Arc::clone(known);
+        }
+        let subscriber = self.router.subscriber(client_id.clone(), Some(incarnation));
+        if persistent.insert(client_id.clone(), Arc::clone(&subscriber)).is_none() {
+            self.metrics.sessions.inc();
+        }
+        subscriber
+    }
+
+    /// Forgets a session that has ended.
+    pub(crate) fn forget(&self, ended: &EndedSession) {
+        let subscriber = {
+            let mut persistent = self.persistent.lock();
+            let known = persistent.get(&ended.client_id).filter(|s| s.incarnation == Some(ended.incarnation));
+            let Some(subscriber) = known.cloned() else { return };
+            persistent.remove(&ended.client_id);
+            subscriber
+        };
+        self.metrics.sessions.dec();
+        for filter in &ended.filters {
+            if let Ok(from) = Subscription::parse(filter.clone()) {
+                self.router.unsubscribe(subscriber.id, filter, &from);
+            }
+        }
+    }
+
+    /// Reads the subscriptions of all persistent sessions into the router.
+    pub(crate) async fn load_routes(&self) -> Result<usize, Error> {
+        let mut count = 0;
+        let mut cursor = None;
+        loop {
+            let page = self.sessions.load_routes(cursor).await?;
+            for route in page.routes {
+                let Ok(to) = Subscription::parse(route.filter.clone()) else { continue };
+                let subscriber = self.persistent_subscriber(&route.client_id, route.incarnation);
+                self.router.subscribe(&subscriber, &route.filter, &to, wish_of(&route.subscription));
+                count += 1;
+            }
+            cursor = page.next;
+            if cursor.is_none() {
+                return Ok(count);
+            }
+        }
+    }
+
+    /// A consumer id that nobody else has.
+    pub(crate) fn consumer_id(&self) -> weir_core::queue::ConsumerId {
+        weir_core::queue::ConsumerId(self.next_consumer.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+/// How a stored subscription wants its messages.
+pub(crate) fn wish_of(stored: &weir_core::keyspace::session::StoredSubscription) -> Wish {
+    let retain_handling = match stored.retain_handling {
+        1 => weir_codec::RetainHandling::OnNewSubscription,
+        2 => weir_codec::RetainHandling::Never,
+        _ => weir_codec::RetainHandling::OnSubscribe,
+    };
+    Wish {
+        options: weir_codec::SubscriptionOptions {
+            qos: convert::qos(stored.qos),
+            no_local: stored.no_local,
+            retain_as_published: stored.retain_as_published,
+            retain_handling,
+        },
+        identifier: stored.subscription_id,
+    }
+}
+
+/// What sessions are granted under `limits`.
+pub(crate) fn session_limits(limits: &Limits) -> weir_session::Limits {
+    let defaults = weir_session::Limits::default();
+    weir_session::Limits {
+        receive_maximum: NonZeroU16::new(limits.receive_maximum).unwrap_or(NonZeroU16::MIN),
+        maximum_packet_size: u32::try_from(limits.max_packet_size.0)
+            .ok()
+            .and_then(std::num::NonZeroU32::new)
+            .unwrap_or(defaults.maximum_packet_size),
+        topic_alias_maximum: limits.topic_alias_maximum,
+        session_expiry_maximum: u32::try_from(limits.session_expiry_max.as_secs()).unwrap_or(u32::MAX),
+        ..defaults
+    }
+}
+
+impl Durable {
+    async fn settle(self, span: tracing::Span) -> ReasonCode {
+        let Self { broker, message, inbound, matched, appends, inbox, retained } = self;
+        let started = broker.clock.now();
+        let mut failures = Failures { appends: appends.settled().await, ..Failures::default() };
+        if let Some((append, completion)) = inbox {
+            failures.inbox = completion.await.err().map(|error| (append, error));
+        }
+        if let Some(completion) = retained {
+            failures.retained = completion.await.err();
+        }
+        let patient = inbound.version == ProtocolVersion::V311 && inbound.qos != QoS::AtMostOnce;
+        let mut wait = RETRY_WAIT;
+        while patient && failures.reason().is_some() && broker.clock.now() - started < PATIENCE {
+            tokio::time::sleep(wait).await;
+            wait = (wait * 2).min(RETRY_WAIT_MAX);
+            failures = failures.retry(&broker, &message, &inbound).await;
+        }
+        let reason = failures.reason();
+        let took = broker.clock.now() - started;
+        broker.metrics.publish_commit_seconds.observe(took.as_secs_f64());
+        let outcome = match reason {
+            None => DurableOutcome::Committed,
+            Some(ReasonCode::QuotaExceeded) => DurableOutcome::QuotaExceeded,
+            Some(_) => DurableOutcome::Failed,
+        };
+        broker.metrics.durable_publishes.inc(outcome);
+        if reason.is_some() && inbound.qos == QoS::AtMostOnce {
+            broker.metrics.messages_dropped.inc(Dropped::StoreFailed);
+        }
+        if reason.is_none() && inbound.qos == QoS::ExactlyOnce {
+            broker.deliver(&matched, &inbound, &span);
+        }
+        reason.unwrap_or(ReasonCode::Success)
+    }
+}
+
+impl Failures {
+    /// The worst of them.
+    fn reason(&self) -> Option<ReasonCode> {
+        let appends = self.appends.iter().map(|(_, error)| match error {
+            AppendError::Full { .. } => ReasonCode::QuotaExceeded,
+            AppendError::Failed(error) => reason_of(error),
+        });
+        let others = [self.inbox.as_ref().map(|(_, error)| error), self.retained.as_ref()];
+        let all: SmallVec<[ReasonCode; 4]> =
+            appends.chain(others.into_iter().flatten().map(reason_of)).collect();
+        all.iter().copied().find(|reason| *reason != ReasonCode::QuotaExceeded).or(all.first().copied())
+    }
+
+    /// Tries what failed once more.
+    async fn retry(self, broker: &Arc<Broker>, message: &Arc<Message>, inbound: &Inbound) -> Self {
+        let mut left = Self::default();
+        let targets: SmallVec<[Arc<Object>; 1]> = self.appends.iter().map(|(o, _)| Arc::clone(o)).collect();
+        // What was refused was certainly not stored, or its mark tells; a repeat asks for the mark.
+        let publish = inbound.publish.map(|(id, _)| (id, true));
+        match broker.core.append(&targets, message, &inbound.publisher, publish).await {
+            Ok(receipt) => left.appends = receipt.settled().await,
+            Err(error) => {
+                let failed = targets.into_iter().map(|o| (o, AppendError::Failed(error.clone())));
+                left.appends = failed.collect();
+            }
+        }
+        if let Some((append, _)) = self.inbox {
+            let result = match broker.inbox_writer.append(append.clone()).await {
+                Ok(completion) => completion.await,
+                Err(error) => Err(error),
+            };
+            left.inbox = result.err().map(|error| (append, error));
+        }
+        if self.retained.is_some() {
+            left.retained = match broker.retained.set(Arc::clone(message)).await {
+                Ok(completion) => completion.await.err(),
+                Err(error) => Some(error),
+            };
+        }
+        left
+    }
+}
+
+/// What a publisher is told of an error.
+pub(crate) fn reason_of(error: &Error) -> ReasonCode {
+    match error {
+        Error::Full(_) => ReasonCode::QuotaExceeded,
+        Error::Closed => ReasonCode::ServerShuttingDown,
+        Error::Store(_) | Error::Record(_) | Error::Fenced => ReasonCode::ImplementationSpecificError,
+    }
+}

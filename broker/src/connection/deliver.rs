@@ -1,0 +1,441 @@
+//! What the client receives: from its mailbox, its inbox, queues, streams and retained messages.
+//!
+//! Each source is asked only while the session has a free slot and the socket keeps up.
+
+use std::sync::Arc;
+
+use weir_codec::{PacketId, QoS, ReasonCode};
+use weir_core::keyspace::LogId;
+use weir_core::queue::{ConsumerId, QueueDelivery, Verdict};
+use weir_core::sessions::SessionOp;
+use weir_session::{Delivery, Refusal};
+
+use super::external::{Source, queue_properties, stream_properties};
+use super::handshake::inbox_delivery;
+use super::{Connection, Tag};
+use crate::convert;
+use crate::mailbox::Letter;
+use crate::metrics::Dropped;
+
+/// Messages read from the inbox in one go.
+const INBOX_PAGE: usize = 256;
+/// Bytes of them.
+const INBOX_BYTES: usize = 256 * 1024;
+/// Changes of the stored session in one write.
+const OPS_PER_WRITE: usize = 500;
+/// Deliveries prepared before they are encoded.
+const DELIVERIES_PER_TURN: usize = 256;
+
+/// What became of a delivery.
+enum Sent {
+    /// The session has it.
+    Yes,
+    /// Never, for this reason.
+    Dropped(Dropped),
+    /// Not now.
+    Later,
+}
+
+impl Connection {
+    /// Gives the session what waits for the client, as far as it and the socket have room. True if it took
+    /// anything.
+    pub(super) async fn deliver(&mut self) -> bool {
+        let mut any = false;
+        if self.has_room() {
+            any |= self.deliver_mailbox();
+            any |= self.deliver_queue().await;
+            any |= self.deliver_inbox().await;
+            any |= self.deliver_stream();
+            any |= self.deliver_retained().await;
+        }
+        any
+    }
+
+    fn send(&mut self, delivery: Delivery<Tag>) -> Sent {
+        let qos = delivery.qos;
+        let now = self.broker.clock.now().into_std();
+        match self.session.deliver(delivery, now) {
+            Ok(_) => {
+                if qos != QoS::AtMostOnce {
+                    self.window.take_anyway();
+                }
+                Sent::Yes
+            }
+            Err(refused) => match refused.why {
+                Refusal::TooLarge => Sent::Dropped(Dropped::TooLarge),
+                Refusal::Expired => Sent::Dropped(Dropped::Expired),
+                Refusal::Closed | Refusal::NoQuota | Refusal::Busy | Refusal::NotReserved => Sent::Later,
+            },
+        }
+    }
+
+    fn deliver_mailbox(&mut self) -> bool {
+        let mut any = false;
+        for _ in 0..DELIVERIES_PER_TURN {
+            match self.mailbox.peek_qos() {
+                Some(QoS::AtMostOnce) => {}
+                Some(_) if self.session.can_send() => {}
+                Some(_) | None => break,
+            }
+            let Some(letter) = self.mailbox.pop() else { break };
+            let delivery = live_delivery(letter, self.stored.persistent);
+            if let Sent::Dropped(why) = self.send(delivery) {
+                self.metrics.messages_dropped.inc(why);
+            }
+            any = true;
+        }
+        any
+    }
+
+    async fn deliver_queue(&mut self) -> bool {
+        let mut any = false;
+        for _ in 0..DELIVERIES_PER_TURN {
+            let Some(delivery) = self.held.pop_front().or_else(|| self.queue_rx.try_recv().ok()) else {
+                break;
+            };
+            let Some((qos, prepared)) = self.prepare(&delivery) else {
+                // Its subscription has ended meanwhile.
+                any = true;
+                continue;
+            };
+            if qos != QoS::AtMostOnce && !self.session.can_send() {
+                self.held.push_front(delivery);
+                break;
+            }
+            any = true;
+            let (log, offset) = (delivery.log, delivery.offset);
+            let consumer = self.consumer_of(log);
+            let now = self.broker.clock.now().into_std();
+            match self.session.deliver(prepared, now).map_err(|refused| refused.why) {
+                Ok(Some(_)) => {}
+                Ok(None) => {
+                    if let Some(consumer) = consumer {
+                        self.unwritten.push_back((self.wire.positions().0, log, consumer, offset));
+                    }
+                }
+                Err(Refusal::NoQuota | Refusal::Busy | Refusal::NotReserved | Refusal::Closed) => {
+                    self.held.push_front(delivery);
+                    break;
+                }
+                Err(Refusal::TooLarge) => {
+                    self.metrics.messages_dropped.inc(Dropped::TooLarge);
+                    self.settle(log, consumer, offset, Verdict::Rejected).await;
+                }
+                Err(Refusal::Expired) => self.settle(log, consumer, offset, Verdict::Returned).await,
+            }
+        }
+        any
+    }
+
+    /// A queue message as the session takes it; `None` if nobody here consumes its queue.
+    fn prepare(&self, delivery: &QueueDelivery) -> Option<(QoS, Delivery<Tag>)> {
+        let (external, object, consumer) =
+            self.externals.iter().find_map(|external| match &external.source {
+                Source::Queue { object, consumer } if object.id == delivery.log.object => {
+                    Some((external, object, consumer))
+                }
+                _ => None,
+            })?;
+        let message = &delivery.record.message;
+        let qos = external.qos.min(QoS::AtLeastOnce);
+        let v5 = self.version == weir_codec::ProtocolVersion::V5;
+        let prepared = Delivery {
+            message: convert::to_wire(message),
+            qos,
+            retain: false,
+            subscription_identifiers: external.identifier.into_iter().collect(),
+            extra: if v5 { queue_properties(object, delivery) } else { Vec::new() },
+            expires_at: convert::expires_at(self.broker.clock, message.expires_at),
+            resumable: false,
+            store_release: false,
+            tag: Tag::Queue { log: delivery.log, consumer: consumer.id, offset: delivery.offset },
+        };
+        Some((qos, prepared))
+    }
+
+    fn consumer_of(&self, log: LogId) -> Option<ConsumerId> {
+        self.externals.iter().find_map(|external| match &external.source {
+            Source::Queue { object, consumer } if object.id == log.object => Some(consumer.id),
+            _ => None,
+        })
+    }
+
+    /// Gives the room of a queue message back and tells its queue what became of it.
+    pub(super) async fn settle(
+        &mut self,
+        log: LogId,
+        consumer: Option<ConsumerId>,
+        offset: u64,
+        verdict: Verdict,
+    ) {
+        let Some(consumer) = consumer else { return };
+        let mut starved = false;
+        for external in &self.externals {
+            if let Source::Queue { consumer: attached, .. } = &external.source
+                && attached.id == consumer
+            {
+                starved = attached.give_back();
+            }
+        }
+        // At shutdown the shards are gone, and what is not acknowledged comes again.
+        let _ = self.broker.core.settle(log, consumer, offset, verdict).await;
+        if starved {
+            self.kick_queues().await;
+        }
+    }
+
+    /// Tells the shards of all queues consumed here that there is room again.
+    async fn kick_queues(&mut self) {
+        for external in &self.externals {
+            if let Source::Queue { object, .. } = &external.source {
+                // At shutdown there is nobody left to hand out anything.
+                let _ = self.broker.core.kick(object).await;
+            }
+        }
+    }
+
+    /// Acknowledges QoS 0 queue messages that have been written to the socket.
+    pub(super) async fn settle_written(&mut self) {
+        let (_, written) = self.wire.positions();
+        while let Some((position, log, consumer, offset)) = self.unwritten.front().copied() {
+            if position >= written && self.wire.backlog() > 0 {
+                break;
+            }
+            self.unwritten.pop_front();
+            self.settle(log, Some(consumer), offset, Verdict::Acknowledged).await;
+        }
+    }
+
+    async fn deliver_inbox(&mut self) -> bool {
+        if !self.stored.persistent || !self.session.can_send() {
+            return false;
+        }
+        if self.inbox.items.is_empty() && self.inbox.more && !self.read_inbox().await {
+            return false;
+        }
+        let mut batch = Vec::new();
+        let mut ops = Vec::new();
+        let room = self.session.send_quota().min(DELIVERIES_PER_TURN);
+        while batch.len() < room {
+            let Some(item) = self.inbox.items.pop_front() else { break };
+            let id = item.id;
+            let delivery = inbox_delivery(&self.broker, item);
+            let reserved = if delivery.qos == QoS::ExactlyOnce {
+                let Some(packet_id) = self.session.reserve_packet_id() else { break };
+                self.inbox.recorded.insert(packet_id.get());
+                ops.push(SessionOp::StoreOutgoing(packet_id.get(), id));
+                Some(packet_id)
+            } else {
+                None
+            };
+            batch.push((reserved, id, delivery));
+        }
+        if !ops.is_empty() && !self.update_session(&ops).await {
+            return false;
+        }
+        let any = !batch.is_empty();
+        for (reserved, id, delivery) in batch {
+            self.deliver_inbox_item(reserved, id, delivery);
+        }
+        any
+    }
+
+    fn deliver_inbox_item(
+        &mut self,
+        reserved: Option<PacketId>,
+        id: weir_core::keyspace::inbox::InboxId,
+        delivery: Delivery<Tag>,
+    ) {
+        let now = self.broker.clock.now().into_std();
+        let result = match reserved {
+            Some(packet_id) => self.session.deliver_reserved(packet_id, delivery, now),
+            None => self.session.deliver(delivery, now).map(drop),
+        };
+        let why = match result {
+            Ok(()) => {
+                self.window.take_anyway();
+                return;
+            }
+            Err(refused) => refused.why,
+        };
+        match why {
+            Refusal::TooLarge => self.metrics.messages_dropped.inc(Dropped::TooLarge),
+            Refusal::Expired => self.metrics.messages_dropped.inc(Dropped::Expired),
+            // It stays in the inbox, and is read again by the next connection.
+            Refusal::Closed | Refusal::NoQuota | Refusal::Busy | Refusal::NotReserved => return,
+        }
+        self.inbox.ops.push(SessionOp::Remove(id));
+        if let Some(packet_id) = reserved {
+            self.inbox.ops.push(SessionOp::ClearOutgoing(packet_id.get()));
+        }
+    }
+
+    async fn read_inbox(&mut self) -> bool {
+        self.inbox.more = false;
+        let read = self.broker.inbox.read(&self.stored, self.inbox.cursor, INBOX_PAGE, INBOX_BYTES).await;
+        match read {
+            Ok(items) => {
+                if let Some(last) = items.last() {
+                    self.inbox.cursor = Some(last.id);
+                    self.inbox.more = true;
+                }
+                let restored = &mut self.inbox.restored;
+                self.inbox.items.extend(items.into_iter().filter(|item| !restored.remove(&item.id)));
+                true
+            }
+            Err(error) => {
+                self.fail(&error);
+                false
+            }
+        }
+    }
+
+    fn deliver_stream(&mut self) -> bool {
+        let mut any = false;
+        if self.batch.is_none() {
+            self.batch = self.stream_rx.try_recv().ok();
+        }
+        let Some(mut batch) = self.batch.take() else { return false };
+        let found = self.externals.iter().position(|external| {
+            matches!(&external.source, Source::Stream { object, .. } if object.id == batch.log.object)
+        });
+        let Some(at) = found else { return true };
+        for _ in 0..DELIVERIES_PER_TURN {
+            let external = &self.externals[at];
+            let qos = external.qos.min(QoS::AtLeastOnce);
+            if qos != QoS::AtMostOnce && !self.session.can_send() {
+                break;
+            }
+            let Some((offset, record)) = batch.records.pop_front() else { break };
+            let Some(object) = external.object() else { break };
+            let v5 = self.version == weir_codec::ProtocolVersion::V5;
+            let extra =
+                if v5 { stream_properties(object, batch.log.shard, offset, &record) } else { Vec::new() };
+            let delivery = Delivery {
+                message: convert::to_wire(&record.message),
+                qos,
+                retain: false,
+                subscription_identifiers: external.identifier.into_iter().collect(),
+                extra,
+                expires_at: None,
+                resumable: false,
+                store_release: false,
+                tag: Tag::Stream,
+            };
+            any = true;
+            match self.send(delivery) {
+                Sent::Yes => {}
+                Sent::Dropped(why) => self.metrics.messages_dropped.inc(why),
+                Sent::Later => {
+                    batch.records.push_front((offset, record));
+                    break;
+                }
+            }
+        }
+        if !batch.records.is_empty() {
+            self.batch = Some(batch);
+        }
+        any
+    }
+
+    async fn deliver_retained(&mut self) -> bool {
+        let mut any = false;
+        while self.session.can_send() && any.then_some(()).is_none() {
+            let Some(mut scan) = self.retained.pop_front() else { break };
+            let Some(message) = scan.messages.pop_front() else {
+                match scan.read(&self.broker.retained).await {
+                    Ok(true) => self.retained.push_front(scan),
+                    Ok(false) => {}
+                    Err(error) => self.fail(&error),
+                }
+                continue;
+            };
+            let delivery = scan.delivery(&self.broker, &message);
+            match self.send(delivery) {
+                Sent::Yes => any = true,
+                Sent::Dropped(why) => self.metrics.messages_dropped.inc(why),
+                Sent::Later => {
+                    scan.messages.push_front(message);
+                    self.retained.push_front(scan);
+                    break;
+                }
+            }
+            self.retained.push_front(scan);
+        }
+        any
+    }
+
+    /// A delivery has ended.
+    pub(super) async fn handle_acked(&mut self, packet_id: PacketId, tag: Tag, reason: ReasonCode) {
+        match tag {
+            Tag::Queue { log, consumer, offset } => {
+                let verdict = if reason.is_error() { Verdict::Rejected } else { Verdict::Acknowledged };
+                self.settle(log, Some(consumer), offset, verdict).await;
+                return;
+            }
+            Tag::Inbox(id) => {
+                if self.inbox.recorded.remove(&packet_id.get()) {
+                    self.inbox.ops.push(SessionOp::ClearOutgoing(packet_id.get()));
+                }
+                self.inbox.ops.push(SessionOp::Remove(id));
+            }
+            Tag::Live { .. } | Tag::Stream => {}
+        }
+        if self.window.give_back() {
+            self.kick_queues().await;
+        }
+    }
+
+    /// PUBRECs of stored QoS 2 deliveries: stored before PUBREL goes out.
+    pub(super) async fn handle_received(&mut self, received: Vec<(PacketId, Tag)>) {
+        let ops: Vec<SessionOp> = received
+            .iter()
+            .filter_map(|(packet_id, tag)| match tag {
+                Tag::Inbox(id) => Some(SessionOp::Release(packet_id.get(), *id)),
+                Tag::Live { .. } | Tag::Queue { .. } | Tag::Stream => None,
+            })
+            .collect();
+        if ops.is_empty() || !self.update_session(&ops).await {
+            return;
+        }
+        for (packet_id, _) in received {
+            self.session.handle_stored(packet_id);
+        }
+    }
+
+    /// Starts writing what has gathered of changes to the stored session, one write at a time.
+    pub(super) fn start_write(&mut self) {
+        if self.inbox.writing.is_some() || self.inbox.ops.is_empty() {
+            return;
+        }
+        let rest = self.inbox.ops.split_off(self.inbox.ops.len().min(OPS_PER_WRITE));
+        let ops = std::mem::replace(&mut self.inbox.ops, rest);
+        let sessions = self.broker.sessions.clone();
+        let stored = self.stored.clone();
+        self.inbox.writing = Some(Box::pin(async move { sessions.update(&stored, &ops).await }));
+    }
+
+    pub(super) fn handle_written(&mut self, result: weir_core::Result<()>) {
+        self.inbox.writing = None;
+        if let Err(error) = result {
+            self.fail(&error);
+        }
+    }
+}
+
+fn live_delivery(letter: Letter, persistent: bool) -> Delivery<Tag> {
+    let Letter { message, qos, retain, subscription_identifiers, expires_at, span } = letter;
+    let span = tracing::debug_span!(parent: &span, "deliver", qos = qos.as_u8());
+    Delivery {
+        message: Arc::clone(&message),
+        qos,
+        retain,
+        subscription_identifiers,
+        extra: Vec::new(),
+        expires_at,
+        // Only a session that outlives the connection resumes; its QoS 1 and 2 come from its inbox.
+        resumable: !persistent,
+        store_release: false,
+        tag: Tag::Live { _span: span },
+    }
+}

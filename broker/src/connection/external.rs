@@ -1,0 +1,256 @@
+//! Subscriptions of one connection to queues and streams.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use bytestring::ByteString;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use weir_codec::{QoS, ReasonCode, UserProperties};
+use weir_core::catalog::{CatalogView, Object};
+use weir_core::definition::Kind;
+use weir_core::keyspace::LogId;
+use weir_core::keyspace::segment::Record;
+use weir_core::queue::{Consumer, QueueDelivery};
+use weir_core::stream::{ShardReader, Start};
+use weir_env::clock::Timestamp;
+use weir_topic::{Subscription, TopicFilter};
+
+/// Queue and stream subscriptions of one connection.
+pub(super) const EXTERNALS_MAX: usize = 64;
+/// Messages a consumer may hold, whatever its queue allows: bounds the channel they come through.
+pub(super) const CONSUMER_WINDOW_MAX: u32 = 4096;
+/// Room in the channel of queue messages: every consumer's window at once.
+pub(super) const QUEUE_CHANNEL: usize = EXTERNALS_MAX * CONSUMER_WINDOW_MAX as usize;
+/// Batches of stream messages, 256 KiB each about, that wait for a connection; then its readers wait.
+pub(super) const STREAM_CHANNEL: usize = 2;
+
+/// A subscription to a queue or stream.
+#[derive(Debug)]
+pub(super) struct External {
+    /// As the client wrote it.
+    pub(super) text: ByteString,
+    pub(super) to: Subscription,
+    pub(super) qos: QoS,
+    pub(super) identifier: Option<u32>,
+    pub(super) start: Start,
+    pub(super) source: Source,
+}
+
+/// Where the messages of an [`External`] come from now.
+#[derive(Debug)]
+pub(super) enum Source {
+    /// The queue or stream does not exist yet.
+    Missing,
+    Queue {
+        object: Arc<Object>,
+        consumer: Consumer,
+    },
+    /// Readers run until the token is cancelled.
+    Stream {
+        object: Arc<Object>,
+        readers: CancellationToken,
+    },
+}
+
+/// Records of one shard of a stream, on their way to the client.
+#[derive(Debug)]
+pub(super) struct StreamBatch {
+    pub(super) log: LogId,
+    pub(super) records: VecDeque<(u64, Arc<Record>)>,
+}
+
+/// Why a subscription to a queue or stream is refused.
+#[derive(Debug)]
+pub(super) struct Refusal {
+    pub(super) reason: ReasonCode,
+    pub(super) text: String,
+}
+
+impl External {
+    pub(super) fn kind(&self) -> Kind {
+        kind_of(&self.to).unwrap_or(Kind::Queue)
+    }
+
+    pub(super) fn object(&self) -> Option<&Arc<Object>> {
+        match &self.source {
+            Source::Missing => None,
+            Source::Queue { object, .. } | Source::Stream { object, .. } => Some(object),
+        }
+    }
+}
+
+/// Whether a subscription is to a queue or to a stream.
+pub(super) fn kind_of(to: &Subscription) -> Option<Kind> {
+    match to {
+        Subscription::Plain(_) | Subscription::Shared { .. } => None,
+        Subscription::Queue { .. } | Subscription::QueueByFilter { .. } => Some(Kind::Queue),
+        Subscription::Stream { .. } | Subscription::StreamByFilter { .. } => Some(Kind::Stream),
+    }
+}
+
+/// The queue or stream a subscription names; `None` if there is none yet.
+pub(super) fn resolve(view: &CatalogView, to: &Subscription) -> Result<Option<Arc<Object>>, Refusal> {
+    let Some(kind) = kind_of(to) else { return Ok(None) };
+    match to {
+        Subscription::Plain(_) | Subscription::Shared { .. } => Ok(None),
+        Subscription::Queue { name, filter } | Subscription::Stream { name, filter, .. } => {
+            let Some(object) = view.find(kind, name.as_str()) else { return Ok(None) };
+            match (filter, &object.filter) {
+                (Some(asked), own) if own.as_ref() != Some(asked) => {
+                    Err(other_filter(name.as_str(), asked, own.as_ref()))
+                }
+                _ => Ok(Some(object)),
+            }
+        }
+        Subscription::QueueByFilter { filter } | Subscription::StreamByFilter { filter, .. } => {
+            let found = view.with_filter(kind, filter);
+            if found.len() > 1 {
+                let names: Vec<&str> = found.iter().map(|o| o.definition.name.as_str()).collect();
+                let text =
+                    format!("several have the filter {filter}: {}; subscribe by name", names.join(", "));
+                return Err(Refusal { reason: ReasonCode::TopicFilterInvalid, text });
+            }
+            Ok(found.into_iter().next())
+        }
+    }
+}
+
+fn other_filter(name: &str, asked: &TopicFilter, own: Option<&TopicFilter>) -> Refusal {
+    let own = own.map_or_else(|| "no filter".to_owned(), |own| format!("the filter {own}"));
+    let text = format!("{name} has {own}, not {asked}");
+    Refusal { reason: ReasonCode::TopicFilterInvalid, text }
+}
+
+/// Where a stream subscription begins, from its topic or its `stream-*` properties.
+pub(super) fn start_of(
+    to: &Subscription,
+    properties: &UserProperties,
+    shards: Option<usize>,
+) -> Result<Start, Refusal> {
+    let refuse = |text: String| Refusal { reason: ReasonCode::ImplementationSpecificError, text };
+    if let Subscription::StreamByFilter { group: Some(_), .. } | Subscription::Stream { group: Some(_), .. } =
+        to
+    {
+        return Err(refuse("consumer groups of streams are not supported by this version".to_owned()));
+    }
+    let mut text = match to {
+        Subscription::StreamByFilter { start, .. } => Some(start.clone()),
+        _ => None,
+    };
+    for (name, value) in properties.iter().filter(|(name, _)| name.starts_with("stream-")) {
+        if **name != *"stream-offset" {
+            return Err(refuse(format!("{name} is not supported by this version; supported: stream-offset")));
+        }
+        text = Some(value.clone());
+    }
+    let Some(text) = text else { return Ok(Start::Latest) };
+    let start = parse_start(&text).ok_or_else(|| {
+        refuse(format!(
+            "stream-offset `{text}` is none of: earliest, latest, microseconds since 1970, an RFC 3339 time, \
+             offset:<n>"
+        ))
+    })?;
+    if matches!(start, Start::Offset(_)) && shards.is_some_and(|count| count != 1) {
+        return Err(refuse("offset:<n> needs a stream with one shard".to_owned()));
+    }
+    Ok(start)
+}
+
+/// Reads `earliest`, `latest`, `<µs>`, an RFC 3339 time or `offset:<n>`.
+pub(crate) fn parse_start(text: &str) -> Option<Start> {
+    match text {
+        "earliest" => return Some(Start::Earliest),
+        "latest" => return Some(Start::Latest),
+        _ => {}
+    }
+    if let Some(offset) = text.strip_prefix("offset:") {
+        return offset.parse().ok().map(Start::Offset);
+    }
+    if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
+        return text.parse().ok().map(|micros| Start::Time(Timestamp::from_micros(micros)));
+    }
+    let at: jiff::Timestamp = text.parse().ok()?;
+    u64::try_from(at.as_microsecond()).ok().map(|micros| Start::Time(Timestamp::from_micros(micros)))
+}
+
+/// Reads one shard into the channel until told to stop.
+pub(super) async fn read_shard(
+    mut reader: ShardReader,
+    batches: mpsc::Sender<StreamBatch>,
+    stop: CancellationToken,
+) {
+    let log = reader.log();
+    let read = async {
+        loop {
+            let records = match reader.read().await {
+                Ok(records) => records,
+                Err(error) => {
+                    tracing::error!(stream = log.object, shard = log.shard, %error, "read stream");
+                    return;
+                }
+            };
+            if batches.send(StreamBatch { log, records: records.into() }).await.is_err() {
+                return;
+            }
+        }
+    };
+    tokio::select! {
+        () = read => {}
+        () = stop.cancelled() => {}
+    }
+}
+
+/// User properties that say where a queue message comes from; they come after the publisher's own.
+pub(super) fn queue_properties(object: &Object, delivery: &QueueDelivery) -> UserProperties {
+    let mut extra: UserProperties = vec![
+        ("queue".into(), object.definition.name.clone().into()),
+        ("offset".into(), delivery.offset.to_string().into()),
+        ("shard".into(), delivery.log.shard.to_string().into()),
+        ("delivery-count".into(), delivery.delivery_count.to_string().into()),
+    ];
+    extra.extend(key_property(&delivery.record));
+    extra
+}
+
+/// User properties that say where a stream message comes from.
+pub(super) fn stream_properties(object: &Object, shard: u8, offset: u64, record: &Record) -> UserProperties {
+    let mut extra: UserProperties = vec![
+        ("stream".into(), object.definition.name.clone().into()),
+        ("shard".into(), shard.to_string().into()),
+        ("offset".into(), offset.to_string().into()),
+        ("ts".into(), record.message.published_at.as_micros().to_string().into()),
+    ];
+    extra.extend(key_property(record));
+    extra
+}
+
+fn key_property(record: &Record) -> Option<(ByteString, ByteString)> {
+    let key = std::str::from_utf8(record.key_bytes()?).ok()?;
+    Some(("key".into(), key.to_owned().into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn starts() {
+        let time = |micros| Some(Start::Time(Timestamp::from_micros(micros)));
+        for (text, expected) in [
+            ("earliest", Some(Start::Earliest)),
+            ("latest", Some(Start::Latest)),
+            ("offset:17", Some(Start::Offset(17))),
+            ("1700000000000000", time(1_700_000_000_000_000)),
+            ("2023-11-14T22:13:20Z", time(1_700_000_000_000_000)),
+            ("", None),
+            ("yesterday", None),
+            ("offset:-1", None),
+            ("offset:", None),
+            ("99999999999999999999999", None),
+            ("1900-01-01T00:00:00Z", None),
+        ] {
+            assert_eq!(parse_start(text), expected, "{text}");
+        }
+    }
+}

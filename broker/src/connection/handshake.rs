@@ -1,0 +1,319 @@
+//! From the first byte to the CONNACK: who is there, may it come in, and what did it leave behind.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use bytestring::ByteString;
+use futures_util::stream::FuturesUnordered;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use weir_codec::{ConnAck, Connect, Decoder, DecoderConfig, Packet, ProtocolVersion, ReasonCode, Role};
+use weir_core::key::Publisher;
+use weir_core::keyspace::inbox::InboxId;
+use weir_core::keyspace::session::OutgoingPhase;
+use weir_core::queue::Window;
+use weir_core::sessions::{OpenOptions, Opened};
+use weir_core::wills::StoredWill;
+use weir_env::seed::{HashMap, HashSet};
+use weir_session::{Delivery, Outgoing, Restored, Session, Transmit};
+
+use super::external::{QUEUE_CHANNEL, STREAM_CHANNEL};
+use super::wire::Wire;
+use super::{Connection, FAREWELL_TIMEOUT, InboxState, Incoming, Tag};
+use crate::broker::{Broker, reason_of};
+use crate::convert;
+use crate::mailbox::Mailbox;
+use crate::metrics::{self, Closed};
+
+/// Longest client identifier, in bytes: it is part of keys.
+const CLIENT_ID_BYTES_MAX: usize = 256;
+/// Rows of the inbox looked at in one go for what was in flight.
+const RESTORE_PAGE: usize = 256;
+/// Bytes of them.
+const RESTORE_BYTES: usize = 4 * 1024 * 1024;
+
+/// Reads CONNECT, answers it, and builds the connection.
+pub(super) async fn accept(
+    broker: Arc<Broker>,
+    mut wire: Wire,
+    shutdown: &CancellationToken,
+) -> Result<Connection, Closed> {
+    let max_packet_size = broker.session_limits.maximum_packet_size.get();
+    let mut decoder = Decoder::new(DecoderConfig { max_packet_size, role: Role::Server });
+    let timeout = broker.limits.connect_timeout;
+    let connect = tokio::select! {
+        connect = tokio::time::timeout(timeout, read_connect(&broker, &mut wire, &mut decoder)) => {
+            connect.map_err(|_| Closed::ConnectTimeout)??
+        }
+        () = shutdown.cancelled() => return Err(Closed::Shutdown),
+    };
+    let version = connect.version;
+    if let Err((reason, text)) = check(&broker, &connect) {
+        tracing::info!(client = %connect.client_id, %reason, text, "connection refused");
+        refuse(&mut wire, version, reason, Some(text.into())).await;
+        return Err(Closed::Refused);
+    }
+    let assigned = connect.client_id.is_empty().then(|| assign_id(&broker));
+    // A copy: the received buffer holds the password too.
+    let client_id: ByteString = assigned.clone().unwrap_or_else(|| connect.client_id.to_string().into());
+    let mailbox = Arc::new(Mailbox::new(
+        usize::try_from(broker.limits.outbox_bytes_per_client.0).unwrap_or(usize::MAX),
+    ));
+    let Some(place) = broker.clients.admit(&client_id, &mailbox).await else {
+        refuse(&mut wire, version, ReasonCode::SessionTakenOver, None).await;
+        return Err(Closed::TakenOver);
+    };
+    let options = OpenOptions {
+        clean_start: connect.clean_start,
+        expiry_seconds: connect.session_expiry().min(broker.session_limits.session_expiry_maximum),
+        will: connect.will.as_ref().map(|will| stored_will(will, &broker)),
+    };
+    let opened = match broker.sessions.open(&client_id, &options).await {
+        Ok(opened) => opened,
+        Err(error) => {
+            tracing::warn!(client = %client_id, %error, "session could not be opened");
+            let text = "the session could not be opened; connect again".into();
+            refuse(&mut wire, version, reason_of(&error), Some(text)).await;
+            return Err(Closed::Internal);
+        }
+    };
+    if let Some(replaced) = &opened.replaced {
+        broker.forget(replaced);
+    }
+    let publisher = Publisher {
+        client_id: client_id.clone(),
+        username: connect.username.as_ref().map(|name| name.to_string().into()),
+    };
+    let parts = Parts { broker, wire, decoder, mailbox, place, publisher };
+    match parts.build(&connect, assigned, opened).await {
+        Ok(connection) => Ok(connection),
+        Err((mut wire, error)) => {
+            tracing::warn!(client = %client_id, %error, "session could not be restored");
+            refuse(&mut wire, version, reason_of(&error), None).await;
+            Err(Closed::Internal)
+        }
+    }
+}
+
+async fn read_connect(broker: &Broker, wire: &mut Wire, decoder: &mut Decoder) -> Result<Connect, Closed> {
+    loop {
+        match decoder.decode(&mut wire.input) {
+            Ok(Some(Packet::Connect(connect))) => {
+                broker.metrics.packets_received.inc(weir_codec::PacketType::Connect);
+                return Ok(*connect);
+            }
+            // The decoder lets no other packet come first.
+            Ok(Some(_)) => return Err(Closed::ProtocolError),
+            Ok(None) => {}
+            Err(error) => {
+                tracing::info!(%error, "no valid CONNECT");
+                broker.metrics.protocol_errors.inc(metrics::ProtocolError::of(error.reason()));
+                if let Some(version) = error.version {
+                    refuse(wire, version, error.reason(), None).await;
+                }
+                return Err(Closed::ProtocolError);
+            }
+        }
+        wire.ready(true).await.map_err(|_| Closed::ConnectionLost)?;
+        if !wire.fill().map_err(|_| Closed::ConnectionLost)? {
+            return Err(Closed::ConnectionLost);
+        }
+    }
+}
+
+fn check(broker: &Broker, connect: &Connect) -> Result<(), (ReasonCode, &'static str)> {
+    if connect.authentication_method.is_some() {
+        return Err((ReasonCode::BadAuthenticationMethod, "no enhanced authentication is configured"));
+    }
+    if connect.client_id.len() > CLIENT_ID_BYTES_MAX {
+        return Err((ReasonCode::ClientIdentifierNotValid, "client identifier is longer than 256 bytes"));
+    }
+    if connect.client_id.is_empty() && connect.version == ProtocolVersion::V311 && !connect.clean_start {
+        let text = "an empty client identifier needs clean session [MQTT-3.1.3-8]";
+        return Err((ReasonCode::ClientIdentifierNotValid, text));
+    }
+    if connect.will.as_ref().is_some_and(|will| weir_topic::is_publish_forbidden(&will.message.topic)) {
+        return Err((ReasonCode::TopicNameInvalid, "will topic: queues and streams are not published to"));
+    }
+    if broker.metrics.connections.get() >= i64::from(broker.limits.max_connections) {
+        return Err((
+            ReasonCode::QuotaExceeded,
+            "there are as many connections as limits.maxConnections allows",
+        ));
+    }
+    Ok(())
+}
+
+fn assign_id(broker: &Broker) -> ByteString {
+    use std::fmt::Write;
+    let mut id = String::from("weir-");
+    for byte in broker.seed.next_id() {
+        // Writing to a string does not fail.
+        let _ = write!(id, "{byte:02x}");
+    }
+    id.into()
+}
+
+fn stored_will(will: &weir_codec::Will, broker: &Broker) -> StoredWill {
+    StoredWill {
+        message: convert::to_core(&will.message, will.qos, will.retain, None, broker.clock.wall()),
+        delay_seconds: will.delay_interval,
+        expiry_seconds: will.message_expiry_interval,
+    }
+}
+
+/// Answers a CONNECT with a refusal and waits until it is written.
+async fn refuse(wire: &mut Wire, version: ProtocolVersion, code: ReasonCode, text: Option<ByteString>) {
+    let connack = ConnAck { code, reason_string: text, ..ConnAck::default() };
+    let transmit = Transmit::Packet(Packet::ConnAck(Box::new(connack)));
+    if wire.put(&transmit, version).is_ok() {
+        // The client may be gone; then nobody misses the answer.
+        let _ = tokio::time::timeout(FAREWELL_TIMEOUT, write_all(wire)).await;
+    }
+}
+
+/// Writes everything that waits.
+pub(super) async fn write_all(wire: &mut Wire) -> std::io::Result<()> {
+    wire.flush()?;
+    while wire.backlog() > 0 {
+        wire.ready(false).await?;
+        wire.flush()?;
+    }
+    Ok(())
+}
+
+/// What a connection is built of once its session is open.
+struct Parts {
+    broker: Arc<Broker>,
+    wire: Wire,
+    decoder: Decoder,
+    mailbox: Arc<Mailbox>,
+    place: crate::clients::Place,
+    publisher: Publisher,
+}
+
+impl Parts {
+    async fn build(
+        self,
+        connect: &Connect,
+        assigned: Option<ByteString>,
+        opened: Opened,
+    ) -> Result<Connection, (Wire, weir_core::Error)> {
+        let Self { broker, wire, decoder, mailbox, place, publisher } = self;
+        let client_id = publisher.client_id.clone();
+        let (restored, in_flight) = match restore(&broker, &opened).await {
+            Ok(restored) => restored,
+            Err(error) => return Err((wire, error)),
+        };
+        let now = broker.clock.now().into_std();
+        let limits = &broker.session_limits;
+        let session = Session::accept(connect, assigned, limits, opened.present.then_some(restored), now);
+        let subscriber = if opened.session.persistent {
+            broker.persistent_subscriber(&client_id, opened.session.incarnation)
+        } else {
+            broker.router.subscriber(client_id, None)
+        };
+        subscriber.connect(Arc::clone(&mailbox));
+        let quota = u32::try_from(session.send_quota()).unwrap_or(u32::MAX);
+        let (queue_tx, queue_rx) = mpsc::channel(QUEUE_CHANNEL);
+        let (stream_tx, stream_rx) = mpsc::channel(STREAM_CHANNEL);
+        let recorded = opened.outgoing.iter().map(|entry| entry.packet_id).collect();
+        let mut connection = Connection {
+            metrics: broker.metrics.clone(),
+            session,
+            version: connect.version,
+            stored: opened.session,
+            subscriber,
+            publisher: Arc::new(publisher),
+            mailbox,
+            _place: place,
+            subscriptions: HashMap::default(),
+            externals: Vec::new(),
+            catalog_changes: None,
+            pending: FuturesUnordered::new(),
+            incoming: opened
+                .incoming
+                .iter()
+                .map(|(id, publish)| (*id, Incoming { publish: *publish, tried: true }))
+                .collect(),
+            window: Arc::new(Window::new(quota)),
+            queue_tx,
+            queue_rx,
+            held: VecDeque::new(),
+            unwritten: VecDeque::new(),
+            stream_tx,
+            stream_rx,
+            batch: None,
+            retained: VecDeque::new(),
+            inbox: InboxState { more: true, restored: in_flight, recorded, ..InboxState::default() },
+            closed: None,
+            broker,
+            wire,
+            decoder,
+        };
+        connection.resubscribe(opened.subscriptions).await;
+        // What came with the CONNECT waits no longer.
+        connection.handle_input().await;
+        Ok(connection)
+    }
+}
+
+/// Deliveries that were in flight when the last connection ended, and the inbox rows they come from.
+async fn restore(broker: &Broker, opened: &Opened) -> weir_core::Result<(Restored<Tag>, HashSet<InboxId>)> {
+    // Publishes that were stored and not answered come again with their stored publish id: the session
+    // must not take them for repeats of answered ones.
+    let mut restored = Restored::default();
+    let mut in_flight = HashSet::default();
+    let mut missing: HashMap<InboxId, u16> = HashMap::default();
+    for entry in &opened.outgoing {
+        if entry.phase == OutgoingPhase::Published {
+            missing.insert(entry.inbox_id, entry.packet_id);
+        }
+    }
+    let mut found = HashMap::default();
+    let mut after = None;
+    while !missing.is_empty() {
+        let items = broker.inbox.read(&opened.session, after, RESTORE_PAGE, RESTORE_BYTES).await?;
+        let Some(last) = items.last() else { break };
+        after = Some(last.id);
+        for item in items {
+            if missing.remove(&item.id).is_some() {
+                found.insert(item.id, item);
+            }
+        }
+    }
+    for entry in &opened.outgoing {
+        let Some(packet_id) = super::packet_id(entry.packet_id) else { continue };
+        let tag = Tag::Inbox(entry.inbox_id);
+        match entry.phase {
+            OutgoingPhase::Released => restored.outgoing.push(Outgoing::Released { packet_id, tag }),
+            OutgoingPhase::Published => {
+                let Some(item) = found.remove(&entry.inbox_id) else { continue };
+                in_flight.insert(entry.inbox_id);
+                let delivery = inbox_delivery(broker, item);
+                restored.outgoing.push(Outgoing::Published { packet_id, delivery });
+            }
+        }
+    }
+    Ok((restored, in_flight))
+}
+
+/// A message of the inbox as the session takes it.
+pub(super) fn inbox_delivery(broker: &Broker, item: weir_core::inbox::InboxItem) -> Delivery<Tag> {
+    let qos = convert::qos(item.qos);
+    Delivery {
+        message: convert::to_wire(&item.message),
+        qos,
+        retain: item.retain,
+        subscription_identifiers: item.subscription_ids.iter().copied().collect(),
+        extra: Vec::new(),
+        expires_at: convert::expires_at(broker.clock, item.message.expires_at),
+        resumable: true,
+        store_release: qos == weir_codec::QoS::ExactlyOnce,
+        tag: Tag::Inbox(item.id),
+    }
+}
+
+/// No bytes kept with a subscription.
+pub(super) const NO_EXTRA: Bytes = Bytes::new();

@@ -1,0 +1,367 @@
+//! The task of one client: it drives the session with what the socket, the broker and the clock have to say,
+//! and turns what the session asks for into calls on the broker.
+//!
+//! Bounds: the read buffer holds one packet; the write buffer little more than [`wire::WRITE_HIGH_WATER`];
+//! publishes that wait to become durable are bounded by the session's Receive Maximum, those of QoS 0 by
+//! [`PENDING_MAX`]; the mailbox, queue windows and stream channels have bounds of their own.
+
+mod close;
+mod deliver;
+mod external;
+mod handshake;
+mod publish;
+mod subscribe;
+mod wire;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytestring::ByteString;
+use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, StreamExt};
+use tokio::net::TcpStream;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use weir_codec::{Decoder, PacketId, ProtocolVersion, ReasonCode};
+use weir_core::inbox::InboxItem;
+use weir_core::key::Publisher;
+use weir_core::keyspace::inbox::InboxId;
+use weir_core::keyspace::{LogId, PublishId};
+use weir_core::queue::{ConsumerId, QueueDelivery, Window};
+use weir_core::sessions::{SessionOp, SessionRef};
+use weir_env::seed::{HashMap, HashSet};
+use weir_session::{CloseCause, Closed, Event, PublishToken, Session};
+use weir_topic::Subscription;
+
+use crate::broker::Broker;
+use crate::clients::Place;
+use crate::mailbox::{Eviction, Mailbox};
+use crate::metrics::{self, Metrics};
+use crate::router::Subscriber;
+use external::{External, StreamBatch};
+use wire::Wire;
+
+pub(crate) use external::parse_start;
+
+/// Publishes that may wait to become durable before the client is not read: bounds QoS 0, which no Receive
+/// Maximum does.
+const PENDING_MAX: usize = 4096;
+/// Packets decoded before their events are handled.
+const PACKETS_PER_TURN: usize = 128;
+/// Time the last packets may take to be written.
+const FAREWELL_TIMEOUT: Duration = Duration::from_secs(2);
+/// Quiet time after which empty buffers are let go.
+const IDLE_AFTER: Duration = Duration::from_secs(5);
+
+/// What a delivery is, for when it is acknowledged.
+#[derive(Clone, Debug)]
+enum Tag {
+    /// A live message; its span ends with it.
+    Live {
+        _span: tracing::Span,
+    },
+    Inbox(InboxId),
+    Queue {
+        log: LogId,
+        consumer: ConsumerId,
+        offset: u64,
+    },
+    Stream,
+}
+
+/// Who waits for the answer to a publish, and the answer.
+type Answer = (Option<(PublishToken, PacketId)>, ReasonCode);
+
+/// A QoS 2 publish of a persistent session whose id is stored.
+#[derive(Clone, Copy, Debug)]
+struct Incoming {
+    publish: PublishId,
+    /// It may have been appended already.
+    tried: bool,
+}
+
+/// The task's state.
+struct Connection {
+    broker: Arc<Broker>,
+    wire: Wire,
+    decoder: Decoder,
+    session: Session<Tag>,
+    version: ProtocolVersion,
+    stored: SessionRef,
+    subscriber: Arc<Subscriber>,
+    publisher: Arc<Publisher>,
+    mailbox: Arc<Mailbox>,
+    _place: Place,
+    /// Plain and shared subscriptions.
+    subscriptions: HashMap<ByteString, Subscription>,
+    externals: Vec<External>,
+    catalog_changes: Option<watch::Receiver<u64>>,
+    /// Publishes that are becoming durable.
+    pending: FuturesUnordered<BoxFuture<'static, Answer>>,
+    /// Publish ids of QoS 2 publishes under way, stored with the session.
+    incoming: HashMap<u16, Incoming>,
+    window: Arc<Window>,
+    queue_tx: mpsc::Sender<QueueDelivery>,
+    queue_rx: mpsc::Receiver<QueueDelivery>,
+    /// Queue messages taken from the channel for which the session had no room.
+    held: VecDeque<QueueDelivery>,
+    /// Acknowledgements of QoS 0 queue deliveries, and the position in the output at which they are due.
+    unwritten: VecDeque<(u64, LogId, ConsumerId, u64)>,
+    stream_tx: mpsc::Sender<StreamBatch>,
+    stream_rx: mpsc::Receiver<StreamBatch>,
+    batch: Option<StreamBatch>,
+    retained: VecDeque<subscribe::RetainedScan>,
+    inbox: InboxState,
+    closed: Option<Closed>,
+    metrics: Metrics,
+}
+
+/// Where a persistent session stands in its inbox.
+#[derive(Default)]
+struct InboxState {
+    /// Whether there may be more than has been read.
+    more: bool,
+    cursor: Option<InboxId>,
+    items: VecDeque<InboxItem>,
+    /// Deliveries that were restored from an earlier connection: their rows have been sent.
+    restored: HashSet<InboxId>,
+    /// Packet ids that have a record in the store.
+    recorded: HashSet<u16>,
+    /// Changes to store, and the write under way.
+    ops: Vec<SessionOp>,
+    writing: Option<BoxFuture<'static, weir_core::Result<()>>>,
+}
+
+/// Serves one client from its first byte to its last.
+pub(crate) async fn serve(broker: Arc<Broker>, stream: TcpStream, shutdown: CancellationToken) {
+    let metrics = broker.metrics.clone();
+    metrics.connections_opened.inc();
+    // Latency matters more than full segments: writes are gathered before they get here.
+    let _ = stream.set_nodelay(true);
+    let wire = Wire::new(stream, metrics.clone());
+    let connection = match handshake::accept(broker, wire, &shutdown).await {
+        Ok(connection) => connection,
+        Err(ended) => {
+            metrics.connections_closed.inc(ended);
+            return;
+        }
+    };
+    metrics.connections.inc();
+    let ended = Box::pin(connection.run(shutdown)).await;
+    metrics.connections.dec();
+    metrics.connections_closed.inc(ended);
+}
+
+impl Connection {
+    async fn run(mut self, shutdown: CancellationToken) -> metrics::Closed {
+        let mut draining = false;
+        let mut evicted = false;
+        loop {
+            self.pump().await;
+            if let Some(closed) = self.closed {
+                return self.finish(closed).await;
+            }
+            let now = self.broker.clock.now();
+            let timeout = self.session.poll_timeout();
+            let idle_at = now + IDLE_AFTER;
+            let wake_at = timeout.map_or(idle_at, |at| idle_at.min(at.into()));
+            let read = self.wants_read();
+            if !read {
+                self.session.handle_read_paused(now.into_std());
+            }
+            let take_queue = self.held.is_empty() && self.has_room();
+            let take_stream = self.batch.is_none() && self.has_room();
+            tokio::select! {
+                ready = self.wire.ready(read) => match ready {
+                    Ok(ready) => self.handle_ready(ready.is_readable() && read, ready.is_error()).await,
+                    Err(_) => self.session.handle_lost(),
+                },
+                Some((asker, reason)) = self.pending.next(), if !self.pending.is_empty() => {
+                    self.answer(asker, reason);
+                    // Others of the same batch are likely done too.
+                    while let Some(Some((asker, reason))) = self.pending.next().now_or_never() {
+                        self.answer(asker, reason);
+                    }
+                }
+                () = self.mailbox.changed() => {
+                    if self.mailbox.take_inbox_changed() {
+                        self.inbox.more = true;
+                    }
+                    if self.mailbox.eviction() == Some(Eviction::TakenOver) && !evicted {
+                        evicted = true;
+                        self.session.close(ReasonCode::SessionTakenOver, None);
+                    }
+                }
+                Some(delivery) = self.queue_rx.recv(), if take_queue => self.held.push_back(delivery),
+                Some(batch) = self.stream_rx.recv(), if take_stream => self.batch = Some(batch),
+                result = write_of(&mut self.inbox.writing) => self.handle_written(result),
+                () = catalog_change(&mut self.catalog_changes) => self.refresh_externals().await,
+                () = tokio::time::sleep_until(wake_at) => {
+                    let now = self.broker.clock.now();
+                    if timeout.is_some_and(|at| at <= now.into_std()) {
+                        self.session.handle_timeout(now.into_std());
+                    } else {
+                        self.wire.compact();
+                        self.session.compact();
+                    }
+                }
+                () = shutdown.cancelled(), if !draining => {
+                    draining = true;
+                    self.session.close(ReasonCode::ServerShuttingDown, None);
+                }
+            }
+        }
+    }
+
+    /// Whether the client may send more.
+    fn wants_read(&self) -> bool {
+        self.session.wants_read()
+            && self.pending.len() < PENDING_MAX
+            && self.wire.backlog() < 4 * wire::WRITE_HIGH_WATER
+    }
+
+    /// Whether more deliveries may be prepared.
+    fn has_room(&self) -> bool {
+        self.wire.backlog() < wire::WRITE_HIGH_WATER && !self.session.is_closed()
+    }
+
+    async fn handle_ready(&mut self, readable: bool, error: bool) {
+        if readable {
+            match self.wire.fill() {
+                Ok(true) => self.handle_input().await,
+                Ok(false) | Err(_) => {
+                    self.handle_input().await;
+                    self.session.handle_lost();
+                }
+            }
+        } else if error {
+            self.session.handle_lost();
+        }
+        // Writing happens in `pump`, which follows.
+    }
+
+    /// Decodes what has been read, and handles what it asks for.
+    async fn handle_input(&mut self) {
+        loop {
+            let now = self.broker.clock.now().into_std();
+            let mut decoded = 0;
+            while decoded < PACKETS_PER_TURN && self.wants_read() {
+                match self.decoder.decode(&mut self.wire.input) {
+                    Ok(Some(packet)) => {
+                        decoded += 1;
+                        self.metrics.packets_received.inc(packet.packet_type());
+                        if let Err(error) = self.session.handle_packet(packet, now) {
+                            tracing::info!(client = %self.stored.client_id, %error, "client broke the protocol");
+                            self.metrics.protocol_errors.inc(metrics::ProtocolError::of(error.reason));
+                            break;
+                        }
+                    }
+                    Ok(None) => break,
+                    Err(error) => {
+                        tracing::info!(client = %self.stored.client_id, %error, "client sent no valid packet");
+                        self.metrics.protocol_errors.inc(metrics::ProtocolError::of(error.reason()));
+                        self.session.handle_malformed(error.reason(), error.to_string());
+                        break;
+                    }
+                }
+            }
+            self.handle_events().await;
+            if decoded < PACKETS_PER_TURN || self.session.is_closed() {
+                return;
+            }
+        }
+    }
+
+    async fn handle_events(&mut self) {
+        let mut publishes = Vec::new();
+        let mut releases = Vec::new();
+        let mut received = Vec::new();
+        while let Some(event) = self.session.poll_event() {
+            match event {
+                Event::Publish { .. } => publishes.push(event),
+                Event::Release { packet_id } => releases.push(packet_id),
+                Event::Received { packet_id, tag } => received.push((packet_id, tag)),
+                Event::Acked { packet_id, tag, reason } => self.handle_acked(packet_id, tag, reason).await,
+                Event::Subscribe(subscribe) => {
+                    // Publishes before it come first.
+                    self.handle_publishes(&mut publishes).await;
+                    self.handle_subscribe(*subscribe).await;
+                }
+                Event::Unsubscribe(unsubscribe) => self.handle_unsubscribe(*unsubscribe).await,
+                Event::Closed(closed) => self.closed = Some(closed),
+            }
+        }
+        self.handle_publishes(&mut publishes).await;
+        self.handle_releases(releases).await;
+        self.handle_received(received).await;
+    }
+
+    /// Moves deliveries into the session, packets out of it, and bytes into the socket, as far as all go.
+    async fn pump(&mut self) {
+        loop {
+            self.handle_events().await;
+            let delivered = self.deliver().await;
+            let before = self.wire.backlog();
+            self.transmit();
+            if self.wire.flush().is_err() {
+                self.session.handle_lost();
+                self.handle_events().await;
+            }
+            self.settle_written().await;
+            self.start_write();
+            // A socket that took nothing, or sources that had nothing: wait for either.
+            if !delivered && (before == 0 || self.wire.backlog() > 0) {
+                return;
+            }
+            if self.closed.is_some() {
+                return;
+            }
+        }
+    }
+
+    fn transmit(&mut self) {
+        while let Some(transmit) = self.session.poll_transmit() {
+            if let Err(error) = self.wire.put(&transmit, self.version) {
+                tracing::error!(client = %self.stored.client_id, %error, "encode packet");
+                self.session.handle_lost();
+                return;
+            }
+        }
+    }
+}
+
+/// Waits for the write under way, for ever if there is none.
+async fn write_of(writing: &mut Option<BoxFuture<'static, weir_core::Result<()>>>) -> weir_core::Result<()> {
+    match writing {
+        Some(write) => write.await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Waits for a change of the catalog, for ever if nobody cares.
+async fn catalog_change(changes: &mut Option<watch::Receiver<u64>>) {
+    match changes {
+        // The catalog outlives every connection.
+        Some(changes) => drop(changes.changed().await),
+        None => std::future::pending().await,
+    }
+}
+
+/// A packet id as the store has it.
+fn packet_id(id: u16) -> Option<PacketId> {
+    PacketId::new(id)
+}
+
+fn close_label(cause: CloseCause) -> metrics::Closed {
+    match cause {
+        CloseCause::Client(_) => metrics::Closed::Disconnect,
+        CloseCause::Protocol(_) => metrics::Closed::ProtocolError,
+        CloseCause::KeepAlive => metrics::Closed::KeepAliveTimeout,
+        CloseCause::Server(ReasonCode::SessionTakenOver) => metrics::Closed::TakenOver,
+        CloseCause::Server(ReasonCode::ServerShuttingDown) => metrics::Closed::Shutdown,
+        CloseCause::Server(_) => metrics::Closed::Internal,
+        CloseCause::Lost => metrics::Closed::ConnectionLost,
+    }
+}

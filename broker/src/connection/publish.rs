@@ -1,0 +1,139 @@
+//! What the client publishes.
+
+use std::sync::Arc;
+
+use weir_codec::{PacketId, ProtocolVersion, QoS, ReasonCode};
+use weir_core::keyspace::PublishId;
+use weir_core::sessions::SessionOp;
+use weir_session::{Event, PublishToken};
+
+use super::{Connection, Incoming, Tag};
+use crate::broker::{Accepted, Inbound};
+use crate::metrics::Dropped;
+
+impl Connection {
+    /// Takes publishes in the order they came. Those of QoS 2 in a persistent session are first noted in the
+    /// store, all in one transaction, so that a repeat after a crash is known for one.
+    pub(super) async fn handle_publishes(&mut self, publishes: &mut Vec<Event<Tag>>) {
+        if publishes.is_empty() || !self.note_incoming(publishes).await {
+            publishes.clear();
+            return;
+        }
+        for event in publishes.drain(..) {
+            let Event::Publish { token, packet_id, qos, retain, message, expiry, repeated, .. } = event
+            else {
+                continue;
+            };
+            self.metrics.publishes.inc(qos);
+            if repeated {
+                continue;
+            }
+            if weir_topic::is_publish_forbidden(&message.topic) {
+                match qos {
+                    QoS::AtMostOnce => self.metrics.messages_dropped.inc(Dropped::TopicNotAllowed),
+                    QoS::AtLeastOnce | QoS::ExactlyOnce => {
+                        let text = "queues and streams are not published to: publish to a topic they take";
+                        self.session.handle_published(token, ReasonCode::TopicNameInvalid, Some(text.into()));
+                    }
+                }
+                if qos == QoS::AtMostOnce && self.version == ProtocolVersion::V311 {
+                    self.session.close(ReasonCode::TopicNameInvalid, None);
+                }
+                continue;
+            }
+            let publish = packet_id.and_then(|id| self.incoming.get_mut(&id.get())).map(|noted| {
+                // From now on it may have been stored: a repeat must look for it.
+                (noted.publish, std::mem::replace(&mut noted.tried, true))
+            });
+            let inbound = Inbound {
+                message,
+                qos,
+                retain,
+                expiry,
+                publish,
+                from: Some(self.subscriber.id),
+                publisher: Arc::clone(&self.publisher),
+                version: self.version,
+            };
+            let asker = packet_id.map(|id| (token, id));
+            match self.broker.publish(inbound).await {
+                Accepted::Done(reason) => self.answer(asker, reason),
+                Accepted::Pending(answer) => {
+                    self.pending.push(Box::pin(async move { (asker, answer.await) }));
+                }
+            }
+        }
+    }
+
+    /// Tells the client what became of its publish.
+    pub(super) fn answer(&mut self, asker: Option<(PublishToken, PacketId)>, reason: ReasonCode) {
+        let Some((token, packet_id)) = asker else { return };
+        let text = match reason {
+            ReasonCode::QuotaExceeded => Some("a queue or a limit is full; publish again later".into()),
+            ReasonCode::ImplementationSpecificError => {
+                Some("the message could not be stored; publish it again".into())
+            }
+            _ => None,
+        };
+        if reason.is_error() && self.incoming.remove(&packet_id.get()).is_some() {
+            // The next publish with this packet id is another one.
+            self.inbox.ops.push(SessionOp::ClearIncoming(packet_id.get()));
+        }
+        self.session.handle_published(token, reason, text);
+    }
+
+    /// Stores the ids of new QoS 2 publishes. False if that failed: the connection then ends, and the client
+    /// sends them again.
+    async fn note_incoming(&mut self, publishes: &[Event<Tag>]) -> bool {
+        if !self.stored.persistent {
+            return true;
+        }
+        let mut ops = Vec::new();
+        for event in publishes {
+            if let Event::Publish {
+                packet_id: Some(id), qos: QoS::ExactlyOnce, repeated: false, message, ..
+            } = event
+                && !self.incoming.contains_key(&id.get())
+                && !weir_topic::is_publish_forbidden(&message.topic)
+            {
+                let publish = PublishId(self.broker.seed.next_id());
+                self.incoming.insert(id.get(), Incoming { publish, tried: false });
+                ops.push(SessionOp::StoreIncoming(id.get(), publish));
+            }
+        }
+        ops.is_empty() || self.update_session(&ops).await
+    }
+
+    /// PUBREL: the ids of QoS 2 publishes are free again.
+    pub(super) async fn handle_releases(&mut self, releases: Vec<PacketId>) {
+        let known = releases.iter().filter(|id| self.incoming.remove(&id.get()).is_some());
+        let ops: Vec<SessionOp> = known.map(|id| SessionOp::ClearIncoming(id.get())).collect();
+        if !ops.is_empty() && !self.update_session(&ops).await {
+            return;
+        }
+        for id in releases {
+            self.session.handle_released(id);
+        }
+    }
+
+    /// Changes the stored session now. False if that failed: the session is then closed.
+    pub(super) async fn update_session(&mut self, ops: &[SessionOp]) -> bool {
+        match self.broker.sessions.update(&self.stored, ops).await {
+            Ok(()) => true,
+            Err(error) => {
+                self.fail(&error);
+                false
+            }
+        }
+    }
+
+    /// Ends the connection because the store failed, or because the session was taken over elsewhere.
+    pub(super) fn fail(&mut self, error: &weir_core::Error) {
+        let reason = match error {
+            weir_core::Error::Fenced => ReasonCode::SessionTakenOver,
+            other => crate::broker::reason_of(other),
+        };
+        tracing::warn!(client = %self.stored.client_id, %error, "session could not be stored");
+        self.session.close(reason, None);
+    }
+}

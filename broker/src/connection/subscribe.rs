@@ -1,0 +1,448 @@
+//! Subscriptions: to topics, shared, to queues and to streams.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use bytestring::ByteString;
+use smallvec::SmallVec;
+use tokio_util::sync::CancellationToken;
+use weir_codec::{
+    AckProperties, QoS, ReasonCode, RetainHandling, Subscribe, SubscribeFilter, Unsubscribe, UserProperties,
+};
+use weir_core::catalog::Object;
+use weir_core::definition::Kind;
+use weir_core::inbox::{InboxAppend, InboxTarget};
+use weir_core::keyspace::session::StoredSubscription;
+use weir_core::message::Message;
+use weir_core::queue::{Consumer, Lost, Window};
+use weir_core::retained::{Retained, RetainedCursor};
+use weir_core::stream::Start;
+use weir_session::Delivery;
+use weir_topic::{Subscription, TopicFilter};
+
+use super::external::{
+    CONSUMER_WINDOW_MAX, EXTERNALS_MAX, External, Refusal, Source, kind_of, read_shard, resolve, start_of,
+};
+use super::handshake::NO_EXTRA;
+use super::{Connection, Tag};
+use crate::broker::{Broker, wish_of};
+use crate::convert;
+use crate::router::Wish;
+
+/// Retained messages read in one go.
+const RETAINED_PAGE: usize = 64;
+/// Bytes of them.
+const RETAINED_BYTES: usize = 256 * 1024;
+
+/// Retained messages on their way to a new subscription.
+#[derive(Debug)]
+pub(super) struct RetainedScan {
+    filter: TopicFilter,
+    wish: Wish,
+    cursor: Option<RetainedCursor>,
+    done: bool,
+    pub(super) messages: VecDeque<Message>,
+}
+
+impl RetainedScan {
+    fn new(filter: TopicFilter, wish: Wish) -> Self {
+        Self { filter, wish, cursor: None, done: false, messages: VecDeque::new() }
+    }
+
+    /// Reads on. False at the end.
+    pub(super) async fn read(&mut self, retained: &Retained) -> weir_core::Result<bool> {
+        if self.done {
+            return Ok(false);
+        }
+        let page = retained.matching(&self.filter, self.cursor.take(), RETAINED_PAGE, RETAINED_BYTES).await?;
+        self.messages.extend(page.messages);
+        self.done = page.next.is_none();
+        self.cursor = page.next;
+        Ok(true)
+    }
+
+    pub(super) fn delivery(&self, broker: &Broker, message: &Message) -> Delivery<Tag> {
+        Delivery {
+            message: convert::to_wire(message),
+            qos: convert::qos(message.qos).min(self.wish.options.qos),
+            retain: true,
+            subscription_identifiers: self.wish.identifier.into_iter().collect(),
+            extra: Vec::new(),
+            expires_at: convert::expires_at(broker.clock, message.expires_at),
+            resumable: true,
+            store_release: false,
+            tag: Tag::Live { _span: tracing::Span::none() },
+        }
+    }
+}
+
+/// One entry of a SUBSCRIBE that can be granted.
+struct Grant {
+    text: ByteString,
+    to: Subscription,
+    wish: Wish,
+    start: Start,
+    note: Option<String>,
+}
+
+impl Connection {
+    pub(super) async fn handle_subscribe(&mut self, subscribe: Subscribe) {
+        let identifier = subscribe.subscription_identifier.map(std::num::NonZero::get);
+        let mut reasons = Vec::with_capacity(subscribe.filters.len());
+        let mut notes = Vec::new();
+        let mut grants = Vec::new();
+        for entry in &subscribe.filters {
+            match self.check(entry, identifier, &subscribe.user_properties) {
+                Ok(grant) => {
+                    reasons.push(granted(grant.wish.options.qos));
+                    notes.extend(grant.note.clone());
+                    grants.push(grant);
+                }
+                Err(refusal) => {
+                    tracing::info!(
+                        client = %self.stored.client_id, filter = %entry.filter, reason = %refusal.reason,
+                        text = refusal.text, "subscription refused"
+                    );
+                    notes.push(refusal.text);
+                    reasons.push(refusal.reason);
+                }
+            }
+        }
+        if let Err(error) = self.store_grants(&grants).await {
+            tracing::warn!(client = %self.stored.client_id, %error, "subscriptions could not be stored");
+            reasons.fill(ReasonCode::UnspecifiedError);
+            notes.push("the subscriptions could not be stored; subscribe again".to_owned());
+            grants.clear();
+        }
+        let mut scans = Vec::new();
+        for grant in grants {
+            if let Some(scan) = self.install(grant).await {
+                scans.push(scan);
+            }
+        }
+        let reason_string = (!notes.is_empty()).then(|| notes.join("; ").into());
+        let properties = AckProperties { reason_string, ..AckProperties::default() };
+        self.session.handle_subscribed(subscribe.packet_id, reasons, properties);
+        for scan in scans {
+            self.queue_retained(scan).await;
+        }
+    }
+
+    fn check(
+        &self,
+        entry: &SubscribeFilter,
+        identifier: Option<u32>,
+        properties: &UserProperties,
+    ) -> Result<Grant, Refusal> {
+        let invalid = |text: String| Refusal { reason: ReasonCode::TopicFilterInvalid, text };
+        // A copy: the subscription outlives the packet it came in.
+        let text = ByteString::from(entry.filter.to_string());
+        let to = Subscription::parse(text.clone()).map_err(|error| invalid(format!("{text}: {error}")))?;
+        let held = self.subscriptions.len() + self.externals.len();
+        let known = self.subscriptions.contains_key(&text) || self.externals.iter().any(|e| e.text == text);
+        let limit = self.broker.limits.max_subscriptions_per_client;
+        if !known && held >= usize::try_from(limit).unwrap_or(usize::MAX) {
+            let text = format!("limits.maxSubscriptionsPerClient is {limit}: unsubscribe from others first");
+            return Err(Refusal { reason: ReasonCode::QuotaExceeded, text });
+        }
+        let wish = Wish { options: entry.options, identifier };
+        let mut grant = Grant { text, to, wish, start: Start::Latest, note: None };
+        if kind_of(&grant.to).is_some() {
+            self.check_external(&mut grant, properties, known)?;
+        }
+        Ok(grant)
+    }
+
+    fn check_external(
+        &self,
+        grant: &mut Grant,
+        properties: &UserProperties,
+        known: bool,
+    ) -> Result<(), Refusal> {
+        let queue = matches!(grant.to, Subscription::Queue { .. } | Subscription::QueueByFilter { .. });
+        if queue && grant.wish.options.no_local {
+            let text = "No Local has no meaning on a queue: leave it out".to_owned();
+            return Err(Refusal { reason: ReasonCode::TopicFilterInvalid, text });
+        }
+        if !known && self.externals.len() >= EXTERNALS_MAX {
+            let text = format!("a connection may consume {EXTERNALS_MAX} queues and streams");
+            return Err(Refusal { reason: ReasonCode::QuotaExceeded, text });
+        }
+        let found = resolve(&self.broker.core.catalog().view(), &grant.to)?;
+        if !queue {
+            let shards = found.as_ref().map(|object| object.logs.len());
+            grant.start = start_of(&grant.to, properties, shards)?;
+        }
+        if let Some(object) = &found
+            && self
+                .externals
+                .iter()
+                .any(|e| e.text != grant.text && e.object().is_some_and(|o| o.id == object.id))
+        {
+            let text =
+                format!("this connection consumes {} already under another filter", object.definition.name);
+            return Err(Refusal { reason: ReasonCode::TopicFilterInvalid, text });
+        }
+        if found.is_none() {
+            if !self.broker.wait_for_queue {
+                let text = format!("{} does not exist", grant.text);
+                return Err(Refusal { reason: ReasonCode::UnspecifiedError, text });
+            }
+            let note = format!("{} does not exist yet; delivery starts when it appears", grant.text);
+            tracing::info!(client = %self.stored.client_id, filter = %grant.text, "{note}");
+            grant.note = Some(note);
+        }
+        grant.wish.options.qos = grant.wish.options.qos.min(QoS::AtLeastOnce);
+        Ok(())
+    }
+
+    async fn store_grants(&mut self, grants: &[Grant]) -> weir_core::Result<()> {
+        if !self.stored.persistent || grants.is_empty() {
+            return Ok(());
+        }
+        let stored: Vec<(ByteString, StoredSubscription)> =
+            grants.iter().map(|grant| (grant.text.clone(), stored(&grant.wish, &grant.start))).collect();
+        self.broker.sessions.subscribe(&self.stored, &stored).await
+    }
+
+    /// Makes a granted subscription work. Returns the retained messages it asks for.
+    async fn install(&mut self, grant: Grant) -> Option<RetainedScan> {
+        let Grant { text, to, wish, start, .. } = grant;
+        if kind_of(&to).is_some() {
+            self.install_external(text, to, wish, start).await;
+            return None;
+        }
+        self.broker.router.subscribe(&self.subscriber, &text, &to, wish);
+        let new = self.subscriptions.insert(text, to.clone()).is_none();
+        let wanted = match wish.options.retain_handling {
+            RetainHandling::OnSubscribe => true,
+            RetainHandling::OnNewSubscription => new,
+            RetainHandling::Never => false,
+        };
+        match to {
+            Subscription::Plain(filter) if wanted => Some(RetainedScan::new(filter, wish)),
+            _ => None,
+        }
+    }
+
+    async fn install_external(&mut self, text: ByteString, to: Subscription, wish: Wish, start: Start) {
+        self.remove_external(&text, Lost::Left).await;
+        self.catalog_changes.get_or_insert_with(|| self.broker.core.catalog().changes());
+        let external = External {
+            text,
+            to,
+            qos: wish.options.qos,
+            identifier: wish.identifier,
+            start,
+            source: Source::Missing,
+        };
+        self.externals.push(external);
+        self.connect_external(self.externals.len() - 1).await;
+    }
+
+    /// Attaches a subscription to its queue or stream, if that exists.
+    async fn connect_external(&mut self, at: usize) {
+        let Some(external) = self.externals.get(at) else { return };
+        let view = self.broker.core.catalog().view();
+        let Ok(Some(object)) = resolve(&view, &external.to) else { return };
+        let attached = match external.kind() {
+            Kind::Queue => self.consume(external.qos, object).await,
+            Kind::Stream => self.read(external.start.clone(), object).await,
+        };
+        match attached {
+            Ok(source) => {
+                if let Some(external) = self.externals.get_mut(at) {
+                    external.source = source;
+                }
+            }
+            Err(error) => self.fail(&error),
+        }
+    }
+
+    async fn consume(&mut self, qos: QoS, object: Arc<Object>) -> weir_core::Result<Source> {
+        let window = object.definition.dispatch.max_inflight_per_consumer.clamp(1, CONSUMER_WINDOW_MAX);
+        let consumer = Consumer {
+            id: self.broker.consumer_id(),
+            window: Arc::new(Window::new(window)),
+            connection_window: (qos != QoS::AtMostOnce).then(|| Arc::clone(&self.window)),
+            deliveries: self.queue_tx.clone(),
+        };
+        self.broker.core.attach(&object, &consumer).await?;
+        Ok(Source::Queue { object, consumer })
+    }
+
+    async fn read(&mut self, start: Start, object: Arc<Object>) -> weir_core::Result<Source> {
+        let readers = CancellationToken::new();
+        for reader in self.broker.core.readers(&object, &start).await? {
+            self.broker.tasks.spawn(read_shard(reader, self.stream_tx.clone(), readers.clone()));
+        }
+        Ok(Source::Stream { object, readers })
+    }
+
+    /// Ends a queue or stream subscription. False if there is none.
+    pub(super) async fn remove_external(&mut self, text: &ByteString, lost: Lost) -> bool {
+        let Some(at) = self.externals.iter().position(|external| external.text == *text) else {
+            return false;
+        };
+        let external = self.externals.remove(at);
+        self.release_external(external, lost).await;
+        true
+    }
+
+    pub(super) async fn release_external(&mut self, external: External, lost: Lost) {
+        match external.source {
+            Source::Missing => {}
+            Source::Queue { object, consumer } => {
+                // Messages that never reached the session go back without counting.
+                let (waiting, others): (Vec<_>, Vec<_>) =
+                    self.held.drain(..).partition(|delivery| delivery.log.object == object.id);
+                self.held.extend(others);
+                for delivery in waiting {
+                    let verdict = weir_core::queue::Verdict::Returned;
+                    let _ =
+                        self.broker.core.settle(delivery.log, consumer.id, delivery.offset, verdict).await;
+                }
+                let _ = self.broker.core.detach(&object, consumer.id, lost).await;
+                self.unwritten.retain(|(_, _, id, _)| *id != consumer.id);
+            }
+            Source::Stream { object, readers } => {
+                readers.cancel();
+                if self.batch.as_ref().is_some_and(|batch| batch.log.object == object.id) {
+                    self.batch = None;
+                }
+            }
+        }
+    }
+
+    /// The catalog has changed: attaches what has appeared, lets go of what is gone.
+    pub(super) async fn refresh_externals(&mut self) {
+        let view = self.broker.core.catalog().view();
+        for at in 0..self.externals.len() {
+            let Some(external) = self.externals.get_mut(at) else { break };
+            let now = resolve(&view, &external.to).ok().flatten();
+            let attached = external.object().map(|object| object.id);
+            match (attached, now) {
+                (None, Some(_)) => self.connect_external(at).await,
+                (Some(id), now) if now.as_ref().is_none_or(|object| object.id != id) => {
+                    let source = std::mem::replace(&mut external.source, Source::Missing);
+                    let gone = External {
+                        text: external.text.clone(),
+                        to: external.to.clone(),
+                        qos: external.qos,
+                        identifier: external.identifier,
+                        start: external.start.clone(),
+                        source,
+                    };
+                    self.release_external(gone, Lost::Left).await;
+                    self.connect_external(at).await;
+                }
+                _ => {}
+            }
+        }
+    }
+
+    pub(super) async fn handle_unsubscribe(&mut self, unsubscribe: Unsubscribe) {
+        if self.stored.persistent
+            && let Err(error) = self.broker.sessions.unsubscribe(&self.stored, &unsubscribe.filters).await
+        {
+            self.fail(&error);
+            return;
+        }
+        let mut reasons = Vec::with_capacity(unsubscribe.filters.len());
+        for text in &unsubscribe.filters {
+            let removed = match self.subscriptions.remove(text) {
+                Some(from) => self.broker.router.unsubscribe(self.subscriber.id, text, &from),
+                None => self.remove_external(text, Lost::Left).await,
+            };
+            reasons.push(if removed { ReasonCode::Success } else { ReasonCode::NoSubscriptionExisted });
+        }
+        self.session.handle_unsubscribed(unsubscribe.packet_id, reasons, AckProperties::default());
+    }
+
+    /// Sends retained messages; those of a persistent session above QoS 0 go through its inbox, so that they
+    /// survive the connection like every other.
+    async fn queue_retained(&mut self, mut scan: RetainedScan) {
+        if !self.stored.persistent || scan.wish.options.qos == QoS::AtMostOnce {
+            self.retained.push_back(scan);
+            return;
+        }
+        loop {
+            match scan.read(&self.broker.retained).await {
+                Ok(true) => {}
+                Ok(false) => return,
+                Err(error) => return self.fail(&error),
+            }
+            for message in std::mem::take(&mut scan.messages) {
+                let qos = convert::qos(message.qos).min(scan.wish.options.qos);
+                if qos == QoS::AtMostOnce {
+                    let mut one = RetainedScan::new(scan.filter.clone(), scan.wish);
+                    one.done = true;
+                    one.messages.push_back(message);
+                    self.retained.push_back(one);
+                    continue;
+                }
+                let target = InboxTarget {
+                    client_id: self.stored.client_id.clone(),
+                    incarnation: self.stored.incarnation,
+                    qos: qos.as_u8(),
+                    retain: true,
+                    subscription_ids: scan.wish.identifier.into_iter().collect(),
+                };
+                let mut targets = SmallVec::new();
+                targets.push(target);
+                let append = InboxAppend { message: Arc::new(message), targets, mark: None };
+                let stored = match self.broker.inbox_writer.append(append).await {
+                    Ok(completion) => completion.await,
+                    Err(error) => Err(error),
+                };
+                if let Err(error) = stored {
+                    return self.fail(&error);
+                }
+            }
+        }
+    }
+
+    /// Brings the subscriptions of a resumed session back to life.
+    pub(super) async fn resubscribe(&mut self, subscriptions: Vec<(ByteString, StoredSubscription)>) {
+        for (text, stored) in subscriptions {
+            let Ok(to) = Subscription::parse(text.clone()) else { continue };
+            let wish = wish_of(&stored);
+            if kind_of(&to).is_some() {
+                let start = std::str::from_utf8(&stored.extra).ok().and_then(super::parse_start);
+                self.install_external(text, to, wish, start.unwrap_or(Start::Latest)).await;
+            } else {
+                self.broker.router.subscribe(&self.subscriber, &text, &to, wish);
+                self.subscriptions.insert(text, to);
+            }
+        }
+    }
+}
+
+fn granted(qos: QoS) -> ReasonCode {
+    match qos {
+        QoS::AtMostOnce => ReasonCode::Success,
+        QoS::AtLeastOnce => ReasonCode::GrantedQoS1,
+        QoS::ExactlyOnce => ReasonCode::GrantedQoS2,
+    }
+}
+
+fn stored(wish: &Wish, start: &Start) -> StoredSubscription {
+    let extra = match start {
+        Start::Latest => NO_EXTRA,
+        Start::Earliest => "earliest".into(),
+        Start::Offset(offset) => format!("offset:{offset}").into(),
+        Start::Time(at) => at.as_micros().to_string().into(),
+    };
+    StoredSubscription {
+        qos: wish.options.qos.as_u8(),
+        no_local: wish.options.no_local,
+        retain_as_published: wish.options.retain_as_published,
+        retain_handling: match wish.options.retain_handling {
+            RetainHandling::OnSubscribe => 0,
+            RetainHandling::OnNewSubscription => 1,
+            RetainHandling::Never => 2,
+        },
+        subscription_id: wish.identifier,
+        extra,
+    }
+}

@@ -1,0 +1,126 @@
+//! The socket of one client and its two buffers.
+//!
+//! Reading takes what the socket has; writing gathers packets and hands them over in one piece. Both buffers
+//! are let go when they are empty, so that an idle connection holds none.
+
+use std::io;
+
+use bytes::BytesMut;
+use tokio::io::Interest;
+use tokio::net::TcpStream;
+use weir_codec::{EncodeError, ProtocolVersion};
+use weir_session::Transmit;
+
+use crate::metrics::Metrics;
+
+/// Bytes read in one go at most.
+const READ_BYTES: usize = 64 * 1024;
+/// First size of a read buffer.
+const READ_BUFFER: usize = 4 * 1024;
+/// Bytes that may wait to be written before sources of deliveries are asked for no more.
+pub(super) const WRITE_HIGH_WATER: usize = 128 * 1024;
+/// Capacity from which an empty write buffer is let go at once.
+const KEEP_CAPACITY: usize = 256 * 1024;
+
+/// One client's socket.
+#[derive(Debug)]
+pub(super) struct Wire {
+    stream: TcpStream,
+    pub(super) input: BytesMut,
+    output: BytesMut,
+    written: u64,
+    metrics: Metrics,
+}
+
+impl Wire {
+    pub(super) fn new(stream: TcpStream, metrics: Metrics) -> Self {
+        Self { stream, input: BytesMut::new(), output: BytesMut::new(), written: 0, metrics }
+    }
+
+    /// Waits until the socket can be read or written, as asked. Cancel-safe.
+    pub(super) async fn ready(&self, read: bool) -> io::Result<tokio::io::Ready> {
+        let interest = match (read, self.output.is_empty()) {
+            (true, true) => Interest::READABLE,
+            (true, false) => Interest::READABLE | Interest::WRITABLE,
+            (false, false) => Interest::WRITABLE,
+            // Nothing is wanted of the socket but to know that it is gone.
+            (false, true) => Interest::ERROR,
+        };
+        self.stream.ready(interest).await
+    }
+
+    /// Reads what there is. False at the end of the stream.
+    pub(super) fn fill(&mut self) -> io::Result<bool> {
+        let want = READ_BUFFER.max(self.input.len()).min(READ_BYTES);
+        self.input.reserve(want);
+        match self.stream.try_read_buf(&mut self.input) {
+            Ok(0) => Ok(false),
+            Ok(n) => {
+                self.metrics.bytes_received.inc_by(n as u64);
+                Ok(true)
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(true),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Adds a packet to what will be written.
+    pub(super) fn put(&mut self, transmit: &Transmit, version: ProtocolVersion) -> Result<(), EncodeError> {
+        match transmit {
+            Transmit::Packet(packet) => {
+                weir_codec::encode(packet, version, &mut self.output)?;
+                self.metrics.packets_sent.inc(packet.packet_type());
+            }
+            Transmit::Publish { header, topic_on_wire, message, extra } => {
+                let topic = if *topic_on_wire { message.topic.as_str() } else { "" };
+                let out = &mut self.output;
+                let properties = &message.properties;
+                weir_codec::encode_publish(out, version, header, topic, properties, extra, &message.payload)?;
+                self.metrics.packets_sent.inc(weir_codec::PacketType::Publish);
+                self.metrics.deliveries.inc(header.qos);
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes as much as the socket takes.
+    pub(super) fn flush(&mut self) -> io::Result<()> {
+        while !self.output.is_empty() {
+            match self.stream.try_write(&self.output) {
+                Ok(n) => {
+                    let _ = self.output.split_to(n);
+                    self.written += n as u64;
+                    self.metrics.bytes_sent.inc_by(n as u64);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) => return Err(error),
+            }
+        }
+        if self.output.capacity() > KEEP_CAPACITY {
+            self.output = BytesMut::new();
+        } else {
+            self.output.clear();
+        }
+        Ok(())
+    }
+
+    /// Bytes that wait to be written.
+    pub(super) fn backlog(&self) -> usize {
+        self.output.len()
+    }
+
+    /// Bytes ever added, and bytes ever written.
+    pub(super) fn positions(&self) -> (u64, u64) {
+        (self.written + self.output.len() as u64, self.written)
+    }
+
+    /// Lets go of buffers that hold nothing.
+    pub(super) fn compact(&mut self) {
+        if self.input.is_empty() && self.input.capacity() > 0 {
+            self.input = BytesMut::new();
+        }
+        if self.output.is_empty() && self.output.capacity() > 0 {
+            self.output = BytesMut::new();
+        }
+    }
+}

@@ -1,0 +1,441 @@
+//! Who gets what: the subscriptions of every session, live and persistent, matched against a topic.
+//!
+//! The table is in memory and owned here; the store's copy of persistent sessions' subscriptions is read into
+//! it at the start. It knows neither queues nor streams, which have filters of their own.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use bytestring::ByteString;
+use parking_lot::{Mutex, RwLock};
+use smallvec::SmallVec;
+use weir_codec::{Message, QoS, SubscriptionOptions};
+use weir_core::inbox::InboxTarget;
+use weir_core::keyspace::session::Incarnation;
+use weir_env::seed::HashMap;
+use weir_topic::{MatchTrie, Subscription, TopicFilter};
+
+use crate::mailbox::{Letter, Mailbox};
+use crate::metrics::{Dropped, Metrics};
+
+/// Identifies a session in this process, clean or persistent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct SubscriberId(pub(crate) u64);
+
+/// A session as the router knows it.
+#[derive(Debug)]
+pub(crate) struct Subscriber {
+    pub(crate) id: SubscriberId,
+    pub(crate) client_id: ByteString,
+    /// Of a persistent session: its QoS 1 and 2 messages go to its inbox.
+    pub(crate) incarnation: Option<Incarnation>,
+    /// While it is connected.
+    mailbox: RwLock<Option<Arc<Mailbox>>>,
+}
+
+impl Subscriber {
+    pub(crate) fn mailbox(&self) -> Option<Arc<Mailbox>> {
+        self.mailbox.read().clone()
+    }
+
+    pub(crate) fn connect(&self, mailbox: Arc<Mailbox>) {
+        *self.mailbox.write() = Some(mailbox);
+    }
+
+    /// Forgets the connection, if `mailbox` is still its mailbox.
+    pub(crate) fn disconnect(&self, mailbox: &Arc<Mailbox>) {
+        let mut connected = self.mailbox.write();
+        if connected.as_ref().is_some_and(|current| Arc::ptr_eq(current, mailbox)) {
+            *connected = None;
+        }
+    }
+
+    fn is_connected(&self) -> bool {
+        self.mailbox.read().is_some()
+    }
+}
+
+/// How one subscription wants its messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Wish {
+    pub(crate) options: SubscriptionOptions,
+    pub(crate) identifier: Option<u32>,
+}
+
+#[derive(Debug)]
+enum Route {
+    Direct(Arc<Subscriber>, Wish),
+    Group(Arc<Group>),
+}
+
+/// The members of a shared subscription.
+#[derive(Debug)]
+struct Group {
+    members: RwLock<Vec<(Arc<Subscriber>, Wish)>>,
+    turn: AtomicUsize,
+}
+
+/// A group that has members.
+type Groups = HashMap<ByteString, (u64, Arc<Group>)>;
+
+/// The subscriptions of all sessions.
+#[derive(Debug)]
+pub(crate) struct Router {
+    routes: RwLock<MatchTrie<u64, Route>>,
+    groups: Mutex<Groups>,
+    next_id: AtomicU64,
+    metrics: Metrics,
+}
+
+/// One receiver of a message, all of its matching subscriptions taken together.
+#[derive(Debug)]
+struct Receiver {
+    subscriber: Arc<Subscriber>,
+    qos: QoS,
+    retain: bool,
+    identifiers: SmallVec<[u32; 1]>,
+}
+
+/// Everybody a message is for.
+#[derive(Debug, Default)]
+pub(crate) struct Matched {
+    live: SmallVec<[Receiver; 4]>,
+    /// Inboxes it must be added to before its publisher is told.
+    pub(crate) inboxes: SmallVec<[InboxTarget; 2]>,
+}
+
+impl Matched {
+    /// Whether nobody is.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.live.is_empty() && self.inboxes.is_empty()
+    }
+}
+
+impl Router {
+    pub(crate) fn new(metrics: Metrics) -> Self {
+        Self { routes: RwLock::default(), groups: Mutex::default(), next_id: AtomicU64::new(1), metrics }
+    }
+
+    /// A session that can subscribe.
+    pub(crate) fn subscriber(
+        &self,
+        client_id: ByteString,
+        incarnation: Option<Incarnation>,
+    ) -> Arc<Subscriber> {
+        let id = SubscriberId(self.next_id.fetch_add(1, Ordering::Relaxed));
+        Arc::new(Subscriber { id, client_id, incarnation, mailbox: RwLock::new(None) })
+    }
+
+    /// Adds or replaces a subscription to a plain or shared filter. True if it is new.
+    pub(crate) fn subscribe(
+        &self,
+        subscriber: &Arc<Subscriber>,
+        text: &ByteString,
+        to: &Subscription,
+        wish: Wish,
+    ) -> bool {
+        let new = match to {
+            Subscription::Plain(filter) => {
+                let route = Route::Direct(Arc::clone(subscriber), wish);
+                self.routes.write().insert(filter, subscriber.id.0, route).is_none()
+            }
+            Subscription::Shared { filter, .. } => self.join(subscriber, text, filter, wish),
+            Subscription::Queue { .. }
+            | Subscription::QueueByFilter { .. }
+            | Subscription::Stream { .. }
+            | Subscription::StreamByFilter { .. } => return false,
+        };
+        if new {
+            self.metrics.subscriptions.inc();
+        }
+        new
+    }
+
+    fn join(
+        &self,
+        subscriber: &Arc<Subscriber>,
+        text: &ByteString,
+        filter: &TopicFilter,
+        wish: Wish,
+    ) -> bool {
+        let mut groups = self.groups.lock();
+        let (_, group) = groups.entry(text.clone()).or_insert_with(|| {
+            let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+            let group = Arc::new(Group { members: RwLock::default(), turn: AtomicUsize::new(0) });
+            self.routes.write().insert(filter, id, Route::Group(Arc::clone(&group)));
+            (id, group)
+        });
+        let mut members = group.members.write();
+        if let Some(member) = members.iter_mut().find(|(member, _)| member.id == subscriber.id) {
+            member.1 = wish;
+            return false;
+        }
+        members.push((Arc::clone(subscriber), wish));
+        true
+    }
+
+    /// Removes a subscription. False if there was none.
+    pub(crate) fn unsubscribe(
+        &self,
+        subscriber: SubscriberId,
+        text: &ByteString,
+        from: &Subscription,
+    ) -> bool {
+        let removed = match from {
+            Subscription::Plain(filter) => self.routes.write().remove(filter, &subscriber.0).is_some(),
+            Subscription::Shared { filter, .. } => self.leave(subscriber, text, filter),
+            Subscription::Queue { .. }
+            | Subscription::QueueByFilter { .. }
+            | Subscription::Stream { .. }
+            | Subscription::StreamByFilter { .. } => return false,
+        };
+        if removed {
+            self.metrics.subscriptions.dec();
+        }
+        removed
+    }
+
+    fn leave(&self, subscriber: SubscriberId, text: &ByteString, filter: &TopicFilter) -> bool {
+        let mut groups = self.groups.lock();
+        let Some((id, group)) = groups.get(text) else { return false };
+        let mut members = group.members.write();
+        let before = members.len();
+        members.retain(|(member, _)| member.id != subscriber);
+        let removed = members.len() != before;
+        let empty = members.is_empty();
+        // Whoever matches holds the routes and wants the members: let go of these first.
+        drop(members);
+        if empty {
+            self.routes.write().remove(filter, id);
+            groups.remove(text);
+        }
+        removed
+    }
+
+    /// Everybody a message published to `message.topic` is for. `publisher` is who must not get it back under
+    /// No Local.
+    pub(crate) fn matches(
+        &self,
+        message: &Message,
+        qos: QoS,
+        retain: bool,
+        publisher: Option<SubscriberId>,
+    ) -> Matched {
+        let mut receivers: SmallVec<[Receiver; 4]> = SmallVec::new();
+        let mut add = |subscriber: &Arc<Subscriber>, wish: &Wish| {
+            if wish.options.no_local && publisher == Some(subscriber.id) {
+                return;
+            }
+            receivers.push(Receiver {
+                subscriber: Arc::clone(subscriber),
+                qos: qos.min(wish.options.qos),
+                retain: retain && wish.options.retain_as_published,
+                identifiers: wish.identifier.into_iter().collect(),
+            });
+        };
+        self.routes.read().for_each_match(&message.topic, |_, route| match route {
+            Route::Direct(subscriber, wish) => add(subscriber, wish),
+            Route::Group(group) => {
+                if let Some((subscriber, wish)) = group.choose() {
+                    add(&subscriber, &wish);
+                }
+            }
+        });
+        split(merge(receivers))
+    }
+
+    /// Puts a live message into the mailboxes of its receivers.
+    pub(crate) fn deliver(
+        &self,
+        matched: &Matched,
+        message: &Arc<Message>,
+        expires_at: Option<std::time::Instant>,
+        span: &tracing::Span,
+    ) {
+        for receiver in &matched.live {
+            let Some(mailbox) = receiver.subscriber.mailbox() else { continue };
+            let letter = Letter {
+                message: Arc::clone(message),
+                qos: receiver.qos,
+                retain: receiver.retain,
+                subscription_identifiers: receiver.identifiers.clone(),
+                expires_at,
+                span: span.clone(),
+            };
+            if !mailbox.push(letter) {
+                self.metrics.messages_dropped.inc(Dropped::OutboxFull);
+            }
+        }
+    }
+}
+
+impl Group {
+    /// The next member in turn, one that is connected if there is any.
+    fn choose(&self) -> Option<(Arc<Subscriber>, Wish)> {
+        let members = self.members.read();
+        let count = members.len();
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+        let in_turn = |n: usize| members.get((turn.wrapping_add(n)) % count.max(1));
+        let connected = (0..count).filter_map(in_turn).find(|(member, _)| member.is_connected());
+        // Somebody who is away gets it only if it can wait in an inbox.
+        let chosen = connected
+            .or_else(|| (0..count).filter_map(in_turn).find(|(member, _)| member.incarnation.is_some()))?;
+        Some(chosen.clone())
+    }
+}
+
+/// One receiver per session, with the highest QoS and all identifiers of its subscriptions [MQTT-3.3.4-2].
+fn merge(mut receivers: SmallVec<[Receiver; 4]>) -> SmallVec<[Receiver; 4]> {
+    if receivers.len() < 2 {
+        return receivers;
+    }
+    receivers.sort_unstable_by_key(|receiver| receiver.subscriber.id);
+    receivers.dedup_by(|next, first| {
+        let same = next.subscriber.id == first.subscriber.id;
+        if same {
+            first.qos = first.qos.max(next.qos);
+            first.retain |= next.retain;
+            first.identifiers.extend(next.identifiers.drain(..));
+        }
+        same
+    });
+    receivers
+}
+
+/// Sorts receivers into those that get the message from memory and those that get it from their inbox.
+fn split(receivers: SmallVec<[Receiver; 4]>) -> Matched {
+    let mut matched = Matched::default();
+    for receiver in receivers {
+        match receiver.subscriber.incarnation {
+            Some(incarnation) if receiver.qos != QoS::AtMostOnce => matched.inboxes.push(InboxTarget {
+                client_id: receiver.subscriber.client_id.clone(),
+                incarnation,
+                qos: receiver.qos.as_u8(),
+                retain: receiver.retain,
+                subscription_ids: receiver.identifiers.iter().copied().collect(),
+            }),
+            _ if receiver.subscriber.is_connected() => matched.live.push(receiver),
+            _ => {}
+        }
+    }
+    matched
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wish(qos: QoS, identifier: Option<u32>) -> Wish {
+        Wish { options: SubscriptionOptions { qos, ..SubscriptionOptions::default() }, identifier }
+    }
+
+    fn message(topic: &str) -> Message {
+        let topic = weir_topic::TopicName::parse(topic.to_owned()).unwrap();
+        Message { topic, payload: Default::default(), properties: Default::default() }
+    }
+
+    struct Fixture {
+        router: Router,
+        registry: prometheus_client::registry::Registry,
+    }
+
+    impl Fixture {
+        fn new() -> Self {
+            let mut registry = prometheus_client::registry::Registry::default();
+            let metrics = Metrics::register(&mut registry);
+            Self { router: Router::new(metrics), registry }
+        }
+
+        fn connected(&self, name: &str, incarnation: Option<u64>) -> (Arc<Subscriber>, Arc<Mailbox>) {
+            let incarnation = incarnation.map(Incarnation);
+            let subscriber = self.router.subscriber(name.to_owned().into(), incarnation);
+            let mailbox = Arc::new(Mailbox::new(1 << 20));
+            subscriber.connect(Arc::clone(&mailbox));
+            (subscriber, mailbox)
+        }
+
+        fn subscribe(&self, subscriber: &Arc<Subscriber>, filter: &str, wish: Wish) -> bool {
+            let text = ByteString::from(filter.to_owned());
+            let to = Subscription::parse(text.clone()).unwrap();
+            self.router.subscribe(subscriber, &text, &to, wish)
+        }
+
+        fn publish(&self, topic: &str, publisher: Option<SubscriberId>) -> Matched {
+            let message = Arc::new(message(topic));
+            let matched = self.router.matches(&message, QoS::AtLeastOnce, false, publisher);
+            self.router.deliver(&matched, &message, None, &tracing::Span::none());
+            matched
+        }
+    }
+
+    #[test]
+    fn overlapping_subscriptions_are_one_delivery() {
+        let fixture = Fixture::new();
+        let (client, mailbox) = fixture.connected("c", None);
+        assert!(fixture.subscribe(&client, "a/+", wish(QoS::AtMostOnce, Some(1))));
+        assert!(fixture.subscribe(&client, "a/#", wish(QoS::AtLeastOnce, Some(2))));
+        assert!(!fixture.subscribe(&client, "a/#", wish(QoS::AtLeastOnce, Some(3))));
+        fixture.publish("a/b", None);
+        let letter = mailbox.pop().unwrap();
+        let mut identifiers = letter.subscription_identifiers.to_vec();
+        identifiers.sort_unstable();
+        assert_eq!((letter.qos, identifiers), (QoS::AtLeastOnce, vec![1, 3]));
+        assert!(mailbox.pop().is_none());
+        assert!(!fixture.registry_text().is_empty());
+    }
+
+    #[test]
+    fn no_local_spares_the_publisher_alone() {
+        let fixture = Fixture::new();
+        let (client, mailbox) = fixture.connected("c", None);
+        let mut quiet = wish(QoS::AtLeastOnce, None);
+        quiet.options.no_local = true;
+        fixture.subscribe(&client, "a", quiet);
+        assert!(fixture.publish("a", Some(client.id)).is_empty());
+        fixture.publish("a", None);
+        assert!(mailbox.pop().is_some());
+    }
+
+    #[test]
+    fn a_shared_subscription_takes_turns_and_skips_who_is_away() {
+        let fixture = Fixture::new();
+        let (a, a_mail) = fixture.connected("a", None);
+        let (b, b_mail) = fixture.connected("b", None);
+        for client in [&a, &b] {
+            assert!(fixture.subscribe(client, "$share/g/t", wish(QoS::AtMostOnce, None)));
+        }
+        (0..4).for_each(|_| drop(fixture.publish("t", None)));
+        let count = |mailbox: &Mailbox| std::iter::from_fn(|| mailbox.pop()).count();
+        assert_eq!((count(&a_mail), count(&b_mail)), (2, 2));
+        a.disconnect(&a_mail);
+        (0..4).for_each(|_| drop(fixture.publish("t", None)));
+        assert_eq!(count(&b_mail), 4);
+        let text = ByteString::from_static("$share/g/t");
+        let from = Subscription::parse(text.clone()).unwrap();
+        assert!(fixture.router.unsubscribe(a.id, &text, &from));
+        assert!(fixture.router.unsubscribe(b.id, &text, &from));
+        assert!(!fixture.router.unsubscribe(b.id, &text, &from));
+        assert!(fixture.publish("t", None).is_empty());
+        assert!(fixture.router.routes.read().is_empty());
+    }
+
+    #[test]
+    fn persistent_sessions_get_qos_1_from_their_inbox_connected_or_not() {
+        let fixture = Fixture::new();
+        let (client, mailbox) = fixture.connected("c", Some(7));
+        fixture.subscribe(&client, "t", wish(QoS::ExactlyOnce, None));
+        let matched = fixture.publish("t", None);
+        assert_eq!((matched.inboxes.len(), matched.inboxes[0].qos), (1, 1));
+        assert!(mailbox.pop().is_none());
+        client.disconnect(&mailbox);
+        assert_eq!(fixture.publish("t", None).inboxes.len(), 1);
+    }
+
+    impl Fixture {
+        fn registry_text(&self) -> String {
+            let mut text = String::new();
+            prometheus_client::encoding::text::encode(&mut text, &self.registry).unwrap();
+            text
+        }
+    }
+}

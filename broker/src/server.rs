@@ -1,0 +1,286 @@
+//! Starting a broker, running it, and stopping it in order: not ready, no new clients, farewells, what is in
+//! flight, the store.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use anyhow::Context;
+use parking_lot::Mutex;
+use prometheus_client::registry::Registry;
+use tokio::net::{TcpListener, TcpSocket};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use weir_core::Core;
+use weir_core::inbox::{Inbox, InboxLimits, InboxMetrics, InboxOptions, InboxWriter};
+use weir_core::retained::{Retained, RetainedContext, RetainedMetrics, RetainedOptions};
+use weir_core::sessions::Sessions;
+use weir_core::wills::Wills;
+use weir_env::clock::{Clock, Timestamp};
+use weir_env::seed::{HashMap, Seed};
+use weir_manifest::Watcher;
+use weir_storage::{EmbeddedOptions, EmbeddedStore, MemoryStore, SharedStore};
+
+use crate::broker::{Broker, session_limits};
+use crate::clients::Clients;
+use crate::config::{Config, StoreConfig};
+use crate::http::{self, Readiness, ReadyState};
+use crate::metrics::Metrics;
+use crate::router::Router;
+use crate::{admin, connection, manifests};
+
+/// Connections that the operating system may hold before they are accepted.
+const BACKLOG: u32 = 4096;
+/// How often due wills, expired sessions and leftovers are looked for.
+const MAINTAIN_INTERVAL: Duration = Duration::from_secs(1);
+/// How often the folder of manifests is looked at.
+const MANIFEST_INTERVAL: Duration = Duration::from_secs(1);
+/// Wait after an error of `accept`, such as too many open files.
+const ACCEPT_WAIT: Duration = Duration::from_millis(100);
+/// Age from which marks of QoS 2 publishes are swept.
+const MARK_AGE: Duration = Duration::from_secs(24 * 3600);
+/// How often marks and expired retained messages are swept.
+const SWEEP_TICKS: u64 = 60;
+
+/// Runs a broker until `shutdown`, then stops it in order.
+///
+/// # Errors
+/// If it cannot start: the message says what to do. Not cancel-safe.
+pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let clock = Clock::system();
+    let seed = Seed::from_entropy();
+    seed.install_for_hashing();
+    let store = open_store(&config.store, clock)?;
+    let result = run_on(&config, Arc::clone(&store), clock, &seed, shutdown).await;
+    store.close().await;
+    if result.is_ok() {
+        tracing::info!("stopped");
+    }
+    result
+}
+
+fn open_store(config: &StoreConfig, clock: Clock) -> anyhow::Result<SharedStore> {
+    Ok(match config {
+        StoreConfig::Memory => Arc::new(MemoryStore::new(clock)),
+        StoreConfig::Embedded(dir) => {
+            Arc::new(EmbeddedStore::open(dir, &EmbeddedOptions::default(), clock).context("open store")?)
+        }
+    })
+}
+
+async fn run_on(
+    config: &Config,
+    store: SharedStore,
+    clock: Clock,
+    seed: &Seed,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    let mut registry = Registry::with_prefix("weir");
+    let background = TaskTracker::new();
+    let stop_background = CancellationToken::new();
+    let readiness = Readiness::default();
+    readiness.set(ReadyState::Starting("reading the store"));
+    let broker = build(config, store, clock, seed, (&mut registry, &background, &stop_background)).await?;
+    recover(&broker).await.context("read the store")?;
+    let mut watcher = config.manifests.as_ref().map(|dir| Watcher::new(dir, MANIFEST_INTERVAL));
+    if let Some(watcher) = &mut watcher {
+        manifests::load_and_apply(&broker.core, watcher).await?;
+    }
+
+    let listeners = bind_all(config)?;
+    let http_listener = bind(config.http).with_context(|| format!("listen on http://{}", config.http))?;
+    let admin_listener = bind(config.admin).with_context(|| format!("listen on grpc://{}", config.admin))?;
+    tracing::info!(url = %format!("http://{}", http_listener.local_addr()?), "listening");
+    tracing::info!(url = %format!("grpc://{}", admin_listener.local_addr()?), "listening");
+
+    let http = background.spawn(http::serve(
+        http_listener,
+        readiness.clone(),
+        Arc::new(registry),
+        stop_background.child_token(),
+    ));
+    background.spawn(serve_admin(admin_listener, Arc::clone(&broker), shutdown.child_token()));
+    background.spawn(maintain(Arc::clone(&broker), stop_background.child_token()));
+    if let Some(watcher) = watcher {
+        let core = Arc::clone(&broker.core);
+        background.spawn(manifests::follow(core, watcher, shutdown.child_token()));
+    }
+    let clients = TaskTracker::new();
+    for listener in listeners {
+        let addr = listener.local_addr()?;
+        tracing::info!(url = %format!("mqtt://{addr}"), "listening");
+        if addr.ip().is_loopback() && !config.allow_anonymous {
+            tracing::info!(%addr, "no authentication is configured: only this machine can connect");
+        }
+        clients.spawn(accept(listener, Arc::clone(&broker), clients.clone(), shutdown.clone()));
+    }
+    readiness.set(ReadyState::Ready);
+    tracing::info!("ready");
+
+    shutdown.cancelled().await;
+    readiness.set(ReadyState::Draining);
+    tracing::info!(connections = broker.metrics.connections.get(), "shutting down");
+    clients.close();
+    if tokio::time::timeout(config.limits.shutdown_grace, clients.wait()).await.is_err() {
+        tracing::warn!(left = clients.len(), "connections did not end in time and are cut off");
+    }
+    broker.core.close().await;
+    stop_background.cancel();
+    background.close();
+    if tokio::time::timeout(config.limits.shutdown_grace, background.wait()).await.is_err() {
+        tracing::warn!(left = background.len(), "background tasks did not end in time");
+        http.abort();
+    }
+    Ok(())
+}
+
+type Background<'a> = (&'a mut Registry, &'a TaskTracker, &'a CancellationToken);
+
+async fn build(
+    config: &Config,
+    store: SharedStore,
+    clock: Clock,
+    seed: &Seed,
+    (registry, tasks, stop): Background<'_>,
+) -> anyhow::Result<Arc<Broker>> {
+    let metrics = Metrics::register(registry);
+    let core_metrics = weir_core::metrics::Metrics::default();
+    core_metrics.register(registry);
+    let core = Core::open(Arc::clone(&store), clock, seed, core_metrics).await.context("open keyspace")?;
+    let virtual_shards = core.format().virtual_shards;
+    let sessions = Sessions::new(Arc::clone(&store), clock, seed, core.pod().0, virtual_shards);
+    let inbox_metrics = InboxMetrics::default();
+    inbox_metrics.register(registry);
+    let clients = Arc::new(Clients::default());
+    let inbox_options = InboxOptions {
+        limits: InboxLimits {
+            messages_max: config.limits.inbox_messages_per_client,
+            bytes_max: config.limits.inbox_bytes_per_client.0,
+        },
+        ..InboxOptions::default()
+    };
+    let notify = {
+        let clients = Arc::clone(&clients);
+        Arc::new(move |target: &weir_core::inbox::InboxTarget| clients.notify_inbox(&target.client_id))
+    };
+    let inbox_writer = InboxWriter::spawn(&sessions, inbox_options, &inbox_metrics, notify, tasks, stop);
+    let retained_metrics = RetainedMetrics::default();
+    retained_metrics.register(registry);
+    let context = RetainedContext { store, clock, seed: seed.clone(), virtual_shards };
+    let retained = Retained::spawn(context, RetainedOptions::default(), &retained_metrics, tasks, stop)
+        .await
+        .context("read retained messages")?;
+    Ok(Arc::new(Broker {
+        core: Arc::new(core),
+        inbox: Inbox::new(&sessions),
+        inbox_writer,
+        retained,
+        wills: Wills::new(&sessions),
+        sessions,
+        router: Router::new(metrics.clone()),
+        clients,
+        persistent: Mutex::new(HashMap::default()),
+        metrics,
+        clock,
+        seed: seed.fork("broker"),
+        limits: config.limits.clone(),
+        session_limits: session_limits(&config.limits),
+        wait_for_queue: config.wait_for_queue,
+        tasks: tasks.clone(),
+        next_consumer: AtomicU64::new(1),
+    }))
+}
+
+/// Takes up what earlier processes left: on an exclusive store every one of them is gone.
+async fn recover(broker: &Arc<Broker>) -> weir_core::Result<()> {
+    let pod = broker.core.pod().0;
+    let orphans = broker.sessions.close_orphans(|other| *other != pod).await?;
+    let routes = broker.load_routes().await?;
+    tracing::info!(
+        subscriptions = routes,
+        sessions = broker.persistent.lock().len(),
+        wills = orphans,
+        retained = broker.retained.usage().messages,
+        "store is read"
+    );
+    Ok(())
+}
+
+fn bind_all(config: &Config) -> anyhow::Result<Vec<TcpListener>> {
+    let bind = |listener: &crate::config::Listener| {
+        bind(listener.addr).with_context(|| {
+            format!("listen on {listener}: is another broker running? `--listen mqtt://ADDR` takes another address")
+        })
+    };
+    config.listeners.iter().map(bind).collect()
+}
+
+fn bind(addr: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = if addr.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(addr)?;
+    socket.listen(BACKLOG)
+}
+
+async fn accept(
+    listener: TcpListener,
+    broker: Arc<Broker>,
+    clients: TaskTracker,
+    shutdown: CancellationToken,
+) {
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = shutdown.cancelled() => return,
+        };
+        match accepted {
+            Ok((stream, _)) => {
+                clients.spawn(connection::serve(Arc::clone(&broker), stream, shutdown.child_token()));
+            }
+            Err(error) => {
+                tracing::warn!(%error, "connection not accepted");
+                tokio::time::sleep(ACCEPT_WAIT).await;
+            }
+        }
+    }
+}
+
+async fn serve_admin(listener: TcpListener, broker: Arc<Broker>, shutdown: CancellationToken) {
+    if let Err(error) = admin::serve(listener, Arc::clone(&broker.core), shutdown).await {
+        tracing::error!(%error, "admin API ended; `weir queue` and `weir stream` do not work until a restart");
+    }
+}
+
+/// Publishes due wills, ends expired sessions and sweeps leftovers, each second.
+async fn maintain(broker: Arc<Broker>, stop: CancellationToken) {
+    let mut ticks: u64 = 0;
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(MAINTAIN_INTERVAL) => {}
+            () = stop.cancelled() => return,
+        }
+        ticks += 1;
+        let now = broker.clock.wall();
+        if let Err(error) = maintain_once(&broker, now, ticks.is_multiple_of(SWEEP_TICKS)).await {
+            tracing::warn!(%error, "due wills and expired sessions wait: the store does not answer");
+        }
+    }
+}
+
+async fn maintain_once(broker: &Arc<Broker>, now: Timestamp, sweep: bool) -> weir_core::Result<()> {
+    for will in broker.wills.due(now).await? {
+        broker.publish_will(will).await;
+    }
+    for ended in broker.sessions.expire_due(now).await? {
+        broker.forget(&ended);
+    }
+    broker.inbox.sweep(now).await?;
+    broker.metrics.retained_messages.set(i64::try_from(broker.retained.usage().messages).unwrap_or(i64::MAX));
+    if sweep {
+        broker.retained.sweep(now).await?;
+        let age = u64::try_from(MARK_AGE.as_micros()).unwrap_or(u64::MAX);
+        broker.inbox.sweep_marks(Timestamp::from_micros(now.as_micros().saturating_sub(age))).await?;
+    }
+    Ok(())
+}
