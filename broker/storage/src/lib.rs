@@ -172,7 +172,8 @@ pub type SharedStore = Arc<dyn Store>;
 
 /// One transaction. Dropping it without a commit leaves no trace.
 ///
-/// Reads see this transaction's own writes. A read of a versionstamped key before the commit does not.
+/// Reads see this transaction's own writes, except versionstamped keys and values: before the commit these read
+/// as if they had not been written.
 #[async_trait]
 pub trait Transaction: Send + Debug {
     /// The version that reads see.
@@ -180,7 +181,8 @@ pub trait Transaction: Send + Debug {
 
     /// Makes the transaction read, and check conflicts, as of `version`, which a recent transaction saw.
     /// Call before the first read. A version older than [`limits::LIFETIME`] makes reads and the commit of a
-    /// transaction with read conflicts fail with [`Error::TooOld`].
+    /// transaction with read conflicts fail with [`Error::TooOld`]; one that was never given out makes reads fail
+    /// with [`Error::Unavailable`].
     fn set_read_version(&mut self, version: Version);
 
     /// The value of `key`.

@@ -1,4 +1,5 @@
-//! What every engine must do, as tests that any crate with an engine can run; see [`conformance!`].
+//! What every engine must do, as tests that any crate with an engine can run; see
+//! [`conformance!`](crate::conformance!).
 //!
 //! Knows the contract alone. Each case keeps to its own key prefix, which it clears first, so the suite may run
 //! on a store that holds other data. A case fails by panicking.
