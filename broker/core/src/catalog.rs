@@ -191,11 +191,15 @@ impl Catalog {
             created: find(&after, &plan.created),
             updated: find(&after, &plan.updated),
             orphaned: plan.orphaned,
-            deleted: plan.deleted.iter().map(|entry| {
-                before
-                    .find(entry.definition.kind, &entry.definition.name)
-                    .unwrap_or_else(|| self.object(entry))
-            }).collect(),
+            deleted: plan
+                .deleted
+                .iter()
+                .map(|entry| {
+                    before
+                        .find(entry.definition.kind, &entry.definition.name)
+                        .unwrap_or_else(|| self.object(entry))
+                })
+                .collect(),
         })
     }
 
@@ -315,7 +319,8 @@ async fn plan_in(
         }
     }
     if plan.entries.len() > OBJECTS_MAX {
-        let problem = format!("there may be {OBJECTS_MAX} queues and streams at most, orphaned ones included");
+        let problem =
+            format!("there may be {OBJECTS_MAX} queues and streams at most, orphaned ones included");
         let last = definitions.last().map(|definition| invalid(definition, "metadata.name", problem));
         return Ok(last.map_or_else(|| Ok(Plan::default()), Err));
     }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use futures_util::future::try_join_all;
 use parking_lot::Mutex;
 use smallvec::SmallVec;
 use tokio::sync::oneshot;
@@ -31,7 +32,8 @@ pub struct Core {
     context: Context,
     format: KeyspaceFormat,
     catalog: Catalog,
-    shards: Mutex<Vec<Option<ShardHandle>>>,
+    /// Owner tasks that have been started; `None` once the core is closed.
+    shards: Mutex<Option<Vec<Option<ShardHandle>>>>,
     tasks: TaskTracker,
 }
 
@@ -75,7 +77,7 @@ impl Core {
         let format = open_format(&store, seed).await?;
         let catalog = Catalog::load(Arc::clone(&store), format.virtual_shards).await?;
         let context = Context { store, clock, seed: seed.fork("shards"), metrics, pod };
-        let shards = Mutex::new(vec![None; usize::from(format.virtual_shards)]);
+        let shards = Mutex::new(Some(vec![None; usize::from(format.virtual_shards)]));
         Ok(Self { context, format, catalog, shards, tasks: TaskTracker::new() })
     }
 
@@ -112,13 +114,13 @@ impl Core {
         for object in &applied.updated {
             for log in &object.logs {
                 let update = Command::Update { object: Arc::clone(object), log: *log };
-                self.shard(log.vs).send(update).await?;
+                self.shard(log.vs)?.send(update).await?;
             }
         }
         for object in &applied.deleted {
             for log in &object.logs {
                 let object = Arc::clone(object);
-                self.shard(log.vs).ask(|reply| Command::Delete { object, log: *log, reply }).await??;
+                self.shard(log.vs)?.ask(|reply| Command::Delete { object, log: *log, reply }).await??;
             }
         }
         Ok(applied)
@@ -145,13 +147,14 @@ impl Core {
     ) -> Result<Receipt> {
         let mut receipt = Receipt::default();
         for object in targets {
-            let key = object.key.as_ref().map_or(Some(RecordKey::None), |key| key.evaluate(message, publisher));
+            let key =
+                object.key.as_ref().map_or(Some(RecordKey::None), |key| key.evaluate(message, publisher));
             if key.is_none() {
                 self.context.metrics.key_failures.inc();
             }
             let record = Record { message: message.clone(), key: key.unwrap_or_default(), blob_len: None };
             let Some(log) = place(object, &record) else { continue };
-            let shard = self.shard(log.vs);
+            let shard = self.shard(log.vs)?;
             let reply = shard.append(Arc::clone(object), log, record, publish).await?;
             receipt.replies.push((Arc::clone(object), reply));
         }
@@ -161,11 +164,17 @@ impl Core {
     /// Attaches a consumer to every shard of a queue; messages begin to flow.
     ///
     /// # Errors
-    /// If a shard cannot be taken over or read.
+    /// If a shard cannot be taken over or read; the consumer is then attached to none.
     pub async fn attach(&self, queue: &Arc<Object>, consumer: &Consumer) -> Result<()> {
         for log in &queue.logs {
             let (object, consumer) = (Arc::clone(queue), consumer.clone());
-            self.shard(log.vs).ask(|reply| Command::Attach { object, log: *log, consumer, reply }).await??;
+            let id = consumer.id;
+            let attach = |reply| Command::Attach { object, log: *log, consumer, reply };
+            let attached = self.shard(log.vs)?.ask(attach).await;
+            if let Err(error) = attached.and_then(|attached| attached) {
+                self.detach(queue, id, Lost::Left).await?;
+                return Err(error);
+            }
         }
         Ok(())
     }
@@ -176,7 +185,7 @@ impl Core {
     /// [`Error::Closed`] at shutdown.
     pub async fn detach(&self, queue: &Object, consumer: ConsumerId, lost: Lost) -> Result<()> {
         for log in &queue.logs {
-            self.shard(log.vs).send(Command::Detach { log: *log, consumer, lost }).await?;
+            self.shard(log.vs)?.send(Command::Detach { log: *log, consumer, lost }).await?;
         }
         Ok(())
     }
@@ -192,7 +201,7 @@ impl Core {
         offset: u64,
         verdict: Verdict,
     ) -> Result<()> {
-        self.shard(log.vs).send(Command::Settle { log, consumer, offset, verdict }).await
+        self.shard(log.vs)?.send(Command::Settle { log, consumer, offset, verdict }).await
     }
 
     /// Tells the shards of a queue that a consumer has room again.
@@ -201,7 +210,7 @@ impl Core {
     /// [`Error::Closed`] at shutdown.
     pub async fn kick(&self, queue: &Object) -> Result<()> {
         for log in &queue.logs {
-            self.shard(log.vs).send(Command::Kick { log: *log }).await?;
+            self.shard(log.vs)?.send(Command::Kick { log: *log }).await?;
         }
         Ok(())
     }
@@ -214,7 +223,8 @@ impl Core {
         let mut readers = Vec::with_capacity(stream.logs.len());
         for log in &stream.logs {
             let object = Arc::clone(stream);
-            let extent = self.shard(log.vs).ask(|reply| Command::Watch { object, log: *log, reply }).await??;
+            let extent =
+                self.shard(log.vs)?.ask(|reply| Command::Watch { object, log: *log, reply }).await??;
             readers.push(ShardReader::open(Arc::clone(&self.context.store), *log, start, extent).await?);
         }
         Ok(readers)
@@ -225,13 +235,11 @@ impl Core {
     /// # Errors
     /// If a shard cannot be taken over or read.
     pub async fn describe(&self, object: &Arc<Object>) -> Result<Vec<LogReport>> {
-        let mut reports = Vec::with_capacity(object.logs.len());
-        for log in &object.logs {
-            let object = Arc::clone(object);
-            let shard = self.shard(log.vs);
-            reports.push(shard.ask(|reply| Command::Describe { object, log: *log, reply }).await??);
-        }
-        Ok(reports)
+        let reports = object.logs.iter().map(|log| async {
+            let (object, log) = (Arc::clone(object), *log);
+            self.shard(log.vs)?.ask(|reply| Command::Describe { object, log, reply }).await?
+        });
+        try_join_all(reports).await
     }
 
     /// Counts a refused append that never reached a shard.
@@ -241,7 +249,7 @@ impl Core {
 
     /// Commits what is in line and ends the owner tasks. The store stays open.
     pub async fn close(&self) {
-        let handles: Vec<ShardHandle> = self.shards.lock().iter_mut().filter_map(Option::take).collect();
+        let handles: Vec<ShardHandle> = self.shards.lock().take().into_iter().flatten().flatten().collect();
         self.tasks.close();
         let mut closed = Vec::with_capacity(handles.len());
         for handle in handles {
@@ -257,17 +265,12 @@ impl Core {
         self.tasks.wait().await;
     }
 
-    fn shard(&self, vs: VirtualShard) -> ShardHandle {
+    fn shard(&self, vs: VirtualShard) -> Result<ShardHandle> {
         let mut shards = self.shards.lock();
-        match shards.get_mut(usize::from(vs.0)) {
-            Some(Some(handle)) => handle.clone(),
-            Some(slot) => {
-                let handle = ShardHandle::spawn(self.context.clone(), vs, &self.tasks);
-                slot.insert(handle).clone()
-            }
-            // Placement is modulo the number of shards, so there is none beyond.
-            None => ShardHandle::spawn(self.context.clone(), vs, &self.tasks),
-        }
+        let slot =
+            shards.as_mut().and_then(|shards| shards.get_mut(usize::from(vs.0))).ok_or(Error::Closed)?;
+        let spawn = || ShardHandle::spawn(self.context.clone(), vs, &self.tasks);
+        Ok(slot.get_or_insert_with(spawn).clone())
     }
 }
 

@@ -14,12 +14,10 @@ use crate::error::{Error, Result};
 use crate::keyspace::segment::Record;
 use crate::keyspace::time_index::{self, IndexEntry};
 use crate::keyspace::{LogId, tag};
-use crate::shard::{Extent, load_blob, read_segments};
+use crate::shard::{Extent, read_records};
 
 /// Bytes of segments read in one go.
 const READ_BYTES: usize = 256 * 1024;
-/// The longest time a reader at the end of a log trusts that it would have been told of more.
-const POLL_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Where reading begins.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -88,49 +86,56 @@ impl ShardReader {
         self.next >= self.extent.borrow().next
     }
 
+    /// The end of everything committed so far: the offset that the next message published gets.
+    #[must_use]
+    pub fn end(&self) -> u64 {
+        self.extent.borrow().next
+    }
+
     /// The next messages, at least one; waits at the end of the log. Cancel-safe.
     ///
     /// # Errors
     /// If the store fails, a segment is damaged, or the shard's owner is gone.
     pub async fn read(&mut self) -> Result<Vec<(u64, Arc<Record>)>> {
         loop {
-            if self.is_at_end() {
-                let changed = tokio::time::timeout(POLL_INTERVAL, self.extent.changed()).await;
-                if let Ok(Err(_)) = changed {
-                    return Err(Error::Closed);
-                }
-                continue;
-            }
-            let first = self.extent.borrow().start;
-            let from = self.next.max(first);
-            let (records, next) = self.read_from(from).await?;
-            self.next = next.max(from);
+            self.readable().await?;
+            let records = self.try_read().await?;
             if !records.is_empty() {
                 return Ok(records);
-            }
-            if next <= from {
-                // The store does not show yet what the owner announced.
-                tokio::time::sleep(Duration::from_millis(1)).await;
             }
         }
     }
 
-    async fn read_from(&self, from: u64) -> Result<(Vec<(u64, Arc<Record>)>, u64)> {
-        let mut records = Vec::new();
-        let mut next = from;
-        for mut segment in read_segments(&self.store, &self.log, from, READ_BYTES).await? {
-            while let Some((offset, mut record)) = segment.next_record()? {
-                if offset < from || record.message.published_at < self.since {
-                    continue;
-                }
-                if let Some(len) = record.blob_len {
-                    record.message.payload = load_blob(&self.store, &self.log, offset, len).await?;
-                }
-                records.push((offset, Arc::new(record)));
-            }
-            next = next.max(segment.end());
+    /// Waits at the end of the log until there is more. Cancel-safe.
+    ///
+    /// # Errors
+    /// If the shard's owner is gone.
+    pub async fn readable(&mut self) -> Result<()> {
+        while self.is_at_end() {
+            self.extent.changed().await.map_err(|_| Error::Closed)?;
         }
-        Ok((records, next))
+        Ok(())
+    }
+
+    /// The next messages, without waiting for more: none at the end of the log, nor if all that was read is
+    /// to be skipped. Cancel-safe.
+    ///
+    /// # Errors
+    /// If the store fails or a segment is damaged.
+    pub async fn try_read(&mut self) -> Result<Vec<(u64, Arc<Record>)>> {
+        if self.is_at_end() {
+            return Ok(Vec::new());
+        }
+        let first = self.extent.borrow().start;
+        let from = self.next.max(first);
+        let (mut records, next) = read_records(&self.store, &self.log, from, READ_BYTES).await?;
+        records.retain(|(_, record)| record.message.published_at >= self.since);
+        if next <= from {
+            // The store does not show yet what the owner announced.
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        self.next = next.max(from);
+        Ok(records)
     }
 }
 

@@ -20,9 +20,9 @@ pub struct LogState {
     pub start: u64,
     /// Time of the last record; records never go back in time.
     pub last_ts: Timestamp,
-    /// Bytes of all segments ever appended.
+    /// Bytes of all segments ever appended, and of payloads stored apart.
     pub bytes_appended: u64,
-    /// Bytes of the segments that retention has removed.
+    /// Bytes of those that retention has removed.
     pub bytes_trimmed: u64,
     /// Identifies the batch that wrote this state.
     pub batch: [u8; 16],
@@ -37,7 +37,7 @@ impl LogState {
         log.key(tag::LOG_STATE).finish()
     }
 
-    /// Bytes of segments that are kept.
+    /// Bytes that are kept.
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.bytes_appended.saturating_sub(self.bytes_trimmed)

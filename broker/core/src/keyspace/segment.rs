@@ -20,6 +20,8 @@ const FORMAT: u8 = 1;
 pub const SEGMENT_BYTES_TARGET: usize = 64 * 1024;
 /// Payloads longer than this are stored in blob chunks.
 pub const INLINE_PAYLOAD_BYTES_MAX: usize = 64 * 1024;
+/// Bytes of one record in a segment: what a value of the store holds, less the segment's header.
+pub const RECORD_BYTES_MAX: usize = weir_storage::limits::VALUE_BYTES_MAX - 100;
 
 /// What orders and shards a message within its queue or stream.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -245,6 +247,22 @@ impl Record {
         self.message.topic.as_str().len() + payload + user + fixed + key + 32
     }
 
+    /// Whether its payload has to be stored apart.
+    #[must_use]
+    pub fn needs_blob(&self) -> bool {
+        self.message.payload.len() > INLINE_PAYLOAD_BYTES_MAX || self.encoded_len() > RECORD_BYTES_MAX
+    }
+
+    /// Whether a segment holds it, if need be with its payload stored apart.
+    ///
+    /// # Errors
+    /// The size of topic, properties and key, which cannot be stored apart.
+    pub fn check_size(&self) -> Result<(), usize> {
+        let payload = if self.blob_len.is_some() { 0 } else { self.message.payload.len() };
+        let head = self.encoded_len() - payload;
+        if head > RECORD_BYTES_MAX { Err(head) } else { Ok(()) }
+    }
+
     /// Bytes it counts as against the limits of its queue or stream.
     #[must_use]
     pub fn cost(&self) -> u64 {
@@ -327,11 +345,8 @@ mod tests {
 
     #[test]
     fn a_record_costs_less_than_48_bytes_over_its_content() {
-        let message = Message {
-            properties: crate::message::Properties::default(),
-            expires_at: None,
-            ..full_message()
-        };
+        let message =
+            Message { properties: crate::message::Properties::default(), expires_at: None, ..full_message() };
         let content = message.topic.as_str().len() + message.payload.len();
         let record = Record { message, key: RecordKey::Topic, blob_len: None };
         let value = build(&vec![record; 64]);

@@ -33,29 +33,35 @@ impl Window {
     #[must_use]
     pub fn try_take(&self) -> bool {
         let take = |free: i64| (free > 0).then(|| free - 1);
-        if self.free.fetch_update(Ordering::AcqRel, Ordering::Acquire, take).is_ok() {
+        if self.free.fetch_update(Ordering::SeqCst, Ordering::SeqCst, take).is_ok() {
             return true;
         }
-        self.starved.store(true, Ordering::Release);
-        // Room given back between the two steps would go unnoticed: look again.
-        self.free.fetch_update(Ordering::AcqRel, Ordering::Acquire, take).is_ok()
+        // Either whoever gives room back sees the mark, or the second look sees the room: that takes one
+        // order of both variables for everybody.
+        self.starved.store(true, Ordering::SeqCst);
+        self.free.fetch_update(Ordering::SeqCst, Ordering::SeqCst, take).is_ok()
     }
 
     /// Takes room for one message although there may be none: it was sent without asking.
     pub fn take_anyway(&self) {
-        self.free.fetch_sub(1, Ordering::AcqRel);
+        self.free.fetch_sub(1, Ordering::SeqCst);
     }
 
     /// Gives room for one message back. True if somebody waits for it.
     #[must_use]
     pub fn give_back(&self) -> bool {
-        self.free.fetch_add(1, Ordering::AcqRel) >= 0 && self.starved.swap(false, Ordering::AcqRel)
+        self.free.fetch_add(1, Ordering::SeqCst) >= 0 && self.starved.swap(false, Ordering::SeqCst)
+    }
+
+    /// Undoes a taking. Whoever waits for room goes on waiting for the next that is given back.
+    fn put_back(&self) {
+        self.free.fetch_add(1, Ordering::SeqCst);
     }
 
     /// Messages there is room for.
     #[must_use]
     pub fn free(&self) -> i64 {
-        self.free.load(Ordering::Acquire)
+        self.free.load(Ordering::SeqCst)
     }
 }
 
@@ -95,12 +101,21 @@ impl Consumer {
         if connection.try_take() {
             return true;
         }
-        // Nobody else fills this window meanwhile: a wake-up is not owed.
-        let _ = self.window.give_back();
+        // A shard that found this window full meanwhile waits for the connection's room, as this one does.
+        self.window.put_back();
         false
     }
 
-    /// Gives room for one message back. True if shards wait for it.
+    /// Undoes [`Consumer::try_take`].
+    pub(crate) fn put_back(&self) {
+        self.window.put_back();
+        if let Some(connection) = &self.connection_window {
+            connection.put_back();
+        }
+    }
+
+    /// Gives room for one message back. True if shards wait for it: those of every queue that shares one of
+    /// the two windows are to be kicked.
     #[must_use]
     pub fn give_back(&self) -> bool {
         let starved = self.window.give_back();

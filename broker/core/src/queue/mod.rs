@@ -6,9 +6,10 @@
 mod acks;
 mod consumer;
 mod dispatch;
+mod shard;
 
 pub use consumer::{Consumer, ConsumerId, QueueDelivery, Window};
-pub use dispatch::{Lost, QueueShard, Settings, StoredQueue, Verdict};
+pub(crate) use shard::DirtyQueue;
+pub use shard::{Lost, QueueShard, Settings, StoredQueue, Verdict};
 
 use acks::Acks;
-pub(crate) use dispatch::DirtyQueue;

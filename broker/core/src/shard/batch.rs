@@ -1,6 +1,5 @@
 //! Building one transaction out of all that waits: records of many publishers, queue state, retention.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -8,13 +7,14 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use weir_env::clock::Timestamp;
 
 use super::log::{Log, Trim};
+use super::logs::{Logs, key_of};
 use super::{AppendError, PendingAppend};
 use crate::keyspace::log_blob::{self, CHUNK_BYTES_MAX};
 use crate::keyspace::log_state::LogState;
 use crate::keyspace::mark::{Mark, PublishId};
 use crate::keyspace::owner::Epoch;
 use crate::keyspace::queue::{AckBlock, Attempts, QueueFloor};
-use crate::keyspace::segment::{self, INLINE_PAYLOAD_BYTES_MAX, Record, SegmentBuilder};
+use crate::keyspace::segment::{self, Record, SegmentBuilder};
 use crate::keyspace::time_index::{self, IndexEntry};
 use crate::keyspace::{LogId, tag};
 use crate::queue::DirtyQueue;
@@ -49,6 +49,8 @@ pub(crate) struct LogChange {
     pub(crate) records: Vec<Arc<Record>>,
     pub(crate) queue: Option<DirtyQueue>,
     pub(crate) trim: Option<Trim>,
+    /// Publishes that may be repeated, settled with this batch.
+    pub(crate) publishes: Vec<PublishId>,
 }
 
 /// One transaction of a shard, which may be repeated with the same bytes.
@@ -63,6 +65,8 @@ pub(crate) struct Batch {
     pub(crate) waiting: Vec<Waiting>,
     pub(crate) records: u64,
     pub(crate) bytes: u64,
+    /// Records that a full queue did not take; their publishers have been told.
+    pub(crate) refused: u64,
 }
 
 impl Batch {
@@ -75,81 +79,116 @@ impl Batch {
     }
 }
 
-/// Gathers a batch from `logs` for the owner of `epoch`.
-pub(crate) fn build(
-    logs: &mut BTreeMap<(u32, u8), Log>,
-    id: [u8; 16],
-    epoch: Epoch,
-    now: Timestamp,
-) -> Batch {
+/// Gathers a batch from `logs` for the owner of `epoch`: logs with appends in their turn, then queue state.
+pub(crate) fn build(logs: &mut Logs, id: [u8; 16], epoch: Epoch, now: Timestamp) -> Batch {
     let mut batch = Batch { id, ..Batch::default() };
-    let mut blob_chunks = Vec::new();
-    for log in logs.values_mut().filter(|log| log.has_work()) {
-        if batch.bytes >= BATCH_BYTES_TARGET {
-            break;
+    let mut chunks = Vec::new();
+    let mut unfinished = Vec::new();
+    while batch.bytes < BATCH_BYTES_TARGET {
+        let Some(log) = logs.pop_writable() else { break };
+        add_log(&mut batch, &mut chunks, log, epoch, now);
+        if log.has_writes() {
+            unfinished.push(key_of(&log.id));
         }
-        add_log(&mut batch, &mut blob_chunks, log, epoch, now);
     }
-    batch.blobs = group_chunks(blob_chunks);
+    while let Some(log) = logs.pop_dirty() {
+        add_log_state(&mut batch, log, epoch);
+        if log.has_dirty_queue() {
+            unfinished.push(key_of(&log.id));
+        }
+    }
+    for key in unfinished {
+        logs.list(key);
+    }
+    batch.blobs = group_chunks(chunks);
     batch
 }
 
+/// Adds what waits to be appended to `log`, its cut, and with them the state of its queue.
 fn add_log(batch: &mut Batch, chunks: &mut Vec<Mutation>, log: &mut Log, epoch: Epoch, now: Timestamp) {
     let id = log.id;
-    let base = log.state.next;
-    let mut state = LogState { batch: batch.id, epoch, ..log.state };
-    let mut segments = Segments { batch, log: id, builder: None, epoch };
-    let mut records = Vec::new();
+    let mut change = LogChange {
+        id,
+        state: LogState { batch: batch.id, epoch, ..log.state },
+        base: log.state.next,
+        records: Vec::new(),
+        queue: None,
+        trim: log.trim.take(),
+        publishes: Vec::new(),
+    };
+    let state = &mut change.state;
+    let mut segments = Segments { batch, log: id, builder: None, epoch, blob_bytes: 0 };
     let mut cost = 0;
     let limits = Limits::of(log);
     while segments.batch.bytes + cost < BATCH_BYTES_TARGET {
         let Some(pending) = log.pending.pop_front() else { break };
-        if let Err(what) = limits.check(records.len() as u64, cost, pending.record.cost()) {
-            let name = pending.object.definition.name.clone();
-            let _ = pending.reply.send(Err(AppendError::Full { name, what }));
+        let PendingAppend { mut record, publish, reply, permit, object, .. } = pending;
+        if let Err(what) = limits.check(change.records.len() as u64, cost, record.cost()) {
+            if let Some((publish, _)) = publish {
+                log.unsettled.remove(&publish);
+            }
+            segments.batch.refused += 1;
+            let _ = reply.send(Err(AppendError::Full { name: object.definition.name.clone(), what }));
             continue;
         }
-        let PendingAppend { mut record, publish, reply, permit, .. } = pending;
-        record.message.published_at = now.max(state.last_ts);
-        state.last_ts = record.message.published_at;
         let offset = state.next;
         state.next += 1;
-        if record.message.payload.len() > INLINE_PAYLOAD_BYTES_MAX {
-            chunk_payload(chunks, &id, offset, &mut record);
+        state.last_ts = now.max(state.last_ts);
+        // Nobody else has it yet, so it is not cloned.
+        let stored = Arc::make_mut(&mut record);
+        stored.message.published_at = state.last_ts;
+        if stored.needs_blob() {
+            chunk_payload(chunks, &id, offset, stored);
         }
         cost += record.cost();
-        let record = segments.push(&mut state, offset, record);
+        segments.push(state, offset, &record);
         if let Some((publish, _)) = publish {
             segments.batch.mutations.push(mark(&id, &publish, offset, now));
+            change.publishes.push(publish);
         }
         segments.batch.waiting.push(Waiting { offset, reply, _permit: permit });
-        records.push(record);
+        change.records.push(record);
     }
-    segments.finish(&mut state);
+    segments.finish(state);
     batch.bytes += cost;
-    batch.records += records.len() as u64;
-    let trim = log.trim.take();
-    if let Some(trim) = trim {
+    batch.records += change.records.len() as u64;
+    if let Some(trim) = &change.trim {
         state.start = state.start.max(trim.start);
         state.bytes_trimmed = state.bytes_trimmed.max(trim.bytes_trimmed);
-        clear_below(batch, &id, &trim);
+        clear_below(batch, &id, trim);
     }
-    let mut queue = None;
-    if let Some(shard) = &mut log.queue
-        && (shard.is_dirty() || !records.is_empty())
-    {
-        let mut dirty = shard.take_dirty();
+    if change.records.is_empty() && change.trim.is_none() {
+        // All were refused; what the queue has to write it writes alone.
+        return;
+    }
+    batch.mutations.push(Mutation::Set(LogState::key(&id), change.state.encode().into()));
+    change.queue = log.queue.as_mut().map(|queue| {
+        let mut dirty = queue.take_dirty();
         dirty.floor.bytes += cost;
         dirty.floor.epoch = epoch;
-        write_queue(batch, &id, &dirty);
-        queue = Some(dirty);
+        dirty
+    });
+    if let Some(dirty) = &change.queue {
+        write_queue(batch, &id, dirty);
     }
-    if !records.is_empty() || trim.is_some() {
-        batch.mutations.push(Mutation::Set(LogState::key(&id), state.encode().into()));
-    } else {
-        state = log.state;
-    }
-    batch.changes.push(LogChange { id, state, base, records, queue, trim });
+    batch.changes.push(change);
+}
+
+/// Adds the state of a queue that has no appends in this batch.
+fn add_log_state(batch: &mut Batch, log: &mut Log, epoch: Epoch) {
+    let Some(queue) = &mut log.queue else { return };
+    let mut dirty = queue.take_dirty();
+    dirty.floor.epoch = epoch;
+    write_queue(batch, &log.id, &dirty);
+    batch.changes.push(LogChange {
+        id: log.id,
+        state: log.state,
+        base: log.state.next,
+        records: Vec::new(),
+        queue: Some(dirty),
+        trim: None,
+        publishes: Vec::new(),
+    });
 }
 
 /// What the declaration of a queue or stream allows its shard to hold.
@@ -192,17 +231,19 @@ struct Segments<'a> {
     log: LogId,
     builder: Option<(u64, SegmentBuilder)>,
     epoch: Epoch,
+    /// Of the records in the builder.
+    blob_bytes: u64,
 }
 
 impl Segments<'_> {
-    fn push(&mut self, state: &mut LogState, offset: u64, record: Record) -> Arc<Record> {
+    fn push(&mut self, state: &mut LogState, offset: u64, record: &Record) {
         if self.builder.as_ref().is_some_and(|(_, builder)| !builder.has_room(record.encoded_len())) {
             self.finish(state);
         }
         let first_ts = record.message.published_at;
         let (_, builder) = self.builder.get_or_insert_with(|| (offset, SegmentBuilder::new(first_ts)));
-        builder.push(&record);
-        Arc::new(record)
+        builder.push(record);
+        self.blob_bytes += u64::from(record.blob_len.unwrap_or(0));
     }
 
     fn finish(&mut self, state: &mut LogState) {
@@ -210,7 +251,7 @@ impl Segments<'_> {
         let log_bytes_before = state.bytes_appended;
         let first_ts = builder.first_ts();
         let value = builder.finish(self.epoch, log_bytes_before);
-        state.bytes_appended += value.len() as u64;
+        state.bytes_appended += value.len() as u64 + std::mem::take(&mut self.blob_bytes);
         let entry = IndexEntry { first_ts, base, log_bytes_before };
         let mutations = &mut self.batch.mutations;
         mutations.push(Mutation::Set(segment::key(&self.log, base), value.into()));

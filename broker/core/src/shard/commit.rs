@@ -32,17 +32,22 @@ pub(crate) enum Outcome {
     Unknown(Error),
 }
 
-/// Commits `batch` under `tenure`.
-pub(crate) async fn commit(context: Context, vs: VirtualShard, tenure: Tenure, batch: Batch) -> (Batch, Outcome) {
-    let mut seen = tenure.seen;
+/// Commits `batch` for `owner`, whose ownership was last seen at version `seen`; without one it is read first.
+pub(crate) async fn commit(
+    context: Context,
+    vs: VirtualShard,
+    owner: Owner,
+    mut seen: Option<Version>,
+    batch: Batch,
+) -> (Batch, Outcome) {
     for chunks in &batch.blobs {
-        match commit_mutations(&context, vs, &tenure.owner, seen, chunks).await {
-            Outcome::Committed(version) => seen = version,
+        match commit_mutations(&context, vs, &owner, seen, chunks).await {
+            Outcome::Committed(version) => seen = Some(version),
             // Chunks that nobody refers to are overwritten by the next record at their offset.
             other => return (batch, other),
         }
     }
-    let outcome = commit_mutations(&context, vs, &tenure.owner, seen, &batch.mutations).await;
+    let outcome = commit_mutations(&context, vs, &owner, seen, &batch.mutations).await;
     (batch, outcome)
 }
 
@@ -50,10 +55,9 @@ async fn commit_mutations(
     context: &Context,
     vs: VirtualShard,
     owner: &Owner,
-    seen: Version,
+    mut seen: Option<Version>,
     mutations: &[Mutation],
 ) -> Outcome {
-    let mut seen = Some(seen);
     let mut unknown = None;
     let mut wait = REPEAT_WAIT;
     for repeat in 0..REPEATS_MAX {
@@ -72,7 +76,7 @@ async fn commit_mutations(
             Error::Store(weir_storage::Error::Conflict | weir_storage::Error::TooOld) => seen = None,
             Error::Store(weir_storage::Error::UnknownSettled) => unknown = Some(error),
             Error::Store(weir_storage::Error::UnknownOpen) => return Outcome::Unknown(error),
-            Error::Store(_) | Error::Record(_) | Error::Closed => {
+            Error::Store(_) | Error::Record(_) | Error::Closed | Error::Full(_) => {
                 return if unknown.is_some() { Outcome::Unknown(error) } else { Outcome::Failed(error) };
             }
         }
@@ -114,7 +118,7 @@ pub(crate) async fn recover(
         match try_recover(&context, vs, previous, &batch).await {
             Ok((tenure, true)) => return (batch, Outcome::Committed(tenure.seen), Some(tenure)),
             Ok((tenure, false)) => {
-                let (batch, outcome) = commit(context, vs, tenure, batch).await;
+                let (batch, outcome) = commit(context, vs, tenure.owner, Some(tenure.seen), batch).await;
                 return (batch, outcome, Some(tenure));
             }
             Err(Error::Fenced) => return (batch, Outcome::Unknown(Error::Fenced), None),
@@ -133,11 +137,9 @@ async fn try_recover(
     previous: Owner,
     batch: &Batch,
 ) -> Result<(Tenure, bool)> {
-    let (tenure, continued) = fence::take_over(context, vs, Some(previous)).await?;
-    if !continued {
-        return Err(Error::Fenced);
-    }
-    let Some(change) = batch.changes.iter().find(|change| !change.records.is_empty() || change.trim.is_some())
+    let tenure = fence::take_over(context, vs, Some(previous)).await?;
+    let Some(change) =
+        batch.changes.iter().find(|change| !change.records.is_empty() || change.trim.is_some())
     else {
         // Only queue state: writing it once more changes nothing.
         return Ok((tenure, false));

@@ -1,5 +1,7 @@
 //! Ownership of a virtual shard: taking it over, and making every write conflict with the next takeover.
 
+use std::time::Duration;
+
 use weir_storage::{ConflictKind, Isolation, Transaction, Version, transact};
 
 use super::Context;
@@ -15,31 +17,58 @@ pub(crate) struct Tenure {
     pub(crate) seen: Version,
 }
 
-/// Takes `vs` over at the next epoch. Returns the tenure and whether `previous` was still the owner, so
-/// that what this pod remembers of the shard is still true.
+/// How often a takeover whose outcome is unknown is repeated: a takeover too many does no harm.
+const REPEATS_MAX: u32 = 5;
+/// Wait between repeats.
+const REPEAT_WAIT: Duration = Duration::from_millis(20);
+
+/// Takes `vs` over at the next epoch. With `previous`, only if no other pod has taken it over since, so that
+/// what this pod remembers of the shard is still true.
+///
+/// # Errors
+/// [`Error::Fenced`] if another pod has; nothing is written then.
 pub(crate) async fn take_over(
     context: &Context,
     vs: VirtualShard,
     previous: Option<Owner>,
-) -> Result<(Tenure, bool)> {
-    let key = Owner::key(vs);
+) -> Result<Tenure> {
+    let mut repeats = 0;
+    loop {
+        match try_take_over(context, vs, previous).await {
+            Err(Error::Store(error)) if error.may_have_committed() && repeats < REPEATS_MAX => {
+                repeats += 1;
+                tokio::time::sleep(REPEAT_WAIT).await;
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
+async fn try_take_over(context: &Context, vs: VirtualShard, previous: Option<Owner>) -> Result<Tenure> {
+    let key = &Owner::key(vs);
     let pod = context.pod;
-    let key = &key;
     let body = transact(&*context.store, |tx| {
         Box::pin(async move {
             let stored = tx.get(key, Isolation::Serializable).await?;
             let found = match stored.map(Owner::decode).transpose() {
                 Ok(found) => found,
-                Err(error) => return Ok((Err(Error::Record(error)), false)),
+                Err(error) => return Ok(Err(Error::Record(error))),
             };
+            // Later epochs of this pod are takeovers of its own whose outcome it did not learn.
+            let is_ours = |previous: Owner| {
+                found.is_some_and(|owner| owner.pod == previous.pod && owner.epoch >= previous.epoch)
+            };
+            if previous.is_some_and(|previous| !is_ours(previous)) {
+                return Ok(Err(Error::Fenced));
+            }
             let epoch = found.map_or(Epoch::default(), |owner| owner.epoch);
             let owner = Owner { epoch: Epoch(epoch.0 + 1), pod };
             tx.set(key, &owner.encode());
-            Ok((Ok(owner), found.is_some() && found == previous))
+            Ok(Ok(owner))
         })
     });
-    let ((owner, continued), committed) = body.await?;
-    Ok((Tenure { owner: owner?, seen: committed.version }, continued))
+    let (owner, committed) = body.await?;
+    Ok(Tenure { owner: owner?, seen: committed.version })
 }
 
 /// Adds the fence to `tx`: without a read if the tenure is recent, by reading the owner record otherwise.

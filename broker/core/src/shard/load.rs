@@ -6,12 +6,12 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use weir_storage::{Isolation, RangeQuery, SharedStore, Transaction};
 
-use super::Context;
+use super::{Context, ReadRecords};
 use crate::error::{Error, Result};
 use crate::keyspace::log_state::LogState;
 use crate::keyspace::mark::{Mark, PublishId};
 use crate::keyspace::queue::{AckBlock, Attempts, QueueFloor};
-use crate::keyspace::segment::{self, Record, SegmentReader};
+use crate::keyspace::segment::{self, SegmentReader};
 use crate::keyspace::{DecodeError, LogId, log_blob};
 use crate::queue::StoredQueue;
 
@@ -126,22 +126,29 @@ pub async fn load_blob(store: &SharedStore, log: &LogId, offset: u64, len: u32) 
     Ok(payload.freeze())
 }
 
-/// Records of `log` from `from` on with their payloads, and where the next read begins.
+/// Records of `log` from `from` on with their payloads, about `target_bytes` of them, and where the next
+/// read begins.
 pub(crate) async fn read_records(
     store: &SharedStore,
     log: &LogId,
     from: u64,
     target_bytes: usize,
-) -> Result<(Vec<(u64, Arc<Record>)>, u64)> {
+) -> Result<ReadRecords> {
     let mut records = Vec::new();
     let mut end = from;
+    let mut blob_bytes = 0;
     for mut segment in read_segments(store, log, from, target_bytes).await? {
         while let Some((offset, mut record)) = segment.next_record()? {
             if offset < from {
                 continue;
             }
             if let Some(len) = record.blob_len {
+                // A small segment may refer to far more than it holds.
+                if blob_bytes >= target_bytes {
+                    return Ok((records, offset));
+                }
                 record.message.payload = load_blob(store, log, offset, len).await?;
+                blob_bytes += record.message.payload.len();
             }
             records.push((offset, Arc::new(record)));
         }

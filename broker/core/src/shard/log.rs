@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 use weir_env::clock::{Instant, Timestamp};
+use weir_env::seed::HashSet;
 
 use super::{Extent, PendingAppend};
 use crate::catalog::Object;
-use crate::keyspace::LogId;
 use crate::keyspace::log_state::LogState;
-use crate::queue::QueueShard;
+use crate::keyspace::{LogId, PublishId};
+use crate::queue::{Consumer, QueueShard};
 
 /// A log, its committed state, and what waits to be appended.
 #[derive(Debug)]
@@ -22,14 +23,36 @@ pub(crate) struct Log {
     pub(crate) extent: watch::Sender<Extent>,
     pub(crate) queue: Option<QueueShard>,
     pub(crate) pending: VecDeque<PendingAppend>,
+    /// Publishes that may be repeated and are not settled yet: in `pending` or in the batch in flight.
+    pub(crate) unsettled: HashSet<PublishId>,
     /// A read for the queue is under way.
     pub(crate) refilling: bool,
     /// Where retention will cut with the next batch.
     pub(crate) trim: Option<Trim>,
     /// Retention is being worked out.
     pub(crate) trimming: bool,
-    /// When retention is looked at next.
-    pub(crate) maintain_at: Instant,
+    /// When retention is to be looked at, if there is a reason to.
+    pub(crate) maintain_at: Option<Instant>,
+    /// In which of the owner's lists it is.
+    pub(super) listed: Listed,
+}
+
+/// Membership in the lists of [`super::logs::Logs`], so that a log is in each at most once.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Listed {
+    pub(super) writable: bool,
+    pub(super) dirty: bool,
+    pub(super) touched: bool,
+    pub(super) timer: Option<Instant>,
+}
+
+/// What outlives the loss of a shard: who waits for its logs.
+#[derive(Debug)]
+pub(crate) struct Kept {
+    pub(crate) object: Arc<Object>,
+    pub(crate) id: LogId,
+    pub(crate) extent: watch::Sender<Extent>,
+    pub(crate) consumers: Vec<Consumer>,
 }
 
 /// A cut of a log by retention.
@@ -53,12 +76,24 @@ impl Log {
         });
     }
 
-    /// Whether a batch would have something of this log in it.
-    pub(crate) fn has_work(&self) -> bool {
-        !self.pending.is_empty() || self.trim.is_some() || self.has_dirty_queue()
+    /// Whether appends or a cut wait for a batch.
+    pub(crate) fn has_writes(&self) -> bool {
+        !self.pending.is_empty() || self.trim.is_some()
     }
 
     pub(crate) fn has_dirty_queue(&self) -> bool {
         self.queue.as_ref().is_some_and(QueueShard::is_dirty)
+    }
+
+    /// Retention is to be looked at by `at`.
+    pub(crate) fn maintain_by(&mut self, at: Instant) {
+        self.maintain_at = Some(self.maintain_at.map_or(at, |due| due.min(at)));
+    }
+
+    /// When something is to be done although nobody asks.
+    pub(crate) fn next_timeout(&self) -> Option<Instant> {
+        let queue = self.queue.as_ref().and_then(QueueShard::poll_timeout);
+        let maintain = self.maintain_at.filter(|_| !self.trimming);
+        [queue, maintain].into_iter().flatten().min()
     }
 }

@@ -5,12 +5,15 @@
 //! a slow store turns into waiting publishers, never into growing memory.
 
 mod batch;
+mod batches;
 mod commit;
 mod fence;
 mod load;
 mod log;
+mod logs;
 mod owner;
 mod retention;
+mod upkeep;
 
 use std::sync::Arc;
 
@@ -29,6 +32,7 @@ use crate::keyspace::{LogId, VirtualShard};
 use crate::metrics::Metrics;
 use crate::queue::{Consumer, ConsumerId, Lost, Verdict};
 
+pub(crate) use load::read_records;
 pub use load::{load_blob, read_segments};
 
 /// Commands a shard accepts before senders wait.
@@ -68,16 +72,22 @@ pub enum AppendError {
 }
 
 impl AppendError {
+    /// The label of [`AppendError::Full`].
+    pub(crate) const FULL: &'static str = "full";
+
     /// A bounded label for metrics.
     #[must_use]
     pub const fn label(&self) -> &'static str {
         match self {
-            Self::Full { .. } => "full",
+            Self::Full { .. } => Self::FULL,
             Self::Failed(Error::Closed) => "closed",
             Self::Failed(_) => "store",
         }
     }
 }
+
+/// Records with their offsets, and the offset at which the next read begins.
+pub(crate) type ReadRecords = (Vec<(u64, Arc<Record>)>, u64);
 
 /// The answer to an append: the offset, once it is durable.
 pub type AppendReply = oneshot::Receiver<std::result::Result<u64, AppendError>>;
@@ -100,6 +110,8 @@ pub struct LogReport {
     pub bytes: u64,
     /// Microseconds since the Unix epoch of the last record; zero if there is none.
     pub last_ts_micros: u64,
+    /// Readers of a stream that have it open.
+    pub readers: usize,
     /// Of a queue.
     pub queue: Option<QueueReport>,
 }
@@ -145,7 +157,7 @@ pub(crate) enum Command {
 pub(crate) struct PendingAppend {
     pub(crate) object: Arc<Object>,
     pub(crate) log: LogId,
-    pub(crate) record: Record,
+    pub(crate) record: Arc<Record>,
     /// Set for publishes that may be repeated; `true` if this is a repeat.
     pub(crate) publish: Option<(PublishId, bool)>,
     pub(crate) reply: oneshot::Sender<std::result::Result<u64, AppendError>>,
@@ -178,12 +190,20 @@ impl ShardHandle {
         record: Record,
         publish: Option<(PublishId, bool)>,
     ) -> Result<AppendReply> {
-        let cost = record.encoded_len() + record.message.payload.len();
+        let cost = record.message.size();
         let permits = u32::try_from(cost.min(APPEND_BYTES_MAX)).unwrap_or(u32::MAX);
         let bytes = Arc::clone(&self.bytes).acquire_many_owned(permits).await;
         let permit = bytes.map_err(|_| Error::Closed)?;
         let (reply, answer) = oneshot::channel();
-        self.send(Command::Append(PendingAppend { object, log, record, publish, reply, permit })).await?;
+        self.send(Command::Append(PendingAppend {
+            object,
+            log,
+            record: Arc::new(record),
+            publish,
+            reply,
+            permit,
+        }))
+        .await?;
         Ok(answer)
     }
 

@@ -37,13 +37,17 @@ impl Rule {
     }
 }
 
-/// The cut that `rule` asks for, if it is beyond the last one.
-pub(crate) async fn find_cut(
-    context: &Context,
-    log: &LogId,
-    state: &LogState,
-    rule: &Rule,
-) -> Result<Option<Trim>> {
+/// What a look at a log found.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Cut {
+    /// The cut that the rule asks for, if it is beyond the last one.
+    pub(crate) trim: Option<Trim>,
+    /// Time of the first segment that age will reach next.
+    pub(crate) ages_next: Option<Timestamp>,
+}
+
+/// The cut of `log` that `rule` asks for.
+pub(crate) async fn find_cut(context: &Context, log: &LogId, state: &LogState, rule: &Rule) -> Result<Cut> {
     let mut tx = context.store.begin();
     let (begin, end) = log.range(tag::TIME_INDEX);
     let query =
@@ -53,7 +57,13 @@ pub(crate) async fn find_cut(
     for (key, value) in page.pairs {
         entries.push(IndexEntry::decode(&key, value)?);
     }
-    Ok(cut(&entries, state, rule))
+    let ages_next = match rule {
+        Rule::Stream { keep_since: Some(since), .. } => {
+            entries.iter().map(|entry| entry.first_ts).find(|first| first > since)
+        }
+        Rule::Stream { keep_since: None, .. } | Rule::Floor(_) => None,
+    };
+    Ok(Cut { trim: cut(&entries, state, rule), ages_next })
 }
 
 fn cut(entries: &[IndexEntry], state: &LogState, rule: &Rule) -> Option<Trim> {
@@ -76,12 +86,8 @@ fn cut(entries: &[IndexEntry], state: &LogState, rule: &Rule) -> Option<Trim> {
     };
     let entry = entries.get(at?)?;
     let start = start.max(state.start).min(state.next);
-    let trim = Trim {
-        start,
-        base: entry.base,
-        first_ts: entry.first_ts,
-        bytes_trimmed: entry.log_bytes_before,
-    };
+    let trim =
+        Trim { start, base: entry.base, first_ts: entry.first_ts, bytes_trimmed: entry.log_bytes_before };
     let moves = trim.base > entries.first().map_or(0, |first| first.base);
     let stream_moves = matches!(rule, Rule::Stream { .. }) && trim.start > state.start;
     (moves || stream_moves).then_some(trim)

@@ -66,6 +66,33 @@ async fn a_large_payload_comes_back_whole() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn reading_ahead_of_large_payloads_is_bounded() {
+    let (store, clock) = memory();
+    let core = open(&store, clock, 1).await;
+    core.apply(&[definition(Kind::Stream, "s", "a", 1)]).await.unwrap();
+    let stream = core.catalog().view().find(Kind::Stream, "s").unwrap();
+    let payload = "x".repeat(100_000);
+    for _ in 0..10 {
+        publish(&core, clock, "a", &payload).await.unwrap();
+    }
+    let mut readers = core.readers(&stream, &Start::Earliest).await.unwrap();
+    let reader = &mut readers[0];
+    let mut offsets = Vec::new();
+    while !reader.is_at_end() {
+        let records = reader.try_read().await.unwrap();
+        assert!(records.len() <= 3, "{} payloads of 100 kB in one go", records.len());
+        offsets.extend(records.iter().map(|(offset, _)| *offset));
+    }
+    assert_eq!(offsets, (0..10).collect::<Vec<u64>>());
+    assert!(reader.try_read().await.unwrap().is_empty(), "at the end nothing is waited for");
+    assert_eq!((reader.position(), reader.end()), (10, 10));
+    assert_eq!(core.describe(&stream).await.unwrap()[0].readers, 1);
+    drop(readers);
+    assert_eq!(core.describe(&stream).await.unwrap()[0].readers, 0);
+    core.close().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn retention_moves_the_start_and_readers_skip_to_it() {
     let (store, clock) = memory();
     let core = open(&store, clock, 1).await;

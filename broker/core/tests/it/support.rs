@@ -53,7 +53,12 @@ pub(crate) fn message(clock: Clock, topic: &str, payload: &str) -> Message {
     }
 }
 
-pub(crate) async fn publish(core: &Core, clock: Clock, topic: &str, payload: &str) -> Result<(), AppendError> {
+pub(crate) async fn publish(
+    core: &Core,
+    clock: Clock,
+    topic: &str,
+    payload: &str,
+) -> Result<(), AppendError> {
     let message = message(clock, topic, payload);
     let targets = core.targets(&message.topic);
     assert!(!targets.is_empty(), "no target for {topic}");

@@ -1,0 +1,483 @@
+//! The state of one shard of a queue in its owner's memory.
+//!
+//! Every message above the floor is in exactly one place: still in the store (from `read_next` on), ready,
+//! waiting for another delivery, waiting for its backoff, leased to a consumer, or done. Bounds: ready is
+//! filled up to [`READY_BYTES_MAX`] and let go of when nobody consumes; leases are bounded by the consumers'
+//! windows; messages that wait for a retry by [`RETRY_MAX`], beyond which nothing new is handed out.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use weir_env::clock::{Instant, Timestamp};
+use weir_env::seed::{HashMap, Seed};
+
+use super::{Acks, Consumer, ConsumerId};
+use crate::definition::DispatchSettings;
+use crate::keyspace::LogId;
+use crate::keyspace::queue::{AckBlock, QueueFloor};
+use crate::keyspace::segment::Record;
+use crate::metrics::Metrics;
+
+/// Bytes of messages read ahead of what consumers have room for.
+pub(super) const READY_BYTES_MAX: usize = 1024 * 1024;
+/// Messages of one shard that may wait for a retry before handing out new ones stops.
+pub(super) const RETRY_MAX: usize = 10_000;
+/// Rows of failed attempts written in one batch: 20 bytes each. What is left goes with the next.
+const ATTEMPT_ROWS_MAX: usize = 10_000;
+
+/// What a consumer says of a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Done.
+    Acknowledged,
+    /// Refused: to be delivered again after a backoff.
+    Rejected,
+    /// Not seen by the consumer: to be delivered again at once, without counting.
+    Returned,
+}
+
+/// How a consumer went away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lost {
+    /// Orderly: what it held does not count as an attempt.
+    Left,
+    /// Without a word: each message it held counts as a failed attempt.
+    Vanished,
+}
+
+#[derive(Debug)]
+pub(super) struct Lease {
+    pub(super) consumer: ConsumerId,
+    pub(super) deadline: Instant,
+    pub(super) record: Arc<Record>,
+}
+
+#[derive(Debug)]
+pub(super) struct Attached {
+    pub(super) consumer: Consumer,
+    /// Deliveries it has not settled, those whose time is over included: they still take its room.
+    pub(super) inflight: u32,
+    /// It had no room when last asked; whoever makes some says so.
+    pub(super) full: bool,
+    /// Nobody receives its deliveries any more; its end is about to be told.
+    pub(super) gone: bool,
+}
+
+/// What the store knows of a shard of a queue.
+#[derive(Debug, Default)]
+pub struct StoredQueue {
+    /// Floor and counters.
+    pub counters: QueueFloor,
+    /// Acknowledgements above the floor, by block.
+    pub blocks: BTreeMap<u64, AckBlock>,
+    /// Failed attempts by offset.
+    pub attempts: BTreeMap<u64, u32>,
+    /// End of the log.
+    pub next: u64,
+}
+
+/// What the queue's declaration says about handing out.
+#[derive(Clone, Debug, Default)]
+pub struct Settings {
+    /// Strategy, windows, time-outs, retries.
+    pub dispatch: DispatchSettings,
+    /// Age from which a message is not delivered.
+    pub max_age: Option<Duration>,
+}
+
+/// What is known of the first message that is not done while nobody consumes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Front {
+    /// Nothing: it may have expired.
+    Unknown,
+    /// It is being looked for.
+    Sought,
+    /// It expires at this time, if ever.
+    Lasts(Option<Timestamp>),
+}
+
+/// One shard of a queue.
+#[derive(Debug)]
+pub struct QueueShard {
+    pub(super) log: LogId,
+    pub(super) settings: DispatchSettings,
+    max_age: Option<Duration>,
+    pub(super) counters: QueueFloor,
+    pub(super) acks: Acks,
+    pub(super) attempts: BTreeMap<u64, u32>,
+    attempts_dirty: Vec<u64>,
+    changed: bool,
+    /// End of the committed log.
+    next: u64,
+    /// First offset that has not been read into `ready`.
+    read_next: u64,
+    pub(super) ready: VecDeque<(u64, Arc<Record>)>,
+    pub(super) ready_bytes: usize,
+    /// To be delivered again; preferably not to the consumer named.
+    pub(super) again: BTreeMap<u64, (Arc<Record>, Option<ConsumerId>)>,
+    pub(super) delayed: BTreeMap<(Instant, u64), (Arc<Record>, ConsumerId)>,
+    /// When each message of `delayed` is due.
+    delayed_until: HashMap<u64, Instant>,
+    pub(super) leases: HashMap<u64, Lease>,
+    /// Leases in order of time-out, and some that have ended.
+    pub(super) deadlines: VecDeque<(Instant, u64)>,
+    pub(super) consumers: Vec<Attached>,
+    pub(super) turn: usize,
+    front: Front,
+    pub(super) seed: Seed,
+    pub(super) metrics: Metrics,
+}
+
+impl QueueShard {
+    /// The shard as stored: its floor, acknowledgements and attempts, and the end of its log.
+    #[must_use]
+    pub fn restore(
+        log: LogId,
+        stored: StoredQueue,
+        settings: Settings,
+        seed: Seed,
+        metrics: Metrics,
+    ) -> Self {
+        let StoredQueue { counters, blocks, attempts, next } = stored;
+        Self {
+            log,
+            settings: settings.dispatch,
+            max_age: settings.max_age,
+            acks: Acks::new(counters.floor, blocks),
+            attempts,
+            attempts_dirty: Vec::new(),
+            changed: false,
+            next,
+            read_next: counters.floor,
+            counters,
+            ready: VecDeque::new(),
+            ready_bytes: 0,
+            again: BTreeMap::new(),
+            delayed: BTreeMap::new(),
+            delayed_until: HashMap::default(),
+            leases: HashMap::default(),
+            deadlines: VecDeque::new(),
+            consumers: Vec::new(),
+            turn: 0,
+            front: Front::Unknown,
+            seed,
+            metrics,
+        }
+    }
+
+    /// New settings, for the next delivery on.
+    pub fn update(&mut self, settings: Settings) {
+        self.settings = settings.dispatch;
+        self.max_age = settings.max_age;
+        self.front = Front::Unknown;
+    }
+
+    /// Messages that are not done.
+    #[must_use]
+    pub fn depth(&self) -> u64 {
+        self.next.saturating_sub(self.counters.done())
+    }
+
+    /// Bytes of messages that are not done.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.counters.bytes
+    }
+
+    /// Messages that consumers hold.
+    #[must_use]
+    pub fn inflight(&self) -> usize {
+        self.leases.len()
+    }
+
+    /// Everything below is done.
+    #[must_use]
+    pub fn floor(&self) -> u64 {
+        self.acks.floor()
+    }
+
+    /// The counters as they are in memory.
+    #[must_use]
+    pub fn counters(&self) -> &QueueFloor {
+        &self.counters
+    }
+
+    /// The consumers and how many deliveries each has not settled.
+    pub fn consumers(&self) -> impl Iterator<Item = (ConsumerId, u32)> {
+        self.consumers.iter().map(|attached| (attached.consumer.id, attached.inflight))
+    }
+
+    /// Lets go of the consumers, for them to be attached to another incarnation of this shard.
+    pub(crate) fn into_consumers(self) -> Vec<Consumer> {
+        self.consumers.into_iter().map(|attached| attached.consumer).collect()
+    }
+
+    /// Records appended at the end of the log and committed. Kept if everything before is in memory.
+    pub fn appended(&mut self, base: u64, records: impl Iterator<Item = Arc<Record>>) {
+        let mut caught_up = self.read_next == base && !self.consumers.is_empty();
+        let mut offset = base;
+        for record in records {
+            self.counters.bytes += record.cost();
+            caught_up &= self.ready_bytes < READY_BYTES_MAX;
+            offset += 1;
+            if caught_up {
+                self.push_ready(offset - 1, record);
+                self.read_next = offset;
+            }
+        }
+        self.next = self.next.max(offset);
+    }
+
+    /// Where the owner should read on, if consumers could take more than is in memory.
+    #[must_use]
+    pub fn wants_records(&self) -> Option<u64> {
+        let low = self.ready_bytes < READY_BYTES_MAX / 2;
+        let wanted = !self.consumers.is_empty() || (self.front == Front::Sought && self.ready.is_empty());
+        (low && wanted && self.read_next < self.next).then_some(self.read_next)
+    }
+
+    /// While nobody consumes: when [`QueueShard::sweep`] could find an expired message.
+    #[must_use]
+    pub fn sweep_due(&self) -> Option<Timestamp> {
+        let idle = self.consumers.is_empty() && self.depth() > 0;
+        match self.front {
+            Front::Unknown | Front::Sought => idle.then(Timestamp::default),
+            Front::Lasts(until) => until.filter(|_| idle),
+        }
+    }
+
+    /// Looks for expired messages at the front although nobody consumes, until one is found that is not.
+    pub fn sweep(&mut self, wall: Timestamp) {
+        if self.sweep_due().is_some_and(|at| at <= wall) {
+            self.front = Front::Sought;
+        }
+    }
+
+    /// The front has not expired and nobody consumes: what was read ahead need not stay in memory.
+    pub(super) fn rest(&mut self, expires: Option<Timestamp>) {
+        self.front = Front::Lasts(expires);
+        if let Some((first, _)) = self.ready.front() {
+            self.read_next = *first;
+            self.ready = VecDeque::new();
+            self.ready_bytes = 0;
+        }
+    }
+
+    pub(super) fn expiry(&self, record: &Record) -> Option<Timestamp> {
+        let message = &record.message;
+        let by_age = self.max_age.map(|age| message.published_at.saturating_add(age));
+        [message.expires_at, by_age].into_iter().flatten().min()
+    }
+
+    /// Records read from the store, beginning at `from`; `end` is where the next read begins. Ignored if
+    /// the shard has moved on since it asked. What is beyond the end of the committed log may have been read
+    /// before its commit was told: it comes again with [`QueueShard::appended`].
+    pub fn loaded(&mut self, from: u64, end: u64, records: Vec<(u64, Arc<Record>)>) {
+        if from != self.read_next {
+            return;
+        }
+        for (offset, record) in records {
+            if offset >= self.next {
+                break;
+            }
+            if offset >= self.read_next && !self.acks.is_done(offset) {
+                self.push_ready(offset, record);
+            }
+        }
+        self.read_next = end.clamp(self.read_next, self.next);
+    }
+
+    fn push_ready(&mut self, offset: u64, record: Arc<Record>) {
+        self.ready_bytes += record.message.size();
+        self.ready.push_back((offset, record));
+    }
+
+    /// A consumer joins; it gets its share at once.
+    pub fn attach(&mut self, consumer: Consumer) {
+        self.detach(consumer.id, Lost::Left);
+        self.consumers.push(Attached { consumer, inflight: 0, full: false, gone: false });
+    }
+
+    /// A consumer leaves: what it holds is to be delivered again, at once.
+    pub fn detach(&mut self, id: ConsumerId, lost: Lost) {
+        let Some(at) = self.consumers.iter().position(|attached| attached.consumer.id == id) else { return };
+        self.consumers.remove(at);
+        let mut held: Vec<u64> =
+            self.leases.iter().filter(|(_, lease)| lease.consumer == id).map(|(offset, _)| *offset).collect();
+        held.sort_unstable();
+        for offset in held {
+            let Some(lease) = self.leases.remove(&offset) else { continue };
+            let avoid = match lost {
+                Lost::Left => None,
+                Lost::Vanished if self.count_attempt(offset, &lease.record) => continue,
+                Lost::Vanished => Some(id),
+            };
+            self.again.insert(offset, (lease.record, avoid));
+        }
+        if self.consumers.is_empty() {
+            self.front = Front::Unknown;
+        }
+    }
+
+    /// Some consumer that had no room has some now.
+    pub fn kick(&mut self) {
+        for attached in &mut self.consumers {
+            attached.full = attached.gone;
+        }
+    }
+
+    /// What `consumer` says of the message at `offset`. A late acknowledgement counts if nobody else's did.
+    pub fn settle(&mut self, consumer: ConsumerId, offset: u64, verdict: Verdict, now: Instant) {
+        if let Some(attached) = self.consumers.iter_mut().find(|a| a.consumer.id == consumer) {
+            attached.inflight = attached.inflight.saturating_sub(1);
+            attached.full = attached.gone;
+        }
+        let held = self.leases.get(&offset).is_some_and(|lease| lease.consumer == consumer);
+        match verdict {
+            Verdict::Acknowledged => self.acknowledge(offset),
+            Verdict::Rejected if held => {
+                self.metrics.rejected.inc();
+                self.retry_later(offset, now);
+            }
+            Verdict::Returned if held => {
+                if let Some(lease) = self.leases.remove(&offset) {
+                    self.again.insert(offset, (lease.record, None));
+                }
+            }
+            Verdict::Rejected | Verdict::Returned => {}
+        }
+    }
+
+    fn acknowledge(&mut self, offset: u64) {
+        let record = if let Some(lease) = self.leases.remove(&offset) {
+            Some(lease.record)
+        } else if let Some((record, _)) = self.again.remove(&offset) {
+            Some(record)
+        } else if let Some(due) = self.delayed_until.remove(&offset) {
+            self.delayed.remove(&(due, offset)).map(|(record, _)| record)
+        } else {
+            // Delivered in an earlier life of this shard. It stays in `ready` until it comes to the front.
+            let at = self.ready.binary_search_by_key(&offset, |(offset, _)| *offset);
+            at.ok().and_then(|at| self.ready.get(at)).map(|(_, record)| Arc::clone(record))
+        };
+        let done = match record {
+            Some(record) => self.done(offset, &record),
+            None => self.done_of_cost(offset, 0),
+        };
+        if done {
+            self.counters.acknowledged += 1;
+            self.metrics.acknowledged.inc();
+        }
+    }
+
+    /// Marks a message as done; the caller counts why.
+    pub(super) fn done(&mut self, offset: u64, record: &Record) -> bool {
+        self.done_of_cost(offset, record.cost())
+    }
+
+    fn done_of_cost(&mut self, offset: u64, cost: u64) -> bool {
+        if !self.acks.set(offset, self.next) {
+            return false;
+        }
+        if self.attempts.remove(&offset).is_some() {
+            self.attempts_dirty.push(offset);
+        }
+        self.counters.floor = self.acks.floor();
+        // A message that was not at hand when it was acknowledged has an unknown cost: an empty queue is right again.
+        let empty = self.counters.floor == self.next;
+        self.counters.bytes = if empty { 0 } else { self.counters.bytes.saturating_sub(cost) };
+        self.changed = true;
+        true
+    }
+
+    /// Counts a failed attempt. True if it was the last one allowed, and the message is dropped.
+    fn count_attempt(&mut self, offset: u64, record: &Record) -> bool {
+        let attempts = self.attempts.entry(offset).or_default();
+        *attempts = attempts.saturating_add(1);
+        let exhausted = self.settings.max_deliveries != 0 && *attempts >= self.settings.max_deliveries;
+        self.attempts_dirty.push(offset);
+        self.changed = true;
+        if exhausted && self.done(offset, record) {
+            self.counters.exhausted += 1;
+            self.metrics.exhausted.inc();
+        }
+        exhausted
+    }
+
+    fn retry_later(&mut self, offset: u64, now: Instant) {
+        let Some(lease) = self.leases.remove(&offset) else { return };
+        if !self.count_attempt(offset, &lease.record) {
+            let attempts = self.attempts.get(&offset).copied().unwrap_or(1);
+            let due = now + self.settings.backoff(attempts);
+            self.delayed.insert((due, offset), (lease.record, lease.consumer));
+            self.delayed_until.insert(offset, due);
+        }
+    }
+
+    /// When [`QueueShard::handle_timeout`] has something to do.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        let deadline = self.deadlines.front().map(|(at, _)| *at);
+        let delayed = self.delayed.keys().next().map(|(at, _)| *at);
+        [deadline, delayed].into_iter().flatten().min()
+    }
+
+    /// Ends leases whose time is over and makes messages ready whose backoff is.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        while let Some((at, offset)) = self.deadlines.front().copied() {
+            // Entries of leases that have ended are dropped early, so that the queue stays as long as the leases.
+            let live = self.leases.get(&offset).is_some_and(|lease| lease.deadline == at);
+            if live && at > now {
+                break;
+            }
+            self.deadlines.pop_front();
+            if live {
+                self.metrics.ack_timeouts.inc();
+                self.retry_later(offset, now);
+            }
+        }
+        while let Some(entry) = self.delayed.first_entry() {
+            let (due, offset) = *entry.key();
+            if due > now {
+                break;
+            }
+            let (record, consumer) = entry.remove();
+            self.delayed_until.remove(&offset);
+            self.again.insert(offset, (record, Some(consumer)));
+        }
+    }
+
+    /// Whether something has to be written.
+    #[must_use]
+    pub fn is_dirty(&self) -> bool {
+        self.changed
+    }
+
+    /// What has to be written: the floor, ack blocks and attempts that changed.
+    pub(crate) fn take_dirty(&mut self) -> DirtyQueue {
+        let mut offsets = std::mem::take(&mut self.attempts_dirty);
+        offsets.sort_unstable();
+        offsets.dedup();
+        self.attempts_dirty = offsets.split_off(offsets.len().min(ATTEMPT_ROWS_MAX));
+        self.changed = !self.attempts_dirty.is_empty();
+        let attempts =
+            offsets.into_iter().map(|offset| (offset, self.attempts.get(&offset).copied())).collect();
+        DirtyQueue { floor: self.counters, blocks: self.acks.take_dirty(), attempts }
+    }
+
+    /// A write did not happen: what it held has to be written again.
+    pub(crate) fn restore_dirty(&mut self, dirty: &DirtyQueue) {
+        self.changed = true;
+        self.acks.mark_dirty(dirty.blocks.iter().map(|(block, _)| *block));
+        self.attempts_dirty.extend(dirty.attempts.iter().map(|(offset, _)| *offset));
+    }
+}
+
+/// Changed state of a queue's shard, to be written in one transaction.
+#[derive(Clone, Debug)]
+pub(crate) struct DirtyQueue {
+    pub(crate) floor: QueueFloor,
+    pub(crate) blocks: Vec<(u64, Option<AckBlock>)>,
+    pub(crate) attempts: Vec<(u64, Option<u32>)>,
+}

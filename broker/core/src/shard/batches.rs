@@ -1,0 +1,169 @@
+//! The owner's batches: when one starts, and what becomes of everybody in it.
+
+use std::time::Duration;
+
+use weir_env::clock::Instant;
+
+use super::AppendError;
+use super::batch::{self, Batch, LogChange};
+use super::commit::{self, Outcome};
+use super::fence::Tenure;
+use super::log::{Kept, Log};
+use super::logs::key_of;
+use super::owner::ShardOwner;
+use super::upkeep::MAINTAIN_INTERVAL;
+use crate::error::Error;
+use crate::queue::QueueShard;
+
+/// How often ownership is checked by a read, well below the age at which the store forgets a version.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// Wait after a batch that failed, so that a store in trouble is not asked all the time.
+const RETRY_WAIT: Duration = Duration::from_millis(100);
+/// Wait before a lost shard is taken over again for the consumers and readers who wait for it.
+pub(super) const RETAKE_WAIT: Duration = Duration::from_secs(1);
+
+impl ShardOwner {
+    /// Starts a commit of all that waits, unless one is in flight.
+    pub(super) fn start_batch(&mut self, now: Instant) {
+        if self.committing.is_some() || self.retry_at.is_some_and(|at| at > now) {
+            return;
+        }
+        self.retry_at = None;
+        let acks_wait = self.acks_due.is_some_and(|due| due > now) && self.closing.is_none();
+        if !self.logs.has_writable() && (!self.logs.has_dirty() || acks_wait) {
+            return;
+        }
+        let Some(tenure) = self.tenure else { return };
+        let id = self.context.seed.next_id();
+        let batch = batch::build(&mut self.logs, id, tenure.owner.epoch, self.context.clock.wall());
+        self.acks_due = self.logs.has_dirty().then_some(now);
+        if batch.refused > 0 {
+            self.count_refused(AppendError::FULL, batch.refused);
+        }
+        if batch.mutations.is_empty() {
+            return;
+        }
+        let is_checked = self.checked_at.is_some_and(|at| now.saturating_duration_since(at) < CHECK_INTERVAL);
+        if !is_checked {
+            self.checked_at = Some(now);
+        }
+        let seen = is_checked.then_some(tenure.seen);
+        let (context, vs) = (self.context.clone(), self.vs);
+        self.committing = Some(Box::pin(async move {
+            let (batch, outcome) = commit::commit(context, vs, tenure.owner, seen, batch).await;
+            (batch, outcome, Some(tenure))
+        }));
+    }
+
+    pub(super) fn finish_batch(&mut self, batch: Batch, outcome: Outcome, tenure: Option<Tenure>) {
+        if tenure.is_some() {
+            self.tenure = tenure;
+        }
+        match outcome {
+            Outcome::Committed(seen) => {
+                if let Some(tenure) = &mut self.tenure {
+                    tenure.seen = tenure.seen.max(seen);
+                }
+                self.apply(batch);
+            }
+            Outcome::Failed(error) => {
+                tracing::warn!(shard = self.vs.0, %error, "store refused a batch; publishers are told");
+                self.checked_at = None;
+                self.give_up(batch, AppendError::Failed(error));
+            }
+            Outcome::Fenced => {
+                tracing::warn!(shard = self.vs.0, "virtual shard was taken over by another pod");
+                self.lose_shard(batch, Error::Fenced);
+            }
+            Outcome::Unknown(error) => match (tenure, &error) {
+                (Some(tenure), Error::Store(_)) => {
+                    tracing::warn!(shard = self.vs.0, %error, "looking whether a batch was committed");
+                    let (context, vs) = (self.context.clone(), self.vs);
+                    self.committing = Some(Box::pin(commit::recover(context, vs, tenure.owner, batch)));
+                }
+                _ => {
+                    tracing::warn!(shard = self.vs.0, %error, "outcome of a batch stays unknown; publishers are told");
+                    self.lose_shard(batch, error);
+                }
+            },
+        }
+    }
+
+    /// Makes a committed batch visible.
+    fn apply(&mut self, mut batch: Batch) {
+        let metrics = &self.context.metrics;
+        metrics.batches.inc();
+        metrics.appended.inc_by(batch.records);
+        metrics.appended_bytes.inc_by(batch.bytes);
+        let maintain_at = self.context.clock.now() + MAINTAIN_INTERVAL;
+        for change in std::mem::take(&mut batch.changes) {
+            let key = key_of(&change.id);
+            let Some(log) = self.logs.get_mut(key) else { continue };
+            log.state = change.state;
+            log.publish_extent();
+            settle(log, &change);
+            if let Some(queue) = &mut log.queue {
+                queue.appended(change.base, change.records.into_iter());
+            }
+            log.maintain_by(maintain_at);
+            self.logs.touch(key);
+        }
+        batch.answer(Ok(()));
+    }
+
+    /// A batch will not be written: its publishers are told, queue state is written later.
+    fn give_up(&mut self, mut batch: Batch, error: AppendError) {
+        let retry_at = self.context.clock.now() + RETRY_WAIT;
+        self.retry_at = Some(retry_at);
+        for change in std::mem::take(&mut batch.changes) {
+            let key = key_of(&change.id);
+            let Some(log) = self.logs.get_mut(key) else { continue };
+            settle(log, &change);
+            log.trim = log.trim.or(change.trim);
+            if let (Some(queue), Some(dirty)) = (&mut log.queue, &change.queue) {
+                queue.restore_dirty(dirty);
+                self.acks_due = Some(retry_at);
+            }
+            self.logs.list(key);
+        }
+        self.count_refused(error.label(), batch.records);
+        batch.answer(Err(error));
+        if self.closing.is_some() {
+            // There is no later: what was not written is forgotten as in a crash.
+            drop(self.logs.take_all());
+        }
+    }
+
+    /// What this task remembers of the shard may be wrong: it is read again when next needed, or soon if
+    /// somebody waits for it.
+    fn lose_shard(&mut self, batch: Batch, error: Error) {
+        let error = AppendError::Failed(error);
+        let mut refused = batch.records;
+        batch.answer(Err(error.clone()));
+        self.context.metrics.shards_lost.inc();
+        self.context.metrics.shards_owned.dec_by(i64::from(self.tenure.take().is_some()));
+        (self.checked_at, self.acks_due, self.retry_at) = (None, None, None);
+        for log in self.logs.take_all() {
+            let Log { id, object, extent, queue, pending, .. } = log;
+            refused += pending.len() as u64;
+            for pending in pending {
+                let _ = pending.reply.send(Err(error.clone()));
+            }
+            let consumers = queue.map(QueueShard::into_consumers).unwrap_or_default();
+            if !consumers.is_empty() || extent.receiver_count() > 0 {
+                self.kept.insert(key_of(&id), Kept { object, id, extent, consumers });
+            }
+        }
+        self.count_refused(error.label(), refused);
+        if !self.kept.is_empty() {
+            self.retake_at = Some(self.context.clock.now() + RETAKE_WAIT);
+        }
+    }
+}
+
+/// The publishes of `change` have their answer: repeats of them need not wait any longer.
+fn settle(log: &mut Log, change: &LogChange) {
+    for publish in &change.publishes {
+        log.unsettled.remove(publish);
+    }
+}

@@ -1,0 +1,146 @@
+//! The logs of one owner, and lists of those that need something, so that a turn of the owner costs what
+//! there is to do and not what there is.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use weir_env::clock::Instant;
+
+use super::log::Log;
+use crate::keyspace::LogId;
+
+/// Names a log within its virtual shard: object and shard.
+pub(crate) type LogKey = (u32, u8);
+
+/// The key of `id`.
+pub(crate) const fn key_of(id: &LogId) -> LogKey {
+    (id.object, id.shard)
+}
+
+/// Logs in memory.
+#[derive(Debug, Default)]
+pub(crate) struct Logs {
+    by_key: BTreeMap<LogKey, Log>,
+    /// Logs with appends or cuts, each served in its turn.
+    writable: VecDeque<LogKey>,
+    /// Logs whose queue state changed.
+    dirty: VecDeque<LogKey>,
+    /// Logs to be looked at before the next batch.
+    touched: Vec<LogKey>,
+    /// At most one entry per log, never later than its next time-out.
+    timers: BTreeSet<(Instant, LogKey)>,
+}
+
+impl Logs {
+    pub(crate) fn get(&self, key: LogKey) -> Option<&Log> {
+        self.by_key.get(&key)
+    }
+
+    pub(crate) fn get_mut(&mut self, key: LogKey) -> Option<&mut Log> {
+        self.by_key.get_mut(&key)
+    }
+
+    pub(crate) fn insert(&mut self, log: Log) {
+        let key = key_of(&log.id);
+        self.remove(key);
+        self.by_key.insert(key, log);
+    }
+
+    pub(crate) fn remove(&mut self, key: LogKey) -> Option<Log> {
+        let log = self.by_key.remove(&key)?;
+        if let Some(at) = log.listed.timer {
+            self.timers.remove(&(at, key));
+        }
+        // The other lists skip what is not there.
+        Some(log)
+    }
+
+    /// Everything in memory, and an empty collection in its place.
+    pub(crate) fn take_all(&mut self) -> impl Iterator<Item = Log> {
+        std::mem::take(self).by_key.into_values()
+    }
+
+    /// Puts `key` on the lists its state asks for.
+    pub(crate) fn list(&mut self, key: LogKey) {
+        let Some(log) = self.by_key.get_mut(&key) else { return };
+        if log.has_writes() && !std::mem::replace(&mut log.listed.writable, true) {
+            self.writable.push_back(key);
+        }
+        if log.has_dirty_queue() && !std::mem::replace(&mut log.listed.dirty, true) {
+            self.dirty.push_back(key);
+        }
+        if let Some(due) = log.next_timeout()
+            && log.listed.timer.is_none_or(|at| due < at)
+        {
+            if let Some(at) = log.listed.timer.replace(due) {
+                self.timers.remove(&(at, key));
+            }
+            self.timers.insert((due, key));
+        }
+    }
+
+    pub(crate) fn touch(&mut self, key: LogKey) {
+        if let Some(log) = self.by_key.get_mut(&key)
+            && !std::mem::replace(&mut log.listed.touched, true)
+        {
+            self.touched.push(key);
+        }
+    }
+
+    pub(crate) fn pop_touched(&mut self) -> Option<LogKey> {
+        let key = self.touched.pop()?;
+        if let Some(log) = self.by_key.get_mut(&key) {
+            log.listed.touched = false;
+        }
+        Some(key)
+    }
+
+    pub(crate) fn has_writable(&self) -> bool {
+        !self.writable.is_empty()
+    }
+
+    pub(crate) fn has_dirty(&self) -> bool {
+        !self.dirty.is_empty()
+    }
+
+    /// The log whose turn it is to write.
+    pub(crate) fn pop_writable(&mut self) -> Option<&mut Log> {
+        while let Some(key) = self.writable.pop_front() {
+            if self.by_key.contains_key(&key) {
+                let log = self.by_key.get_mut(&key)?;
+                log.listed.writable = false;
+                return Some(log);
+            }
+        }
+        None
+    }
+
+    /// A log whose queue state changed and was not written along with its appends.
+    pub(crate) fn pop_dirty(&mut self) -> Option<&mut Log> {
+        while let Some(key) = self.dirty.pop_front() {
+            let Some(log) = self.by_key.get_mut(&key) else { continue };
+            log.listed.dirty = false;
+            if log.has_dirty_queue() {
+                return self.by_key.get_mut(&key);
+            }
+        }
+        None
+    }
+
+    /// When the first log has something to do.
+    pub(crate) fn next_timeout(&self) -> Option<Instant> {
+        self.timers.first().map(|(at, _)| *at)
+    }
+
+    /// A log whose time has come by `now`.
+    pub(crate) fn pop_due(&mut self, now: Instant) -> Option<LogKey> {
+        let (at, key) = *self.timers.first()?;
+        if at > now {
+            return None;
+        }
+        self.timers.pop_first();
+        if let Some(log) = self.by_key.get_mut(&key) {
+            log.listed.timer = None;
+        }
+        Some(key)
+    }
+}

@@ -1,0 +1,182 @@
+//! What an owner does unasked: handing out after every turn, timers, reading ahead, retention.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use weir_env::clock::Instant;
+
+use super::batches::RETAKE_WAIT;
+use super::logs::{LogKey, key_of};
+use super::owner::ShardOwner;
+use super::retention::{self, Cut, Rule};
+use super::{ReadRecords, load};
+use crate::catalog::Object;
+use crate::error::{Error, Result};
+use crate::keyspace::LogId;
+use crate::queue::Settings;
+
+/// Longest time that an acknowledgement waits for a batch to ride along with.
+const ACK_DELAY: Duration = Duration::from_millis(5);
+/// How soon after a change of a log its retention is looked at.
+pub(super) const MAINTAIN_INTERVAL: Duration = Duration::from_secs(1);
+/// Longest time between two looks at a log whose next expiry is far away.
+const MAINTAIN_INTERVAL_MAX: Duration = Duration::from_secs(24 * 3600);
+/// Bytes read ahead for a queue in one go.
+const REFILL_BYTES: usize = 256 * 1024;
+/// Wait after a failed background read.
+const READ_RETRY_WAIT: Duration = Duration::from_millis(100);
+
+/// A background read that has ended.
+pub(super) enum Done {
+    /// Records for a queue.
+    Refill { log: LogId, from: u64, result: Result<ReadRecords> },
+    /// Where a log can be cut.
+    Retention { log: LogId, result: Result<Cut> },
+}
+
+impl ShardOwner {
+    /// Hands out what can be handed out of the logs that were touched, and reads on if more could be.
+    pub(super) fn pump(&mut self, now: Instant) {
+        while let Some(key) = self.logs.pop_touched() {
+            self.pump_log(key, now);
+        }
+    }
+
+    fn pump_log(&mut self, key: LogKey, now: Instant) {
+        let wall = self.context.clock.wall();
+        let Some(log) = self.logs.get_mut(key) else { return };
+        if let Some(queue) = &mut log.queue {
+            queue.dispatch(now, wall);
+            if queue.is_dirty() && self.acks_due.is_none() {
+                self.acks_due = Some(now + ACK_DELAY);
+            }
+            let (wanted, sweep_due) = (queue.wants_records(), queue.sweep_due());
+            if let Some(at) = sweep_due {
+                let wait = at.saturating_since(wall).clamp(MAINTAIN_INTERVAL, MAINTAIN_INTERVAL_MAX);
+                log.maintain_by(now + wait);
+            }
+            if let (false, Some(from)) = (log.refilling, wanted) {
+                log.refilling = true;
+                let (store, id) = (Arc::clone(&self.context.store), log.id);
+                self.background.push(Box::pin(async move {
+                    let result = load::read_records(&store, &id, from, REFILL_BYTES).await;
+                    if result.is_err() {
+                        tokio::time::sleep(READ_RETRY_WAIT).await;
+                    }
+                    Done::Refill { log: id, from, result }
+                }));
+            }
+        }
+        self.logs.list(key);
+    }
+
+    pub(super) fn next_timeout(&self) -> Option<Instant> {
+        let commit = match self.committing {
+            Some(_) => None,
+            None => self.retry_at.or(self.acks_due),
+        };
+        [commit, self.retake_at, self.logs.next_timeout()].into_iter().flatten().min()
+    }
+
+    pub(super) async fn handle_timeout(&mut self, now: Instant) {
+        while let Some(key) = self.logs.pop_due(now) {
+            let Some(log) = self.logs.get_mut(key) else { continue };
+            if let Some(queue) = &mut log.queue {
+                queue.handle_timeout(now);
+            }
+            self.maintain(key, now);
+            self.logs.touch(key);
+        }
+        if self.retake_at.is_some_and(|at| at <= now) {
+            self.retake().await;
+        }
+    }
+
+    /// Takes a lost shard over again for those who wait for its logs.
+    async fn retake(&mut self) {
+        self.retake_at = None;
+        let waiting: Vec<(Arc<Object>, LogId)> =
+            self.kept.values().map(|kept| (Arc::clone(&kept.object), kept.id)).collect();
+        for (object, id) in waiting {
+            if let Err(error) = self.log_mut(&object, id).await {
+                tracing::warn!(shard = self.vs.0, %error, "take virtual shard over again");
+                self.retake_at = Some(self.context.clock.now() + RETAKE_WAIT);
+                return;
+            }
+        }
+    }
+
+    fn maintain(&mut self, key: LogKey, now: Instant) {
+        let Some(log) = self.logs.get_mut(key) else { return };
+        if log.trimming || log.maintain_at.is_none_or(|at| at > now) {
+            return;
+        }
+        let wall = self.context.clock.wall();
+        let rule = match &mut log.queue {
+            Some(queue) => {
+                queue.sweep(wall);
+                Rule::Floor(queue.floor())
+            }
+            None => Rule::of_stream(&log.object.definition, wall),
+        };
+        log.maintain_at = None;
+        log.trimming = true;
+        let (context, id, state) = (self.context.clone(), log.id, log.state);
+        self.background.push(Box::pin(async move {
+            let result = retention::find_cut(&context, &id, &state, &rule).await;
+            Done::Retention { log: id, result }
+        }));
+    }
+
+    pub(super) fn finish_background(&mut self, done: Done) {
+        let (Done::Refill { log: id, .. } | Done::Retention { log: id, .. }) = &done;
+        let (id, key) = (*id, key_of(id));
+        let (now, wall) = (self.context.clock.now(), self.context.clock.wall());
+        let Some(log) = self.logs.get_mut(key) else { return };
+        let outcome = match done {
+            Done::Refill { from, result, .. } => {
+                log.refilling = false;
+                result.map(|(records, end)| {
+                    if let Some(queue) = &mut log.queue {
+                        queue.loaded(from, end, records);
+                    }
+                })
+            }
+            Done::Retention { result, .. } => {
+                log.trimming = false;
+                match result {
+                    Ok(Cut { trim, ages_next }) => {
+                        log.trim = trim;
+                        if let Some(first) = ages_next {
+                            let age = Duration::from_millis(log.object.definition.retention.max_age_ms);
+                            let wait = first.saturating_add(age).saturating_since(wall);
+                            log.maintain_by(now + wait.clamp(MAINTAIN_INTERVAL, MAINTAIN_INTERVAL_MAX));
+                        }
+                        Ok(())
+                    }
+                    Err(error) => {
+                        log.maintain_by(now + MAINTAIN_INTERVAL);
+                        Err(error)
+                    }
+                }
+            }
+        };
+        if let Err(error) = outcome {
+            if matches!(error, Error::Record(_)) {
+                self.context.metrics.damaged.inc();
+            }
+            tracing::error!(queue_or_stream = log.object.definition.name, shard = id.shard, %error, "read log");
+        }
+        self.logs.touch(key);
+    }
+}
+
+/// What a queue's declaration says about handing out.
+pub(super) fn settings(object: &Object) -> Settings {
+    let definition = &object.definition;
+    let age = definition.retention.max_age_ms;
+    Settings {
+        dispatch: definition.dispatch.clone(),
+        max_age: (age != 0).then(|| Duration::from_millis(age)),
+    }
+}
