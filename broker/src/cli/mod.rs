@@ -6,6 +6,7 @@
 
 mod admin;
 mod args;
+mod bench;
 mod output;
 mod publish;
 mod queue;
@@ -43,6 +44,9 @@ enum Command {
     /// Look at streams and read them
     #[command(subcommand)]
     Stream(stream::StreamCommand),
+    /// Measure throughput and latency of a broker
+    #[command(subcommand)]
+    Bench(bench::Scenario),
 }
 
 /// Runs the command that the process was started with.
@@ -74,6 +78,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Sub(args) => runtime.block_on(subscribe::run(&args)),
         Command::Queue(command) => runtime.block_on(queue::run(&command)),
         Command::Stream(command) => runtime.block_on(stream::run(&command)),
+        Command::Bench(scenario) => bench::run(&scenario),
     }
 }
 

@@ -1,5 +1,6 @@
 //! Bytes and packets of one TCP connection, and its pings. Knows no packet's meaning except PINGRESP.
 
+use std::collections::VecDeque;
 use std::io;
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 use weir_codec::{
-    Decoder, DecoderConfig, MessageProperties, Packet, ProtocolVersion, PublishHeader, Role, encode,
+    Decoder, DecoderConfig, MessageProperties, Packet, ProtocolVersion, Publish, PublishHeader, Role, encode,
     encode_publish,
 };
 use weir_env::clock::Clock;
@@ -47,6 +48,8 @@ pub struct Parts {
     pub input: BytesMut,
     /// Encoded and not yet written.
     pub output: BytesMut,
+    /// Messages received and not yet taken.
+    pub received: VecDeque<Publish>,
 }
 
 impl Connection {
@@ -125,8 +128,8 @@ impl Connection {
         let _ = self.stream.shutdown().await;
     }
 
-    pub(super) fn into_parts(self) -> Parts {
-        Parts { stream: self.stream, decoder: self.decoder, input: self.input, output: self.output }
+    pub(super) fn into_parts(self, received: VecDeque<Publish>) -> Parts {
+        Parts { stream: self.stream, decoder: self.decoder, input: self.input, output: self.output, received }
     }
 
     /// Moves bytes in whichever direction is ready first; pings when it is time. Cancel-safe.

@@ -311,7 +311,7 @@ impl Client {
     /// The bare connection, for those who write and read packets themselves.
     #[must_use]
     pub fn into_parts(self) -> Parts {
-        self.connection.into_parts()
+        self.connection.into_parts(self.received)
     }
 
     fn limit(&self) -> Option<Instant> {

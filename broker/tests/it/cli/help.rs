@@ -10,8 +10,16 @@ async fn help(command: &[&str]) -> String {
 
 #[tokio::test]
 async fn help_of_every_command() {
-    let commands: [&[&str]; 6] =
-        [&[], &["serve"], &["pub"], &["sub"], &["queue", "list"], &["stream", "tail"]];
+    let commands: [&[&str]; 8] = [
+        &[],
+        &["serve"],
+        &["pub"],
+        &["sub"],
+        &["queue", "list"],
+        &["stream", "tail"],
+        &["bench"],
+        &["bench", "fanout"],
+    ];
     for command in commands {
         let name = format!("help {}", command.join(" "));
         insta::assert_snapshot!(name.trim().replace(' ', "_"), help(command).await);

@@ -1,0 +1,391 @@
+//! `weir bench`: a bounded load generator.
+//!
+//! Open loop: with `--rate N` every message has its time, and latency counts from that time, so a broker that stalls
+//! is charged for every message it held up (no coordinated omission). Closed loop: with `--rate max` a publisher
+//! sends when it can, which finds the throughput; latency then says how full the buffers were, not how fast the
+//! broker is.
+//!
+//! Connections are dealt out to worker threads, each with a runtime of its own; [`run::execute`] is the only place
+//! that starts and stops them. Whatever happens, a run ends, with its connections closed.
+
+mod frame;
+mod idle;
+mod latency;
+mod pacer;
+mod plan;
+mod publisher;
+mod report;
+mod run;
+mod shared;
+mod subscriber;
+mod wire;
+
+use std::num::NonZeroU16;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use clap::{Args, Subcommand};
+use weir_codec::{ProtocolVersion, QoS};
+use weir_env::seed::Seed;
+use weir_topic::TopicName;
+
+use super::args::{self, BrokerArgs};
+use super::output::{Format, Output};
+use plan::{Plan, PublisherPlan, Rate, SubscriberPlan};
+use report::Report;
+
+/// Longest run.
+const DURATION_MAX: Duration = Duration::from_mins(10);
+/// Connections of one run.
+const CONNECTIONS_MAX: u32 = 100_000;
+/// Bytes of a payload that hold the run and the time.
+const SIZE_MIN: u32 = 16;
+const SIZE_MAX: u32 = 1 << 20;
+
+#[derive(Clone, Debug, Subcommand)]
+pub(super) enum Scenario {
+    /// Publishers and subscribers on one topic
+    Fanout(FanoutArgs),
+    /// Pairs of one publisher and one subscriber, each on a topic of its own
+    Latency(LatencyArgs),
+    /// Publish into a queue and consume it
+    Queue(QueueArgs),
+    /// Fill a stream, then read it from its beginning
+    Replay(ReplayArgs),
+    /// Open connections and leave them idle
+    Connect(ConnectArgs),
+}
+
+/// What all scenarios have in common.
+#[derive(Clone, Debug, Args)]
+pub(super) struct CommonArgs {
+    /// How long to measure, up to 10m
+    #[arg(short, long, value_name = "DURATION", default_value = "10s", value_parser = bench_duration)]
+    duration: Duration,
+    /// Threads that carry the load
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
+    threads: u16,
+    /// Let the load go to another machine
+    #[arg(long)]
+    allow_remote: bool,
+    /// How to print the result
+    #[arg(short, long, value_enum, value_name = "FORMAT", default_value = "text")]
+    output: Format,
+    #[command(flatten)]
+    broker: BrokerArgs,
+}
+
+/// What is published.
+#[derive(Clone, Debug, Args)]
+struct LoadArgs {
+    /// Messages per second over all publishers, or max: as many as can be (closed loop)
+    #[arg(short, long, default_value = "1000", value_parser = rate)]
+    rate: Rate,
+    /// Bytes of payload
+    #[arg(short, long, value_name = "BYTES", default_value_t = 100,
+        value_parser = clap::value_parser!(u32).range(i64::from(SIZE_MIN)..=i64::from(SIZE_MAX)))]
+    size: u32,
+    /// QoS 1 and 2 publishes in flight per publisher, if the broker allows as many
+    #[arg(long, value_name = "N", default_value = "100")]
+    window: NonZeroU16,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(super) struct FanoutArgs {
+    /// Publishers
+    #[arg(short, long, value_name = "N", default_value_t = 1, value_parser = connections())]
+    publishers: u32,
+    /// Subscribers
+    #[arg(short = 'c', long, value_name = "N", default_value_t = 100, value_parser = connections())]
+    subscribers: u32,
+    /// Topic
+    #[arg(short, long, default_value = "bench/fanout")]
+    topic: String,
+    /// Quality of service, both ways
+    #[arg(short, long, default_value = "0", value_parser = args::qos)]
+    qos: QoS,
+    #[command(flatten)]
+    load: LoadArgs,
+    #[command(flatten)]
+    common: CommonArgs,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(super) struct LatencyArgs {
+    /// Pairs
+    #[arg(short, long, value_name = "N", default_value_t = 10, value_parser = connections())]
+    pairs: u32,
+    /// Topic, to which the number of the pair is added
+    #[arg(short, long, default_value = "bench/latency")]
+    topic: String,
+    /// Quality of service, both ways
+    #[arg(short, long, default_value = "1", value_parser = args::qos)]
+    qos: QoS,
+    #[command(flatten)]
+    load: LoadArgs,
+    #[command(flatten)]
+    common: CommonArgs,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(super) struct QueueArgs {
+    /// Name of the queue
+    queue: String,
+    /// A topic that the queue's filter matches; {} stands for the number of the publisher
+    #[arg(short, long)]
+    topic: String,
+    /// Publishers, at QoS 1
+    #[arg(short, long, value_name = "N", default_value_t = 4, value_parser = connections())]
+    publishers: u32,
+    /// Consumers
+    #[arg(short, long, value_name = "N", default_value_t = 4, value_parser = connections())]
+    consumers: u32,
+    #[command(flatten)]
+    load: LoadArgs,
+    #[command(flatten)]
+    common: CommonArgs,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(super) struct ReplayArgs {
+    /// Name of the stream
+    stream: String,
+    /// A topic that the stream's filter matches; {} stands for the number of the publisher
+    #[arg(short, long)]
+    topic: String,
+    /// Messages to fill the stream with
+    #[arg(short, long, value_name = "N", default_value_t = 100_000,
+        value_parser = clap::value_parser!(u64).range(1..=100_000_000))]
+    messages: u64,
+    /// Publishers that fill it, at QoS 1
+    #[arg(short, long, value_name = "N", default_value_t = 4, value_parser = connections())]
+    publishers: u32,
+    /// Readers, each of the whole stream
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = connections())]
+    readers: u32,
+    /// Quality of service of the readers
+    #[arg(short, long, default_value = "0", value_parser = args::qos)]
+    qos: QoS,
+    /// Bytes of payload
+    #[arg(short, long, value_name = "BYTES", default_value_t = 100,
+        value_parser = clap::value_parser!(u32).range(i64::from(SIZE_MIN)..=i64::from(SIZE_MAX)))]
+    size: u32,
+    #[command(flatten)]
+    common: CommonArgs,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(super) struct ConnectArgs {
+    /// Connections
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 1_000, value_parser = connections())]
+    connections: u32,
+    #[command(flatten)]
+    common: CommonArgs,
+}
+
+pub(super) fn run(scenario: &Scenario) -> anyhow::Result<()> {
+    let common = scenario.common();
+    let run = Seed::from_entropy().next_u64();
+    let mut report = Report::new(scenario.name());
+    for plan in scenario.plans()? {
+        eprintln!("{}", plan.title);
+        let outcome = run::execute(&plan, common, run)?;
+        report.add(plan, outcome);
+    }
+    let mut output = Output::stdout();
+    match common.output {
+        Format::Json => output.json(&report.json())?,
+        Format::Text => output.text(&report.text())?,
+    }
+    report.check()
+}
+
+impl Scenario {
+    const fn name(&self) -> &'static str {
+        match self {
+            Self::Fanout(_) => "fanout",
+            Self::Latency(_) => "latency",
+            Self::Queue(_) => "queue",
+            Self::Replay(_) => "replay",
+            Self::Connect(_) => "connect",
+        }
+    }
+
+    const fn common(&self) -> &CommonArgs {
+        match self {
+            Self::Fanout(args) => &args.common,
+            Self::Latency(args) => &args.common,
+            Self::Queue(args) => &args.common,
+            Self::Replay(args) => &args.common,
+            Self::Connect(args) => &args.common,
+        }
+    }
+
+    /// What to do, one after the other.
+    fn plans(&self) -> anyhow::Result<Vec<Plan>> {
+        match self {
+            Self::Fanout(args) => args.plan().map(|plan| vec![plan]),
+            Self::Latency(args) => args.plan().map(|plan| vec![plan]),
+            Self::Queue(args) => args.plan().map(|plan| vec![plan]),
+            Self::Replay(args) => args.plans(),
+            Self::Connect(args) => Ok(vec![args.plan()]),
+        }
+    }
+}
+
+impl FanoutArgs {
+    fn plan(&self) -> anyhow::Result<Plan> {
+        let subscriber = SubscriberPlan::new(&self.topic, self.qos);
+        Ok(Plan {
+            title: format!(
+                "fanout: {} publishers, {} subscribers, {}",
+                self.publishers,
+                self.subscribers,
+                self.load.describe(self.qos)
+            ),
+            publishers: self.load.publishers(self.publishers, self.qos, |_| self.topic.clone())?,
+            subscribers: vec![subscriber; self.subscribers as usize],
+            copies: self.subscribers.into(),
+            duration: self.common.duration,
+            ..Plan::default()
+        })
+    }
+}
+
+impl LatencyArgs {
+    fn plan(&self) -> anyhow::Result<Plan> {
+        let topic = |n| format!("{}/{n}", self.topic);
+        Ok(Plan {
+            title: format!("latency: {} pairs, {}", self.pairs, self.load.describe(self.qos)),
+            publishers: self.load.publishers(self.pairs, self.qos, topic)?,
+            subscribers: (0..self.pairs).map(|n| SubscriberPlan::new(&topic(n), self.qos)).collect(),
+            copies: 1,
+            duration: self.common.duration,
+            ..Plan::default()
+        })
+    }
+}
+
+impl QueueArgs {
+    fn plan(&self) -> anyhow::Result<Plan> {
+        let qos = QoS::AtLeastOnce;
+        let consumer = SubscriberPlan::new(&format!("$queue/{}", self.queue), qos);
+        Ok(Plan {
+            title: format!(
+                "queue {}: {} publishers, {} consumers, {}",
+                self.queue,
+                self.publishers,
+                self.consumers,
+                self.load.describe(qos)
+            ),
+            publishers: self.load.publishers(self.publishers, qos, numbered(&self.topic))?,
+            subscribers: vec![consumer; self.consumers as usize],
+            copies: 1,
+            duration: self.common.duration,
+            ..Plan::default()
+        })
+    }
+}
+
+impl ReplayArgs {
+    fn plans(&self) -> anyhow::Result<Vec<Plan>> {
+        ensure!(self.common.broker.version == ProtocolVersion::V5, "replay needs MQTT 5 for its readers");
+        let load = LoadArgs { rate: Rate::Max, size: self.size, window: NonZeroU16::MAX };
+        let mut publishers = load.publishers(self.publishers, QoS::AtLeastOnce, numbered(&self.topic))?;
+        let (each, more) =
+            (self.messages / u64::from(self.publishers), self.messages % u64::from(self.publishers));
+        for (publisher, n) in publishers.iter_mut().zip(0..) {
+            publisher.count = each + u64::from(n < more);
+        }
+        let fill = Plan {
+            title: format!(
+                "fill {}: {} messages of {} B, {} publishers, QoS 1, max rate",
+                self.stream, self.messages, self.size, self.publishers
+            ),
+            publishers,
+            duration: DURATION_MAX,
+            ..Plan::default()
+        };
+        let reader = SubscriberPlan {
+            properties: vec![("stream-offset".into(), "earliest".into())],
+            at_start: true,
+            ..SubscriberPlan::new(&format!("$stream/{}", self.stream), self.qos)
+        };
+        let read = Plan {
+            title: format!("replay {}: {} readers, QoS {}", self.stream, self.readers, self.qos.as_u8()),
+            subscribers: vec![reader; self.readers as usize],
+            copies: u64::from(self.readers),
+            stored: self.messages,
+            duration: self.common.duration,
+            ..Plan::default()
+        };
+        Ok(vec![fill, read])
+    }
+}
+
+impl ConnectArgs {
+    fn plan(&self) -> Plan {
+        Plan {
+            title: format!("connect: {} idle connections", self.connections),
+            idle: self.connections,
+            duration: self.common.duration,
+            ..Plan::default()
+        }
+    }
+}
+
+impl LoadArgs {
+    fn publishers(
+        &self,
+        publishers: u32,
+        qos: QoS,
+        topic: impl Fn(u32) -> String,
+    ) -> anyhow::Result<Vec<PublisherPlan>> {
+        let rate = self.rate.shared_by(publishers);
+        (0..publishers)
+            .map(|n| {
+                let topic = topic(n);
+                TopicName::parse(topic.as_str()).with_context(|| format!("topic `{topic}`"))?;
+                Ok(PublisherPlan {
+                    topic,
+                    qos,
+                    size: self.size as usize,
+                    rate,
+                    lag: f64::from(n) / f64::from(publishers),
+                    window: self.window,
+                    count: u64::MAX,
+                })
+            })
+            .collect()
+    }
+
+    fn describe(&self, qos: QoS) -> String {
+        format!("QoS {}, {} B, {}", qos.as_u8(), self.size, self.rate)
+    }
+}
+
+fn numbered(topic: &str) -> impl Fn(u32) -> String {
+    let topic = topic.to_owned();
+    move |n| topic.replace("{}", &n.to_string())
+}
+
+fn connections() -> clap::builder::RangedI64ValueParser<u32> {
+    clap::value_parser!(u32).range(1..=i64::from(CONNECTIONS_MAX))
+}
+
+fn rate(text: &str) -> Result<Rate, String> {
+    match text {
+        "max" => Ok(Rate::Max),
+        _ => match text.parse::<f64>() {
+            Ok(rate) if (0.001..=100_000_000.0).contains(&rate) => Ok(Rate::PerSecond(rate)),
+            _ => Err("allowed: messages per second, or max".to_owned()),
+        },
+    }
+}
+
+fn bench_duration(text: &str) -> Result<Duration, String> {
+    let allowed = Duration::from_millis(100)..=DURATION_MAX;
+    crate::config::parse_duration(text)
+        .filter(|duration| allowed.contains(duration))
+        .ok_or_else(|| "allowed: a duration from 100ms to 10m".to_owned())
+}

@@ -1,0 +1,82 @@
+//! What one run does, as plain data.
+
+use std::fmt;
+use std::num::NonZeroU16;
+use std::time::Duration;
+
+use weir_codec::{QoS, UserProperties};
+
+/// One run: who publishes, who subscribes, when it ends.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Plan {
+    /// What people read.
+    pub(super) title: String,
+    pub(super) publishers: Vec<PublisherPlan>,
+    pub(super) subscribers: Vec<SubscriberPlan>,
+    /// Connections that do nothing.
+    pub(super) idle: u32,
+    /// Deliveries that one message makes.
+    pub(super) copies: u64,
+    /// Messages that are stored already and will be delivered.
+    pub(super) stored: u64,
+    /// Time to publish, or to read what is stored.
+    pub(super) duration: Duration,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct PublisherPlan {
+    pub(super) topic: String,
+    pub(super) qos: QoS,
+    /// Bytes of payload.
+    pub(super) size: usize,
+    pub(super) rate: Rate,
+    /// Part of an interval by which this publisher is behind the first, so that they don't all send at once.
+    pub(super) lag: f64,
+    /// Publishes in flight.
+    pub(super) window: NonZeroU16,
+    /// Ends after so many.
+    pub(super) count: u64,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct SubscriberPlan {
+    pub(super) filter: String,
+    pub(super) qos: QoS,
+    pub(super) properties: UserProperties,
+    /// Subscribes when the clock starts, not before.
+    pub(super) at_start: bool,
+}
+
+/// How fast to publish.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Rate {
+    /// As fast as can be.
+    Max,
+    /// At fixed times.
+    PerSecond(f64),
+}
+
+impl SubscriberPlan {
+    pub(super) fn new(filter: &str, qos: QoS) -> Self {
+        Self { filter: filter.to_owned(), qos, properties: UserProperties::new(), at_start: false }
+    }
+}
+
+impl Rate {
+    /// The share of each of `n`.
+    pub(super) fn shared_by(self, n: u32) -> Self {
+        match self {
+            Self::Max => Self::Max,
+            Self::PerSecond(rate) => Self::PerSecond(rate / f64::from(n)),
+        }
+    }
+}
+
+impl fmt::Display for Rate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Max => f.write_str("max rate (closed loop)"),
+            Self::PerSecond(rate) => write!(f, "{rate} msg/s (open loop)"),
+        }
+    }
+}

@@ -1,0 +1,273 @@
+//! What came of a run: a table for people, a document for programs.
+
+use serde_json::{Value, json};
+
+use super::latency::{Latencies, Latency};
+use super::plan::Plan;
+use super::run::expected;
+use super::shared::{Shared, read};
+use crate::cli::output::Table;
+
+/// All runs of a scenario.
+#[derive(Debug)]
+pub(super) struct Report {
+    scenario: &'static str,
+    runs: Vec<(Plan, Outcome)>,
+}
+
+/// Numbers of one run. Times are nanoseconds.
+#[derive(Debug)]
+pub(super) struct Outcome {
+    sent: u64,
+    unsent: u64,
+    acked: u64,
+    refused: u64,
+    received: u64,
+    foreign: u64,
+    expected: u64,
+    connected: u64,
+    errors: u64,
+    first_error: Option<String>,
+    /// From the start to the last publish, and to the last arrival.
+    sent_for: u64,
+    received_for: u64,
+    latencies: Latencies,
+}
+
+impl Outcome {
+    pub(super) fn new(plan: &Plan, shared: &Shared, latencies: Latencies, started: u64) -> Self {
+        let counts = &shared.counts;
+        Self {
+            sent: read(&counts.sent),
+            unsent: read(&counts.unsent),
+            acked: read(&counts.acked),
+            refused: read(&counts.refused),
+            received: read(&counts.received),
+            foreign: read(&counts.foreign),
+            expected: expected(plan, counts),
+            connected: read(&counts.ready),
+            errors: read(&counts.errors),
+            first_error: shared.first_error(),
+            sent_for: read(&counts.last_sent).saturating_sub(started),
+            received_for: read(&counts.last_received).saturating_sub(started),
+            latencies,
+        }
+    }
+
+    fn lost(&self) -> u64 {
+        self.expected.saturating_sub(self.received)
+    }
+
+    /// Messages that arrived more often than they should.
+    fn extra(&self, plan: &Plan) -> u64 {
+        // Publishes without acknowledgement may arrive as well.
+        let most = (self.sent + plan.stored) * plan.copies;
+        self.received.saturating_sub(most.max(self.expected))
+    }
+
+    /// Time from the last publish to the last arrival.
+    fn drain(&self) -> u64 {
+        self.received_for.saturating_sub(self.sent_for)
+    }
+
+    /// Which latencies mean something in this run.
+    fn latencies(&self, plan: &Plan) -> Vec<(&'static str, &'static str, &Latency)> {
+        let mut latencies = vec![
+            ("connect", "connect", &self.latencies.connect),
+            ("publish to ack", "ack", &self.latencies.ack),
+        ];
+        // What was stored long before it is read has no latency.
+        if plan.stored == 0 {
+            latencies.push(("publish to arrival", "endToEnd", &self.latencies.end_to_end));
+        }
+        latencies.retain(|(_, _, latency)| !latency.is_empty());
+        latencies
+    }
+}
+
+impl Report {
+    pub(super) const fn new(scenario: &'static str) -> Self {
+        Self { scenario, runs: Vec::new() }
+    }
+
+    pub(super) fn add(&mut self, plan: Plan, outcome: Outcome) {
+        self.runs.push((plan, outcome));
+    }
+
+    /// Fails if something failed, after all has been printed.
+    pub(super) fn check(&self) -> anyhow::Result<()> {
+        for (_, outcome) in &self.runs {
+            let what = outcome.first_error.as_deref().unwrap_or_default();
+            anyhow::ensure!(outcome.errors == 0, "{} connections failed; the first: {what}", outcome.errors);
+            anyhow::ensure!(outcome.refused == 0, "{} publishes refused; the first: {what}", outcome.refused);
+        }
+        Ok(())
+    }
+
+    pub(super) fn text(&self) -> String {
+        self.runs.iter().map(|(plan, outcome)| text(plan, outcome)).collect()
+    }
+
+    pub(super) fn json(&self) -> Value {
+        let runs = self.runs.iter().map(|(plan, outcome)| document(plan, outcome));
+        json!({ "scenario": self.scenario, "runs": runs.collect::<Value>() })
+    }
+}
+
+fn text(plan: &Plan, outcome: &Outcome) -> String {
+    let mut text = format!("\n{}\n\n", plan.title);
+    let mut counts = Table::new(&["", "TOTAL#", "PER SECOND#"]);
+    let mut row = |name: &str, total: u64, per_second: String| {
+        counts.row(vec![name.to_owned(), total.to_string(), per_second]);
+    };
+    if plan.idle > 0 {
+        row("connected", outcome.connected, String::new());
+    }
+    if !plan.publishers.is_empty() {
+        row("sent", outcome.sent, rate(outcome.sent, seconds(outcome.sent_for)));
+        for (name, n) in
+            [("acknowledged", outcome.acked), ("refused", outcome.refused), ("not sent", outcome.unsent)]
+        {
+            if n > 0 {
+                row(name, n, String::new());
+            }
+        }
+    }
+    if !plan.subscribers.is_empty() {
+        let all = outcome.received + outcome.foreign;
+        row("received", outcome.received, rate(all, seconds(outcome.received_for)));
+        for (name, n) in [
+            ("of other runs", outcome.foreign),
+            ("lost", outcome.lost()),
+            ("received again", outcome.extra(plan)),
+        ] {
+            if n > 0 || name == "lost" {
+                row(name, n, String::new());
+            }
+        }
+    }
+    row("errors", outcome.errors, String::new());
+    text.push_str(&counts.to_string());
+
+    let latencies = outcome.latencies(plan);
+    if !latencies.is_empty() {
+        let mut table = Table::new(&["LATENCY", "P50#", "P90#", "P99#", "P99.9#", "MAX#"]);
+        for (name, _, latency) in latencies {
+            let percentiles = [50.0, 90.0, 99.0, 99.9].map(|percent| nanos(latency.percentile(percent)));
+            let [p50, p90, p99, p999] = percentiles;
+            table.row(vec![name.to_owned(), p50, p90, p99, p999, nanos(latency.max())]);
+        }
+        text.push_str(&format!("\n{table}"));
+    }
+    if !plan.subscribers.is_empty() && !plan.publishers.is_empty() {
+        text.push_str(&format!("\nlast arrival {} after the last publish\n", nanos(outcome.drain())));
+    }
+    text
+}
+
+fn document(plan: &Plan, outcome: &Outcome) -> Value {
+    let latencies = outcome.latencies(plan).into_iter().map(|(_, key, latency)| {
+        let value = json!({
+            "p50Nanos": latency.percentile(50.0),
+            "p90Nanos": latency.percentile(90.0),
+            "p99Nanos": latency.percentile(99.0),
+            "p999Nanos": latency.percentile(99.9),
+            "maxNanos": latency.max(),
+        });
+        (key.to_owned(), value)
+    });
+    let received = outcome.received + outcome.foreign;
+    json!({
+        "title": plan.title,
+        "connected": outcome.connected,
+        "sent": outcome.sent,
+        "sentPerSecond": per_second(outcome.sent, seconds(outcome.sent_for)),
+        "notSent": outcome.unsent,
+        "acknowledged": outcome.acked,
+        "refused": outcome.refused,
+        "received": outcome.received,
+        "receivedOfOtherRuns": outcome.foreign,
+        "receivedPerSecond": per_second(received, seconds(outcome.received_for)),
+        "lost": outcome.lost(),
+        "receivedAgain": outcome.extra(plan),
+        "drainNanos": outcome.drain(),
+        "errors": outcome.errors,
+        "firstError": outcome.first_error,
+        "latency": latencies.collect::<serde_json::Map<_, _>>(),
+    })
+}
+
+/// A rate in whole messages, with its thousands set off.
+pub(super) fn rate(n: u64, seconds: f64) -> String {
+    let rate = format!("{:.0}", per_second(n, seconds));
+    let mut text = String::new();
+    for (place, digit) in rate.chars().enumerate() {
+        if place > 0 && (rate.len() - place).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+#[expect(clippy::cast_precision_loss, reason = "for people")]
+fn per_second(n: u64, seconds: f64) -> f64 {
+    if seconds > 0.0 { n as f64 / seconds } else { 0.0 }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "for people")]
+fn seconds(nanos: u64) -> f64 {
+    nanos as f64 / 1e9
+}
+
+/// A latency in the unit that fits it.
+pub(super) fn nanos(n: u64) -> String {
+    let seconds = seconds(n);
+    if n < 1_000_000 {
+        format!("{:.0} us", seconds * 1e6)
+    } else if n < 1_000_000_000 {
+        format!("{:.2} ms", seconds * 1e3)
+    } else {
+        format!("{seconds:.2} s")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_for_people() {
+        assert_eq!(rate(0, 1.0), "0");
+        assert_eq!(rate(999, 1.0), "999");
+        assert_eq!(rate(1_234_567, 1.0), "1,234,567");
+        assert_eq!(rate(10, 0.0), "0");
+        assert_eq!([999_000, 1_500_000, 2_500_000_000].map(nanos), ["999 us", "1.50 ms", "2.50 s"]);
+    }
+
+    #[test]
+    fn losses_and_repeats_are_told_from_what_may_be() {
+        let plan = Plan { copies: 2, ..Plan::default() };
+        let outcome = |sent, expected, received| Outcome {
+            sent,
+            unsent: 0,
+            acked: 0,
+            refused: 0,
+            received,
+            foreign: 0,
+            expected,
+            connected: 0,
+            errors: 0,
+            first_error: None,
+            sent_for: 0,
+            received_for: 0,
+            latencies: Latencies::default(),
+        };
+        let check =
+            |outcome: Outcome, lost, extra| assert_eq!((outcome.lost(), outcome.extra(&plan)), (lost, extra));
+        check(outcome(10, 20, 20), 0, 0);
+        check(outcome(10, 20, 17), 3, 0);
+        check(outcome(10, 16, 18), 0, 0);
+        check(outcome(10, 16, 23), 0, 3);
+    }
+}

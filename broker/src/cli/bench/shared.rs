@@ -1,0 +1,269 @@
+//! What the connections of a run share: the clock, what they count, and the signals to start and to stop.
+
+use std::num::NonZeroU16;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use bytestring::ByteString;
+use parking_lot::Mutex;
+use tokio::sync::{Semaphore, watch};
+use tokio::time::Instant;
+use weir_codec::QoS;
+use weir_env::clock::Clock;
+
+use super::latency::Latencies;
+use super::plan::{Plan, Rate};
+use crate::cli::args::BrokerArgs;
+use crate::client::{Client, ConnectOptions};
+
+/// Connections that one run opens at the same time.
+const CONNECTING_MAX: usize = 64;
+
+/// Where a run is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// Connections are made.
+    Setup,
+    /// Messages flow.
+    Run {
+        /// Of the first message.
+        start: Instant,
+        /// After the last.
+        end: Instant,
+    },
+    /// Everybody goes home.
+    Stop,
+}
+
+/// Shared by all connections of a run.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) broker: BrokerArgs,
+    pub(super) clock: Clock,
+    /// Zero of the times in payloads.
+    base: Instant,
+    /// In every payload, to know our own messages.
+    pub(super) run: u64,
+    pub(super) counts: Counts,
+    /// Bounds what is under way where acknowledgements do not.
+    backlog: Option<Backlog>,
+    phase_tx: watch::Sender<Phase>,
+    connecting: Semaphore,
+    first_error: Mutex<Option<String>>,
+}
+
+/// Messages of a closed loop at QoS 0: published and not yet arrived. Without a bound they would pile up in the
+/// sockets, and the run would measure how much fits there.
+#[derive(Debug)]
+struct Backlog {
+    /// Deliveries that one message makes.
+    copies: u64,
+    /// Messages under way, of all publishers.
+    max: u64,
+    /// Messages that no longer count, because nothing has arrived for a while: QoS 0 may lose them.
+    forgiven: AtomicU64,
+}
+
+/// Counters of a run.
+#[derive(Debug, Default)]
+pub(super) struct Counts {
+    /// Connections that are ready to run.
+    pub(super) ready: AtomicU64,
+    /// Publishers that have finished.
+    pub(super) published: AtomicU64,
+    /// Connections that have ended.
+    pub(super) ended: AtomicU64,
+    /// Messages published.
+    pub(super) sent: AtomicU64,
+    /// Messages that were due and could not be published in time.
+    pub(super) unsent: AtomicU64,
+    /// Publishes acknowledged with success.
+    pub(super) acked: AtomicU64,
+    /// Publishes refused.
+    pub(super) refused: AtomicU64,
+    /// Messages of this run received.
+    pub(super) received: AtomicU64,
+    /// Other messages received.
+    pub(super) foreign: AtomicU64,
+    /// Connections that failed.
+    pub(super) errors: AtomicU64,
+    /// When the last message was published, and received, in nanoseconds.
+    pub(super) last_sent: AtomicU64,
+    pub(super) last_received: AtomicU64,
+}
+
+/// One connection's view of the run, with the histograms of its worker.
+#[derive(Clone, Debug)]
+pub(super) struct Member {
+    pub(super) shared: Arc<Shared>,
+    pub(super) latencies: Arc<Mutex<Latencies>>,
+    pub(super) number: usize,
+}
+
+pub(super) fn add(counter: &AtomicU64, n: u64) {
+    counter.fetch_add(n, Ordering::Relaxed);
+}
+
+pub(super) fn read(counter: &AtomicU64) -> u64 {
+    counter.load(Ordering::Relaxed)
+}
+
+impl Shared {
+    pub(super) fn new(broker: BrokerArgs, plan: &Plan, run: u64) -> Self {
+        let closed = plan.publishers.iter().filter(|p| p.rate == Rate::Max && p.qos == QoS::AtMostOnce);
+        let max = closed.map(|publisher| u64::from(publisher.window.get())).sum();
+        let backlog = (max > 0 && plan.copies > 0).then(|| Backlog {
+            copies: plan.copies,
+            max,
+            forgiven: AtomicU64::new(0),
+        });
+        let clock = Clock::system();
+        Self {
+            broker,
+            clock,
+            base: clock.now(),
+            run,
+            counts: Counts::default(),
+            backlog,
+            phase_tx: watch::Sender::new(Phase::Setup),
+            connecting: Semaphore::new(CONNECTING_MAX),
+            first_error: Mutex::new(None),
+        }
+    }
+
+    /// Nanoseconds from the start of the process's run to `at`.
+    pub(super) fn nanos(&self, at: Instant) -> u64 {
+        u64::try_from(at.saturating_duration_since(self.base).as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    pub(super) fn now(&self) -> u64 {
+        self.nanos(self.clock.now())
+    }
+
+    pub(super) fn instant(&self, nanos: u64) -> Instant {
+        self.base + Duration::from_nanos(nanos)
+    }
+
+    pub(super) fn set_phase(&self, phase: Phase) {
+        self.phase_tx.send_replace(phase);
+    }
+
+    pub(super) fn phases(&self) -> watch::Receiver<Phase> {
+        self.phase_tx.subscribe()
+    }
+
+    /// Messages that may be published before others have arrived.
+    pub(super) fn backlog_room(&self) -> u64 {
+        let Some(backlog) = &self.backlog else { return u64::MAX };
+        let done = read(&self.counts.received) / backlog.copies + read(&backlog.forgiven);
+        backlog.max.saturating_sub(read(&self.counts.sent).saturating_sub(done))
+    }
+
+    /// Gives up what is under way.
+    pub(super) fn forgive_backlog(&self) {
+        if let Some(backlog) = &self.backlog {
+            let arrived = read(&self.counts.received) / backlog.copies;
+            backlog.forgiven.fetch_max(read(&self.counts.sent).saturating_sub(arrived), Ordering::Relaxed);
+        }
+    }
+
+    /// Counts a connection that failed, and keeps why the first did.
+    pub(super) fn fail(&self, error: &anyhow::Error) {
+        add(&self.counts.errors, 1);
+        self.note(format!("{error:#}"));
+    }
+
+    /// Keeps the first thing that went wrong.
+    pub(super) fn note(&self, what: String) {
+        self.first_error.lock().get_or_insert(what);
+    }
+
+    pub(super) fn first_error(&self) -> Option<String> {
+        self.first_error.lock().clone()
+    }
+}
+
+impl Member {
+    /// Connects, when it is this member's turn.
+    pub(super) async fn connect(&self) -> anyhow::Result<Client> {
+        let _turn = self.shared.connecting.acquire().await.context("wait for a turn to connect")?;
+        let options = self.shared.broker.connect_options("bench");
+        let options = ConnectOptions {
+            client_id: ByteString::from(format!("{}-{}", options.client_id, self.number)),
+            // The load itself keeps the connection alive, and idle ones shall be idle.
+            keep_alive: 0,
+            receive_maximum: Some(NonZeroU16::MAX),
+            ..options
+        };
+        self.shared.broker.connect(&options).await
+    }
+
+    /// Says that this connection is ready, and waits for the start: `None` if there is none.
+    pub(super) async fn started(&self) -> Option<(Instant, Instant)> {
+        add(&self.shared.counts.ready, 1);
+        let mut phases = self.shared.phases();
+        match *phases.wait_for(|phase| *phase != Phase::Setup).await.ok()? {
+            Phase::Run { start, end } => Some((start, end)),
+            Phase::Setup | Phase::Stop => None,
+        }
+    }
+
+    /// Waits for the end of the run. Cancel-safe.
+    pub(super) async fn stopped(phases: &mut watch::Receiver<Phase>) {
+        // A run that is gone is as good as stopped.
+        let _ = phases.wait_for(|phase| *phase == Phase::Stop).await;
+    }
+}
+
+/// Checks that the server can do `qos`.
+pub(super) fn check_qos(client: &Client, qos: QoS) -> anyhow::Result<()> {
+    let maximum = client.conn_ack().maximum_qos.unwrap_or(QoS::ExactlyOnce);
+    ensure!(qos <= maximum, "the broker offers QoS {} at most", maximum.as_u8());
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{Args as _, FromArgMatches as _};
+
+    use super::super::plan::PublisherPlan;
+    use super::*;
+
+    fn shared(rate: Rate, qos: QoS) -> Shared {
+        let window = NonZeroU16::new(5).unwrap();
+        let publisher =
+            PublisherPlan { topic: "t".into(), qos, size: 16, rate, lag: 0.0, window, count: u64::MAX };
+        let plan = Plan { publishers: vec![publisher; 2], copies: 3, ..Plan::default() };
+        let command = BrokerArgs::augment_args(clap::Command::new("test"));
+        let broker = BrokerArgs::from_arg_matches(&command.get_matches_from(["test"])).unwrap();
+        Shared::new(broker, &plan, 7)
+    }
+
+    #[test]
+    fn a_closed_loop_without_acknowledgements_follows_the_arrivals() {
+        let shared = shared(Rate::Max, QoS::AtMostOnce);
+        assert_eq!(shared.backlog_room(), 10);
+        add(&shared.counts.sent, 10);
+        assert_eq!(shared.backlog_room(), 0);
+        add(&shared.counts.received, 7);
+        assert_eq!(shared.backlog_room(), 2);
+        add(&shared.counts.sent, 2);
+        shared.forgive_backlog();
+        assert_eq!(shared.backlog_room(), 10);
+    }
+
+    #[test]
+    fn other_loops_do_not() {
+        for (rate, qos) in [(Rate::PerSecond(1.0), QoS::AtMostOnce), (Rate::Max, QoS::AtLeastOnce)] {
+            assert_eq!(shared(rate, qos).backlog_room(), u64::MAX);
+        }
+    }
+
+    #[test]
+    fn instants_and_nanoseconds_agree() {
+        let shared = shared(Rate::Max, QoS::AtMostOnce);
+        assert_eq!(shared.nanos(shared.instant(5_000)), 5_000);
+    }
+}
