@@ -74,6 +74,15 @@ pub(crate) struct TestConsumer {
 
 impl TestConsumer {
     pub(crate) async fn attach(core: &Core, queue: &Arc<Object>, id: u64, window: u32) -> Self {
+        Self::try_attach(core, queue, id, window).await.unwrap()
+    }
+
+    pub(crate) async fn try_attach(
+        core: &Core,
+        queue: &Arc<Object>,
+        id: u64,
+        window: u32,
+    ) -> weir_core::Result<Self> {
         let (tx, deliveries) = mpsc::channel(window as usize);
         let consumer = Consumer {
             id: ConsumerId(id),
@@ -81,8 +90,8 @@ impl TestConsumer {
             connection_window: None,
             deliveries: tx,
         };
-        core.attach(queue, &consumer).await.unwrap();
-        Self { consumer, deliveries }
+        core.attach(queue, &consumer).await?;
+        Ok(Self { consumer, deliveries })
     }
 
     /// The next delivery; the paused clock runs on while there is none.

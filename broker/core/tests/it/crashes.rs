@@ -1,0 +1,242 @@
+//! Crashes at random moments over a store with random faults. A run depends on its seed alone; a failing one
+//! prints it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use weir_core::Core;
+use weir_core::definition::Kind;
+use weir_core::metrics::Metrics;
+use weir_core::queue::{Lost, Verdict};
+use weir_env::clock::Clock;
+use weir_env::seed::Seed;
+use weir_storage::{FaultHandle, FaultRates, FaultStore, SharedStore};
+
+use crate::faults::contents;
+use crate::support::{TestConsumer, definition, memory, open, publish, text};
+
+const SEEDS: u64 = 100;
+const LIVES: u64 = 6;
+const STEPS: u64 = 40;
+
+/// What the outside world knows, and what it has seen.
+struct World {
+    seed: Seed,
+    store: SharedStore,
+    faults: FaultHandle,
+    clock: Clock,
+    published: u64,
+    /// Payloads whose publisher was told that they are durable.
+    accepted: BTreeSet<String>,
+    /// Payloads that a consumer acknowledged.
+    acked: BTreeSet<String>,
+    /// Of those, the ones of this life.
+    acked_now: BTreeSet<String>,
+    /// Those acknowledged long before the end of a life: they are never seen again.
+    surely_acked: BTreeSet<String>,
+    trace: String,
+}
+
+impl World {
+    fn new(seed: u64) -> Self {
+        let (store, clock) = memory();
+        let seed = Seed::fixed(seed);
+        let store = FaultStore::wrap(store, seed.fork("faults"));
+        Self {
+            faults: store.handle(),
+            store: Arc::new(store),
+            clock,
+            seed: seed.fork("world"),
+            published: 0,
+            accepted: BTreeSet::new(),
+            acked: BTreeSet::new(),
+            acked_now: BTreeSet::new(),
+            surely_acked: BTreeSet::new(),
+            trace: String::new(),
+        }
+    }
+
+    fn note(&mut self, what: &str) {
+        writeln!(self.trace, "{} {what}", self.clock.wall()).unwrap();
+    }
+
+    async fn open(&mut self) -> Core {
+        loop {
+            let seed = Seed::fixed(self.seed.next_u64());
+            let core = Core::open(Arc::clone(&self.store), self.clock, &seed, Metrics::default()).await;
+            match core {
+                Ok(core) => return core,
+                Err(error) => self.note(&format!("open: {error}")),
+            }
+        }
+    }
+
+    /// Publishes a few messages at once and gives up waiting at a random moment.
+    async fn publish(&mut self, core: &Core) {
+        let count = 1 + self.seed.below(8);
+        let payloads: Vec<String> = (0..count).map(|n| format!("m{}", self.published + n)).collect();
+        self.published += count;
+        let patience = Duration::from_millis(1 + self.seed.below(2000));
+        let publish = |payload: String| async {
+            let topic = format!("a/{}", payload.len());
+            let result = tokio::time::timeout(patience, publish(core, self.clock, &topic, &payload)).await;
+            (payload, result)
+        };
+        for (payload, result) in join_all(payloads.into_iter().map(publish)).await {
+            self.note(&format!("{payload}: {result:?}"));
+            if matches!(result, Ok(Ok(()))) {
+                self.accepted.insert(payload);
+            }
+        }
+    }
+
+    /// Takes what there is for `consumer`, and acknowledges, refuses or keeps it.
+    async fn consume(&mut self, core: &Core, consumer: &mut TestConsumer) {
+        while let Ok(delivery) = consumer.deliveries.try_recv() {
+            let payload = text(&delivery);
+            self.note(&format!("got {payload} #{}", delivery.delivery_count));
+            assert!(!self.surely_acked.contains(&payload), "{payload} was acknowledged long ago");
+            match self.seed.below(10) {
+                0 => {}
+                1 => consumer.settle(core, &delivery, Verdict::Rejected).await,
+                _ => {
+                    self.acked.insert(payload.clone());
+                    self.acked_now.insert(payload);
+                    consumer.ack(core, &delivery).await;
+                }
+            }
+        }
+    }
+
+    /// One life of a pod, from opening the store to a crash.
+    async fn live(&mut self) {
+        self.faults.set_rates(FaultRates::uniform(15));
+        let core = self.open().await;
+        let queue = core.catalog().view().find(Kind::Queue, "q").unwrap();
+        let mut consumers: BTreeMap<u64, TestConsumer> = BTreeMap::new();
+        for _ in 0..self.seed.below(STEPS) {
+            match self.seed.below(10) {
+                0..=3 => self.publish(&core).await,
+                4 if consumers.len() < 3 => {
+                    let id = self.seed.next_u64();
+                    match TestConsumer::try_attach(&core, &queue, id, 5).await {
+                        Ok(consumer) => drop(consumers.insert(id, consumer)),
+                        Err(error) => self.note(&format!("attach: {error}")),
+                    }
+                }
+                5 => {
+                    if let Some((_, consumer)) = consumers.pop_first() {
+                        let lost = if self.seed.below(2) == 0 { Lost::Left } else { Lost::Vanished };
+                        core.detach(&queue, consumer.consumer.id, lost).await.unwrap();
+                    }
+                }
+                6 => {
+                    self.faults.heal();
+                    tokio::time::sleep(Duration::from_secs(20)).await;
+                    self.surely_acked.append(&mut self.acked_now);
+                    self.faults.set_rates(FaultRates::uniform(15));
+                }
+                _ => {
+                    for consumer in consumers.values_mut() {
+                        self.consume(&core, consumer).await;
+                    }
+                    tokio::time::sleep(Duration::from_millis(self.seed.below(500))).await;
+                }
+            }
+        }
+        self.acked_now.clear();
+        self.note("crash");
+    }
+
+    /// What is left, with a store that has recovered.
+    async fn settle_and_check(&mut self) {
+        self.faults.heal();
+        self.faults.settle().await;
+        let core = open(&self.store, self.clock, self.seed.next_u64()).await;
+        let view = core.catalog().view();
+        let (stream, queue) = (view.find(Kind::Stream, "s").unwrap(), view.find(Kind::Queue, "q").unwrap());
+        for object in [&stream, &queue] {
+            let payloads = contents(&self.store, object).await;
+            let distinct: BTreeSet<String> = payloads.iter().cloned().collect();
+            assert_eq!(distinct.len(), payloads.len(), "a message is there twice");
+            // Of a queue, what is done may have been removed.
+            let is_done = |payload: &&String| object.definition.kind == Kind::Queue && self.acked.contains(*payload);
+            let lost: Vec<&String> =
+                self.accepted.difference(&distinct).filter(|payload| !is_done(payload)).collect();
+            assert!(lost.is_empty(), "acknowledged and not in {}: {lost:?}", object.definition.name);
+        }
+        let appended = contents(&self.store, &queue).await;
+        let mut depth = 0;
+        for report in core.describe(&queue).await.unwrap() {
+            let queue = report.queue.unwrap();
+            assert_eq!(queue.depth, report.extent.next - queue.acknowledged - queue.expired - queue.exhausted);
+            depth += queue.depth;
+        }
+        let mut consumer = TestConsumer::attach(&core, &queue, 1, 50).await;
+        let mut left = BTreeSet::new();
+        for _ in 0..depth {
+            let delivery = consumer.next().await;
+            let payload = text(&delivery);
+            assert!(!self.surely_acked.contains(&payload), "{payload} was acknowledged long ago");
+            assert!(left.insert(payload.clone()), "{payload} was delivered twice");
+            consumer.ack(&core, &delivery).await;
+        }
+        consumer.nothing().await;
+        for payload in appended {
+            assert!(left.contains(&payload) || self.acked.contains(&payload), "{payload} was lost");
+        }
+        self.note(&format!("{} accepted, {} left", self.accepted.len(), left.len()));
+        core.close().await;
+    }
+}
+
+async fn run(seed: u64) -> String {
+    let mut world = World::new(seed);
+    let core = world.open().await;
+    let mut queue = definition(Kind::Queue, "q", "a/+", 2);
+    queue.dispatch.max_deliveries = 0;
+    core.apply(&[definition(Kind::Stream, "s", "a/+", 2), queue]).await.unwrap();
+    drop(core);
+    for _ in 0..LIVES {
+        world.live().await;
+    }
+    world.settle_and_check().await;
+    world.trace
+}
+
+fn simulate(seed: u64) -> String {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    runtime.block_on(run(seed))
+}
+
+/// Prints the seed of a run that fails.
+struct Announce(u64);
+
+impl Drop for Announce {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            println!("failing seed: {}", self.0);
+        }
+    }
+}
+
+#[test]
+fn nothing_acknowledged_is_lost_in_any_crash() {
+    for seed in 0..SEEDS {
+        let _announce = Announce(seed);
+        simulate(seed);
+    }
+}
+
+#[test]
+fn the_same_seed_is_the_same_run() {
+    for seed in [3, 1000] {
+        let _announce = Announce(seed);
+        let trace = simulate(seed);
+        assert!(trace.lines().count() > 50, "{trace}");
+        assert_eq!(trace, simulate(seed));
+    }
+}
