@@ -8,9 +8,7 @@ use super::wire::Wire;
 /// Connects and stays until the run stops.
 pub(super) async fn run(member: Member) -> anyhow::Result<()> {
     let mut phases = member.shared.phases();
-    let before = member.shared.now();
     let client = member.connect().await?;
-    member.latencies.lock().connect.record(member.shared.now() - before);
     add(&member.shared.counts.ready, 1);
     let (mut wire, _) = Wire::new(client);
     let stayed = tokio::select! {

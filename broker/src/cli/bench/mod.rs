@@ -85,7 +85,7 @@ struct LoadArgs {
     #[arg(short, long, value_name = "BYTES", default_value_t = 100,
         value_parser = clap::value_parser!(u32).range(i64::from(SIZE_MIN)..=i64::from(SIZE_MAX)))]
     size: u32,
-    /// QoS 1 and 2 publishes in flight per publisher, if the broker allows as many
+    /// Publishes in flight per publisher, if the broker allows as many; at QoS 0 only with --rate max
     #[arg(long, value_name = "N", default_value = "100")]
     window: NonZeroU16,
 }

@@ -197,7 +197,10 @@ impl Member {
             receive_maximum: Some(NonZeroU16::MAX),
             ..options
         };
-        self.shared.broker.connect(&options).await
+        let before = self.shared.now();
+        let client = self.shared.broker.connect(&options).await?;
+        self.latencies.lock().connect.record(self.shared.now() - before);
+        Ok(client)
     }
 
     /// Says that this connection is ready, and waits for the start: `None` if there is none.
