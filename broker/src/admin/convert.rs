@@ -1,0 +1,247 @@
+//! The core's objects and errors as messages of the admin API. Reads nothing, owns nothing.
+
+use std::collections::BTreeMap;
+
+use tonic::Status;
+use weir_core::Error;
+use weir_core::catalog::Object;
+use weir_core::definition::{Kind, Strategy};
+use weir_core::shard::{LogReport, QueueReport};
+use weir_env::clock::Timestamp;
+use weir_proto::admin::v1 as wire;
+
+/// Consumers that a description names.
+const CONSUMERS_MAX: usize = 1000;
+
+/// What the owners of the shards of a queue or stream say of them, or why they cannot.
+pub(super) struct Reports {
+    pub(super) shards: Vec<LogReport>,
+    damage: Option<String>,
+}
+
+impl Reports {
+    pub(super) fn new(shards: Vec<LogReport>) -> Self {
+        Self { shards, damage: None }
+    }
+
+    /// No report, if `error` means that the records of the one queue or stream cannot be read.
+    pub(super) fn damaged(error: &Error) -> Option<Self> {
+        match error {
+            Error::Record(damage) => {
+                Some(Self { shards: Vec::new(), damage: Some(format!("read stored record: {damage}")) })
+            }
+            Error::Store(_) | Error::Fenced | Error::Full(_) | Error::Closed => None,
+        }
+    }
+
+    fn sum(&self, of: impl Fn(&LogReport) -> u64) -> u64 {
+        self.shards.iter().map(of).sum()
+    }
+
+    fn sum_queue(&self, of: impl Fn(&QueueReport) -> u64) -> u64 {
+        self.shards.iter().filter_map(|report| report.queue.as_ref()).map(of).sum()
+    }
+
+    /// Consumers and what each holds, over all shards, by id.
+    fn consumers(&self) -> BTreeMap<u64, u64> {
+        let mut consumers = BTreeMap::new();
+        let queues = self.shards.iter().filter_map(|report| report.queue.as_ref());
+        for (id, inflight) in queues.flat_map(|queue| &queue.consumers) {
+            *consumers.entry(id.0).or_default() += u64::from(*inflight);
+        }
+        consumers
+    }
+
+    /// A reader of a stream reads every shard.
+    fn readers(&self) -> usize {
+        self.shards.iter().map(|report| report.readers).max().unwrap_or(0)
+    }
+
+    fn conditions(&self) -> Vec<wire::Condition> {
+        let (status, reason) = if self.damage.is_some() { ("False", "Damaged") } else { ("True", "Serving") };
+        vec![wire::Condition {
+            r#type: "Ready".into(),
+            status: status.into(),
+            reason: reason.into(),
+            message: self.damage.clone().unwrap_or_default(),
+        }]
+    }
+}
+
+/// What people call the kind.
+pub(super) const fn word(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Queue => "queue",
+        Kind::Stream => "stream",
+    }
+}
+
+/// What a failure of the core means to the caller who asked about `object`.
+pub(super) fn status(error: &Error, object: &Object) -> Status {
+    let (word, name) = (word(object.definition.kind), &object.definition.name);
+    let retry = || Status::unavailable(format!("{word} `{name}`: {error}; try again"));
+    let damaged = || Status::data_loss(format!("{word} `{name}`: {error}; restore the store from a backup"));
+    match error {
+        Error::Store(store) => match store {
+            weir_storage::Error::Conflict
+            | weir_storage::Error::TooOld
+            | weir_storage::Error::UnknownSettled
+            | weir_storage::Error::UnknownOpen
+            | weir_storage::Error::Unavailable(_) => retry(),
+            weir_storage::Error::TooLarge { .. } => Status::internal(format!("{word} `{name}`: {error}")),
+            weir_storage::Error::Damaged(_) => damaged(),
+        },
+        Error::Record(_) => damaged(),
+        Error::Fenced => retry(),
+        Error::Full(_) => Status::resource_exhausted(format!("{word} `{name}`: {error}")),
+        Error::Closed => shutting_down(),
+    }
+}
+
+/// What callers are told at shutdown.
+pub(super) fn shutting_down() -> Status {
+    Status::unavailable("it is shutting down; try again when it is back")
+}
+
+pub(super) fn queue(object: &Object, reports: &Reports) -> wire::Queue {
+    let definition = &object.definition;
+    wire::Queue {
+        name: definition.name.clone(),
+        topic_filter: definition.topic_filter.clone().unwrap_or_default(),
+        shards: definition.shards.into(),
+        ordering: wire::Ordering::None.into(),
+        depth: reports.sum_queue(|queue| queue.depth),
+        in_flight: reports.sum_queue(|queue| queue.inflight),
+        consumers: count(reports.consumers().len()),
+        bytes: reports.sum_queue(|queue| queue.bytes),
+        declaration: Some(declaration(object)),
+        conditions: reports.conditions(),
+    }
+}
+
+pub(super) fn queue_description(object: &Object, reports: &Reports) -> wire::DescribeQueueResponse {
+    let consumers = reports.consumers();
+    let mut warnings = Vec::new();
+    let max_deliveries = object.definition.dispatch.max_deliveries;
+    if max_deliveries != 0 {
+        warnings.push(format!(
+            "No dead letters are kept: after {max_deliveries} deliveries a message is dropped."
+        ));
+    }
+    if !consumers.is_empty() {
+        warnings.push("Consumers are numbered in the order of their subscriptions, not named.".to_owned());
+    }
+    wire::DescribeQueueResponse {
+        queue: Some(queue(object, reports)),
+        settings: Some(queue_settings(object)),
+        shards: reports.shards.iter().zip(0..).map(|(report, n)| queue_shard(n, report)).collect(),
+        consumers: consumers
+            .into_iter()
+            .take(CONSUMERS_MAX)
+            .map(|(id, in_flight)| wire::QueueConsumer { id: format!("#{id}"), in_flight })
+            .collect(),
+        warnings,
+    }
+}
+
+fn queue_settings(object: &Object) -> wire::QueueSettings {
+    let (definition, dispatch) = (&object.definition, &object.definition.dispatch);
+    wire::QueueSettings {
+        key: definition.key.clone().unwrap_or_default(),
+        last_value: false,
+        ack_timeout_millis: dispatch.ack_timeout_ms,
+        max_deliveries: dispatch.max_deliveries,
+        max_inflight_per_consumer: dispatch.max_inflight_per_consumer,
+        dispatch_strategy: match dispatch.strategy {
+            Strategy::Random => "random",
+            Strategy::RoundRobin => "roundRobin",
+            Strategy::LeastInflight => "leastInflight",
+        }
+        .into(),
+        retention_age_millis: definition.retention.max_age_ms,
+        retention_bytes: definition.retention.max_bytes,
+        retention_messages: definition.retention.max_messages,
+        overflow: "RejectPublish".into(),
+        dead_letter: String::new(),
+    }
+}
+
+fn queue_shard(shard: u32, report: &LogReport) -> wire::QueueShard {
+    let queue = report.queue.clone().unwrap_or_default();
+    wire::QueueShard {
+        shard,
+        floor: queue.floor,
+        next_offset: report.extent.next,
+        depth: queue.depth,
+        bytes: queue.bytes,
+        in_flight: queue.inflight,
+    }
+}
+
+pub(super) fn stream(object: &Object, reports: &Reports) -> wire::Stream {
+    let definition = &object.definition;
+    wire::Stream {
+        name: definition.name.clone(),
+        topic_filter: definition.topic_filter.clone().unwrap_or_default(),
+        shards: definition.shards.into(),
+        messages: reports.sum(|report| report.extent.next.saturating_sub(report.extent.start)),
+        bytes: reports.sum(|report| report.bytes),
+        readers: count(reports.readers()),
+        declaration: Some(declaration(object)),
+        conditions: reports.conditions(),
+    }
+}
+
+/// A stream and its shards, whose oldest messages are of the times `oldest`.
+pub(super) fn stream_description(
+    object: &Object,
+    reports: &Reports,
+    oldest: &[Timestamp],
+) -> wire::DescribeStreamResponse {
+    let definition = &object.definition;
+    let mut warnings = Vec::new();
+    if reports.readers() > 0 {
+        warnings.push("Readers are counted, `weir stream tail` among them, but not named.".to_owned());
+    }
+    let shards = reports.shards.iter().zip(oldest).zip(0..);
+    wire::DescribeStreamResponse {
+        stream: Some(stream(object, reports)),
+        settings: Some(wire::StreamSettings {
+            key: definition.key.clone().unwrap_or_default(),
+            last_value: false,
+            retention_age_millis: definition.retention.max_age_ms,
+            retention_bytes: definition.retention.max_bytes,
+            retention_messages: definition.retention.max_messages,
+        }),
+        shards: shards.map(|((report, oldest), n)| stream_shard(n, report, *oldest)).collect(),
+        readers: Vec::new(),
+        warnings,
+    }
+}
+
+fn stream_shard(shard: u32, report: &LogReport, oldest: Timestamp) -> wire::StreamShard {
+    let is_empty = report.extent.start >= report.extent.next;
+    wire::StreamShard {
+        shard,
+        start_offset: report.extent.start,
+        next_offset: report.extent.next,
+        bytes: report.bytes,
+        first_ts_micros: if is_empty { 0 } else { oldest.as_micros() },
+        last_ts_micros: if is_empty { 0 } else { report.last_ts_micros },
+    }
+}
+
+/// Neither the file nor the time of a declaration is in the catalog.
+fn declaration(object: &Object) -> wire::Declaration {
+    wire::Declaration {
+        namespace: object.definition.namespace.clone(),
+        object: object.definition.object.clone(),
+        source: String::new(),
+        created_micros: 0,
+        generation: object.generation,
+    }
+}
+
+fn count(n: usize) -> u32 {
+    u32::try_from(n).unwrap_or(u32::MAX)
+}

@@ -1,0 +1,209 @@
+//! The admin API: `weir.admin.v1` over gRPC, for people and the operator.
+//!
+//! Answers from the core alone and changes nothing. Wire types are made here, at the edge, and go no further.
+//! It must never know sessions or connections of MQTT clients. The core owns all state; a call owns what it
+//! reads from.
+
+mod connections;
+mod convert;
+mod read;
+#[cfg(test)]
+mod tests;
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use futures_util::{Stream, StreamExt, TryStreamExt, stream};
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Server;
+use tonic::{Request, Response, Status};
+use weir_core::Core;
+use weir_core::catalog::Object;
+use weir_core::definition::Kind;
+use weir_proto::admin::v1 as wire;
+use weir_proto::admin::v1::admin_server::{Admin, AdminServer};
+use weir_topic::ObjectName;
+
+use convert::{Reports, status};
+use read::Reading;
+
+/// Calls that one connection may have under way.
+const CALLS_PER_CONNECTION_MAX: u32 = 64;
+/// Streams read at the same time: each holds a batch of messages in memory.
+const READS_MAX: usize = 32;
+/// Largest request: a name and some numbers.
+const REQUEST_BYTES_MAX: usize = 16 * 1024;
+/// Largest answer: a list of all queues there may be, or one message.
+const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Longest time until a call is answered, below that of our own client.
+const ANSWER_WAIT: Duration = Duration::from_secs(8);
+/// Queues or streams of a list that are asked at the same time.
+const ASKED_AT_ONCE: usize = 16;
+/// How often a silent client is asked whether it is still there, and how long its answer may take.
+const KEEPALIVE: Duration = Duration::from_secs(20);
+/// Longest wait at shutdown for clients that do not take what was sent to them.
+const SHUTDOWN_WAIT: Duration = Duration::from_secs(1);
+
+/// Serves the admin API on `listener` until `shutdown`, which ends reads that follow a stream.
+///
+/// # Errors
+/// If the server fails. Errors of one connection end that connection.
+pub(crate) async fn serve(
+    listener: TcpListener,
+    core: Arc<Core>,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    let service = AdminServer::new(Service::new(core, shutdown.clone()))
+        .max_decoding_message_size(REQUEST_BYTES_MAX)
+        .max_encoding_message_size(ANSWER_BYTES_MAX);
+    let server = Server::builder()
+        .max_concurrent_streams(CALLS_PER_CONNECTION_MAX)
+        .http2_keepalive_interval(Some(KEEPALIVE))
+        .http2_keepalive_timeout(Some(KEEPALIVE))
+        .add_service(service)
+        .serve_with_incoming_shutdown(connections::incoming(listener), shutdown.clone().cancelled_owned());
+    let overdue = async {
+        shutdown.cancelled().await;
+        tokio::time::sleep(SHUTDOWN_WAIT).await;
+    };
+    tokio::select! {
+        served = server => served.context("serve the admin API"),
+        () = overdue => {
+            tracing::debug!("clients of the admin API are cut off");
+            Ok(())
+        }
+    }
+}
+
+/// Answers the calls.
+struct Service {
+    core: Arc<Core>,
+    shutdown: CancellationToken,
+    reads: Arc<Semaphore>,
+}
+
+impl Service {
+    fn new(core: Arc<Core>, shutdown: CancellationToken) -> Self {
+        Self { core, shutdown, reads: Arc::new(Semaphore::new(READS_MAX)) }
+    }
+
+    /// The queue or stream called `name`.
+    fn find(&self, kind: Kind, name: &str) -> Result<Arc<Object>, Status> {
+        let word = convert::word(kind);
+        let name = ObjectName::parse(name.to_owned()).map_err(|error| {
+            let allowed = "allowed: letters, digits and, behind the first, `-`, `.`, `_`";
+            Status::invalid_argument(format!("not the name of a {word}: {error}; {allowed}"))
+        })?;
+        self.core.catalog().view().find(kind, name.as_str()).ok_or_else(|| {
+            let hint = format!("`weir {word} list` shows what there is");
+            Status::not_found(format!("there is no {word} `{}`; {hint}", name.as_str()))
+        })
+    }
+
+    /// All queues or streams by name, each with what its owners say of it.
+    async fn all(&self, kind: Kind) -> Result<Vec<(Arc<Object>, Reports)>, Status> {
+        let objects: Vec<Arc<Object>> = self.core.catalog().view().all(kind).cloned().collect();
+        let asked = objects.into_iter().map(|object| async move {
+            let reports = self.reports(&object).await;
+            // One that is damaged must not hide the others.
+            let reports = reports.or_else(|error| Reports::damaged(&error).ok_or(error));
+            reports.map_err(|error| status(&error, &object)).map(|reports| (object, reports))
+        });
+        stream::iter(asked).buffered(ASKED_AT_ONCE).try_collect().await
+    }
+
+    async fn reports(&self, object: &Arc<Object>) -> weir_core::Result<Reports> {
+        self.core.describe(object).await.map(Reports::new)
+    }
+
+    /// The answer to a call, in time.
+    async fn answer<T>(&self, call: impl Future<Output = Result<T, Status>>) -> Result<Response<T>, Status> {
+        tokio::select! {
+            answered = tokio::time::timeout(ANSWER_WAIT, call) => match answered {
+                Ok(answer) => answer.map(Response::new),
+                Err(_) => {
+                    let wait = ANSWER_WAIT.as_secs();
+                    Err(Status::unavailable(format!("the store did not answer within {wait} s; try again")))
+                }
+            },
+            () = self.shutdown.cancelled() => Err(convert::shutting_down()),
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl Admin for Service {
+    type ReadStreamStream = Pin<Box<dyn Stream<Item = Result<wire::ReadStreamResponse, Status>> + Send>>;
+
+    async fn list_queues(
+        &self,
+        _: Request<wire::ListQueuesRequest>,
+    ) -> Result<Response<wire::ListQueuesResponse>, Status> {
+        self.answer(async {
+            let all = self.all(Kind::Queue).await?;
+            let queues = all.iter().map(|(object, reports)| convert::queue(object, reports));
+            Ok(wire::ListQueuesResponse { queues: queues.collect() })
+        })
+        .await
+    }
+
+    async fn describe_queue(
+        &self,
+        request: Request<wire::DescribeQueueRequest>,
+    ) -> Result<Response<wire::DescribeQueueResponse>, Status> {
+        self.answer(async {
+            let object = self.find(Kind::Queue, &request.into_inner().name)?;
+            let reports = self.reports(&object).await.map_err(|error| status(&error, &object))?;
+            Ok(convert::queue_description(&object, &reports))
+        })
+        .await
+    }
+
+    async fn list_streams(
+        &self,
+        _: Request<wire::ListStreamsRequest>,
+    ) -> Result<Response<wire::ListStreamsResponse>, Status> {
+        self.answer(async {
+            let all = self.all(Kind::Stream).await?;
+            let streams = all.iter().map(|(object, reports)| convert::stream(object, reports));
+            Ok(wire::ListStreamsResponse { streams: streams.collect() })
+        })
+        .await
+    }
+
+    async fn describe_stream(
+        &self,
+        request: Request<wire::DescribeStreamRequest>,
+    ) -> Result<Response<wire::DescribeStreamResponse>, Status> {
+        self.answer(async {
+            let object = self.find(Kind::Stream, &request.into_inner().name)?;
+            let refused = |error| status(&error, &object);
+            let reports = self.reports(&object).await.map_err(refused)?;
+            let oldest = read::oldest(&self.core, &object, &reports).await.map_err(refused)?;
+            Ok(convert::stream_description(&object, &reports, &oldest))
+        })
+        .await
+    }
+
+    async fn read_stream(
+        &self,
+        request: Request<wire::ReadStreamRequest>,
+    ) -> Result<Response<Self::ReadStreamStream>, Status> {
+        let permit = Arc::clone(&self.reads).try_acquire_owned().map_err(|_| {
+            Status::resource_exhausted(format!("{READS_MAX} reads of streams are under way; end one of them"))
+        })?;
+        let request = request.into_inner();
+        self.answer(async {
+            let object = self.find(Kind::Stream, &request.name)?;
+            let reading =
+                Reading::open(Arc::clone(&self.core), object, &request, self.shutdown.clone()).await?;
+            let messages: Self::ReadStreamStream = Box::pin(reading.messages(permit));
+            Ok(messages)
+        })
+        .await
+    }
+}

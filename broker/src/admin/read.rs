@@ -1,0 +1,221 @@
+//! Reading a stream for a client of the admin API: as fast as the client takes it, one batch in memory.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::future::select_all;
+use futures_util::{Stream, StreamExt, TryStreamExt, stream};
+use tokio::sync::OwnedSemaphorePermit;
+use tokio_util::sync::CancellationToken;
+use tonic::Status;
+use weir_core::catalog::Object;
+use weir_core::keyspace::LogId;
+use weir_core::keyspace::segment::Record;
+use weir_core::shard::read_segments;
+use weir_core::stream::{ShardReader, Start};
+use weir_core::{Core, Error};
+use weir_env::clock::Timestamp;
+use weir_proto::admin::v1 as wire;
+use weir_proto::admin::v1::read_stream_request::Start as WireStart;
+
+use super::convert::{Reports, shutting_down, status};
+
+/// Shards whose oldest message is looked up at the same time.
+const LOOKED_UP_AT_ONCE: usize = 8;
+
+/// A read of some shards of a stream.
+pub(super) struct Reading {
+    core: Arc<Core>,
+    object: Arc<Object>,
+    shutdown: CancellationToken,
+    shards: Vec<Shard>,
+    /// Index of the shard that is read next: each has its turn.
+    turn: usize,
+    /// Read and not yet sent, all of one shard.
+    batch: VecDeque<(u64, Arc<Record>)>,
+    batch_shard: u32,
+    follow: bool,
+    /// Messages until the end, if there is a limit.
+    left: Option<u64>,
+}
+
+struct Shard {
+    reader: ShardReader,
+    /// Where the read ends unless it follows: the end of the shard as it was at the start.
+    end: u64,
+}
+
+impl Reading {
+    /// Begins the read of `object` that `request` asks for.
+    ///
+    /// # Errors
+    /// If the request does not fit the stream, or the core fails.
+    pub(super) async fn open(
+        core: Arc<Core>,
+        object: Arc<Object>,
+        request: &wire::ReadStreamRequest,
+        shutdown: CancellationToken,
+    ) -> Result<Self, Status> {
+        let start = start(request, &object)?;
+        let readers = core.readers(&object, &start).await.map_err(|error| status(&error, &object))?;
+        let wanted =
+            |reader: &ShardReader| request.shard.is_none_or(|shard| shard == u32::from(reader.log().shard));
+        let shards = readers.into_iter().filter(wanted).map(|reader| Shard { end: reader.end(), reader });
+        Ok(Self {
+            core,
+            object,
+            shutdown,
+            shards: shards.collect(),
+            turn: 0,
+            batch: VecDeque::new(),
+            batch_shard: 0,
+            follow: request.follow,
+            left: (request.limit != 0).then_some(request.limit),
+        })
+    }
+
+    /// The messages, read as they are taken; an error is the last. Holds `permit` until dropped.
+    pub(super) fn messages(
+        self,
+        permit: OwnedSemaphorePermit,
+    ) -> impl Stream<Item = Result<wire::ReadStreamResponse, Status>> {
+        stream::unfold(Some((self, permit)), |state| async {
+            let (mut reading, permit) = state?;
+            match reading.next_or_shutdown().await {
+                Ok(message) => message.map(|message| (Ok(message), Some((reading, permit)))),
+                Err(status) => Some((Err(status), None)),
+            }
+        })
+    }
+
+    async fn next_or_shutdown(&mut self) -> Result<Option<wire::ReadStreamResponse>, Status> {
+        let shutdown = self.shutdown.clone();
+        tokio::select! {
+            next = self.next() => next.map_err(|error| self.explain(&error)),
+            () = shutdown.cancelled() => Err(shutting_down()),
+        }
+    }
+
+    /// The next message; `None` at the end.
+    async fn next(&mut self) -> Result<Option<wire::ReadStreamResponse>, Error> {
+        loop {
+            if self.left == Some(0) {
+                return Ok(None);
+            }
+            if let Some((offset, record)) = self.batch.pop_front() {
+                self.left = self.left.map(|left| left.saturating_sub(1));
+                return Ok(Some(message(self.batch_shard, offset, &record)));
+            }
+            self.fill().await?;
+            if !self.batch.is_empty() {
+                continue;
+            }
+            if self.follow {
+                select_all(self.shards.iter_mut().map(|shard| Box::pin(shard.reader.readable()))).await.0?;
+            } else if self.shards.iter().all(|shard| shard.reader.position() >= shard.end) {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Reads a batch of the next shard that has something.
+    async fn fill(&mut self) -> Result<(), Error> {
+        for _ in 0..self.shards.len() {
+            let turn = self.turn;
+            self.turn = (turn + 1) % self.shards.len();
+            let Some(shard) = self.shards.get_mut(turn) else { continue };
+            if !self.follow && shard.reader.position() >= shard.end {
+                continue;
+            }
+            let end = if self.follow { u64::MAX } else { shard.end };
+            self.batch_shard = shard.reader.log().shard.into();
+            self.batch = shard.reader.try_read().await?.into();
+            self.batch.retain(|(offset, _)| *offset < end);
+            if !self.batch.is_empty() {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    /// What an error means. A shard's owner is gone at shutdown, with its stream, or after a failure.
+    fn explain(&self, error: &Error) -> Status {
+        if !matches!(error, Error::Closed) || self.shutdown.is_cancelled() {
+            return status(error, &self.object);
+        }
+        let definition = &self.object.definition;
+        let found = self.core.catalog().view().find(definition.kind, &definition.name);
+        if found.is_some_and(|found| found.id == self.object.id) {
+            let places: Vec<String> = self.shards.iter().map(Shard::place).collect();
+            let places = places.join(", ");
+            return Status::unavailable(format!("the owner of a shard failed; read on from {places}"));
+        }
+        Status::not_found(format!("stream `{}` was deleted", definition.name))
+    }
+}
+
+impl Shard {
+    fn place(&self) -> String {
+        format!("offset {} of shard {}", self.reader.position(), self.reader.log().shard)
+    }
+}
+
+/// Where `request` wants to begin, if that is possible in `stream`.
+fn start(request: &wire::ReadStreamRequest, stream: &Object) -> Result<Start, Status> {
+    let (name, count) = (&stream.definition.name, stream.logs.len());
+    if let Some(shard) = request.shard
+        && usize::try_from(shard).map_or(true, |shard| shard >= count)
+    {
+        let last = count.saturating_sub(1);
+        let problem = format!("stream `{name}` has no shard {shard}; allowed: 0 to {last}");
+        return Err(Status::invalid_argument(problem));
+    }
+    match request.start {
+        Some(WireStart::Earliest(wire::Earliest {})) => Ok(Start::Earliest),
+        Some(WireStart::Latest(wire::Latest {})) | None => Ok(Start::Latest),
+        Some(WireStart::TimestampMicros(micros)) => Ok(Start::Time(Timestamp::from_micros(micros))),
+        Some(WireStart::Offset(offset)) if request.shard.is_some() || count == 1 => Ok(Start::Offset(offset)),
+        Some(WireStart::Offset(_)) => {
+            let problem =
+                format!("stream `{name}` has {count} shards with offsets of their own; name a shard too");
+            Err(Status::invalid_argument(problem))
+        }
+    }
+}
+
+fn message(shard: u32, offset: u64, record: &Record) -> wire::ReadStreamResponse {
+    let message = &record.message;
+    let properties = message.properties.user.iter();
+    wire::ReadStreamResponse {
+        shard,
+        offset,
+        ts_micros: message.published_at.as_micros(),
+        topic: message.topic.as_str().to_owned(),
+        key: record.key_bytes().map(Bytes::copy_from_slice),
+        payload: message.payload.clone(),
+        user_properties: properties
+            .map(|(name, value)| wire::UserProperty { name: name.to_string(), value: value.to_string() })
+            .collect(),
+    }
+}
+
+/// The time of the oldest message of each shard; zero where there is none.
+///
+/// # Errors
+/// If the store fails or a segment is damaged.
+pub(super) async fn oldest(core: &Core, object: &Object, reports: &Reports) -> Result<Vec<Timestamp>, Error> {
+    let starts = reports.shards.iter().map(|report| report.extent.start);
+    let shards: Vec<(LogId, u64)> = object.logs.iter().copied().zip(starts).collect();
+    let lookups = shards.into_iter().map(|(log, start)| async move {
+        for mut segment in read_segments(core.store(), &log, start, 1).await? {
+            while let Some((offset, record)) = segment.next_record()? {
+                if offset >= start {
+                    return Ok(record.message.published_at);
+                }
+            }
+        }
+        Ok(Timestamp::default())
+    });
+    stream::iter(lookups).buffered(LOOKED_UP_AT_ONCE).try_collect().await
+}

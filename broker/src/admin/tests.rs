@@ -1,0 +1,430 @@
+use bytes::Bytes;
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+use tokio_util::task::TaskTracker;
+use tonic::transport::Channel;
+use tonic::{Code, Streaming};
+use weir_core::definition::{Definition, DispatchSettings, Retention};
+use weir_core::key::Publisher;
+use weir_core::message::{Message, Properties};
+use weir_core::metrics::Metrics;
+use weir_core::queue::{Consumer, ConsumerId, QueueDelivery, Window};
+use weir_env::clock::Clock;
+use weir_env::seed::Seed;
+use weir_proto::admin::v1::admin_client::AdminClient;
+use weir_proto::admin::v1::read_stream_request::Start;
+use weir_storage::{FaultHandle, FaultStore, MemoryStore};
+use weir_topic::TopicName;
+
+use super::*;
+
+/// An admin API on a port of its own, over a core on a store that fails on request.
+struct Bench {
+    core: Arc<Core>,
+    faults: FaultHandle,
+    shutdown: CancellationToken,
+    tasks: TaskTracker,
+    client: AdminClient<Channel>,
+}
+
+impl Bench {
+    async fn new(definitions: &[Definition]) -> Self {
+        let clock = Clock::system();
+        let store = FaultStore::wrap(Arc::new(MemoryStore::new(clock)), Seed::fixed(1));
+        let faults = store.handle();
+        let core = Core::open(Arc::new(store), clock, &Seed::fixed(2), Metrics::default()).await.unwrap();
+        let core = Arc::new(core);
+        core.apply(definitions).await.unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let (shutdown, tasks) = (CancellationToken::new(), TaskTracker::new());
+        let server = serve(listener, Arc::clone(&core), shutdown.clone());
+        tasks.spawn(async { server.await.unwrap() });
+        let client = AdminClient::connect(format!("http://{addr}")).await.unwrap();
+        Self { core, faults, shutdown, tasks, client }
+    }
+
+    async fn publish(&self, topic: &str, payload: &str) {
+        let message = Message {
+            topic: TopicName::parse(topic.to_owned()).unwrap(),
+            payload: Bytes::copy_from_slice(payload.as_bytes()),
+            qos: 1,
+            retain: false,
+            published_at: Clock::system().wall(),
+            expires_at: None,
+            properties: Properties { user: vec![("n".into(), "v".into())], ..Properties::default() },
+        };
+        let targets = self.core.targets(&message.topic);
+        assert!(!targets.is_empty(), "no target for {topic}");
+        let receipt = self.core.append(&targets, &message, &Publisher::default(), None).await.unwrap();
+        assert!(receipt.settled().await.is_empty());
+    }
+
+    /// A consumer with room for `window` messages, and what it gets.
+    async fn consume(&self, queue: &str, id: u64, window: u32) -> mpsc::Receiver<QueueDelivery> {
+        let (deliveries, received) = mpsc::channel(window as usize);
+        let consumer = Consumer {
+            id: ConsumerId(id),
+            window: Arc::new(Window::new(window)),
+            connection_window: None,
+            deliveries,
+        };
+        let queue = self.core.catalog().view().find(Kind::Queue, queue).unwrap();
+        self.core.attach(&queue, &consumer).await.unwrap();
+        received
+    }
+
+    async fn read(
+        &self,
+        request: wire::ReadStreamRequest,
+    ) -> Result<Streaming<wire::ReadStreamResponse>, Status> {
+        self.client.clone().read_stream(request).await.map(Response::into_inner)
+    }
+
+    /// Payloads up to the end.
+    async fn payloads(&self, request: wire::ReadStreamRequest) -> Vec<String> {
+        let messages: Vec<_> = self.read(request).await.unwrap().try_collect().await.unwrap();
+        messages.into_iter().map(|message| String::from_utf8(message.payload.into()).unwrap()).collect()
+    }
+
+    async fn stop(self) {
+        self.shutdown.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+        self.core.close().await;
+    }
+}
+
+fn definition(kind: Kind, name: &str, filter: &str, shards: u8) -> Definition {
+    Definition {
+        kind,
+        name: name.into(),
+        namespace: "city".into(),
+        object: format!("{name}-object"),
+        topic_filter: Some(filter.into()),
+        shards,
+        key: None,
+        retention: Retention::default(),
+        dispatch: DispatchSettings::default(),
+        delete_data: true,
+    }
+}
+
+fn request(start: Start) -> wire::ReadStreamRequest {
+    wire::ReadStreamRequest { name: "s".into(), start: Some(start), ..wire::ReadStreamRequest::default() }
+}
+
+fn earliest() -> wire::ReadStreamRequest {
+    request(Start::Earliest(wire::Earliest {}))
+}
+
+#[track_caller]
+fn refused<T>(answer: Result<T, Status>, code: Code, text: &str) {
+    let Err(status) = answer else { panic!("not refused") };
+    assert_eq!(status.code(), code, "{status:?}");
+    assert!(status.message().contains(text), "{status:?}");
+}
+
+fn named<T>(name: &str, make: impl Fn(String) -> T) -> T {
+    make(name.to_owned())
+}
+
+#[tokio::test]
+async fn queues_are_listed_and_described() {
+    let mut keyed = definition(Kind::Queue, "b", "b/+", 4);
+    keyed.key = Some("message.topic".into());
+    keyed.retention = Retention { max_age_ms: 1, max_bytes: 2, max_messages: 1000 };
+    let bench = Bench::new(&[keyed, definition(Kind::Queue, "a", "a", 1)]).await;
+    for n in 0..10 {
+        bench.publish("a", &n.to_string()).await;
+    }
+    let mut received = bench.consume("a", 7, 3).await;
+    for _ in 0..3 {
+        received.recv().await.unwrap();
+    }
+    let mut client = bench.client.clone();
+    let list = client.list_queues(wire::ListQueuesRequest {}).await.unwrap().into_inner().queues;
+    let shown: Vec<_> = list.iter().map(|q| (q.name.as_str(), q.shards, q.depth, q.in_flight)).collect();
+    assert_eq!(shown, [("a", 1, 10, 3), ("b", 4, 0, 0)]);
+    assert_eq!((list[0].topic_filter.as_str(), list[0].consumers, list[1].consumers), ("a", 1, 0));
+    assert!(list[0].bytes > 0 && list[0].conditions[0].status == "True", "{list:?}");
+    let declaration = list[0].declaration.clone().unwrap();
+    assert_eq!((declaration.namespace.as_str(), declaration.object.as_str()), ("city", "a-object"));
+    assert_eq!(declaration.generation, 1);
+
+    let describe = |name| named(name, |name| wire::DescribeQueueRequest { name });
+    let a = client.describe_queue(describe("a")).await.unwrap().into_inner();
+    assert_eq!(a.queue.as_ref(), list.first());
+    let shard = wire::QueueShard {
+        shard: 0,
+        floor: 0,
+        next_offset: 10,
+        depth: 10,
+        bytes: list[0].bytes,
+        in_flight: 3,
+    };
+    assert_eq!(a.shards, [shard]);
+    assert_eq!(a.consumers, [wire::QueueConsumer { id: "#7".into(), in_flight: 3 }]);
+    assert!(a.warnings[0].contains("after 16 deliveries"), "{:?}", a.warnings);
+    let b = client.describe_queue(describe("b")).await.unwrap().into_inner();
+    let settings = b.settings.unwrap();
+    assert_eq!(
+        (settings.key.as_str(), settings.dispatch_strategy.as_str()),
+        ("message.topic", "leastInflight")
+    );
+    assert_eq!((settings.ack_timeout_millis, settings.retention_messages), (30_000, 1000));
+    assert_eq!((settings.retention_age_millis, settings.retention_bytes), (1, 2));
+    assert_eq!(b.shards.iter().map(|shard| shard.shard).collect::<Vec<_>>(), [0, 1, 2, 3]);
+    bench.stop().await;
+}
+
+#[tokio::test]
+async fn streams_are_listed_and_described() {
+    let bench = Bench::new(&[definition(Kind::Stream, "s", "s/+", 2)]).await;
+    let before = Clock::system().wall().as_micros();
+    for n in 0..20 {
+        bench.publish(&format!("s/{n}"), "payload").await;
+    }
+    let mut client = bench.client.clone();
+    let list = client.list_streams(wire::ListStreamsRequest {}).await.unwrap().into_inner().streams;
+    let shown: Vec<_> = list.iter().map(|s| (s.name.as_str(), s.shards, s.messages, s.readers)).collect();
+    assert_eq!(shown, [("s", 2, 20, 0)]);
+    assert!(list[0].bytes > 0);
+
+    let mut follower = bench.read(wire::ReadStreamRequest { follow: true, ..earliest() }).await.unwrap();
+    follower.message().await.unwrap().unwrap();
+    let request = wire::DescribeStreamRequest { name: "s".into() };
+    let s = client.describe_stream(request.clone()).await.unwrap().into_inner();
+    assert_eq!(s.stream.unwrap().readers, 1);
+    assert!(s.warnings[0].contains("not named"), "{:?}", s.warnings);
+    assert_eq!(s.shards.iter().map(|shard| shard.next_offset - shard.start_offset).sum::<u64>(), 20);
+    for shard in &s.shards {
+        assert!(shard.next_offset > 0, "twenty topics on one of two shards");
+        let times = (shard.first_ts_micros, shard.last_ts_micros);
+        assert!(before <= times.0 && times.0 < times.1 && times.1 <= Clock::system().wall().as_micros());
+    }
+
+    let settings = s.settings.unwrap();
+    assert_eq!((settings.key.as_str(), settings.retention_messages, settings.last_value), ("", 0, false));
+    bench.stop().await;
+}
+
+#[tokio::test]
+async fn names_that_are_not_there_and_names_that_are_none() {
+    let bench =
+        Bench::new(&[definition(Kind::Queue, "q", "q", 1), definition(Kind::Stream, "s", "s", 1)]).await;
+    let mut client = bench.client.clone();
+    let queue = |name| named(name, |name| wire::DescribeQueueRequest { name });
+    let stream = |name| named(name, |name| wire::DescribeStreamRequest { name });
+    let hint = "there is no queue `s`; `weir queue list` shows what there is";
+    refused(client.describe_queue(queue("s")).await, Code::NotFound, hint);
+    refused(
+        client.describe_stream(stream("q")).await,
+        Code::NotFound,
+        "there is no stream `q`; `weir stream list`",
+    );
+    refused(
+        bench.read(named("q", |name| wire::ReadStreamRequest { name, ..earliest() })).await,
+        Code::NotFound,
+        "`q`",
+    );
+    let long = "x".repeat(129);
+    for name in ["", "-a", "a b", "a/b", "$queue", &long] {
+        refused(client.describe_queue(queue(name)).await, Code::InvalidArgument, "not the name of a queue: ");
+        refused(
+            client.describe_stream(stream(name)).await,
+            Code::InvalidArgument,
+            "not the name of a stream: ",
+        );
+    }
+    let huge = "x".repeat(REQUEST_BYTES_MAX + 1);
+    assert!(client.describe_queue(queue(&huge)).await.is_err());
+    bench.stop().await;
+}
+
+#[tokio::test]
+async fn a_read_begins_and_ends_where_it_is_told() {
+    let bench = Bench::new(&[definition(Kind::Stream, "s", "s/+", 1)]).await;
+    let mut times = Vec::new();
+    for n in 0..5 {
+        times.push(Clock::system().wall().as_micros());
+        bench.publish("s/a", &n.to_string()).await;
+    }
+    let all: Vec<_> = bench.read(earliest()).await.unwrap().try_collect().await.unwrap();
+    let first: &wire::ReadStreamResponse = &all[0];
+    assert_eq!((first.shard, first.offset, first.topic.as_str()), (0, 0, "s/a"));
+    assert_eq!(first.user_properties, [wire::UserProperty { name: "n".into(), value: "v".into() }]);
+    assert_eq!(first.key, None);
+    assert!(first.ts_micros >= times[0]);
+    assert_eq!(all.iter().map(|message| message.offset).collect::<Vec<_>>(), [0, 1, 2, 3, 4]);
+
+    assert_eq!(bench.payloads(request(Start::Offset(3))).await, ["3", "4"]);
+    assert_eq!(bench.payloads(request(Start::TimestampMicros(times[4]))).await, ["4"]);
+    let later = Clock::system().wall().as_micros() + 3_600_000_000;
+    assert!(bench.payloads(request(Start::TimestampMicros(later))).await.is_empty(), "an hour from now");
+    assert!(bench.payloads(request(Start::Latest(wire::Latest {}))).await.is_empty());
+    assert!(bench.payloads(wire::ReadStreamRequest { start: None, ..earliest() }).await.is_empty());
+    assert!(bench.payloads(request(Start::Offset(99))).await.is_empty());
+    let limited = |follow| wire::ReadStreamRequest { limit: 2, follow, ..earliest() };
+    assert_eq!(bench.payloads(limited(false)).await, ["0", "1"]);
+    assert_eq!(bench.payloads(limited(true)).await, ["0", "1"]);
+    let shard = |shard| wire::ReadStreamRequest { shard: Some(shard), ..earliest() };
+    assert_eq!(bench.payloads(shard(0)).await.len(), 5);
+    refused(bench.read(shard(1)).await, Code::InvalidArgument, "stream `s` has no shard 1; allowed: 0 to 0");
+    bench.stop().await;
+}
+
+#[tokio::test]
+async fn shards_are_read_apart_and_together() {
+    let mut keyed = definition(Kind::Stream, "s", "s/+", 3);
+    keyed.key = Some("message.topic".into());
+    let bench = Bench::new(&[keyed]).await;
+    for n in 0..30 {
+        bench.publish(&format!("s/{}", n % 10), &n.to_string()).await;
+    }
+    let all: Vec<_> = bench.read(earliest()).await.unwrap().try_collect().await.unwrap();
+    assert_eq!(all.len(), 30);
+    let mut apart = 0;
+    for shard in 0..3 {
+        let of_shard: Vec<&wire::ReadStreamResponse> = all.iter().filter(|m| m.shard == shard).collect();
+        assert!(of_shard.iter().zip(0..).all(|(message, offset)| message.offset == offset), "{of_shard:?}");
+        assert!(of_shard.iter().all(|message| message.key.as_deref() == Some(message.topic.as_bytes())));
+        let only = wire::ReadStreamRequest { shard: Some(shard), ..earliest() };
+        let only: Vec<_> = bench.read(only).await.unwrap().try_collect().await.unwrap();
+        assert_eq!(only.iter().collect::<Vec<_>>(), of_shard);
+        apart += only.len();
+    }
+    assert_eq!(apart, 30);
+    let offset = request(Start::Offset(1));
+    refused(bench.read(offset.clone()).await, Code::InvalidArgument, "3 shards with offsets of their own");
+    let skipped = wire::ReadStreamRequest { shard: Some(0), ..offset };
+    let rest: Vec<_> = bench.read(skipped).await.unwrap().try_collect().await.unwrap();
+    assert!(rest.iter().all(|message| message.offset > 0) && !rest.is_empty());
+    bench.stop().await;
+}
+
+#[tokio::test]
+async fn a_follower_gets_what_comes_and_ends_at_shutdown() {
+    let bench = Bench::new(&[definition(Kind::Stream, "s", "s/+", 2)]).await;
+    let latest = request(Start::Latest(wire::Latest {}));
+    let mut follower = bench.read(wire::ReadStreamRequest { follow: true, ..latest }).await.unwrap();
+    for n in 0..10 {
+        bench.publish(&format!("s/{n}"), &n.to_string()).await;
+        let message = follower.message().await.unwrap().unwrap();
+        assert_eq!((message.topic, message.payload), (format!("s/{n}"), n.to_string().into()));
+    }
+    bench.shutdown.cancel();
+    refused(follower.message().await, Code::Unavailable, "shutting down");
+    bench.stop().await;
+}
+
+#[tokio::test]
+async fn a_client_that_takes_nothing_does_not_hold_up_the_shutdown() {
+    let bench = Bench::new(&[definition(Kind::Stream, "s", "s/+", 1)]).await;
+    // More than the windows of a client that does not read.
+    let payload = "x".repeat(1_000_000);
+    for _ in 0..20 {
+        bench.publish("s/a", &payload).await;
+    }
+    let follower = bench.read(wire::ReadStreamRequest { follow: true, ..earliest() }).await.unwrap();
+    bench.shutdown.cancel();
+    bench.tasks.close();
+    bench.tasks.wait().await;
+    drop(follower);
+    bench.core.close().await;
+}
+
+#[tokio::test]
+async fn a_follower_of_a_deleted_stream_is_told() {
+    let bench = Bench::new(&[definition(Kind::Stream, "s", "s/+", 2)]).await;
+    bench.publish("s/a", "1").await;
+    let mut follower = bench.read(wire::ReadStreamRequest { follow: true, ..earliest() }).await.unwrap();
+    assert_eq!(follower.message().await.unwrap().unwrap().payload, "1");
+    bench.core.apply(&[]).await.unwrap();
+    refused(follower.message().await, Code::NotFound, "stream `s` was deleted");
+    bench.stop().await;
+}
+
+#[tokio::test]
+async fn a_store_that_fails_is_told_and_comes_back() {
+    let bench =
+        Bench::new(&[definition(Kind::Queue, "q", "q", 1), definition(Kind::Stream, "s", "s", 1)]).await;
+    let mut client = bench.client.clone();
+    bench.faults.unavailable(true);
+    let retry = "store unavailable";
+    refused(client.list_queues(wire::ListQueuesRequest {}).await, Code::Unavailable, retry);
+    let describe = wire::DescribeQueueRequest { name: "q".into() };
+    refused(client.describe_queue(describe.clone()).await, Code::Unavailable, "queue `q`: ");
+    refused(bench.read(earliest()).await, Code::Unavailable, "stream `s`: ");
+    bench.faults.unavailable(false);
+    client.describe_queue(describe).await.unwrap();
+    bench.publish("s", "1").await;
+    assert_eq!(bench.payloads(earliest()).await, ["1"]);
+
+    bench.faults.unavailable(true);
+    let mut messages = bench.read(earliest()).await.unwrap();
+    refused(messages.message().await, Code::Unavailable, retry);
+    bench.faults.heal();
+    bench.stop().await;
+}
+
+#[tokio::test]
+async fn reads_are_limited_and_a_dropped_one_gives_its_place_back() {
+    let bench = Bench::new(&[definition(Kind::Stream, "s", "s", 1)]).await;
+    let service = Service::new(Arc::clone(&bench.core), CancellationToken::new());
+    let follow = || Request::new(wire::ReadStreamRequest { follow: true, ..earliest() });
+    let mut reads = Vec::new();
+    for _ in 0..READS_MAX {
+        reads.push(service.read_stream(follow()).await.unwrap());
+    }
+    let one_more = service.read_stream(follow()).await.map(|_| ());
+    refused(one_more, Code::ResourceExhausted, "32 reads of streams are under way");
+    reads.pop();
+    assert!(service.read_stream(follow()).await.is_ok());
+    bench.stop().await;
+}
+
+#[tokio::test]
+async fn connections_are_limited_and_a_closed_one_gives_its_place_back() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let mut incoming = std::pin::pin!(connections::incoming(listener));
+    let (mut clients, mut accepted) = (Vec::new(), Vec::new());
+    for _ in 0..connections::CONNECTIONS_MAX {
+        clients.push(TcpStream::connect(addr).await.unwrap());
+        accepted.push(incoming.next().await.unwrap().unwrap());
+    }
+    clients.push(TcpStream::connect(addr).await.unwrap());
+    let turns = async {
+        for _ in 0..1000 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::select! {
+        biased;
+        _ = incoming.next() => panic!("one more than {} was accepted", connections::CONNECTIONS_MAX),
+        () = turns => {}
+    }
+    accepted.pop();
+    incoming.next().await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_damaged_queue_does_not_hide_the_others() {
+    let mut bench =
+        Bench::new(&[definition(Kind::Queue, "a", "a", 1), definition(Kind::Queue, "b", "b", 1)]).await;
+    bench.publish("b", "1").await;
+    let a = bench.core.catalog().view().find(Kind::Queue, "a").unwrap();
+    let key = weir_core::keyspace::log_state::LogState::key(&a.logs[0]);
+    let mut tx = bench.core.store().begin();
+    tx.set(&key, b"\xff");
+    tx.commit().await.unwrap();
+    let list = bench.client.list_queues(wire::ListQueuesRequest {}).await.unwrap().into_inner().queues;
+    let ready =
+        |queue: &wire::Queue| (queue.conditions[0].status.clone(), queue.conditions[0].reason.clone());
+    assert_eq!(ready(&list[0]), ("False".to_owned(), "Damaged".to_owned()));
+    assert_eq!((ready(&list[1]).0.as_str(), list[1].depth), ("True", 1));
+    let describe = wire::DescribeQueueRequest { name: "a".into() };
+    refused(bench.client.describe_queue(describe).await, Code::DataLoss, "restore the store");
+    bench.stop().await;
+}

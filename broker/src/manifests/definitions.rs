@@ -1,0 +1,205 @@
+//! What the resources of a folder mean to the core, and what of them it cannot do. Owns nothing, reads no
+//! files.
+//!
+//! A field that asks for something this version does not have is refused, never ignored. Its default passes,
+//! so that the manifests people have stay good.
+
+use std::time::Duration;
+
+use weir_core::definition::{Definition, DispatchSettings, Kind, Retention, Strategy};
+use weir_core::key::KeyExpression;
+use weir_manifest::{Declared, ERRORS_MAX, ManifestSet, Source};
+use weir_operator_api::{
+    DeletionPolicy, DispatchStrategy, MessageQueue, Ordering, Overflow, QueueSettings, Stream,
+};
+
+/// The queues and streams of `set`.
+///
+/// # Errors
+/// Every field that asks for what this version cannot do, each in a line with its place; [`ERRORS_MAX`] and a
+/// line that counts the others at most.
+pub(crate) fn definitions(set: &ManifestSet) -> Result<Vec<Definition>, Vec<String>> {
+    let mut problems = Problems::default();
+    let mut definitions = Vec::with_capacity(set.queues.len() + set.streams.len());
+    for declared in &set.queues {
+        definitions.extend(queue(declared, &mut problems.of(&declared.source)));
+    }
+    for declared in &set.streams {
+        definitions.extend(stream(declared, &mut problems.of(&declared.source)));
+    }
+    match problems.into_lines() {
+        lines if lines.is_empty() => Ok(definitions),
+        lines => Err(lines),
+    }
+}
+
+/// What cannot be done, one line each.
+#[derive(Default)]
+struct Problems {
+    lines: Vec<String>,
+    left_out: usize,
+}
+
+/// Takes the problems of one document.
+struct Document<'a> {
+    problems: &'a mut Problems,
+    source: &'a Source,
+}
+
+impl Problems {
+    fn of<'a>(&'a mut self, source: &'a Source) -> Document<'a> {
+        Document { problems: self, source }
+    }
+
+    fn into_lines(mut self) -> Vec<String> {
+        if self.left_out > 0 {
+            self.lines.push(format!("and {} problems more", self.left_out));
+        }
+        self.lines
+    }
+}
+
+impl Document<'_> {
+    fn refuse(&mut self, field: &str, problem: &str) {
+        if self.problems.lines.len() < ERRORS_MAX {
+            self.problems.lines.push(format!("{}: {field}: {problem}", self.source));
+        } else {
+            self.problems.left_out += 1;
+        }
+    }
+
+    /// `value` in the type that the core has for it. The schema's ranges see to it that it fits.
+    fn number<T: TryFrom<i64>>(&mut self, field: &str, value: i64) -> Option<T> {
+        let number = T::try_from(value).ok();
+        if number.is_none() {
+            self.refuse(field, &format!("{value} is out of range"));
+        }
+        number
+    }
+
+    fn key(&mut self, key: Option<&str>) {
+        if let Some(Err(error)) = key.map(KeyExpression::parse) {
+            self.refuse("spec.key", &error.to_string());
+        }
+    }
+
+    fn last_value(&mut self, wanted: bool) {
+        if wanted {
+            self.refuse("spec.lastValue", "`true` is not supported by this version; allowed: false");
+        }
+    }
+}
+
+fn queue(declared: &Declared<MessageQueue>, document: &mut Document<'_>) -> Option<Definition> {
+    let object = &declared.object;
+    let spec = &object.spec.settings;
+    if object.spec.topic_filter.is_none() {
+        document.refuse(
+            "spec.topicFilter",
+            "a queue without one gets messages from dead letters and redrive, which this version does not \
+             have; give it a topic filter, or remove it",
+        );
+    }
+    refuse_unsupported(spec, document);
+    let shards = document.number("spec.shards", i64::from(spec.shards));
+    let retention = Retention {
+        max_age_ms: millis(spec.retention.max_age.as_duration()),
+        max_bytes: spec.retention.max_bytes.as_bytes(),
+        max_messages: document.number("spec.retention.maxMessages", spec.retention.max_messages)?,
+    };
+    Some(Definition {
+        kind: Kind::Queue,
+        name: object.queue_name().to_owned(),
+        namespace: object.metadata.namespace.clone().unwrap_or_default(),
+        object: object.metadata.name.clone().unwrap_or_default(),
+        topic_filter: object.spec.topic_filter.clone(),
+        shards: shards?,
+        key: spec.key.clone(),
+        retention,
+        dispatch: dispatch(spec, document)?,
+        delete_data: spec.deletion_policy == DeletionPolicy::Delete,
+    })
+}
+
+fn refuse_unsupported(spec: &QueueSettings, document: &mut Document<'_>) {
+    if spec.ordering == Ordering::Key {
+        document.refuse("spec.ordering", "`key` is not supported by this version; allowed: none");
+    }
+    document.key(spec.key.as_deref());
+    document.last_value(spec.last_value);
+    if spec.dead_letter.is_some() {
+        document.refuse(
+            "spec.deadLetter",
+            "dead letters are not supported by this version; remove the field: after maxDeliveries a message \
+             is dropped and counted, with maxDeliveries 0 it is tried for ever",
+        );
+    }
+    if spec.retention.overflow == Overflow::DropOldest {
+        let problem = "`DropOldest` is not supported by this version; allowed: RejectPublish";
+        document.refuse("spec.retention.overflow", problem);
+    }
+    let defaults = QueueSettings::default();
+    // Nothing is what this version does: no window and no controls are as good as the defaults.
+    if spec.dedup != defaults.dedup && !spec.dedup.window.is_zero() {
+        let problem =
+            "repeated publishes are not recognised by this version; remove the field, or set it to 0s";
+        document.refuse("spec.dedup.window", problem);
+    }
+    let controls = &spec.publisher_controls;
+    let is_default = defaults.publisher_controls.iter().all(|control| controls.contains(control));
+    if !is_default && !controls.is_empty() {
+        let problem =
+            "publisher controls are not supported by this version; remove the field, or set it to []";
+        document.refuse("spec.publisherControls", problem);
+    }
+}
+
+fn dispatch(spec: &QueueSettings, document: &mut Document<'_>) -> Option<DispatchSettings> {
+    let max_inflight = document
+        .number("spec.dispatch.maxInflightPerConsumer", i64::from(spec.dispatch.max_inflight_per_consumer));
+    let max_deliveries = document.number("spec.maxDeliveries", i64::from(spec.max_deliveries));
+    let percent = i64::from(spec.retry_backoff.factor).saturating_mul(100);
+    let factor = document.number("spec.retryBackoff.factor", percent);
+    Some(DispatchSettings {
+        strategy: match spec.dispatch.strategy {
+            DispatchStrategy::Random => Strategy::Random,
+            DispatchStrategy::RoundRobin => Strategy::RoundRobin,
+            DispatchStrategy::LeastInflight => Strategy::LeastInflight,
+        },
+        max_inflight_per_consumer: max_inflight?,
+        ack_timeout_ms: millis(spec.ack_timeout.as_duration()),
+        max_deliveries: max_deliveries?,
+        backoff_initial_ms: millis(spec.retry_backoff.initial.as_duration()),
+        backoff_max_ms: millis(spec.retry_backoff.max.as_duration()),
+        backoff_factor_percent: factor?,
+    })
+}
+
+/// `groups.expireAfter` is accepted as it is: without groups none can outlive it.
+fn stream(declared: &Declared<Stream>, document: &mut Document<'_>) -> Option<Definition> {
+    let object = &declared.object;
+    let spec = &object.spec.settings;
+    document.key(spec.key.as_deref());
+    document.last_value(spec.last_value);
+    let shards = document.number("spec.shards", i64::from(spec.shards));
+    Some(Definition {
+        kind: Kind::Stream,
+        name: object.stream_name().to_owned(),
+        namespace: object.metadata.namespace.clone().unwrap_or_default(),
+        object: object.metadata.name.clone().unwrap_or_default(),
+        topic_filter: Some(object.spec.topic_filter.clone()),
+        shards: shards?,
+        key: spec.key.clone(),
+        retention: Retention {
+            max_age_ms: millis(spec.retention.max_age.as_duration()),
+            max_bytes: spec.retention.max_bytes.as_bytes(),
+            max_messages: document.number("spec.retention.maxMessages", spec.retention.max_messages)?,
+        },
+        dispatch: DispatchSettings::default(),
+        delete_data: spec.deletion_policy == DeletionPolicy::Delete,
+    })
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
