@@ -136,6 +136,11 @@ impl World {
                 6 => {
                     self.faults.heal();
                     tokio::time::sleep(Duration::from_secs(20)).await;
+                    // What was on its way twice has arrived twice.
+                    for consumer in consumers.values_mut() {
+                        self.consume(&core, consumer).await;
+                    }
+                    tokio::time::sleep(Duration::from_secs(20)).await;
                     self.surely_acked.append(&mut self.acked_now);
                     self.faults.set_rates(FaultRates::uniform(15));
                 }
