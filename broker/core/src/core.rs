@@ -152,7 +152,8 @@ impl Core {
             if key.is_none() {
                 self.context.metrics.key_failures.inc();
             }
-            let record = Record { message: message.clone(), key: key.unwrap_or_default(), blob_len: None };
+            let (message, key) = (message.clone(), key.unwrap_or_default());
+            let record = Record { message, key, blob_len: None, span: tracing::Span::current() };
             let Some(log) = place(object, &record) else { continue };
             let shard = self.shard(log.vs)?;
             let reply = shard.append(Arc::clone(object), log, record, publish).await?;

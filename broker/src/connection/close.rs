@@ -55,7 +55,7 @@ impl Connection {
         let Self { broker, session, stored, subscriber, subscriptions, .. } = self;
         let state = session.into_state();
         for returned in state.returned {
-            if let (Tag::Queue { log, consumer, offset }, false) = (&returned.tag, returned.written) {
+            if let (Tag::Queue { log, consumer, offset, .. }, false) = (&returned.tag, returned.written) {
                 let _ = broker.core.settle(*log, *consumer, *offset, Verdict::Returned).await;
             }
         }

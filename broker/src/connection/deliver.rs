@@ -148,7 +148,15 @@ impl Connection {
             expires_at: convert::expires_at(self.broker.clock, message.expires_at),
             resumable: false,
             store_release: false,
-            tag: Tag::Queue { log: delivery.log, consumer: consumer.id, offset: delivery.offset },
+            tag: Tag::Queue {
+                log: delivery.log,
+                consumer: consumer.id,
+                offset: delivery.offset,
+                _span: tracing::debug_span!(
+                    parent: &delivery.record.span, "deliver", queue = object.definition.name,
+                    offset = delivery.offset
+                ),
+            },
         };
         Some((qos, prepared))
     }
@@ -368,7 +376,7 @@ impl Connection {
     /// A delivery has ended.
     pub(super) async fn handle_acked(&mut self, packet_id: PacketId, tag: Tag, reason: ReasonCode) {
         match tag {
-            Tag::Queue { log, consumer, offset } => {
+            Tag::Queue { log, consumer, offset, .. } => {
                 let verdict = if reason.is_error() { Verdict::Rejected } else { Verdict::Acknowledged };
                 self.settle(log, Some(consumer), offset, verdict).await;
                 return;

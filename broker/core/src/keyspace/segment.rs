@@ -44,6 +44,8 @@ pub struct Record {
     pub key: RecordKey,
     /// Length of a payload that is stored in blob chunks.
     pub blob_len: Option<u32>,
+    /// Of the publish, so that deliveries show up under it; none once the record was read from the store.
+    pub span: tracing::Span,
 }
 
 /// Header of a segment.
@@ -226,7 +228,7 @@ impl SegmentReader {
         };
         let offset = self.next;
         self.next += 1;
-        Ok(Some((offset, Record { message, key, blob_len })))
+        Ok(Some((offset, Record { message, key, blob_len, span: tracing::Span::none() })))
     }
 }
 
@@ -291,9 +293,9 @@ mod tests {
     fn records() -> Vec<Record> {
         let plain = Message { properties: crate::message::Properties::default(), ..full_message() };
         vec![
-            Record { message: full_message(), key: RecordKey::None, blob_len: None },
-            Record { message: plain.clone(), key: RecordKey::Topic, blob_len: None },
-            Record { message: plain, key: RecordKey::Bytes(Bytes::from_static(b"k")), blob_len: None },
+            Record { message: full_message(), key: RecordKey::None, blob_len: None, span: tracing::Span::none() },
+            Record { message: plain.clone(), key: RecordKey::Topic, blob_len: None, span: tracing::Span::none() },
+            Record { message: plain, key: RecordKey::Bytes(Bytes::from_static(b"k")), blob_len: None, span: tracing::Span::none() },
         ]
     }
 
@@ -338,7 +340,7 @@ mod tests {
             expires_at: None,
             properties: crate::message::Properties::default(),
         };
-        let value = build(&[Record { message, key: RecordKey::Topic, blob_len: None }]);
+        let value = build(&[Record { message, key: RecordKey::Topic, blob_len: None, span: tracing::Span::none() }]);
         let body = b"\x01\x01\0\0\0\0\0\0\x01\x02\0\x04\xe8\x07\x01\0\x01t\x01\0\x01p";
         assert_eq!(&value[..value.len() - 4], body);
     }
@@ -348,7 +350,7 @@ mod tests {
         let message =
             Message { properties: crate::message::Properties::default(), expires_at: None, ..full_message() };
         let content = message.topic.as_str().len() + message.payload.len();
-        let record = Record { message, key: RecordKey::Topic, blob_len: None };
+        let record = Record { message, key: RecordKey::Topic, blob_len: None, span: tracing::Span::none() };
         let value = build(&vec![record; 64]);
         assert!(value.len() / 64 < content + 48, "{} bytes each", value.len() / 64);
     }
