@@ -36,7 +36,7 @@ pub enum RecordKey {
 }
 
 /// One message in a log.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Record {
     /// The message. While `blob_len` is set its payload is still in the blob.
     pub message: Message,
