@@ -63,11 +63,8 @@ enum Tag {
         _span: tracing::Span,
     },
     Inbox(InboxId),
-    Queue {
-        log: LogId,
-        consumer: ConsumerId,
-        offset: u64,
-    },
+    /// Its span ends with the acknowledgement.
+    Queue { log: LogId, consumer: ConsumerId, offset: u64, _span: tracing::Span },
     Stream,
 }
 
