@@ -68,6 +68,10 @@ impl Window {
 /// One message on its way to a consumer.
 #[derive(Clone, Debug)]
 pub struct QueueDelivery {
+    /// Whom it is for.
+    pub consumer: ConsumerId,
+    /// Whether it takes room in its connection's window.
+    pub acknowledged: bool,
     /// Which shard of which queue it comes from.
     pub log: LogId,
     /// Its offset in that log.

@@ -101,6 +101,8 @@ impl QueueShard {
         let failed = self.attempts.get(&offset).copied().unwrap_or(0);
         let attached = &mut self.consumers[to];
         let delivery = QueueDelivery {
+            consumer: attached.consumer.id,
+            acknowledged: attached.consumer.connection_window.is_some(),
             log: self.log,
             offset,
             delivery_count: failed.saturating_add(1),
