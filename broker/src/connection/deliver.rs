@@ -6,11 +6,12 @@ use std::sync::Arc;
 
 use weir_codec::{PacketId, QoS, ReasonCode};
 use weir_core::keyspace::LogId;
+use weir_core::keyspace::segment::Record;
 use weir_core::queue::{ConsumerId, QueueDelivery, Verdict};
 use weir_core::sessions::SessionOp;
 use weir_session::{Delivery, Refusal};
 
-use super::external::{Source, queue_properties, stream_properties};
+use super::external::{Source, StreamBatch, queue_properties, stream_properties};
 use super::handshake::inbox_delivery;
 use super::{Connection, Tag};
 use crate::convert;
@@ -32,7 +33,7 @@ enum Sent {
     Yes,
     /// Never, for this reason.
     Dropped(Dropped),
-    /// Not now.
+    /// Not now: the connection ends.
     Later,
 }
 
@@ -40,15 +41,18 @@ impl Connection {
     /// Gives the session what waits for the client, as far as it and the socket have room. True if it took
     /// anything.
     pub(super) async fn deliver(&mut self) -> bool {
-        let mut any = false;
-        if self.has_room() {
-            any |= self.deliver_mailbox();
-            any |= self.deliver_queue().await;
-            any |= self.deliver_inbox().await;
-            any |= self.deliver_stream();
-            any |= self.deliver_retained().await;
-        }
+        let mut any = self.deliver_mailbox();
+        any |= self.deliver_queue().await;
+        any |= self.deliver_inbox().await;
+        any |= self.deliver_stream();
+        any |= self.deliver_retained().await;
         any
+    }
+
+    /// Whether a delivery of this QoS would be taken now.
+    fn can_take(&self, qos: QoS) -> bool {
+        let quota = qos == QoS::AtMostOnce || self.session.send_quota() > 0;
+        quota && self.has_room() && self.session.can_send()
     }
 
     fn send(&mut self, delivery: Delivery<Tag>) -> Sent {
@@ -72,16 +76,15 @@ impl Connection {
     fn deliver_mailbox(&mut self) -> bool {
         let mut any = false;
         for _ in 0..DELIVERIES_PER_TURN {
-            match self.mailbox.peek_qos() {
-                Some(QoS::AtMostOnce) => {}
-                Some(_) if self.session.can_send() => {}
-                Some(_) | None => break,
+            if !self.mailbox.peek_qos().is_some_and(|qos| self.can_take(qos)) {
+                break;
             }
             let Some(letter) = self.mailbox.pop() else { break };
             let delivery = live_delivery(letter, self.stored.persistent);
             if let Sent::Dropped(why) = self.send(delivery) {
                 self.metrics.messages_dropped.inc(why);
             }
+            self.transmit();
             any = true;
         }
         any
@@ -93,53 +96,53 @@ impl Connection {
             let Some(delivery) = self.held.pop_front().or_else(|| self.queue_rx.try_recv().ok()) else {
                 break;
             };
-            let Some((qos, prepared)) = self.prepare(&delivery) else {
-                // Its subscription has ended meanwhile.
-                any = true;
-                continue;
-            };
-            if qos != QoS::AtMostOnce && !self.session.can_send() {
+            let qos = if delivery.acknowledged { QoS::AtLeastOnce } else { QoS::AtMostOnce };
+            if !self.can_take(qos) {
                 self.held.push_front(delivery);
                 break;
             }
             any = true;
-            let (log, offset) = (delivery.log, delivery.offset);
-            let consumer = self.consumer_of(log);
+            let QueueDelivery { log, offset, consumer, acknowledged, .. } = delivery;
+            let Some(prepared) = self.prepare(&delivery, qos) else {
+                // Its subscription has ended meanwhile, which returned the message to its queue.
+                if self.give_back(consumer, acknowledged) {
+                    self.kick_queues().await;
+                }
+                continue;
+            };
             let now = self.broker.clock.now().into_std();
             match self.session.deliver(prepared, now).map_err(|refused| refused.why) {
                 Ok(Some(_)) => {}
-                Ok(None) => {
-                    if let Some(consumer) = consumer {
-                        self.unwritten.push_back((self.wire.positions().0, log, consumer, offset));
-                    }
-                }
+                Ok(None) => self.unwritten.push_back((self.wire.positions().0, log, consumer, offset)),
                 Err(Refusal::NoQuota | Refusal::Busy | Refusal::NotReserved | Refusal::Closed) => {
                     self.held.push_front(delivery);
                     break;
                 }
                 Err(Refusal::TooLarge) => {
                     self.metrics.messages_dropped.inc(Dropped::TooLarge);
-                    self.settle(log, consumer, offset, Verdict::Rejected).await;
+                    self.settle(log, consumer, offset, acknowledged, Verdict::Rejected).await;
                 }
-                Err(Refusal::Expired) => self.settle(log, consumer, offset, Verdict::Returned).await,
+                Err(Refusal::Expired) => {
+                    self.settle(log, consumer, offset, acknowledged, Verdict::Returned).await;
+                }
             }
+            self.transmit();
         }
         any
     }
 
-    /// A queue message as the session takes it; `None` if nobody here consumes its queue.
-    fn prepare(&self, delivery: &QueueDelivery) -> Option<(QoS, Delivery<Tag>)> {
+    /// A queue message as the session takes it; `None` if its subscription has ended.
+    fn prepare(&self, delivery: &QueueDelivery, qos: QoS) -> Option<Delivery<Tag>> {
         let (external, object, consumer) =
             self.externals.iter().find_map(|external| match &external.source {
-                Source::Queue { object, consumer } if object.id == delivery.log.object => {
+                Source::Queue { object, consumer } if consumer.id == delivery.consumer => {
                     Some((external, object, consumer))
                 }
                 _ => None,
             })?;
         let message = &delivery.record.message;
-        let qos = external.qos.min(QoS::AtLeastOnce);
         let v5 = self.version == weir_codec::ProtocolVersion::V5;
-        let prepared = Delivery {
+        Some(Delivery {
             message: convert::to_wire(message),
             qos,
             retain: false,
@@ -157,34 +160,32 @@ impl Connection {
                     offset = delivery.offset
                 ),
             },
-        };
-        Some((qos, prepared))
-    }
-
-    fn consumer_of(&self, log: LogId) -> Option<ConsumerId> {
-        self.externals.iter().find_map(|external| match &external.source {
-            Source::Queue { object, consumer } if object.id == log.object => Some(consumer.id),
-            _ => None,
         })
     }
 
+    /// Gives the room of a queue message back. True if queues wait for it.
+    fn give_back(&self, consumer: ConsumerId, acknowledged: bool) -> bool {
+        let attached = self.externals.iter().find_map(|external| match &external.source {
+            Source::Queue { consumer: attached, .. } if attached.id == consumer => Some(attached),
+            _ => None,
+        });
+        match attached {
+            Some(attached) => attached.give_back(),
+            // Its subscription has ended; only the connection's room is still taken.
+            None => acknowledged && self.window.give_back(),
+        }
+    }
+
     /// Gives the room of a queue message back and tells its queue what became of it.
-    pub(super) async fn settle(
+    async fn settle(
         &mut self,
         log: LogId,
-        consumer: Option<ConsumerId>,
+        consumer: ConsumerId,
         offset: u64,
+        acknowledged: bool,
         verdict: Verdict,
     ) {
-        let Some(consumer) = consumer else { return };
-        let mut starved = false;
-        for external in &self.externals {
-            if let Source::Queue { consumer: attached, .. } = &external.source
-                && attached.id == consumer
-            {
-                starved = attached.give_back();
-            }
-        }
+        let starved = self.give_back(consumer, acknowledged);
         // At shutdown the shards are gone, and what is not acknowledged comes again.
         let _ = self.broker.core.settle(log, consumer, offset, verdict).await;
         if starved {
@@ -193,7 +194,7 @@ impl Connection {
     }
 
     /// Tells the shards of all queues consumed here that there is room again.
-    async fn kick_queues(&mut self) {
+    pub(super) async fn kick_queues(&mut self) {
         for external in &self.externals {
             if let Source::Queue { object, .. } = &external.source {
                 // At shutdown there is nobody left to hand out anything.
@@ -210,12 +211,12 @@ impl Connection {
                 break;
             }
             self.unwritten.pop_front();
-            self.settle(log, Some(consumer), offset, Verdict::Acknowledged).await;
+            self.settle(log, consumer, offset, false, Verdict::Acknowledged).await;
         }
     }
 
     async fn deliver_inbox(&mut self) -> bool {
-        if !self.stored.persistent || !self.session.can_send() {
+        if !self.stored.persistent || !self.can_take(QoS::AtLeastOnce) {
             return false;
         }
         if self.inbox.items.is_empty() && self.inbox.more && !self.read_inbox().await {
@@ -244,6 +245,7 @@ impl Connection {
         let any = !batch.is_empty();
         for (reserved, id, delivery) in batch {
             self.deliver_inbox_item(reserved, id, delivery);
+            self.transmit();
         }
         any
     }
@@ -299,46 +301,27 @@ impl Connection {
     }
 
     fn deliver_stream(&mut self) -> bool {
-        let mut any = false;
-        if self.batch.is_none() {
-            self.batch = self.stream_rx.try_recv().ok();
-        }
-        let Some(mut batch) = self.batch.take() else { return false };
+        let Some(mut batch) = self.batch.take().or_else(|| self.stream_rx.try_recv().ok()) else {
+            return false;
+        };
         let found = self.externals.iter().position(|external| {
-            matches!(&external.source, Source::Stream { object, .. } if object.id == batch.log.object)
+            matches!(&external.source, Source::Stream { reader, .. } if *reader == batch.reader)
         });
+        // Without one the subscription has ended, and what was read for it is nobody's.
         let Some(at) = found else { return true };
+        let mut any = false;
         for _ in 0..DELIVERIES_PER_TURN {
-            let external = &self.externals[at];
-            let qos = external.qos.min(QoS::AtLeastOnce);
-            if qos != QoS::AtMostOnce && !self.session.can_send() {
+            let qos = self.externals.get(at).map_or(QoS::AtMostOnce, |e| e.qos.min(QoS::AtLeastOnce));
+            if !self.can_take(qos) {
                 break;
             }
             let Some((offset, record)) = batch.records.pop_front() else { break };
-            let Some(object) = external.object() else { break };
-            let v5 = self.version == weir_codec::ProtocolVersion::V5;
-            let extra =
-                if v5 { stream_properties(object, batch.log.shard, offset, &record) } else { Vec::new() };
-            let delivery = Delivery {
-                message: convert::to_wire(&record.message),
-                qos,
-                retain: false,
-                subscription_identifiers: external.identifier.into_iter().collect(),
-                extra,
-                expires_at: None,
-                resumable: false,
-                store_release: false,
-                tag: Tag::Stream,
-            };
-            any = true;
-            match self.send(delivery) {
-                Sent::Yes => {}
-                Sent::Dropped(why) => self.metrics.messages_dropped.inc(why),
-                Sent::Later => {
-                    batch.records.push_front((offset, record));
-                    break;
-                }
+            let Some(delivery) = self.stream_delivery(at, qos, &batch, offset, &record) else { break };
+            if let Sent::Dropped(why) = self.send(delivery) {
+                self.metrics.messages_dropped.inc(why);
             }
+            self.transmit();
+            any = true;
         }
         if !batch.records.is_empty() {
             self.batch = Some(batch);
@@ -346,9 +329,37 @@ impl Connection {
         any
     }
 
+    fn stream_delivery(
+        &self,
+        at: usize,
+        qos: QoS,
+        batch: &StreamBatch,
+        offset: u64,
+        record: &Record,
+    ) -> Option<Delivery<Tag>> {
+        let external = self.externals.get(at)?;
+        let object = external.object()?;
+        let v5 = self.version == weir_codec::ProtocolVersion::V5;
+        let extra = if v5 { stream_properties(object, batch.log.shard, offset, record) } else { Vec::new() };
+        Some(Delivery {
+            message: convert::to_wire(&record.message),
+            qos,
+            retain: false,
+            subscription_identifiers: external.identifier.into_iter().collect(),
+            extra,
+            expires_at: None,
+            resumable: false,
+            store_release: false,
+            tag: Tag::Stream,
+        })
+    }
+
     async fn deliver_retained(&mut self) -> bool {
         let mut any = false;
-        while self.session.can_send() && any.then_some(()).is_none() {
+        for _ in 0..DELIVERIES_PER_TURN {
+            if !self.can_take(QoS::AtMostOnce) {
+                break;
+            }
             let Some(mut scan) = self.retained.pop_front() else { break };
             let Some(message) = scan.messages.pop_front() else {
                 match scan.read(&self.broker.retained).await {
@@ -359,16 +370,17 @@ impl Connection {
                 continue;
             };
             let delivery = scan.delivery(&self.broker, &message);
-            match self.send(delivery) {
-                Sent::Yes => any = true,
-                Sent::Dropped(why) => self.metrics.messages_dropped.inc(why),
-                Sent::Later => {
-                    scan.messages.push_front(message);
-                    self.retained.push_front(scan);
-                    break;
-                }
+            if !self.can_take(delivery.qos) {
+                scan.messages.push_front(message);
+                self.retained.push_front(scan);
+                break;
             }
             self.retained.push_front(scan);
+            if let Sent::Dropped(why) = self.send(delivery) {
+                self.metrics.messages_dropped.inc(why);
+            }
+            self.transmit();
+            any = true;
         }
         any
     }
@@ -378,7 +390,7 @@ impl Connection {
         match tag {
             Tag::Queue { log, consumer, offset, .. } => {
                 let verdict = if reason.is_error() { Verdict::Rejected } else { Verdict::Acknowledged };
-                self.settle(log, Some(consumer), offset, verdict).await;
+                self.settle(log, consumer, offset, true, verdict).await;
                 return;
             }
             Tag::Inbox(id) => {

@@ -14,6 +14,8 @@ use super::{Connect, Event, Message, Publish, Subscribe, Version, check_properti
 const EVENTS_WAITING_MAX: usize = 10_000;
 /// Larger than any packet of these tests.
 const PACKET_BYTES_MAX: u32 = 1 << 20;
+/// Few, so that the broker has to wait for acknowledgements.
+const RECEIVE_MAXIMUM: u16 = 10;
 const KEEP_ALIVE: std::time::Duration = std::time::Duration::from_secs(600);
 
 /// A client and the task that drives it; both end when this is dropped.
@@ -151,7 +153,7 @@ fn client(version: Version, connect: &Connect, requests_max: usize) -> Result<(R
             let mut options = v5::MqttOptions::new(id, host, port);
             options.set_keep_alive(KEEP_ALIVE).set_clean_start(!connect.persistent);
             options.set_session_expiry_interval(Some(if connect.persistent { 3600 } else { 0 }));
-            options.set_max_packet_size(Some(PACKET_BYTES_MAX));
+            options.set_max_packet_size(Some(PACKET_BYTES_MAX)).set_receive_maximum(Some(RECEIVE_MAXIMUM));
             if let Some(will) = &connect.will {
                 let (topic, payload) = (&will.topic, will.payload.as_str());
                 options.set_last_will(packet5::LastWill::new(topic, payload, qos5(will.qos)?, false, None));

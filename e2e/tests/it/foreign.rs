@@ -9,7 +9,7 @@ use weir_e2e::now_rfc3339;
 use weir_e2e::weir::Setup;
 
 use crate::matrix::matrix;
-use crate::scenarios::{backlog, downgrade, live, payloads, publish, received, retained, will};
+use crate::scenarios::{backlog, burst, downgrade, live, payloads, publish, received, retained, will};
 
 const MANIFEST: &str = "
 apiVersion: weir.dev/v1alpha1
@@ -44,6 +44,7 @@ async fn against_weir(
 
 matrix!(against_weir; [
     live,
+    burst,
     downgrade,
     retained,
     will,
@@ -54,7 +55,6 @@ matrix!(against_weir; [
     queue_shared,
     stream_from_earliest,
     stream_from_time,
-    stream_resumes,
 ]);
 
 async fn subscribe(client: Client, broker: SocketAddr, id: &str, filter: &str) -> Result<Subscriber> {
@@ -205,22 +205,5 @@ async fn stream_from_time(client: Client, broker: SocketAddr) -> Result<()> {
     let undisturbed = live.until("end").await?;
     let all: Vec<String> = payloads("before", 10).into_iter().chain(payloads("after", 10)).collect();
     ensure!(received(&undisturbed) == all, "live: {undisturbed:?}");
-    Ok(())
-}
-
-/// A reader whose session survives goes on where it left off.
-async fn stream_resumes(client: Client, broker: SocketAddr) -> Result<()> {
-    publish(client, broker, Publish::to(VEHICLE, 1, payloads("first", 10))).await?;
-    let connect = Connect::persistent(broker, "reader");
-    let mut reader = client.subscribe(connect.clone(), stream(client, "earliest")).await?;
-    let read = reader.collect(10).await?;
-    ensure!(received(&read) == payloads("first", 10), "{read:?}");
-    reader.disconnect().await?;
-
-    publish(client, broker, Publish::to(VEHICLE, 1, payloads("second", 10))).await?;
-    publish(client, broker, Publish::to(VEHICLE, 1, ["end"])).await?;
-    let mut reader = client.subscribe(connect, stream(client, "earliest")).await?;
-    let read = reader.until("end").await?;
-    ensure!(received(&read) == payloads("second", 10), "{read:?}");
     Ok(())
 }

@@ -24,21 +24,28 @@ pub(crate) async fn publish(client: Client, broker: SocketAddr, publish: Publish
     Ok(())
 }
 
-/// Live messages of each QoS arrive once, in order, as they were sent.
+/// Live messages of each QoS arrive once, in order, as they were sent; there are more of them than a client takes at
+/// once.
 pub(crate) async fn live(client: Client, broker: SocketAddr) -> Result<()> {
+    let sent = payloads("message", 100);
     let mut subscriber =
         client.subscribe(Connect::clean(broker, "live"), Subscribe::to("live/+/data", 2)).await?;
     ensure!(subscriber.granted() == [2], "granted {:?}", subscriber.granted());
     for qos in 0..=2 {
         let topic = format!("live/{qos}/data");
-        publish(client, broker, Publish::to(&topic, qos, payloads("message", 20))).await?;
+        publish(client, broker, Publish::to(&topic, qos, sent.clone())).await?;
         publish(client, broker, Publish::to(&topic, qos, ["end"])).await?;
         let messages = subscriber.until("end").await?;
-        ensure!(received(&messages) == payloads("message", 20), "QoS {qos}: {messages:?}");
+        ensure!(received(&messages) == sent, "QoS {qos}: {messages:?}");
         let as_sent = |message: &Message| message.topic == topic && message.qos == qos && !message.retain;
         ensure!(messages.iter().all(as_sent), "QoS {qos}: {messages:?}");
     }
     subscriber.disconnect().await
+}
+
+/// A publisher that does not wait for acknowledgements gets them all.
+pub(crate) async fn burst(client: Client, broker: SocketAddr) -> Result<()> {
+    publish(client, broker, Publish::to("burst", 1, (0..8_000).map(|n| n.to_string()))).await
 }
 
 /// A subscription is granted its own QoS, and deliveries never exceed it.
