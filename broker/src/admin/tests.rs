@@ -319,6 +319,18 @@ async fn a_follower_gets_what_comes_and_ends_at_shutdown() {
 }
 
 #[tokio::test]
+async fn a_read_that_does_not_follow_ends_where_the_stream_ended_at_its_start() {
+    let bench = Bench::new(&[definition(Kind::Stream, "s", "s", 1)]).await;
+    let service = Service::new(Arc::clone(&bench.core), CancellationToken::new());
+    bench.publish("s", "before").await;
+    let messages = service.read_stream(Request::new(earliest())).await.unwrap().into_inner();
+    bench.publish("s", "after").await;
+    let messages: Vec<_> = messages.try_collect().await.unwrap();
+    assert_eq!(messages.iter().map(|message| &message.payload[..]).collect::<Vec<_>>(), [b"before"]);
+    bench.stop().await;
+}
+
+#[tokio::test]
 async fn a_client_that_takes_nothing_does_not_hold_up_the_shutdown() {
     let bench = Bench::new(&[definition(Kind::Stream, "s", "s/+", 1)]).await;
     // More than the windows of a client that does not read.
