@@ -99,7 +99,9 @@ mod tests {
         check("message.username", None);
         check("message.userProperties[\"k\"]", Some(RecordKey::Bytes("w".into())));
         check("message.userProperties['absent']", None);
-        for text in ["", "topic", "message.json.id", "message.userProperties[k]", "message.userProperties[\"\"]"] {
+        for text in
+            ["", "topic", "message.json.id", "message.userProperties[k]", "message.userProperties[\"\"]"]
+        {
             assert!(KeyExpression::parse(text).is_err(), "{text}");
         }
     }

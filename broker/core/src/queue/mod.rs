@@ -6,6 +6,8 @@
 mod acks;
 mod consumer;
 mod dispatch;
+#[cfg(test)]
+mod model;
 mod shard;
 
 pub use consumer::{Consumer, ConsumerId, QueueDelivery, Window};

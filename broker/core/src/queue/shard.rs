@@ -122,6 +122,7 @@ pub struct QueueShard {
     pub(super) leases: HashMap<u64, Lease>,
     /// Leases in order of time-out, and some that have ended.
     pub(super) deadlines: VecDeque<(Instant, u64)>,
+    /// In order of their ids.
     pub(super) consumers: Vec<Attached>,
     pub(super) turn: usize,
     front: Front,
@@ -296,12 +297,18 @@ impl QueueShard {
     /// A consumer joins; it gets its share at once.
     pub fn attach(&mut self, consumer: Consumer) {
         self.detach(consumer.id, Lost::Left);
-        self.consumers.push(Attached { consumer, inflight: 0, full: false, gone: false });
+        let at = self.find(consumer.id).unwrap_or_else(|at| at);
+        self.consumers.insert(at, Attached { consumer, inflight: 0, full: false, gone: false });
+    }
+
+    /// Where a consumer is, or would be.
+    fn find(&self, id: ConsumerId) -> Result<usize, usize> {
+        self.consumers.binary_search_by_key(&id, |attached| attached.consumer.id)
     }
 
     /// A consumer leaves: what it holds is to be delivered again, at once.
     pub fn detach(&mut self, id: ConsumerId, lost: Lost) {
-        let Some(at) = self.consumers.iter().position(|attached| attached.consumer.id == id) else { return };
+        let Ok(at) = self.find(id) else { return };
         self.consumers.remove(at);
         let mut held: Vec<u64> =
             self.leases.iter().filter(|(_, lease)| lease.consumer == id).map(|(offset, _)| *offset).collect();
@@ -329,7 +336,8 @@ impl QueueShard {
 
     /// What `consumer` says of the message at `offset`. A late acknowledgement counts if nobody else's did.
     pub fn settle(&mut self, consumer: ConsumerId, offset: u64, verdict: Verdict, now: Instant) {
-        if let Some(attached) = self.consumers.iter_mut().find(|a| a.consumer.id == consumer) {
+        if let Ok(at) = self.find(consumer) {
+            let attached = &mut self.consumers[at];
             attached.inflight = attached.inflight.saturating_sub(1);
             attached.full = attached.gone;
         }

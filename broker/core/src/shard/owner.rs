@@ -119,7 +119,17 @@ impl ShardOwner {
 
     async fn handle_commands(&mut self, first: Command) {
         self.handle(first).await;
-        for _ in 1..COMMANDS_PER_TURN {
+        self.handle_waiting_commands().await;
+        if self.committing.is_none() {
+            // Whoever can run now may add to the batch that is about to start: with a fast store it would
+            // hold one message otherwise, as whoever sends a command yields to this task at once.
+            tokio::task::yield_now().await;
+            self.handle_waiting_commands().await;
+        }
+    }
+
+    async fn handle_waiting_commands(&mut self) {
+        for _ in 0..COMMANDS_PER_TURN {
             let Ok(command) = self.commands.try_recv() else { break };
             self.handle(command).await;
         }

@@ -168,7 +168,8 @@ impl World {
             let distinct: BTreeSet<String> = payloads.iter().cloned().collect();
             assert_eq!(distinct.len(), payloads.len(), "a message is there twice");
             // Of a queue, what is done may have been removed.
-            let is_done = |payload: &&String| object.definition.kind == Kind::Queue && self.acked.contains(*payload);
+            let is_done =
+                |payload: &&String| object.definition.kind == Kind::Queue && self.acked.contains(*payload);
             let lost: Vec<&String> =
                 self.accepted.difference(&distinct).filter(|payload| !is_done(payload)).collect();
             assert!(lost.is_empty(), "acknowledged and not in {}: {lost:?}", object.definition.name);
@@ -177,7 +178,10 @@ impl World {
         let mut depth = 0;
         for report in core.describe(&queue).await.unwrap() {
             let queue = report.queue.unwrap();
-            assert_eq!(queue.depth, report.extent.next - queue.acknowledged - queue.expired - queue.exhausted);
+            assert_eq!(
+                queue.depth,
+                report.extent.next - queue.acknowledged - queue.expired - queue.exhausted
+            );
             depth += queue.depth;
         }
         let mut consumer = TestConsumer::attach(&core, &queue, 1, 50).await;
@@ -213,7 +217,8 @@ async fn run(seed: u64) -> String {
 }
 
 fn simulate(seed: u64) -> String {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
     runtime.block_on(run(seed))
 }
 

@@ -284,7 +284,8 @@ async fn one_message_too_large_for_a_segment_is_refused_alone() {
     for record in [&message(clock, "a", "small"), &huge, &large] {
         receipts.push(core.append(&targets, record, &Publisher::default(), None).await.unwrap());
     }
-    let failures: Vec<usize> = join_all(receipts.into_iter().map(|receipt| async { receipt.settled().await.len() })).await;
+    let failures: Vec<usize> =
+        join_all(receipts.into_iter().map(|receipt| async { receipt.settled().await.len() })).await;
     assert_eq!(failures, [0, 2, 0]);
     let mut readers = core.readers(&stream, &Start::Earliest).await.unwrap();
     let mut sizes = Vec::new();

@@ -2,10 +2,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::mpsc;
 use weir_core::Core;
 use weir_core::catalog::Object;
 use weir_core::definition::{DispatchSettings, Kind, Retention};
-use weir_core::queue::{Lost, Verdict};
+use weir_core::queue::{Consumer, ConsumerId, Lost, Verdict, Window};
 use weir_core::shard::AppendError;
 
 use crate::support::{TestConsumer, definition, memory, open, publish, text};
@@ -237,5 +238,46 @@ async fn done_segments_leave_the_store() {
     let reports = core.describe(&queue).await.unwrap();
     let segment = reports[0].bytes;
     assert!(segment < 200, "one small segment is left, not {segment} bytes");
+    core.close().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn room_that_shards_and_queues_share_wakes_all_who_wait_for_it() {
+    let (store, clock) = memory();
+    let core = open(&store, clock, 1).await;
+    core.apply(&[definition(Kind::Queue, "q", "a/#", 4), definition(Kind::Queue, "r", "b/#", 1)])
+        .await
+        .unwrap();
+    for n in 0..20 {
+        publish(&core, clock, &format!("a/{n}"), "q").await.unwrap();
+        publish(&core, clock, &format!("b/{n}"), "r").await.unwrap();
+    }
+    let connection = Arc::new(Window::new(1));
+    let view = core.catalog().view();
+    let (tx, mut deliveries) = mpsc::channel(20);
+    let mut windows = Vec::new();
+    for name in ["q", "r"] {
+        let consumer = Consumer {
+            id: ConsumerId(1),
+            window: Arc::new(Window::new(10)),
+            connection_window: Some(Arc::clone(&connection)),
+            deliveries: tx.clone(),
+        };
+        core.attach(&view.find(Kind::Queue, name).unwrap(), &consumer).await.unwrap();
+        windows.push((name, consumer));
+    }
+    for _ in 0..40 {
+        let delivery =
+            tokio::time::timeout(Duration::from_secs(1), deliveries.recv()).await.expect("woken").unwrap();
+        assert!(deliveries.try_recv().is_err(), "one at a time");
+        let (_, consumer) = windows.iter().find(|(name, _)| *name == text(&delivery)).unwrap();
+        let starved = consumer.give_back();
+        core.settle(delivery.log, consumer.id, delivery.offset, Verdict::Acknowledged).await.unwrap();
+        if starved {
+            for queue in view.all(Kind::Queue) {
+                core.kick(queue).await.unwrap();
+            }
+        }
+    }
     core.close().await;
 }
