@@ -135,6 +135,8 @@ pub struct Catalog {
     store: SharedStore,
     virtual_shards: u16,
     view: RwLock<Arc<CatalogView>>,
+    /// Held while declarations are applied: views follow each other as the transactions did.
+    applying: tokio::sync::Mutex<()>,
     changes: watch::Sender<u64>,
 }
 
@@ -150,6 +152,7 @@ impl Catalog {
             store: Arc::clone(&store),
             virtual_shards,
             view: RwLock::new(Arc::new(CatalogView::default())),
+            applying: tokio::sync::Mutex::new(()),
             changes: watch::Sender::new(0),
         };
         catalog.publish(&entries);
@@ -177,6 +180,7 @@ impl Catalog {
         for definition in definitions {
             check(definition)?;
         }
+        let _applying = self.applying.lock().await;
         let (plan, _) = transact(&*self.store, |tx| Box::pin(plan_in(tx, definitions)))
             .await
             .map_err(|error| ApplyError::Failed(Error::Store(error)))?;

@@ -29,6 +29,9 @@ impl ShardOwner {
             return;
         }
         self.retry_at = None;
+        if !self.logs.has_dirty() {
+            self.acks_due = None;
+        }
         let acks_wait = self.acks_due.is_some_and(|due| due > now) && self.closing.is_none();
         if !self.logs.has_writable() && (!self.logs.has_dirty() || acks_wait) {
             return;

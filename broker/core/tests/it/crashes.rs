@@ -225,6 +225,7 @@ fn simulate(seed: u64) -> String {
 /// Prints the seed of a run that fails.
 struct Announce(u64);
 
+#[expect(clippy::print_stdout, reason = "shown with the failure")]
 impl Drop for Announce {
     fn drop(&mut self) {
         if std::thread::panicking() {

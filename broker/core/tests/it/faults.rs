@@ -37,26 +37,26 @@ async fn open_both(store: &SharedStore, clock: Clock, seed: u64) -> (Core, Arc<O
 
 /// Everything kept in the logs of `object`, which must be dense (a stream's from 0) and read twice the same.
 pub(crate) async fn contents(store: &SharedStore, object: &Object) -> Vec<String> {
-    let mut reads = Vec::new();
-    for _ in 0..2 {
-        let mut payloads = Vec::new();
-        for log in &object.logs {
-            let segments = read_segments(store, log, 0, usize::MAX).await.unwrap();
-            let is_queue = object.definition.kind == Kind::Queue;
-            let mut expected = segments.first().filter(|_| is_queue).map_or(0, |first| first.header().base);
-            for mut segment in segments {
-                while let Some((offset, record)) = segment.next_record().unwrap() {
-                    assert_eq!(offset, expected, "offsets are dense");
-                    expected += 1;
-                    payloads.push(String::from_utf8(record.message.payload.to_vec()).unwrap());
-                }
+    let read = read_all(store, object).await;
+    assert_eq!(read, read_all(store, object).await, "two reads are the same");
+    read
+}
+
+async fn read_all(store: &SharedStore, object: &Object) -> Vec<String> {
+    let is_queue = object.definition.kind == Kind::Queue;
+    let mut payloads = Vec::new();
+    for log in &object.logs {
+        let segments = read_segments(store, log, 0, usize::MAX).await.unwrap();
+        let mut expected = segments.first().filter(|_| is_queue).map_or(0, |first| first.header().base);
+        for mut segment in segments {
+            while let Some((offset, record)) = segment.next_record().unwrap() {
+                assert_eq!(offset, expected, "offsets are dense");
+                expected += 1;
+                payloads.push(String::from_utf8(record.message.payload.to_vec()).unwrap());
             }
         }
-        reads.push(payloads);
     }
-    let read = reads.pop().unwrap();
-    assert_eq!(reads, [read.clone()], "two reads are the same");
-    read
+    payloads
 }
 
 async fn depth(core: &Core, queue: &Arc<Object>) -> u64 {

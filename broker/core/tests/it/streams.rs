@@ -112,6 +112,43 @@ async fn retention_moves_the_start_and_readers_skip_to_it() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn payloads_stored_apart_count_against_the_limit_in_bytes() {
+    let (store, clock) = memory();
+    let core = open(&store, clock, 1).await;
+    let mut s = definition(Kind::Stream, "s", "a", 1);
+    s.retention = Retention { max_bytes: 350_000, ..Retention::default() };
+    core.apply(&[s]).await.unwrap();
+    let stream = core.catalog().view().find(Kind::Stream, "s").unwrap();
+    for _ in 0..10 {
+        publish(&core, clock, "a", &"x".repeat(100_000)).await.unwrap();
+    }
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let report = &core.describe(&stream).await.unwrap()[0];
+    assert_eq!((report.extent.start, report.extent.next), (7, 10));
+    assert!((300_000..350_000).contains(&report.bytes), "{} bytes", report.bytes);
+    core.close().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_nobody_touches_ages() {
+    let (store, clock) = memory();
+    let core = open(&store, clock, 1).await;
+    let mut s = definition(Kind::Stream, "s", "a", 1);
+    s.retention = Retention { max_age_ms: 3_600_000, ..Retention::default() };
+    core.apply(&[s]).await.unwrap();
+    let stream = core.catalog().view().find(Kind::Stream, "s").unwrap();
+    for n in 0..3 {
+        publish(&core, clock, "a", &n.to_string()).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(60)).await;
+    }
+    assert_eq!(core.describe(&stream).await.unwrap()[0].extent.start, 0);
+    tokio::time::sleep(Duration::from_secs(3600)).await;
+    // The newest segment stays.
+    assert_eq!(core.describe(&stream).await.unwrap()[0].extent.start, 2);
+    core.close().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn declarations_apply_together_or_not_at_all() {
     let (store, clock) = memory();
     let core = open(&store, clock, 1).await;
