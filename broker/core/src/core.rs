@@ -1,6 +1,6 @@
 //! The front of this crate: opens a keyspace and routes what is asked to the catalog and the shard owners.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use futures_util::future::try_join_all;
 use parking_lot::Mutex;
@@ -32,8 +32,10 @@ pub struct Core {
     context: Context,
     format: KeyspaceFormat,
     catalog: Catalog,
-    /// Owner tasks that have been started; `None` once the core is closed.
-    shards: Mutex<Option<Vec<Option<ShardHandle>>>>,
+    /// Owner tasks by virtual shard, each started when it is first needed.
+    shards: Box<[OnceLock<ShardHandle>]>,
+    /// Held while an owner task is started: none is once the core is closed.
+    is_closed: Mutex<bool>,
     tasks: TaskTracker,
 }
 
@@ -77,8 +79,9 @@ impl Core {
         let format = open_format(&store, seed).await?;
         let catalog = Catalog::load(Arc::clone(&store), format.virtual_shards).await?;
         let context = Context { store, clock, seed: seed.fork("shards"), metrics, pod };
-        let shards = Mutex::new(Some(vec![None; usize::from(format.virtual_shards)]));
-        Ok(Self { context, format, catalog, shards, tasks: TaskTracker::new() })
+        let shards = (0..format.virtual_shards).map(|_| OnceLock::new()).collect();
+        let is_closed = Mutex::new(false);
+        Ok(Self { context, format, catalog, shards, is_closed, tasks: TaskTracker::new() })
     }
 
     /// What the keyspace is.
@@ -250,10 +253,10 @@ impl Core {
 
     /// Commits what is in line and ends the owner tasks. The store stays open.
     pub async fn close(&self) {
-        let handles: Vec<ShardHandle> = self.shards.lock().take().into_iter().flatten().flatten().collect();
+        *self.is_closed.lock() = true;
         self.tasks.close();
-        let mut closed = Vec::with_capacity(handles.len());
-        for handle in handles {
+        let mut closed = Vec::new();
+        for handle in self.shards.iter().filter_map(OnceLock::get) {
             let (reply, answer) = oneshot::channel();
             if handle.send(Command::Close { reply }).await.is_ok() {
                 closed.push(answer);
@@ -266,12 +269,16 @@ impl Core {
         self.tasks.wait().await;
     }
 
-    fn shard(&self, vs: VirtualShard) -> Result<ShardHandle> {
-        let mut shards = self.shards.lock();
-        let slot =
-            shards.as_mut().and_then(|shards| shards.get_mut(usize::from(vs.0))).ok_or(Error::Closed)?;
-        let spawn = || ShardHandle::spawn(self.context.clone(), vs, &self.tasks);
-        Ok(slot.get_or_insert_with(spawn).clone())
+    fn shard(&self, vs: VirtualShard) -> Result<&ShardHandle> {
+        let slot = self.shards.get(usize::from(vs.0)).ok_or(Error::Closed)?;
+        if let Some(handle) = slot.get() {
+            return Ok(handle);
+        }
+        let is_closed = self.is_closed.lock();
+        if *is_closed {
+            return Err(Error::Closed);
+        }
+        Ok(slot.get_or_init(|| ShardHandle::spawn(self.context.clone(), vs, &self.tasks)))
     }
 }
 

@@ -281,3 +281,19 @@ async fn room_that_shards_and_queues_share_wakes_all_who_wait_for_it() {
     }
     core.close().await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_closed_core_refuses_and_starts_nothing() {
+    let (store, clock) = memory();
+    let core = open(&store, clock, 1).await;
+    core.apply(&[definition(Kind::Queue, "q", "a", 1), definition(Kind::Queue, "unused", "b", 1)])
+        .await
+        .unwrap();
+    publish(&core, clock, "a", "1").await.unwrap();
+    core.close().await;
+    for topic in ["a", "b"] {
+        let error = publish(&core, clock, topic, "2").await.unwrap_err();
+        assert!(matches!(error, AppendError::Failed(weir_core::Error::Closed)), "{error:?}");
+    }
+    core.close().await;
+}
