@@ -38,7 +38,7 @@ pub(super) struct PublishArgs {
     /// Keep as the topic's retained message; an empty message removes it
     #[arg(short, long)]
     retain: bool,
-    /// User property, repeatable; queue-delay, queue-priority and queue-dedup-id have meaning for queues
+    /// User property, repeatable
     #[arg(short = 'P', long = "property", value_name = "NAME=VALUE", value_parser = args::property)]
     properties: Vec<(ByteString, ByteString)>,
     /// Seconds after which the message is worth nothing
