@@ -141,7 +141,7 @@ impl Broker {
             Ok(durable) => {
                 let commit = tracing::debug_span!(parent: &span, "commit");
                 Accepted::Pending(Box::pin(durable.settle(span).instrument(commit)))
-            },
+            }
             Err(error) => {
                 tracing::debug!(%error, "publish refused");
                 Accepted::Done(ReasonCode::ServerShuttingDown)

@@ -3,14 +3,16 @@
 //! The table is in memory and owned here; the store's copy of persistent sessions' subscriptions is read into
 //! it at the start. It knows neither queues nor streams, which have filters of their own.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use bytestring::ByteString;
 use parking_lot::{Mutex, RwLock};
 use smallvec::SmallVec;
-use weir_codec::{Message, QoS, SubscriptionOptions};
+use weir_codec::{Message, PacketId, QoS, SubscriptionOptions};
 use weir_core::inbox::InboxTarget;
+use weir_core::keyspace::PublishId;
 use weir_core::keyspace::session::Incarnation;
 use weir_env::seed::HashMap;
 use weir_topic::{MatchTrie, Subscription, TopicFilter};
@@ -31,6 +33,9 @@ pub(crate) struct Subscriber {
     pub(crate) incarnation: Option<Incarnation>,
     /// While it is connected.
     mailbox: RwLock<Option<Arc<Mailbox>>>,
+    /// QoS 2 publishes of a persistent session that were answered and not released, over all its connections to
+    /// this process: at most one for each packet id.
+    received: Mutex<BTreeMap<PacketId, PublishId>>,
 }
 
 impl Subscriber {
@@ -48,6 +53,21 @@ impl Subscriber {
         if connected.as_ref().is_some_and(|current| Arc::ptr_eq(current, mailbox)) {
             *connected = None;
         }
+    }
+
+    /// A QoS 2 publish has been delivered to everybody: a repeat must not be.
+    pub(crate) fn note_received(&self, packet_id: PacketId, publish: PublishId) {
+        self.received.lock().insert(packet_id, publish);
+    }
+
+    /// The packet id of a QoS 2 publish is free again.
+    pub(crate) fn forget_received(&self, packet_id: PacketId) {
+        self.received.lock().remove(&packet_id);
+    }
+
+    /// Whether this publish has been delivered to everybody.
+    pub(crate) fn has_received(&self, packet_id: PacketId, publish: PublishId) -> bool {
+        self.received.lock().get(&packet_id) == Some(&publish)
     }
 
     fn is_connected(&self) -> bool {
@@ -123,7 +143,8 @@ impl Router {
         incarnation: Option<Incarnation>,
     ) -> Arc<Subscriber> {
         let id = SubscriberId(self.next_id.fetch_add(1, Ordering::Relaxed));
-        Arc::new(Subscriber { id, client_id, incarnation, mailbox: RwLock::new(None) })
+        let received = Mutex::default();
+        Arc::new(Subscriber { id, client_id, incarnation, mailbox: RwLock::new(None), received })
     }
 
     /// Adds or replaces a subscription to a plain or shared filter. True if it is new.

@@ -10,6 +10,7 @@ use anyhow::Context;
 use parking_lot::Mutex;
 use prometheus_client::registry::Registry;
 use tokio::net::{TcpListener, TcpSocket};
+use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use weir_core::Core;
@@ -43,7 +44,20 @@ const MARK_AGE: Duration = Duration::from_secs(24 * 3600);
 /// How often marks and expired retained messages are swept.
 const SWEEP_TICKS: u64 = 60;
 
-/// Runs a broker until `shutdown`, then stops it in order.
+/// A broker that has started.
+#[derive(Debug)]
+pub struct Started {
+    /// Where clients connect, in the order of the configuration; free ports have been taken by now.
+    pub mqtt: Vec<SocketAddr>,
+    /// `/healthz`, `/readyz` and `/metrics`.
+    pub http: SocketAddr,
+    /// gRPC `weir.admin.v1`.
+    pub admin: SocketAddr,
+    /// Its queues and streams.
+    pub core: Arc<Core>,
+}
+
+/// Runs a broker on the store that `config` names until `shutdown`, then stops it in order and closes the store.
 ///
 /// # Errors
 /// If it cannot start: the message says what to do. Not cancel-safe.
@@ -52,10 +66,37 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     let seed = Seed::from_entropy();
     seed.install_for_hashing();
     let store = open_store(&config.store, clock)?;
-    let result = run_on(&config, Arc::clone(&store), clock, &seed, shutdown).await;
+    // Nobody asks.
+    let (started, _) = oneshot::channel();
+    let result = run_on(&config, Arc::clone(&store), clock, &seed, shutdown, started).await;
     store.close().await;
     if result.is_ok() {
         tracing::info!("stopped");
+    }
+    result
+}
+
+/// Runs a broker on `store`, which stays open, until `shutdown`, then stops it in order. `started` is told when
+/// clients are accepted.
+///
+/// # Errors
+/// If it cannot start: the message says what to do. Not cancel-safe.
+pub async fn run_on(
+    config: &Config,
+    store: SharedStore,
+    clock: Clock,
+    seed: &Seed,
+    shutdown: CancellationToken,
+    started: oneshot::Sender<Started>,
+) -> anyhow::Result<()> {
+    let background = TaskTracker::new();
+    let stop_background = CancellationToken::new();
+    let result = serve(config, store, clock, seed, &shutdown, started, (&background, &stop_background)).await;
+    // Also after a start that failed, so that nothing is left behind.
+    stop_background.cancel();
+    background.close();
+    if tokio::time::timeout(config.limits.shutdown_grace, background.wait()).await.is_err() {
+        tracing::warn!(left = background.len(), "background tasks did not end in time");
     }
     result
 }
@@ -69,19 +110,19 @@ fn open_store(config: &StoreConfig, clock: Clock) -> anyhow::Result<SharedStore>
     })
 }
 
-async fn run_on(
+async fn serve(
     config: &Config,
     store: SharedStore,
     clock: Clock,
     seed: &Seed,
-    shutdown: CancellationToken,
+    shutdown: &CancellationToken,
+    started: oneshot::Sender<Started>,
+    (background, stop_background): (&TaskTracker, &CancellationToken),
 ) -> anyhow::Result<()> {
-    let mut registry = Registry::with_prefix("weir");
-    let background = TaskTracker::new();
-    let stop_background = CancellationToken::new();
+    let mut registry = Registry::default();
     let readiness = Readiness::default();
     readiness.set(ReadyState::Starting("reading the store"));
-    let broker = build(config, store, clock, seed, (&mut registry, &background, &stop_background)).await?;
+    let broker = build(config, store, clock, seed, (&mut registry, background, stop_background)).await?;
     recover(&broker).await.context("read the store")?;
     let mut watcher = config.manifests.as_ref().map(|dir| Watcher::new(dir, MANIFEST_INTERVAL));
     if let Some(watcher) = &mut watcher {
@@ -91,15 +132,17 @@ async fn run_on(
     let listeners = bind_all(config)?;
     let http_listener = bind(config.http).with_context(|| format!("listen on http://{}", config.http))?;
     let admin_listener = bind(config.admin).with_context(|| format!("listen on grpc://{}", config.admin))?;
-    tracing::info!(url = %format!("http://{}", http_listener.local_addr()?), "listening");
-    tracing::info!(url = %format!("grpc://{}", admin_listener.local_addr()?), "listening");
+    let started_as = Started {
+        mqtt: listeners.iter().map(TcpListener::local_addr).collect::<Result<_, _>>()?,
+        http: http_listener.local_addr()?,
+        admin: admin_listener.local_addr()?,
+        core: Arc::clone(&broker.core),
+    };
+    tracing::info!(url = %format!("http://{}", started_as.http), "listening");
+    tracing::info!(url = %format!("grpc://{}", started_as.admin), "listening");
 
-    let http = background.spawn(http::serve(
-        http_listener,
-        readiness.clone(),
-        Arc::new(registry),
-        stop_background.child_token(),
-    ));
+    let registry = Arc::new(registry);
+    background.spawn(http::serve(http_listener, readiness.clone(), registry, stop_background.child_token()));
     background.spawn(serve_admin(admin_listener, Arc::clone(&broker), shutdown.child_token()));
     background.spawn(maintain(Arc::clone(&broker), stop_background.child_token()));
     if let Some(watcher) = watcher {
@@ -117,6 +160,8 @@ async fn run_on(
     }
     readiness.set(ReadyState::Ready);
     tracing::info!("ready");
+    // Whoever started it may not want to know.
+    let _ = started.send(started_as);
 
     shutdown.cancelled().await;
     readiness.set(ReadyState::Draining);
@@ -126,12 +171,6 @@ async fn run_on(
         tracing::warn!(left = clients.len(), "connections did not end in time and are cut off");
     }
     broker.core.close().await;
-    stop_background.cancel();
-    background.close();
-    if tokio::time::timeout(config.limits.shutdown_grace, background.wait()).await.is_err() {
-        tracing::warn!(left = background.len(), "background tasks did not end in time");
-        http.abort();
-    }
     Ok(())
 }
 

@@ -1,14 +1,26 @@
 //! The end of a connection: everything it holds is given back, and its session is put away.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use weir_codec::ReasonCode;
 use weir_core::keyspace::session::{OutgoingEntry, OutgoingPhase};
-use weir_core::queue::{Lost, Verdict};
-use weir_core::sessions::{CloseOptions, WillAction};
+use weir_core::queue::Lost;
+use weir_core::sessions::{CloseOptions, SessionRef, WillAction};
 use weir_session::{CloseCause, Closed, Outgoing};
 
 use super::handshake::write_all;
 use super::{Connection, FAREWELL_TIMEOUT, Tag, close_label};
+use crate::broker::Broker;
+use crate::clients::Place;
 use crate::metrics;
+
+/// How long the end of a connection is tried to be stored.
+const CLOSE_PATIENCE: Duration = Duration::from_mins(10);
+/// First wait before it is tried again; it doubles.
+const CLOSE_RETRY_WAIT: Duration = Duration::from_millis(100);
+/// Longest wait before it is tried again.
+const CLOSE_RETRY_WAIT_MAX: Duration = Duration::from_secs(5);
 
 impl Connection {
     pub(super) async fn finish(mut self, closed: Closed) -> metrics::Closed {
@@ -42,9 +54,6 @@ impl Connection {
                 Lost::Vanished
             }
         };
-        while let Ok(delivery) = self.queue_rx.try_recv() {
-            self.held.push_back(delivery);
-        }
         for external in std::mem::take(&mut self.externals) {
             self.release_external(external, lost).await;
         }
@@ -52,14 +61,8 @@ impl Connection {
 
     /// Puts the session away, or ends it.
     async fn leave(self, closed: Closed) {
-        let Self { broker, session, stored, subscriber, subscriptions, .. } = self;
-        let state = session.into_state();
-        for returned in state.returned {
-            if let (Tag::Queue { log, consumer, offset, .. }, false) = (&returned.tag, returned.written) {
-                let _ = broker.core.settle(*log, *consumer, *offset, Verdict::Returned).await;
-            }
-        }
-        let outgoing = state.outgoing.iter().filter_map(outgoing_entry).collect();
+        let Self { broker, session, stored, subscriber, subscriptions, place, drain_until, .. } = self;
+        let outgoing = session.into_state().outgoing.iter().filter_map(outgoing_entry).collect();
         let will = if closed.publish_will { WillAction::Fire } else { WillAction::Cancel };
         let options = CloseOptions { expiry_seconds: closed.session_expiry, will, outgoing };
         if !stored.persistent {
@@ -67,7 +70,25 @@ impl Connection {
                 broker.router.unsubscribe(subscriber.id, text, from);
             }
         }
-        match broker.sessions.close(&stored, &options).await {
+        let patience = if drain_until.is_some() { Duration::ZERO } else { CLOSE_PATIENCE };
+        put_away(&broker, &stored, &options, place, patience).await;
+    }
+}
+
+/// Stores the end of a connection, and publishes its will if that is due. A store in trouble is asked again:
+/// nobody else would do it before the client comes back or the broker starts anew.
+async fn put_away(
+    broker: &Arc<Broker>,
+    stored: &SessionRef,
+    options: &CloseOptions,
+    place: Place,
+    patience: Duration,
+) {
+    let give_up_at = broker.clock.now() + patience;
+    let mut place = Some(place);
+    let mut wait = CLOSE_RETRY_WAIT;
+    loop {
+        match broker.sessions.close(stored, options).await {
             Ok(result) => {
                 if let Some(ended) = &result.ended {
                     broker.forget(ended);
@@ -75,14 +96,23 @@ impl Connection {
                 if let Some(will) = result.will {
                     broker.publish_will(will).await;
                 }
+                return;
             }
             Err(weir_core::Error::Fenced) => {
                 tracing::debug!(client = %stored.client_id, "session continues elsewhere");
+                return;
             }
             Err(error) => {
                 tracing::warn!(client = %stored.client_id, %error, "end of session not stored");
             }
         }
+        if broker.clock.now() >= give_up_at {
+            return;
+        }
+        // The client's next connection need not wait for this one: it fences it off.
+        drop(place.take());
+        tokio::time::sleep(wait).await;
+        wait = (wait * 2).min(CLOSE_RETRY_WAIT_MAX);
     }
 }
 

@@ -13,7 +13,7 @@ use weir_session::{Delivery, Refusal};
 
 use super::external::{Source, StreamBatch, queue_properties, stream_properties};
 use super::handshake::inbox_delivery;
-use super::{Connection, Tag};
+use super::{Connection, Tag, Unwritten};
 use crate::convert;
 use crate::mailbox::Letter;
 use crate::metrics::Dropped;
@@ -112,8 +112,10 @@ impl Connection {
             };
             let now = self.broker.clock.now().into_std();
             match self.session.deliver(prepared, now).map_err(|refused| refused.why) {
-                Ok(Some(_)) => {}
-                Ok(None) => self.unwritten.push_back((self.wire.positions().0, log, consumer, offset)),
+                Ok(_) => {
+                    let position = self.wire.positions().0;
+                    self.unwritten.push_back(Unwritten { position, log, consumer, offset, acknowledged });
+                }
                 Err(Refusal::NoQuota | Refusal::Busy | Refusal::NotReserved | Refusal::Closed) => {
                     self.held.push_front(delivery);
                     break;
@@ -203,15 +205,19 @@ impl Connection {
         }
     }
 
-    /// Acknowledges QoS 0 queue messages that have been written to the socket.
+    /// Queue messages have been written to the socket: that acknowledges those of QoS 0.
     pub(super) async fn settle_written(&mut self) {
         let (_, written) = self.wire.positions();
-        while let Some((position, log, consumer, offset)) = self.unwritten.front().copied() {
+        while let Some(Unwritten { position, log, consumer, offset, acknowledged }) =
+            self.unwritten.front().copied()
+        {
             if position >= written && self.wire.backlog() > 0 {
                 break;
             }
             self.unwritten.pop_front();
-            self.settle(log, consumer, offset, false, Verdict::Acknowledged).await;
+            if !acknowledged {
+                self.settle(log, consumer, offset, false, Verdict::Acknowledged).await;
+            }
         }
     }
 
@@ -304,9 +310,9 @@ impl Connection {
         let Some(mut batch) = self.batch.take().or_else(|| self.stream_rx.try_recv().ok()) else {
             return false;
         };
-        let found = self.externals.iter().position(|external| {
-            matches!(&external.source, Source::Stream { reader, .. } if *reader == batch.reader)
-        });
+        let found = self.externals.iter().position(
+            |external| matches!(&external.source, Source::Stream { reader, .. } if *reader == batch.reader),
+        );
         // Without one the subscription has ended, and what was read for it is nobody's.
         let Some(at) = found else { return true };
         let mut any = false;

@@ -2,10 +2,11 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytestring::ByteString;
 use tokio::sync::mpsc;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use weir_codec::{QoS, ReasonCode, UserProperties};
 use weir_core::catalog::{CatalogView, Object};
 use weir_core::definition::Kind;
@@ -24,6 +25,11 @@ pub(super) const CONSUMER_WINDOW_MAX: u32 = 4096;
 pub(super) const QUEUE_CHANNEL: usize = EXTERNALS_MAX * CONSUMER_WINDOW_MAX as usize;
 /// Batches of stream messages, 256 KiB each about, that wait for a connection; then its readers wait.
 pub(super) const STREAM_CHANNEL: usize = 2;
+
+/// First wait before a stream that could not be read is read again; it doubles.
+const READ_RETRY_WAIT: Duration = Duration::from_millis(100);
+/// Longest wait before that.
+const READ_RETRY_WAIT_MAX: Duration = Duration::from_secs(5);
 
 /// A subscription to a queue or stream.
 #[derive(Debug)]
@@ -46,16 +52,22 @@ pub(super) enum Source {
         object: Arc<Object>,
         consumer: Consumer,
     },
-    /// Readers run until the token is cancelled.
+    /// Readers run until the guard is dropped.
     Stream {
         object: Arc<Object>,
-        readers: CancellationToken,
+        reader: ReaderId,
+        _readers: DropGuard,
     },
 }
+
+/// Tells the batches of a stream subscription from those of one that has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct ReaderId(pub(super) u64);
 
 /// Records of one shard of a stream, on their way to the client.
 #[derive(Debug)]
 pub(super) struct StreamBatch {
+    pub(super) reader: ReaderId,
     pub(super) log: LogId,
     pub(super) records: VecDeque<(u64, Arc<Record>)>,
 }
@@ -174,24 +186,31 @@ pub(crate) fn parse_start(text: &str) -> Option<Start> {
     u64::try_from(at.as_microsecond()).ok().map(|micros| Start::Time(Timestamp::from_micros(micros)))
 }
 
-/// Reads one shard into the channel until told to stop.
+/// Reads one shard into the channel until told to stop. A store in trouble is asked again until it answers.
 pub(super) async fn read_shard(
+    id: ReaderId,
     mut reader: ShardReader,
     batches: mpsc::Sender<StreamBatch>,
     stop: CancellationToken,
 ) {
     let log = reader.log();
     let read = async {
+        let mut wait = READ_RETRY_WAIT;
         loop {
-            let records = match reader.read().await {
-                Ok(records) => records,
-                Err(error) => {
-                    tracing::error!(stream = log.object, shard = log.shard, %error, "read stream");
-                    return;
+            match reader.read().await {
+                Ok(records) => {
+                    wait = READ_RETRY_WAIT;
+                    if batches.send(StreamBatch { reader: id, log, records: records.into() }).await.is_err() {
+                        return;
+                    }
                 }
-            };
-            if batches.send(StreamBatch { log, records: records.into() }).await.is_err() {
-                return;
+                // The stream is gone, or the broker shuts down.
+                Err(weir_core::Error::Closed) => return,
+                Err(error) => {
+                    tracing::warn!(stream = log.object, shard = log.shard, %error, "read stream; trying again");
+                    tokio::time::sleep(wait).await;
+                    wait = (wait * 2).min(READ_RETRY_WAIT_MAX);
+                }
             }
         }
     };

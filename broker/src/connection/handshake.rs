@@ -165,6 +165,12 @@ fn stored_will(will: &weir_codec::Will, broker: &Broker) -> StoredWill {
 
 /// Answers a CONNECT with a refusal and waits until it is written.
 async fn refuse(wire: &mut Wire, version: ProtocolVersion, code: ReasonCode, text: Option<ByteString>) {
+    // CONNACK has no word for these.
+    let code = match code {
+        ReasonCode::ServerShuttingDown => ReasonCode::ServerUnavailable,
+        ReasonCode::SessionTakenOver => ReasonCode::ServerBusy,
+        other => other,
+    };
     let connack = ConnAck { code, reason_string: text, ..ConnAck::default() };
     let transmit = Transmit::Packet(Packet::ConnAck(Box::new(connack)));
     if wire.put(&transmit, version).is_ok() {
@@ -202,20 +208,26 @@ impl Parts {
     ) -> Result<Connection, (Wire, weir_core::Error)> {
         let Self { broker, wire, decoder, mailbox, place, publisher } = self;
         let client_id = publisher.client_id.clone();
-        let (restored, in_flight) = match restore(&broker, &opened).await {
+        let (mut restored, in_flight) = match restore(&broker, &opened).await {
             Ok(restored) => restored,
             Err(error) => return Err((wire, error)),
         };
-        let now = broker.clock.now().into_std();
-        let limits = &broker.session_limits;
-        let session = Session::accept(connect, assigned, limits, opened.present.then_some(restored), now);
         let subscriber = if opened.session.persistent {
             broker.persistent_subscriber(&client_id, opened.session.incarnation)
         } else {
             broker.router.subscriber(client_id, None)
         };
+        let mut incoming = HashMap::default();
+        for (id, publish) in &opened.incoming {
+            let answered = super::packet_id(*id).filter(|id| subscriber.has_received(*id, *publish));
+            restored.incoming_qos2.extend(answered);
+            incoming.insert(*id, Incoming { publish: *publish, tried: true, left: answered.is_none() });
+        }
+        let now = broker.clock.now().into_std();
+        let limits = &broker.session_limits;
+        let session = Session::accept(connect, assigned, limits, opened.present.then_some(restored), now);
         subscriber.connect(Arc::clone(&mailbox));
-        let quota = u32::try_from(session.send_quota()).unwrap_or(u32::MAX);
+        let window = connection_window(connect, &broker, session.inflight());
         let (queue_tx, queue_rx) = mpsc::channel(QUEUE_CHANNEL);
         let (stream_tx, stream_rx) = mpsc::channel(STREAM_CHANNEL);
         let recorded = opened.outgoing.iter().map(|entry| entry.packet_id).collect();
@@ -227,17 +239,13 @@ impl Parts {
             subscriber,
             publisher: Arc::new(publisher),
             mailbox,
-            _place: place,
+            place,
             subscriptions: HashMap::default(),
             externals: Vec::new(),
             catalog_changes: None,
             pending: FuturesUnordered::new(),
-            incoming: opened
-                .incoming
-                .iter()
-                .map(|(id, publish)| (*id, Incoming { publish: *publish, tried: true }))
-                .collect(),
-            window: Arc::new(Window::new(quota)),
+            incoming,
+            window: Arc::new(window),
             queue_tx,
             queue_rx,
             held: VecDeque::new(),
@@ -247,22 +255,32 @@ impl Parts {
             batch: None,
             retained: VecDeque::new(),
             inbox: InboxState { more: true, restored: in_flight, recorded, ..InboxState::default() },
+            undecoded: true,
+            input_ended: false,
+            drain_until: None,
             closed: None,
             broker,
             wire,
             decoder,
         };
         connection.resubscribe(opened.subscriptions).await;
-        // What came with the CONNECT waits no longer.
-        connection.handle_input().await;
         Ok(connection)
     }
 }
 
+/// Room for deliveries of which `inflight` are under way already, more perhaps than the client takes now.
+fn connection_window(connect: &Connect, broker: &Broker, inflight: usize) -> Window {
+    let maximum = broker.session_limits.inflight_maximum;
+    let size = connect.receive_maximum.unwrap_or(maximum).min(maximum);
+    let window = Window::new(u32::from(size.get()));
+    (0..inflight).for_each(|_| window.take_anyway());
+    window
+}
+
 /// Deliveries that were in flight when the last connection ended, and the inbox rows they come from.
 async fn restore(broker: &Broker, opened: &Opened) -> weir_core::Result<(Restored<Tag>, HashSet<InboxId>)> {
-    // Publishes that were stored and not answered come again with their stored publish id: the session
-    // must not take them for repeats of answered ones.
+    // Publishes to us that were not answered come again with their stored publish id: only those that were are
+    // added by the caller.
     let mut restored = Restored::default();
     let mut in_flight = HashSet::default();
     let mut missing: HashMap<InboxId, u16> = HashMap::default();

@@ -24,13 +24,14 @@ use futures_util::{FutureExt, StreamExt};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
-use weir_codec::{Decoder, PacketId, ProtocolVersion, ReasonCode};
+use weir_codec::{Decoder, Packet, PacketId, ProtocolVersion, ReasonCode};
 use weir_core::inbox::InboxItem;
 use weir_core::key::Publisher;
 use weir_core::keyspace::inbox::InboxId;
 use weir_core::keyspace::{LogId, PublishId};
 use weir_core::queue::{ConsumerId, QueueDelivery, Window};
 use weir_core::sessions::{SessionOp, SessionRef};
+use weir_env::clock::Instant;
 use weir_env::seed::{HashMap, HashSet};
 use weir_session::{CloseCause, Closed, Event, PublishToken, Session};
 use weir_topic::Subscription;
@@ -52,6 +53,10 @@ const PENDING_MAX: usize = 4096;
 const PACKETS_PER_TURN: usize = 128;
 /// Time the last packets may take to be written.
 const FAREWELL_TIMEOUT: Duration = Duration::from_secs(2);
+/// Time that publishes under way may take to be answered when the broker shuts down.
+const DRAIN_MAX: Duration = Duration::from_secs(2);
+/// Times that deliveries are made and written before the client is read again.
+const TURNS_PER_PUMP: usize = 16;
 /// Quiet time after which empty buffers are let go.
 const IDLE_AFTER: Duration = Duration::from_secs(5);
 
@@ -64,7 +69,12 @@ enum Tag {
     },
     Inbox(InboxId),
     /// Its span ends with the acknowledgement.
-    Queue { log: LogId, consumer: ConsumerId, offset: u64, _span: tracing::Span },
+    Queue {
+        log: LogId,
+        consumer: ConsumerId,
+        offset: u64,
+        _span: tracing::Span,
+    },
     Stream,
 }
 
@@ -77,6 +87,20 @@ struct Incoming {
     publish: PublishId,
     /// It may have been appended already.
     tried: bool,
+    /// From an earlier connection, and neither answered there as far as we know nor published again here.
+    left: bool,
+}
+
+/// A queue delivery in the output.
+#[derive(Clone, Copy, Debug)]
+struct Unwritten {
+    /// Where in the output it begins.
+    position: u64,
+    log: LogId,
+    consumer: ConsumerId,
+    offset: u64,
+    /// The client acknowledges it; otherwise it counts as acknowledged once it is written.
+    acknowledged: bool,
 }
 
 /// The task's state.
@@ -90,7 +114,7 @@ struct Connection {
     subscriber: Arc<Subscriber>,
     publisher: Arc<Publisher>,
     mailbox: Arc<Mailbox>,
-    _place: Place,
+    place: Place,
     /// Plain and shared subscriptions.
     subscriptions: HashMap<ByteString, Subscription>,
     externals: Vec<External>,
@@ -104,13 +128,19 @@ struct Connection {
     queue_rx: mpsc::Receiver<QueueDelivery>,
     /// Queue messages taken from the channel for which the session had no room.
     held: VecDeque<QueueDelivery>,
-    /// Acknowledgements of QoS 0 queue deliveries, and the position in the output at which they are due.
-    unwritten: VecDeque<(u64, LogId, ConsumerId, u64)>,
+    /// Queue deliveries that the socket has not taken yet, in the order of the output.
+    unwritten: VecDeque<Unwritten>,
     stream_tx: mpsc::Sender<StreamBatch>,
     stream_rx: mpsc::Receiver<StreamBatch>,
     batch: Option<StreamBatch>,
     retained: VecDeque<subscribe::RetainedScan>,
     inbox: InboxState,
+    /// What has been read may hold packets that have not been decoded.
+    undecoded: bool,
+    /// The client sends no more.
+    input_ended: bool,
+    /// The broker shuts down: when this connection ends, whatever is under way.
+    drain_until: Option<Instant>,
     closed: Option<Closed>,
     metrics: Metrics,
 }
@@ -153,23 +183,33 @@ pub(crate) async fn serve(broker: Arc<Broker>, stream: TcpStream, shutdown: Canc
 
 impl Connection {
     async fn run(mut self, shutdown: CancellationToken) -> metrics::Closed {
-        let mut draining = false;
-        let mut evicted = false;
+        // Buffers that are empty have been let go, and nothing has happened since.
+        let mut idle = false;
         loop {
-            self.pump().await;
+            let more = self.pump().await;
             if let Some(closed) = self.closed {
                 return self.finish(closed).await;
             }
-            let now = self.broker.clock.now();
-            let timeout = self.session.poll_timeout();
-            let idle_at = now + IDLE_AFTER;
-            let wake_at = timeout.map_or(idle_at, |at| idle_at.min(at.into()));
-            let read = self.wants_read();
-            if !read {
-                self.session.handle_read_paused(now.into_std());
+            if self.drained() {
+                self.session.close(ReasonCode::ServerShuttingDown, None);
+                continue;
             }
+            if self.undecoded && self.wants_read() {
+                self.handle_input().await;
+                continue;
+            }
+            if self.input_ended && !self.undecoded {
+                self.session.handle_lost();
+                continue;
+            }
+            let now = self.broker.clock.now();
+            let timeout = self.session.poll_timeout().map(Instant::from);
+            let idle_at = (!idle).then(|| now + IDLE_AFTER);
+            let wake_at = [timeout, idle_at, self.drain_until].into_iter().flatten().min();
+            let read = self.wants_read() && !self.undecoded && !self.input_ended;
             let take_queue = self.held.is_empty() && self.has_room();
             let take_stream = self.batch.is_none() && self.has_room();
+            let was_idle = std::mem::take(&mut idle);
             tokio::select! {
                 ready = self.wire.ready(read) => match ready {
                     Ok(ready) => self.handle_ready(ready.is_readable() && read, ready.is_error()).await,
@@ -182,40 +222,62 @@ impl Connection {
                         self.answer(asker, reason);
                     }
                 }
-                () = self.mailbox.changed() => {
-                    if self.mailbox.take_inbox_changed() {
-                        self.inbox.more = true;
-                    }
-                    if self.mailbox.eviction() == Some(Eviction::TakenOver) && !evicted {
-                        evicted = true;
-                        self.session.close(ReasonCode::SessionTakenOver, None);
-                    }
-                }
+                () = self.mailbox.changed() => self.handle_mail(),
                 Some(delivery) = self.queue_rx.recv(), if take_queue => self.held.push_back(delivery),
                 Some(batch) = self.stream_rx.recv(), if take_stream => self.batch = Some(batch),
                 result = write_of(&mut self.inbox.writing) => self.handle_written(result),
                 () = catalog_change(&mut self.catalog_changes) => self.refresh_externals().await,
-                () = tokio::time::sleep_until(wake_at) => {
-                    let now = self.broker.clock.now();
-                    if timeout.is_some_and(|at| at <= now.into_std()) {
-                        self.session.handle_timeout(now.into_std());
+                () = tokio::time::sleep_until(wake_at.unwrap_or(now)), if wake_at.is_some() => {
+                    if timeout.is_some_and(|at| at <= self.broker.clock.now()) {
+                        self.handle_timeout(read).await;
+                        idle = was_idle;
                     } else {
                         self.wire.compact();
                         self.session.compact();
+                        idle = true;
                     }
                 }
-                () = shutdown.cancelled(), if !draining => {
-                    draining = true;
-                    self.session.close(ReasonCode::ServerShuttingDown, None);
+                () = shutdown.cancelled(), if self.drain_until.is_none() => {
+                    self.drain_until = Some(now + DRAIN_MAX);
                 }
+                // There is more to deliver, and the others have had their turn.
+                () = tokio::task::yield_now(), if more => {}
             }
         }
+    }
+
+    fn handle_mail(&mut self) {
+        if self.mailbox.take_inbox_changed() {
+            self.inbox.more = true;
+        }
+        // Closing a closed session does nothing.
+        if self.mailbox.eviction() == Some(Eviction::TakenOver) {
+            self.session.close(ReasonCode::SessionTakenOver, None);
+        }
+    }
+
+    /// The keep-alive has run out, unless the client's packets wait for us.
+    async fn handle_timeout(&mut self, read: bool) {
+        if read {
+            self.handle_ready(true, false).await;
+        } else {
+            self.session.handle_read_paused(self.broker.clock.now().into_std());
+        }
+        self.session.handle_timeout(self.broker.clock.now().into_std());
+    }
+
+    /// Whether the broker shuts down and this client's publishes have their answers, or have had their time.
+    fn drained(&self) -> bool {
+        let settled = |until| self.pending.is_empty() || until <= self.broker.clock.now();
+        self.drain_until.is_some_and(settled) && !self.session.is_closed()
     }
 
     /// Whether the client may send more.
     fn wants_read(&self) -> bool {
         self.session.wants_read()
+            && !self.session.is_closed()
             && self.pending.len() < PENDING_MAX
+            && self.drain_until.is_none()
             && self.wire.backlog() < 4 * wire::WRITE_HIGH_WATER
     }
 
@@ -228,9 +290,10 @@ impl Connection {
         if readable {
             match self.wire.fill() {
                 Ok(true) => self.handle_input().await,
+                // What has been read comes first.
                 Ok(false) | Err(_) => {
-                    self.handle_input().await;
-                    self.session.handle_lost();
+                    self.input_ended = true;
+                    self.undecoded = true;
                 }
             }
         } else if error {
@@ -239,36 +302,39 @@ impl Connection {
         // Writing happens in `pump`, which follows.
     }
 
-    /// Decodes what has been read, and handles what it asks for.
+    /// Decodes some of what has been read, and handles what it asks for.
     async fn handle_input(&mut self) {
-        loop {
-            let now = self.broker.clock.now().into_std();
-            let mut decoded = 0;
-            while decoded < PACKETS_PER_TURN && self.wants_read() {
-                match self.decoder.decode(&mut self.wire.input) {
-                    Ok(Some(packet)) => {
-                        decoded += 1;
-                        self.metrics.packets_received.inc(packet.packet_type());
-                        if let Err(error) = self.session.handle_packet(packet, now) {
-                            tracing::info!(client = %self.stored.client_id, %error, "client broke the protocol");
-                            self.metrics.protocol_errors.inc(metrics::ProtocolError::of(error.reason));
-                            break;
-                        }
-                    }
-                    Ok(None) => break,
-                    Err(error) => {
-                        tracing::info!(client = %self.stored.client_id, %error, "client sent no valid packet");
-                        self.metrics.protocol_errors.inc(metrics::ProtocolError::of(error.reason()));
-                        self.session.handle_malformed(error.reason(), error.to_string());
+        let now = self.broker.clock.now().into_std();
+        self.undecoded = true;
+        for _ in 0..PACKETS_PER_TURN {
+            if !self.wants_read() {
+                break;
+            }
+            match self.decoder.decode(&mut self.wire.input) {
+                Ok(Some(packet)) => {
+                    self.metrics.packets_received.inc(packet.packet_type());
+                    if let Packet::PubRel(ack) = &packet
+                        && !self.release_left(ack.packet_id).await
+                    {
                         break;
                     }
+                    if let Err(error) = self.session.handle_packet(packet, now) {
+                        tracing::info!(client = %self.stored.client_id, %error, "client broke the protocol");
+                        self.metrics.protocol_errors.inc(metrics::ProtocolError::of(error.reason));
+                    }
+                }
+                Ok(None) => {
+                    self.undecoded = false;
+                    break;
+                }
+                Err(error) => {
+                    tracing::info!(client = %self.stored.client_id, %error, "client sent no valid packet");
+                    self.metrics.protocol_errors.inc(metrics::ProtocolError::of(error.reason()));
+                    self.session.handle_malformed(error.reason(), error.to_string());
                 }
             }
-            self.handle_events().await;
-            if decoded < PACKETS_PER_TURN || self.session.is_closed() {
-                return;
-            }
         }
+        self.handle_events().await;
     }
 
     async fn handle_events(&mut self) {
@@ -286,7 +352,10 @@ impl Connection {
                     self.handle_publishes(&mut publishes).await;
                     self.handle_subscribe(*subscribe).await;
                 }
-                Event::Unsubscribe(unsubscribe) => self.handle_unsubscribe(*unsubscribe).await,
+                Event::Unsubscribe(unsubscribe) => {
+                    self.handle_publishes(&mut publishes).await;
+                    self.handle_unsubscribe(*unsubscribe).await;
+                }
                 Event::Closed(closed) => self.closed = Some(closed),
             }
         }
@@ -295,27 +364,30 @@ impl Connection {
         self.handle_received(received).await;
     }
 
-    /// Moves deliveries into the session, packets out of it, and bytes into the socket, as far as all go.
-    async fn pump(&mut self) {
-        loop {
+    /// Moves deliveries into the session, packets out of it, and bytes into the socket, as far as all go. True if
+    /// there is more that could go at once: a fast reader must not keep this task from everything else.
+    async fn pump(&mut self) -> bool {
+        for _ in 0..TURNS_PER_PUMP {
             self.handle_events().await;
+            self.transmit();
+            let had_room = self.has_room();
             let delivered = self.deliver().await;
-            let before = self.wire.backlog();
             self.transmit();
             if self.wire.flush().is_err() {
                 self.session.handle_lost();
-                self.handle_events().await;
             }
             self.settle_written().await;
             self.start_write();
-            // A socket that took nothing, or sources that had nothing: wait for either.
-            if !delivered && (before == 0 || self.wire.backlog() > 0) {
-                return;
+            if self.session.is_closed() {
+                self.handle_events().await;
+                return false;
             }
-            if self.closed.is_some() {
-                return;
+            // A socket that took nothing, or sources that had nothing: wait for either.
+            if !delivered && (had_room || self.wire.backlog() > 0) {
+                return false;
             }
         }
+        true
     }
 
     fn transmit(&mut self) {

@@ -41,8 +41,10 @@ impl Connection {
                 }
                 continue;
             }
-            let publish = packet_id.and_then(|id| self.incoming.get_mut(&id.get())).map(|noted| {
+            let noted = packet_id.filter(|_| qos == QoS::ExactlyOnce);
+            let publish = noted.and_then(|id| self.incoming.get_mut(&id.get())).map(|noted| {
                 // From now on it may have been stored: a repeat must look for it.
+                noted.left = false;
                 (noted.publish, std::mem::replace(&mut noted.tried, true))
             });
             let inbound = Inbound {
@@ -68,6 +70,11 @@ impl Connection {
     /// Tells the client what became of its publish.
     pub(super) fn answer(&mut self, asker: Option<(PublishToken, PacketId)>, reason: ReasonCode) {
         let Some((token, packet_id)) = asker else { return };
+        // PUBACK and PUBREC have no word for it.
+        let reason = match reason {
+            ReasonCode::ServerShuttingDown => ReasonCode::ImplementationSpecificError,
+            other => other,
+        };
         let text = match reason {
             ReasonCode::QuotaExceeded => Some("a queue or a limit is full; publish again later".into()),
             ReasonCode::ImplementationSpecificError => {
@@ -75,9 +82,13 @@ impl Connection {
             }
             _ => None,
         };
-        if reason.is_error() && self.incoming.remove(&packet_id.get()).is_some() {
-            // The next publish with this packet id is another one.
-            self.inbox.ops.push(SessionOp::ClearIncoming(packet_id.get()));
+        if reason.is_error() {
+            if self.incoming.remove(&packet_id.get()).is_some() {
+                // The next publish with this packet id is another one.
+                self.inbox.ops.push(SessionOp::ClearIncoming(packet_id.get()));
+            }
+        } else if let Some(noted) = self.incoming.get(&packet_id.get()).filter(|noted| !noted.left) {
+            self.subscriber.note_received(packet_id, noted.publish);
         }
         self.session.handle_published(token, reason, text);
     }
@@ -97,7 +108,7 @@ impl Connection {
                 && !weir_topic::is_publish_forbidden(&message.topic)
             {
                 let publish = PublishId(self.broker.seed.next_id());
-                self.incoming.insert(id.get(), Incoming { publish, tried: false });
+                self.incoming.insert(id.get(), Incoming { publish, tried: false, left: false });
                 ops.push(SessionOp::StoreIncoming(id.get(), publish));
             }
         }
@@ -112,13 +123,36 @@ impl Connection {
             return;
         }
         for id in releases {
+            self.subscriber.forget_received(id);
             self.session.handle_released(id);
         }
     }
 
-    /// Changes the stored session now. False if that failed: the session is then closed.
+    /// PUBREL of a QoS 2 publish that an earlier life of the broker answered: the session does not know it, and
+    /// the next publish with this id is another one. False if that could not be stored.
+    pub(super) async fn release_left(&mut self, packet_id: PacketId) -> bool {
+        let left = self.incoming.get(&packet_id.get()).is_some_and(|noted| noted.left);
+        if left {
+            self.incoming.remove(&packet_id.get());
+            return self.update_session(&[SessionOp::ClearIncoming(packet_id.get())]).await;
+        }
+        true
+    }
+
+    /// Changes the stored session now, after what waits to be stored: a packet id may be in both. False if that
+    /// failed: the session is then closed.
     pub(super) async fn update_session(&mut self, ops: &[SessionOp]) -> bool {
-        match self.broker.sessions.update(&self.stored, ops).await {
+        if let Some(writing) = &mut self.inbox.writing {
+            let result = writing.await;
+            let failed = result.is_err();
+            self.handle_written(result);
+            if failed {
+                return false;
+            }
+        }
+        let mut all = std::mem::take(&mut self.inbox.ops);
+        all.extend_from_slice(ops);
+        match self.broker.sessions.update(&self.stored, &all).await {
             Ok(()) => true,
             Err(error) => {
                 self.fail(&error);

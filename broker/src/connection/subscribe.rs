@@ -14,17 +14,18 @@ use weir_core::definition::Kind;
 use weir_core::inbox::{InboxAppend, InboxTarget};
 use weir_core::keyspace::session::StoredSubscription;
 use weir_core::message::Message;
-use weir_core::queue::{Consumer, Lost, Window};
+use weir_core::queue::{Consumer, Lost, QueueDelivery, Verdict, Window};
 use weir_core::retained::{Retained, RetainedCursor};
 use weir_core::stream::Start;
 use weir_session::Delivery;
 use weir_topic::{Subscription, TopicFilter};
 
 use super::external::{
-    CONSUMER_WINDOW_MAX, EXTERNALS_MAX, External, Refusal, Source, kind_of, read_shard, resolve, start_of,
+    CONSUMER_WINDOW_MAX, EXTERNALS_MAX, External, ReaderId, Refusal, Source, kind_of, read_shard, resolve,
+    start_of,
 };
 use super::handshake::NO_EXTRA;
-use super::{Connection, Tag};
+use super::{Connection, Tag, Unwritten};
 use crate::broker::{Broker, wish_of};
 use crate::convert;
 use crate::router::Wish;
@@ -92,7 +93,7 @@ impl Connection {
         let mut notes = Vec::new();
         let mut grants = Vec::new();
         for entry in &subscribe.filters {
-            match self.check(entry, identifier, &subscribe.user_properties) {
+            match self.check(entry, identifier, &subscribe.user_properties, &grants) {
                 Ok(grant) => {
                     reasons.push(granted(grant.wish.options.qos));
                     notes.extend(grant.note.clone());
@@ -133,12 +134,14 @@ impl Connection {
         entry: &SubscribeFilter,
         identifier: Option<u32>,
         properties: &UserProperties,
+        granted: &[Grant],
     ) -> Result<Grant, Refusal> {
         let invalid = |text: String| Refusal { reason: ReasonCode::TopicFilterInvalid, text };
         // A copy: the subscription outlives the packet it came in.
         let text = ByteString::from(entry.filter.to_string());
         let to = Subscription::parse(text.clone()).map_err(|error| invalid(format!("{text}: {error}")))?;
-        let held = self.subscriptions.len() + self.externals.len();
+        // What this packet has been granted so far counts; a filter that it repeats, twice.
+        let held = self.subscriptions.len() + self.externals.len() + granted.len();
         let known = self.subscriptions.contains_key(&text) || self.externals.iter().any(|e| e.text == text);
         let limit = self.broker.limits.max_subscriptions_per_client;
         if !known && held >= usize::try_from(limit).unwrap_or(usize::MAX) {
@@ -148,25 +151,21 @@ impl Connection {
         let wish = Wish { options: entry.options, identifier };
         let mut grant = Grant { text, to, wish, start: Start::Latest, note: None };
         if kind_of(&grant.to).is_some() {
-            self.check_external(&mut grant, properties, known)?;
+            let others = granted.iter().filter(|other| kind_of(&other.to).is_some());
+            if !known && self.externals.len() + others.count() >= EXTERNALS_MAX {
+                let text = format!("a connection may consume {EXTERNALS_MAX} queues and streams");
+                return Err(Refusal { reason: ReasonCode::QuotaExceeded, text });
+            }
+            self.check_external(&mut grant, properties)?;
         }
         Ok(grant)
     }
 
-    fn check_external(
-        &self,
-        grant: &mut Grant,
-        properties: &UserProperties,
-        known: bool,
-    ) -> Result<(), Refusal> {
+    fn check_external(&self, grant: &mut Grant, properties: &UserProperties) -> Result<(), Refusal> {
         let queue = matches!(grant.to, Subscription::Queue { .. } | Subscription::QueueByFilter { .. });
         if queue && grant.wish.options.no_local {
             let text = "No Local has no meaning on a queue: leave it out".to_owned();
             return Err(Refusal { reason: ReasonCode::TopicFilterInvalid, text });
-        }
-        if !known && self.externals.len() >= EXTERNALS_MAX {
-            let text = format!("a connection may consume {EXTERNALS_MAX} queues and streams");
-            return Err(Refusal { reason: ReasonCode::QuotaExceeded, text });
         }
         let found = resolve(&self.broker.core.catalog().view(), &grant.to)?;
         if !queue {
@@ -226,6 +225,14 @@ impl Connection {
     }
 
     async fn install_external(&mut self, text: ByteString, to: Subscription, wish: Wish, start: Start) {
+        let same = |external: &&mut External| {
+            external.text == text && external.qos == wish.options.qos && external.start == start
+        };
+        if let Some(external) = self.externals.iter_mut().find(same) {
+            // Its messages go on where they are.
+            external.identifier = wish.identifier;
+            return;
+        }
         self.remove_external(&text, Lost::Left).await;
         self.catalog_changes.get_or_insert_with(|| self.broker.core.catalog().changes());
         let external = External {
@@ -272,11 +279,12 @@ impl Connection {
     }
 
     async fn read(&mut self, start: Start, object: Arc<Object>) -> weir_core::Result<Source> {
-        let readers = CancellationToken::new();
+        let stop = CancellationToken::new();
+        let id = ReaderId(self.broker.consumer_id().0);
         for reader in self.broker.core.readers(&object, &start).await? {
-            self.broker.tasks.spawn(read_shard(reader, self.stream_tx.clone(), readers.clone()));
+            self.broker.tasks.spawn(read_shard(id, reader, self.stream_tx.clone(), stop.clone()));
         }
-        Ok(Source::Stream { object, readers })
+        Ok(Source::Stream { object, reader: id, _readers: stop.drop_guard() })
     }
 
     /// Ends a queue or stream subscription. False if there is none.
@@ -293,24 +301,31 @@ impl Connection {
         match external.source {
             Source::Missing => {}
             Source::Queue { object, consumer } => {
-                // Messages that never reached the session go back without counting.
+                // Messages that never reached the client go back without counting.
+                while let Ok(delivery) = self.queue_rx.try_recv() {
+                    self.held.push_back(delivery);
+                }
                 let (waiting, others): (Vec<_>, Vec<_>) =
-                    self.held.drain(..).partition(|delivery| delivery.log.object == object.id);
+                    self.held.drain(..).partition(|delivery| delivery.consumer == consumer.id);
                 self.held.extend(others);
-                for delivery in waiting {
-                    let verdict = weir_core::queue::Verdict::Returned;
-                    let _ =
-                        self.broker.core.settle(delivery.log, consumer.id, delivery.offset, verdict).await;
+                let mut starved = false;
+                for QueueDelivery { log, offset, acknowledged, .. } in waiting {
+                    let _ = self.broker.core.settle(log, consumer.id, offset, Verdict::Returned).await;
+                    starved |= acknowledged && self.window.give_back();
                 }
+                for Unwritten { log, offset, .. } in
+                    self.unwritten.iter().filter(|u| u.consumer == consumer.id)
+                {
+                    let _ = self.broker.core.settle(*log, consumer.id, *offset, Verdict::Returned).await;
+                }
+                self.unwritten.retain(|unwritten| unwritten.consumer != consumer.id);
                 let _ = self.broker.core.detach(&object, consumer.id, lost).await;
-                self.unwritten.retain(|(_, _, id, _)| *id != consumer.id);
-            }
-            Source::Stream { object, readers } => {
-                readers.cancel();
-                if self.batch.as_ref().is_some_and(|batch| batch.log.object == object.id) {
-                    self.batch = None;
+                if starved {
+                    self.kick_queues().await;
                 }
             }
+            // Its readers end with it, and what they have read is recognised by their id.
+            Source::Stream { .. } => {}
         }
     }
 
@@ -372,34 +387,40 @@ impl Connection {
                 Ok(false) => return,
                 Err(error) => return self.fail(&error),
             }
-            for message in std::mem::take(&mut scan.messages) {
-                let qos = convert::qos(message.qos).min(scan.wish.options.qos);
-                if qos == QoS::AtMostOnce {
-                    let mut one = RetainedScan::new(scan.filter.clone(), scan.wish);
-                    one.done = true;
-                    one.messages.push_back(message);
-                    self.retained.push_back(one);
-                    continue;
-                }
-                let target = InboxTarget {
-                    client_id: self.stored.client_id.clone(),
-                    incarnation: self.stored.incarnation,
-                    qos: qos.as_u8(),
-                    retain: true,
-                    subscription_ids: scan.wish.identifier.into_iter().collect(),
-                };
-                let mut targets = SmallVec::new();
-                targets.push(target);
-                let append = InboxAppend { message: Arc::new(message), targets, mark: None };
-                let stored = match self.broker.inbox_writer.append(append).await {
-                    Ok(completion) => completion.await,
-                    Err(error) => Err(error),
-                };
-                if let Err(error) = stored {
-                    return self.fail(&error);
-                }
+            if let Err(error) = self.keep_retained(&mut scan).await {
+                return self.fail(&error);
             }
         }
+    }
+
+    /// Puts the messages of a page into the inbox, all of them in line before the first is waited for.
+    async fn keep_retained(&mut self, scan: &mut RetainedScan) -> weir_core::Result<()> {
+        let mut completions = Vec::with_capacity(scan.messages.len());
+        for message in std::mem::take(&mut scan.messages) {
+            let qos = convert::qos(message.qos).min(scan.wish.options.qos);
+            if qos == QoS::AtMostOnce {
+                let mut one = RetainedScan::new(scan.filter.clone(), scan.wish);
+                one.done = true;
+                one.messages.push_back(message);
+                self.retained.push_back(one);
+                continue;
+            }
+            let target = InboxTarget {
+                client_id: self.stored.client_id.clone(),
+                incarnation: self.stored.incarnation,
+                qos: qos.as_u8(),
+                retain: true,
+                subscription_ids: scan.wish.identifier.into_iter().collect(),
+            };
+            let mut targets = SmallVec::new();
+            targets.push(target);
+            let append = InboxAppend { message: Arc::new(message), targets, mark: None };
+            completions.push(self.broker.inbox_writer.append(append).await?);
+        }
+        for completion in completions {
+            completion.await?;
+        }
+        Ok(())
     }
 
     /// Brings the subscriptions of a resumed session back to life.
