@@ -116,7 +116,7 @@ impl Writer {
 }
 
 /// Appends `n` as a varint.
-pub fn put_varint(out: &mut Vec<u8>, mut n: u64) {
+fn put_varint(out: &mut Vec<u8>, mut n: u64) {
     while n >= 0x80 {
         out.push(low_bits(n) | 0x80);
         n >>= 7;
@@ -267,7 +267,6 @@ impl Reader {
     }
 }
 
-#[expect(clippy::cast_possible_truncation, reason = "masked to seven bits")]
 const fn low_bits(n: u64) -> u8 {
     (n & 0x7f) as u8
 }
@@ -278,7 +277,8 @@ mod tests {
 
     #[test]
     fn fields_come_back_as_written() {
-        let written = Writer::new(1).u16(7).u64(u64::MAX).varint(300).bytes(b"abc").key_bytes(b"k").raw(b"rest");
+        let written =
+            Writer::new(1).u16(7).u64(u64::MAX).varint(300).bytes(b"abc").key_bytes(b"k").raw(b"rest");
         let (mut r, format) = Reader::value(Bytes::from(written.finish()), "test", 1).unwrap();
         assert_eq!(format, 1);
         assert_eq!(r.u16("a"), Ok(7));

@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 
+use tokio::sync::mpsc::error::TrySendError;
 use weir_env::clock::{Instant, Timestamp};
 
 use super::shard::{Lease, QueueShard, RETRY_MAX};
@@ -109,10 +110,11 @@ impl QueueShard {
             record: Arc::clone(&record),
         };
         let consumer = attached.consumer.id;
-        if attached.consumer.deliveries.try_send(delivery).is_err() {
-            // Its connection is gone and says so in a moment.
+        if let Err(error) = attached.consumer.deliveries.try_send(delivery) {
+            // Its connection is gone and says so in a moment, or has no place where it should have.
             attached.consumer.put_back();
-            (attached.full, attached.gone) = (true, true);
+            attached.gone = matches!(error, TrySendError::Closed(_));
+            attached.full = true;
             self.again.insert(offset, (record, None));
             return;
         }
