@@ -319,7 +319,9 @@ async fn maintain_once(broker: &Arc<Broker>, now: Timestamp, sweep: bool) -> wei
     if sweep {
         broker.retained.sweep(now).await?;
         let age = u64::try_from(MARK_AGE.as_micros()).unwrap_or(u64::MAX);
-        broker.inbox.sweep_marks(Timestamp::from_micros(now.as_micros().saturating_sub(age))).await?;
+        let before = Timestamp::from_micros(now.as_micros().saturating_sub(age));
+        broker.inbox.sweep_marks(before).await?;
+        broker.core.sweep_marks(before).await?;
     }
     Ok(())
 }

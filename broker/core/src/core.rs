@@ -7,16 +7,17 @@ use parking_lot::Mutex;
 use smallvec::SmallVec;
 use tokio::sync::oneshot;
 use tokio_util::task::TaskTracker;
-use weir_env::clock::Clock;
+use weir_env::clock::{Clock, Timestamp};
 use weir_env::seed::Seed;
 use weir_storage::{Isolation, SharedStore, transact};
 use weir_topic::TopicName;
 
 use crate::catalog::{Applied, ApplyError, Catalog, Object};
-use crate::definition::Definition;
+use crate::definition::{Definition, Kind};
 use crate::error::{Error, Result};
 use crate::key::Publisher;
 use crate::keyspace::format::{KeyspaceFormat, VIRTUAL_SHARDS_DEFAULT};
+use crate::keyspace::mark::Mark;
 use crate::keyspace::owner::PodId;
 use crate::keyspace::segment::{Record, RecordKey};
 use crate::keyspace::{LogId, PublishId, VirtualShard, placement_hash};
@@ -25,6 +26,9 @@ use crate::metrics::{Metrics, Reason};
 use crate::queue::{Consumer, ConsumerId, Lost, Verdict};
 use crate::shard::{AppendError, AppendReply, Command, Context, LogReport, ShardHandle};
 use crate::stream::{ShardReader, Start};
+
+/// Logs whose marks are swept in one transaction.
+const LOGS_PER_SWEEP: usize = 500;
 
 /// Queues, streams and their shards in one pod. Cheap to share.
 #[derive(Debug)]
@@ -249,6 +253,26 @@ impl Core {
     /// Counts a refused append that never reached a shard.
     pub fn count_refused(&self, error: &AppendError) {
         self.context.metrics.append_refused.get_or_create(&Reason { reason: error.label() }).inc();
+    }
+
+    /// Forgets where publishes named before `before` were appended: they are not repeated any more.
+    ///
+    /// # Errors
+    /// If the store fails; calling again goes on.
+    pub async fn sweep_marks(&self, before: Timestamp) -> Result<()> {
+        let view = self.catalog.view();
+        let objects = view.all(Kind::Queue).chain(view.all(Kind::Stream));
+        let logs: Vec<LogId> = objects.flat_map(|object| object.logs.iter().copied()).collect();
+        for page in logs.chunks(LOGS_PER_SWEEP) {
+            let mut tx = self.context.store.begin();
+            for log in page {
+                let (begin, end) = Mark::range_before(log, before);
+                tx.clear_range(&begin, &end);
+            }
+            // An unknown outcome is as good as another sweep.
+            tx.commit().await?;
+        }
+        Ok(())
     }
 
     /// Commits what is in line and ends the owner tasks. The store stays open.

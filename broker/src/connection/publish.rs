@@ -107,7 +107,7 @@ impl Connection {
                 && !self.incoming.contains_key(&id.get())
                 && !weir_topic::is_publish_forbidden(&message.topic)
             {
-                let publish = PublishId(self.broker.seed.next_id());
+                let publish = PublishId::new(self.broker.clock.wall(), self.broker.seed.next_id());
                 self.incoming.insert(id.get(), Incoming { publish, tried: false, left: false });
                 ops.push(SessionOp::StoreIncoming(id.get(), publish));
             }

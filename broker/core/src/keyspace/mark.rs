@@ -1,6 +1,7 @@
 //! Marks of idempotent publishes: where a publish that may be repeated has been appended.
 //!
-//! Key: `u`, log id, publish id (16). Value: format 1, offset u64, time u64 (µs), by which sweeps judge its age.
+//! Key: `u`, log id, publish id (16). Value: format 1, offset u64, time u64 (µs). A publish id begins with the
+//! time it was made (6 bytes, milliseconds), so that all marks of a log before some time are one range.
 
 use bytes::Bytes;
 use weir_env::clock::Timestamp;
@@ -12,6 +13,17 @@ const FORMAT: u8 = 1;
 /// Identifies one publish, however often it is repeated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PublishId(pub [u8; 16]);
+
+impl PublishId {
+    /// An id made at `at`, of which all but the time is `random`.
+    #[must_use]
+    pub fn new(at: Timestamp, random: [u8; 16]) -> Self {
+        let mut id = random;
+        let millis = (at.as_micros() / 1000).to_be_bytes();
+        id[..6].copy_from_slice(&millis[2..]);
+        Self(id)
+    }
+}
 
 /// Where a publish was appended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +39,13 @@ impl Mark {
     #[must_use]
     pub fn key(log: &LogId, id: &PublishId) -> Vec<u8> {
         log.key(tag::MARK).raw(&id.0).finish()
+    }
+
+    /// The keys in `log` of all publishes whose ids were made before `before`.
+    #[must_use]
+    pub fn range_before(log: &LogId, before: Timestamp) -> (Vec<u8>, Vec<u8>) {
+        let end = PublishId::new(before, [0; 16]);
+        (log.key(tag::MARK).finish(), Self::key(log, &end))
     }
 
     /// The value.
@@ -59,5 +78,15 @@ mod tests {
         let mark = Mark { offset: 1, at: Timestamp::from_micros(2) };
         assert_eq!(mark.encode(), b"\x01\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\0\x02");
         assert_eq!(Mark::decode(mark.encode().into()), Ok(mark));
+    }
+
+    #[test]
+    fn ids_sort_by_the_time_they_were_made() {
+        let log = LogId { vs: VirtualShard(1), object: 2, shard: 3 };
+        let at = |millis: u64| Timestamp::from_micros(millis * 1000);
+        let (begin, end) = Mark::range_before(&log, at(1_700_000_000_000));
+        let old = Mark::key(&log, &PublishId::new(at(1_699_999_999_999), [0xff; 16]));
+        let new = Mark::key(&log, &PublishId::new(at(1_700_000_000_000), [0; 16]));
+        assert!(begin < old && old < end && end <= new);
     }
 }

@@ -23,9 +23,9 @@ pub mod time_index;
 pub mod timer;
 pub mod will;
 
+pub use bytes_io::{DecodeError, Reader, Writer};
 pub use log_id::LogId;
 pub use mark::PublishId;
-pub use bytes_io::{DecodeError, Reader, Writer};
 
 /// Table tags: the first byte of every key.
 pub mod tag {

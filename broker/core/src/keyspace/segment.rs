@@ -302,9 +302,24 @@ mod tests {
     fn records() -> Vec<Record> {
         let plain = Message { properties: crate::message::Properties::default(), ..full_message() };
         vec![
-            Record { message: full_message(), key: RecordKey::None, blob_len: None, span: tracing::Span::none() },
-            Record { message: plain.clone(), key: RecordKey::Topic, blob_len: None, span: tracing::Span::none() },
-            Record { message: plain, key: RecordKey::Bytes(Bytes::from_static(b"k")), blob_len: None, span: tracing::Span::none() },
+            Record {
+                message: full_message(),
+                key: RecordKey::None,
+                blob_len: None,
+                span: tracing::Span::none(),
+            },
+            Record {
+                message: plain.clone(),
+                key: RecordKey::Topic,
+                blob_len: None,
+                span: tracing::Span::none(),
+            },
+            Record {
+                message: plain,
+                key: RecordKey::Bytes(Bytes::from_static(b"k")),
+                blob_len: None,
+                span: tracing::Span::none(),
+            },
         ]
     }
 
@@ -349,7 +364,8 @@ mod tests {
             expires_at: None,
             properties: crate::message::Properties::default(),
         };
-        let value = build(&[Record { message, key: RecordKey::Topic, blob_len: None, span: tracing::Span::none() }]);
+        let value =
+            build(&[Record { message, key: RecordKey::Topic, blob_len: None, span: tracing::Span::none() }]);
         let body = b"\x01\x01\0\0\0\0\0\0\x01\x02\0\x04\xe8\x07\x01\0\x01t\x01\0\x01p";
         assert_eq!(&value[..value.len() - 4], body);
     }

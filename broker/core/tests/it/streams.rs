@@ -2,6 +2,8 @@ use std::time::Duration;
 
 use weir_core::catalog::ApplyError;
 use weir_core::definition::{Kind, Retention};
+use weir_core::key::Publisher;
+use weir_core::keyspace::PublishId;
 use weir_core::stream::{ShardReader, Start};
 use weir_env::clock::Timestamp;
 
@@ -188,5 +190,28 @@ async fn deleted_with_its_messages_a_stream_starts_anew() {
     core.apply(&[s]).await.unwrap();
     let stream = core.catalog().view().find(Kind::Stream, "s").unwrap();
     assert_eq!(core.describe(&stream).await.unwrap()[0].extent.next, 0);
+    core.close().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_swept_mark_no_longer_tells_a_repeat() {
+    let (store, clock) = memory();
+    let core = open(&store, clock, 1).await;
+    core.apply(&[definition(Kind::Stream, "s", "a", 1)]).await.unwrap();
+    let stream = core.catalog().view().find(Kind::Stream, "s").unwrap();
+    let publish = PublishId::new(clock.wall(), [1; 16]);
+    let message = crate::support::message(clock, "a", "m");
+    let targets = core.targets(&message.topic);
+    let next = async || core.describe(&stream).await.unwrap()[0].extent.next;
+    for (repeat, swept, expected) in [(false, false, 1), (true, false, 1), (true, true, 2)] {
+        if swept {
+            tokio::time::sleep(Duration::from_secs(60)).await;
+            core.sweep_marks(clock.wall()).await.unwrap();
+        }
+        let receipt =
+            core.append(&targets, &message, &Publisher::default(), Some((publish, repeat))).await.unwrap();
+        assert!(receipt.settled().await.is_empty());
+        assert_eq!(next().await, expected, "repeat {repeat}, swept {swept}");
+    }
     core.close().await;
 }
