@@ -184,6 +184,7 @@ async fn build(
     (registry, tasks, stop): Background<'_>,
 ) -> anyhow::Result<Arc<Broker>> {
     let metrics = Metrics::register(registry);
+    let registry = registry.sub_registry_with_prefix("weir");
     let core_metrics = weir_core::metrics::Metrics::default();
     core_metrics.register(registry);
     let core = Core::open(Arc::clone(&store), clock, seed, core_metrics).await.context("open keyspace")?;

@@ -301,7 +301,10 @@ async fn restore(broker: &Broker, opened: &Opened) -> weir_core::Result<(Restore
             }
         }
     }
-    for entry in &opened.outgoing {
+    // In the order of the first time, which packet ids do not tell [MQTT-4.6.0-1].
+    let mut outgoing: Vec<_> = opened.outgoing.iter().collect();
+    outgoing.sort_unstable_by_key(|entry| entry.inbox_id);
+    for entry in outgoing {
         let Some(packet_id) = super::packet_id(entry.packet_id) else { continue };
         let tag = Tag::Inbox(entry.inbox_id);
         match entry.phase {

@@ -1,4 +1,7 @@
-//! Weir from outside: its client against scripted servers, its commands as processes.
+//! Weir from outside: a broker in this process under a client that sends packets one by one, its own client
+//! against scripted servers, its commands as processes.
 
+#[cfg(test)]
+mod broker;
 #[cfg(test)]
 mod cli;

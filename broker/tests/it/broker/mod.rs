@@ -1,0 +1,168 @@
+//! A whole broker in this process, on a store that the test chooses, seen through a client that sends and expects
+//! single packets.
+
+mod client;
+mod faults;
+mod input;
+mod messages;
+mod queues;
+mod sessions;
+mod shutdown;
+mod slow;
+mod streams;
+mod wills;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::runtime::Runtime;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use weir::config::{Config, Listener};
+use weir::server::{self, Started};
+use weir_core::Core;
+use weir_core::definition::{Definition, DispatchSettings, Kind, Retention};
+use weir_env::clock::Clock;
+use weir_env::seed::Seed;
+use weir_storage::{CommitFault, FaultHandle, FaultStore, MemoryStore, SharedStore};
+
+/// Longest wait for anything that is expected.
+pub(super) const DEADLINE: Duration = Duration::from_secs(20);
+
+/// A running broker with a runtime of its own, so that it can be killed at any moment.
+pub(super) struct TestBroker {
+    pub(super) addr: SocketAddr,
+    http: SocketAddr,
+    pub(super) core: Arc<Core>,
+    shutdown: CancellationToken,
+    serving: JoinHandle<anyhow::Result<()>>,
+    runtime: Option<Runtime>,
+}
+
+/// An empty store in memory.
+pub(super) fn memory() -> SharedStore {
+    Arc::new(MemoryStore::new(Clock::system()))
+}
+
+/// An empty store in memory, and what makes it fail.
+pub(super) fn faulty() -> (SharedStore, FaultHandle) {
+    let store = FaultStore::wrap(memory(), Seed::fixed(1));
+    let handle = store.handle();
+    (Arc::new(store), handle)
+}
+
+/// A commit that fails and has not happened.
+pub(super) fn refused() -> CommitFault {
+    CommitFault::Refused(weir_storage::Error::Unavailable("by this test".into()))
+}
+
+/// What tests begin with: free ports.
+pub(super) fn config() -> Config {
+    let any = SocketAddr::from(([127, 0, 0, 1], 0));
+    Config { listeners: vec![Listener { addr: any }], http: any, admin: any, ..Config::default() }
+}
+
+impl TestBroker {
+    pub(super) async fn start() -> Self {
+        Self::start_on(&memory()).await
+    }
+
+    pub(super) async fn start_on(store: &SharedStore) -> Self {
+        Self::start_with(config(), store).await
+    }
+
+    pub(super) async fn start_with(config: Config, store: &SharedStore) -> Self {
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let (started_tx, started) = oneshot::channel();
+        let shutdown = CancellationToken::new();
+        let serving = runtime.spawn({
+            let (store, shutdown) = (Arc::clone(store), shutdown.clone());
+            async move {
+                let seed = Seed::from_entropy();
+                server::run_on(&config, store, Clock::system(), &seed, shutdown, started_tx).await
+            }
+        });
+        let started = tokio::time::timeout(DEADLINE, started).await.expect("a start in time");
+        let Ok(Started { mqtt, http, core, .. }) = started else {
+            panic!("the broker did not start: {:?}", serving.await);
+        };
+        Self { addr: mqtt[0], http, core, shutdown, serving, runtime: Some(runtime) }
+    }
+
+    /// Makes the catalog consist of these.
+    pub(super) async fn declare(&self, definitions: &[Definition]) {
+        self.core.apply(definitions).await.unwrap();
+    }
+
+    /// Stops it in order.
+    pub(super) async fn stop(mut self) {
+        self.shutdown.cancel();
+        tokio::time::timeout(DEADLINE, &mut self.serving).await.expect("a stop in time").unwrap().unwrap();
+    }
+
+    /// Asks it to stop.
+    pub(super) fn begin_stop(&self) {
+        self.shutdown.cancel();
+    }
+
+    /// The value of a metric, its labels included in `name`.
+    pub(super) async fn metric(&self, name: &str) -> f64 {
+        let mut stream = TcpStream::connect(self.http).await.unwrap();
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: weir\r\nConnection: close\r\n\r\n").await.unwrap();
+        let mut text = String::new();
+        tokio::time::timeout(DEADLINE, stream.read_to_string(&mut text)).await.unwrap().unwrap();
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.unwrap_or_else(|| panic!("no {name} in {text}")).parse().unwrap()
+    }
+
+    /// Waits until a metric has at least this value.
+    pub(super) async fn metric_reaches(&self, name: &str, value: f64) {
+        let reached = async {
+            while self.metric(name).await < value {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        assert!(tokio::time::timeout(DEADLINE, reached).await.is_ok(), "{name} does not reach {value}");
+    }
+}
+
+impl Drop for TestBroker {
+    /// As a crash: every task stops where it is, and every socket closes.
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+fn definition(kind: Kind, name: &str, filter: &str) -> Definition {
+    Definition {
+        kind,
+        name: name.into(),
+        namespace: "default".into(),
+        object: name.into(),
+        topic_filter: Some(filter.into()),
+        shards: 1,
+        key: None,
+        retention: Retention::default(),
+        dispatch: DispatchSettings {
+            backoff_initial_ms: 20,
+            backoff_max_ms: 20,
+            ..DispatchSettings::default()
+        },
+        delete_data: true,
+    }
+}
+
+pub(super) fn queue(name: &str, filter: &str) -> Definition {
+    definition(Kind::Queue, name, filter)
+}
+
+pub(super) fn stream(name: &str, filter: &str) -> Definition {
+    definition(Kind::Stream, name, filter)
+}

@@ -1,0 +1,80 @@
+//! Wills: when they are published, when not, and that a crash does not lose them.
+
+use std::time::Duration;
+
+use weir_codec::{Connect, ReasonCode};
+
+use super::client::{AtLeastOnce, Client, V5, V311, clean, persistent, text, will};
+use super::{TestBroker, memory, queue};
+
+fn with_will(connect: Connect, delay_interval: u32) -> Connect {
+    let mut will = will("will", "gone");
+    will.delay_interval = delay_interval;
+    Connect { will: Some(will), ..connect }
+}
+
+async fn watcher(broker: &TestBroker) -> Client {
+    broker.subscriber("watcher", "will", AtLeastOnce).await
+}
+
+#[tokio::test]
+async fn a_will_follows_an_end_without_farewell() {
+    for version in [V5, V311] {
+        let broker = TestBroker::start().await;
+        broker.declare(&[queue("wills", "will")]).await;
+        let mut watcher = watcher(&broker).await;
+        broker.connect(with_will(clean("c", version), 0)).await.vanish();
+        assert_eq!(text(&watcher.take().await), "gone");
+        let mut consumer = broker.subscriber("consumer", "$queue/wills", AtLeastOnce).await;
+        assert_eq!(text(&consumer.take().await), "gone");
+        broker.connect(with_will(clean("c", version), 0)).await.disconnect().await;
+        watcher.quiet().await;
+        // Taken over, it ends without farewell as well.
+        let _old = broker.connect(with_will(clean("c", version), 0)).await;
+        let _new = broker.connect(clean("c", version)).await;
+        watcher.take().await;
+        if version == V5 {
+            let client = broker.connect(with_will(clean("d", version), 0)).await;
+            client.disconnect_with(ReasonCode::DisconnectWithWill, None).await;
+            watcher.take().await;
+            let mut quiet = with_will(clean("e", version), 0);
+            quiet.keep_alive = 1;
+            broker.connect(quiet).await.told(ReasonCode::KeepAliveTimeout).await;
+            watcher.take().await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_delayed_will_waits_and_a_return_cancels_it() {
+    let broker = TestBroker::start().await;
+    let mut watcher = watcher(&broker).await;
+    broker.connect(with_will(persistent("c", V5), 1)).await.vanish();
+    watcher.quiet().await;
+    assert_eq!(text(&watcher.take().await), "gone");
+    broker.connect(with_will(persistent("c", V5), 1)).await.vanish();
+    let mut back = broker.resume(persistent("c", V5)).await;
+    // Its time, and the broker's next look for what is due.
+    tokio::time::sleep(Duration::from_millis(2500)).await;
+    watcher.synced().await;
+    back.synced().await;
+}
+
+#[tokio::test]
+async fn wills_survive_a_crash() {
+    let store = memory();
+    let broker = TestBroker::start_on(&store).await;
+    let mut subscriber = broker.connect(persistent("s", V5)).await;
+    subscriber.subscribe("will", AtLeastOnce).await;
+    subscriber.disconnect().await;
+    let _clean = broker.connect(with_will(clean("c", V5), 0)).await;
+    let _old = broker.connect(with_will(persistent("d", V311), 0)).await;
+    let left = broker.connect(with_will(clean("e", V5), 0)).await;
+    left.disconnect().await;
+    drop(broker);
+    let broker = TestBroker::start_on(&store).await;
+    let mut subscriber = broker.resume(persistent("s", V5)).await;
+    assert_eq!(subscriber.take_texts(2).await, ["gone", "gone"]);
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    subscriber.synced().await;
+}
