@@ -82,6 +82,8 @@ pub(crate) struct Inbound {
     pub(crate) publisher: Arc<Publisher>,
     /// Of the publisher's connection: says whether it can be told of a failure.
     pub(crate) version: ProtocolVersion,
+    /// Whether live subscribers get it: not once more when it is only tried again to store it.
+    pub(crate) live: bool,
 }
 
 /// What became of a publish.
@@ -172,6 +174,9 @@ impl Broker {
     }
 
     fn deliver(&self, matched: &Matched, inbound: &Inbound, span: &tracing::Span) {
+        if !inbound.live {
+            return;
+        }
         let expires_at = inbound
             .expiry
             .and_then(|seconds| convert::deadline(self.clock.now(), Duration::from_secs(u64::from(seconds))));
@@ -182,15 +187,18 @@ impl Broker {
     pub(crate) async fn publish_will(self: &Arc<Self>, due: DueWill) {
         let now = self.clock.wall();
         let message = &due.will.message;
+        let publisher = Publisher { client_id: due.id.client_id.clone(), username: None };
         let inbound = Inbound {
             message: convert::to_wire(message),
             qos: convert::qos(message.qos),
             retain: message.retain,
             expiry: due.will.expiry_seconds,
-            publish: None,
+            // Targets that took it at an earlier attempt do not take it again.
+            publish: Some((due.publish_id(), true)),
             from: None,
-            publisher: Arc::new(Publisher::default()),
+            publisher: Arc::new(publisher),
             version: ProtocolVersion::V5,
+            live: now.saturating_since(due.first_due) < WILL_RETRY_WAIT,
         };
         let reason = match self.publish(inbound).await {
             Accepted::Done(reason) => reason,

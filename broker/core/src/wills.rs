@@ -14,7 +14,7 @@ use weir_storage::{Isolation, RangeQuery, Transaction};
 use crate::Result;
 use crate::keyspace::timer::{Timer, TimerId, TimerKind};
 use crate::keyspace::will::{WillHeader, WillId};
-use crate::keyspace::{Reader, VirtualShard, Writer};
+use crate::keyspace::{PublishId, Reader, VirtualShard, Writer};
 use crate::message::Message;
 use crate::sessions::{Retry, Sessions, Shared};
 
@@ -45,6 +45,15 @@ pub struct DueWill {
     pub first_due: Timestamp,
     /// What to publish.
     pub will: StoredWill,
+}
+
+impl DueWill {
+    /// Names its publish, however often it is tried.
+    #[must_use]
+    pub fn publish_id(&self) -> PublishId {
+        let key = self.id.key(0);
+        PublishId::new(self.first_due, xxhash_rust::xxh3::xxh3_128(&key).to_be_bytes())
+    }
 }
 
 /// The wills in a store. Cheap to clone.

@@ -225,8 +225,11 @@ impl Connection {
         if !self.stored.persistent || !self.can_take(QoS::AtLeastOnce) {
             return false;
         }
-        if self.inbox.items.is_empty() && self.inbox.more && !self.read_inbox().await {
-            return false;
+        // A page may hold nothing but what is in flight already.
+        while self.inbox.items.is_empty() && self.inbox.more {
+            if !self.read_inbox().await {
+                return false;
+            }
         }
         let mut batch = Vec::new();
         let mut ops = Vec::new();
@@ -234,15 +237,18 @@ impl Connection {
         while batch.len() < room {
             let Some(item) = self.inbox.items.pop_front() else { break };
             let id = item.id;
-            let delivery = inbox_delivery(&self.broker, item);
-            let reserved = if delivery.qos == QoS::ExactlyOnce {
-                let Some(packet_id) = self.session.reserve_packet_id() else { break };
+            let reserved = if convert::qos(item.qos) == QoS::ExactlyOnce {
+                let Some(packet_id) = self.session.reserve_packet_id() else {
+                    self.inbox.items.push_front(item);
+                    break;
+                };
                 self.inbox.recorded.insert(packet_id.get());
                 ops.push(SessionOp::StoreOutgoing(packet_id.get(), id));
                 Some(packet_id)
             } else {
                 None
             };
+            let delivery = inbox_delivery(&self.broker, item);
             batch.push((reserved, id, delivery));
         }
         if !ops.is_empty() && !self.update_session(&ops).await {
@@ -368,7 +374,9 @@ impl Connection {
             }
             let Some(mut scan) = self.retained.pop_front() else { break };
             let Some(message) = scan.messages.pop_front() else {
-                match scan.read(&self.broker.retained).await {
+                // A page that holds nothing for the client is a step forward all the same.
+                any = true;
+                match self.read_retained(&mut scan).await {
                     Ok(true) => self.retained.push_front(scan),
                     Ok(false) => {}
                     Err(error) => self.fail(&error),

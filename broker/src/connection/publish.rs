@@ -56,6 +56,7 @@ impl Connection {
                 from: Some(self.subscriber.id),
                 publisher: Arc::clone(&self.publisher),
                 version: self.version,
+                live: true,
             };
             let asker = packet_id.map(|id| (token, id));
             match self.broker.publish(inbound).await {
@@ -82,12 +83,10 @@ impl Connection {
             }
             _ => None,
         };
-        if reason.is_error() {
-            if self.incoming.remove(&packet_id.get()).is_some() {
-                // The next publish with this packet id is another one.
-                self.inbox.ops.push(SessionOp::ClearIncoming(packet_id.get()));
-            }
-        } else if let Some(noted) = self.incoming.get(&packet_id.get()).filter(|noted| !noted.left) {
+        // After a failure the id stays noted: the client may not learn of it, and send the same publish again.
+        if !reason.is_error()
+            && let Some(noted) = self.incoming.get(&packet_id.get()).filter(|noted| !noted.left)
+        {
             self.subscriber.note_received(packet_id, noted.publish);
         }
         self.session.handle_published(token, reason, text);
@@ -102,9 +101,10 @@ impl Connection {
         let mut ops = Vec::new();
         for event in publishes {
             if let Event::Publish {
-                packet_id: Some(id), qos: QoS::ExactlyOnce, repeated: false, message, ..
+                packet_id: Some(id), qos: QoS::ExactlyOnce, repeated: false, dup, message, ..
             } = event
-                && !self.incoming.contains_key(&id.get())
+                // Without DUP it is another publish [MQTT-3.3.1-1], which has the id of one that failed.
+                && (!*dup || !self.incoming.contains_key(&id.get()))
                 && !weir_topic::is_publish_forbidden(&message.topic)
             {
                 let publish = PublishId::new(self.broker.clock.wall(), self.broker.seed.next_id());

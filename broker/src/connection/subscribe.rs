@@ -51,7 +51,7 @@ impl RetainedScan {
     }
 
     /// Reads on. False at the end.
-    pub(super) async fn read(&mut self, retained: &Retained) -> weir_core::Result<bool> {
+    async fn read(&mut self, retained: &Retained) -> weir_core::Result<bool> {
         if self.done {
             return Ok(false);
         }
@@ -125,7 +125,7 @@ impl Connection {
         let properties = AckProperties { reason_string, ..AckProperties::default() };
         self.session.handle_subscribed(subscribe.packet_id, reasons, properties);
         for scan in scans {
-            self.queue_retained(scan).await;
+            self.queue_retained(scan);
         }
     }
 
@@ -365,6 +365,7 @@ impl Connection {
         }
         let mut reasons = Vec::with_capacity(unsubscribe.filters.len());
         for text in &unsubscribe.filters {
+            self.forget_retained(text);
             let removed = match self.subscriptions.remove(text) {
                 Some(from) => self.broker.router.unsubscribe(self.subscriber.id, text, &from),
                 None => self.remove_external(text, Lost::Left).await,
@@ -374,23 +375,27 @@ impl Connection {
         self.session.handle_unsubscribed(unsubscribe.packet_id, reasons, AckProperties::default());
     }
 
-    /// Sends retained messages; those of a persistent session above QoS 0 go through its inbox, so that they
-    /// survive the connection like every other.
-    async fn queue_retained(&mut self, mut scan: RetainedScan) {
-        if !self.stored.persistent || scan.wish.options.qos == QoS::AtMostOnce {
-            self.retained.push_back(scan);
-            return;
+    /// Puts a scan of retained messages in line. It takes the place of one for the same filter, so that there
+    /// are never more than subscriptions.
+    fn queue_retained(&mut self, scan: RetainedScan) {
+        self.forget_retained(scan.filter.as_str());
+        self.retained.push_back(scan);
+    }
+
+    fn forget_retained(&mut self, filter: &str) {
+        self.retained.retain(|waiting| waiting.filter.as_str() != filter);
+    }
+
+    /// Reads the next page of a scan; what is above QoS 0 for a persistent session goes through its inbox, so
+    /// that it survives the connection like every other message. False at the end.
+    pub(super) async fn read_retained(&mut self, scan: &mut RetainedScan) -> weir_core::Result<bool> {
+        if !scan.read(&self.broker.retained).await? {
+            return Ok(false);
         }
-        loop {
-            match scan.read(&self.broker.retained).await {
-                Ok(true) => {}
-                Ok(false) => return,
-                Err(error) => return self.fail(&error),
-            }
-            if let Err(error) = self.keep_retained(&mut scan).await {
-                return self.fail(&error);
-            }
+        if self.stored.persistent && scan.wish.options.qos != QoS::AtMostOnce {
+            self.keep_retained(scan).await?;
         }
+        Ok(true)
     }
 
     /// Puts the messages of a page into the inbox, all of them in line before the first is waited for.
@@ -399,10 +404,7 @@ impl Connection {
         for message in std::mem::take(&mut scan.messages) {
             let qos = convert::qos(message.qos).min(scan.wish.options.qos);
             if qos == QoS::AtMostOnce {
-                let mut one = RetainedScan::new(scan.filter.clone(), scan.wish);
-                one.done = true;
-                one.messages.push_back(message);
-                self.retained.push_back(one);
+                scan.messages.push_back(message);
                 continue;
             }
             let target = InboxTarget {
