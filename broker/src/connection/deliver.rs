@@ -93,7 +93,7 @@ impl Connection {
     async fn deliver_queue(&mut self) -> bool {
         let mut any = false;
         for _ in 0..DELIVERIES_PER_TURN {
-            let Some(delivery) = self.held.pop_front().or_else(|| self.queue_rx.try_recv().ok()) else {
+            let Some(delivery) = self.held.pop_front().or_else(|| self.queue.try_recv()) else {
                 break;
             };
             let qos = if delivery.acknowledged { QoS::AtLeastOnce } else { QoS::AtMostOnce };
@@ -313,7 +313,7 @@ impl Connection {
     }
 
     fn deliver_stream(&mut self) -> bool {
-        let Some(mut batch) = self.batch.take().or_else(|| self.stream_rx.try_recv().ok()) else {
+        let Some(mut batch) = self.batch.take().or_else(|| self.stream.try_recv()) else {
             return false;
         };
         let found = self.externals.iter().position(

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use bytes::Bytes;
 use bytestring::ByteString;
 use futures_util::stream::FuturesUnordered;
-use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use weir_codec::{ConnAck, Connect, Decoder, DecoderConfig, Packet, ProtocolVersion, ReasonCode, Role};
 use weir_core::key::Publisher;
@@ -19,6 +18,7 @@ use weir_env::seed::{HashMap, HashSet};
 use weir_session::{Delivery, Outgoing, Restored, Session, Transmit};
 
 use super::external::{QUEUE_CHANNEL, STREAM_CHANNEL};
+use super::inlet::Inlet;
 use super::wire::Wire;
 use super::{Connection, FAREWELL_TIMEOUT, InboxState, Incoming, Tag};
 use crate::broker::{Broker, reason_of};
@@ -228,8 +228,6 @@ impl Parts {
         let session = Session::accept(connect, assigned, limits, opened.present.then_some(restored), now);
         subscriber.connect(Arc::clone(&mailbox));
         let window = connection_window(connect, &broker, session.inflight());
-        let (queue_tx, queue_rx) = mpsc::channel(QUEUE_CHANNEL);
-        let (stream_tx, stream_rx) = mpsc::channel(STREAM_CHANNEL);
         let recorded = opened.outgoing.iter().map(|entry| entry.packet_id).collect();
         let mut connection = Connection {
             metrics: broker.metrics.clone(),
@@ -246,12 +244,10 @@ impl Parts {
             pending: FuturesUnordered::new(),
             incoming,
             window: Arc::new(window),
-            queue_tx,
-            queue_rx,
+            queue: Inlet::new(QUEUE_CHANNEL),
             held: VecDeque::new(),
             unwritten: VecDeque::new(),
-            stream_tx,
-            stream_rx,
+            stream: Inlet::new(STREAM_CHANNEL),
             batch: None,
             retained: VecDeque::new(),
             inbox: InboxState { more: true, restored: in_flight, recorded, ..InboxState::default() },

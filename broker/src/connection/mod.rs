@@ -9,6 +9,7 @@ mod close;
 mod deliver;
 mod external;
 mod handshake;
+mod inlet;
 mod publish;
 mod subscribe;
 mod wire;
@@ -22,7 +23,7 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
 use tokio::net::TcpStream;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use weir_codec::{Decoder, Packet, PacketId, ProtocolVersion, ReasonCode};
 use weir_core::inbox::InboxItem;
@@ -42,6 +43,7 @@ use crate::mailbox::{Eviction, Mailbox};
 use crate::metrics::{self, Metrics};
 use crate::router::Subscriber;
 use external::{External, StreamBatch};
+use inlet::Inlet;
 use wire::Wire;
 
 pub(crate) use external::parse_start;
@@ -124,14 +126,12 @@ struct Connection {
     /// Publish ids of QoS 2 publishes under way, stored with the session.
     incoming: HashMap<u16, Incoming>,
     window: Arc<Window>,
-    queue_tx: mpsc::Sender<QueueDelivery>,
-    queue_rx: mpsc::Receiver<QueueDelivery>,
+    queue: Inlet<QueueDelivery>,
     /// Queue messages taken from the channel for which the session had no room.
     held: VecDeque<QueueDelivery>,
     /// Queue deliveries that the socket has not taken yet, in the order of the output.
     unwritten: VecDeque<Unwritten>,
-    stream_tx: mpsc::Sender<StreamBatch>,
-    stream_rx: mpsc::Receiver<StreamBatch>,
+    stream: Inlet<StreamBatch>,
     batch: Option<StreamBatch>,
     retained: VecDeque<subscribe::RetainedScan>,
     inbox: InboxState,
@@ -223,8 +223,8 @@ impl Connection {
                     }
                 }
                 () = self.mailbox.changed() => self.handle_mail(),
-                Some(delivery) = self.queue_rx.recv(), if take_queue => self.held.push_back(delivery),
-                Some(batch) = self.stream_rx.recv(), if take_stream => self.batch = Some(batch),
+                delivery = self.queue.recv(), if take_queue => self.held.push_back(delivery),
+                batch = self.stream.recv(), if take_stream => self.batch = Some(batch),
                 result = write_of(&mut self.inbox.writing) => self.handle_written(result),
                 () = catalog_change(&mut self.catalog_changes) => self.refresh_externals().await,
                 () = tokio::time::sleep_until(wake_at.unwrap_or(now)), if wake_at.is_some() => {

@@ -272,7 +272,7 @@ impl Connection {
             id: self.broker.consumer_id(),
             window: Arc::new(Window::new(window)),
             connection_window: (qos != QoS::AtMostOnce).then(|| Arc::clone(&self.window)),
-            deliveries: self.queue_tx.clone(),
+            deliveries: self.queue.sender(),
         };
         self.broker.core.attach(&object, &consumer).await?;
         Ok(Source::Queue { object, consumer })
@@ -282,7 +282,7 @@ impl Connection {
         let stop = CancellationToken::new();
         let id = ReaderId(self.broker.consumer_id().0);
         for reader in self.broker.core.readers(&object, &start).await? {
-            self.broker.tasks.spawn(read_shard(id, reader, self.stream_tx.clone(), stop.clone()));
+            self.broker.tasks.spawn(read_shard(id, reader, self.stream.sender(), stop.clone()));
         }
         Ok(Source::Stream { object, reader: id, _readers: stop.drop_guard() })
     }
@@ -302,7 +302,7 @@ impl Connection {
             Source::Missing => {}
             Source::Queue { object, consumer } => {
                 // Messages that never reached the client go back without counting.
-                while let Ok(delivery) = self.queue_rx.try_recv() {
+                while let Some(delivery) = self.queue.try_recv() {
                     self.held.push_back(delivery);
                 }
                 let (waiting, others): (Vec<_>, Vec<_>) =

@@ -1,6 +1,8 @@
 //! What publishers and clients are told by a broker whose store fails: never success.
 
-use weir_codec::{ProtocolVersion, QoS, ReasonCode};
+use std::time::Duration;
+
+use weir_codec::{Packet, ProtocolVersion, QoS, ReasonCode};
 use weir_core::keyspace::tag;
 use weir_storage::{CommitFault, FaultHandle};
 
@@ -229,4 +231,29 @@ async fn a_reader_goes_on_when_the_store_is_back() {
     assert_eq!(client.publish("to/stream", "1").await, ReasonCode::Success);
     assert_eq!(text(&reader.take().await), "1");
     assert!(faults.injected() > before);
+}
+
+/// A client whose packets wait for us has not been silent, however long the store takes.
+#[tokio::test]
+async fn a_slow_store_is_not_the_clients_silence() {
+    let (broker, faults) = start().await;
+    let mut clients = Vec::new();
+    for n in 0..8 {
+        let mut connect = persistent(&format!("c{n}"), V5);
+        connect.keep_alive = 1;
+        clients.push(broker.connect(connect).await);
+    }
+    faults.fail_commits_matching(&[tag::SESSION], CommitFault::Stalled(Duration::from_secs(2)));
+    for client in &mut clients {
+        // The broker waits for the store before it reads on.
+        client.post(publish(ExactlyOnce, 1, "t", "x")).await;
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    for client in &mut clients {
+        client.send(Packet::PingReq).await;
+    }
+    for client in &mut clients {
+        assert!(!client.pubreced(1).await.is_error());
+        assert_eq!(client.recv().await, Packet::PingResp);
+    }
 }

@@ -1,0 +1,38 @@
+//! A channel into a connection that costs nothing until somebody sends: most connections never consume a queue
+//! or stream, and the first block of a channel alone is larger than everything else an idle connection holds.
+
+use tokio::sync::mpsc;
+
+/// Both ends of a bounded channel, made when first needed. Whoever sends into a full one waits or is told.
+#[derive(Debug)]
+pub(super) struct Inlet<T> {
+    capacity: usize,
+    ends: Option<Box<(mpsc::Sender<T>, mpsc::Receiver<T>)>>,
+}
+
+impl<T> Inlet<T> {
+    /// A channel for `capacity` things.
+    pub(super) fn new(capacity: usize) -> Self {
+        Self { capacity, ends: None }
+    }
+
+    /// An end to send from.
+    pub(super) fn sender(&mut self) -> mpsc::Sender<T> {
+        self.ends.get_or_insert_with(|| Box::new(mpsc::channel(self.capacity))).0.clone()
+    }
+
+    /// The next thing, if it is there.
+    pub(super) fn try_recv(&mut self) -> Option<T> {
+        self.ends.as_mut()?.1.try_recv().ok()
+    }
+
+    /// The next thing; waits for ever if nobody sends. Cancel-safe.
+    pub(super) async fn recv(&mut self) -> T {
+        if let Some(ends) = &mut self.ends
+            && let Some(received) = ends.1.recv().await
+        {
+            return received;
+        }
+        std::future::pending().await
+    }
+}
