@@ -39,13 +39,21 @@ enum Sent {
 
 impl Connection {
     /// Gives the session what waits for the client, as far as it and the socket have room. True if it took
-    /// anything.
+    /// anything. Every source is the first in turn: one that never ends must not take all of a small Receive
+    /// Maximum.
     pub(super) async fn deliver(&mut self) -> bool {
-        let mut any = self.deliver_mailbox();
-        any |= self.deliver_queue().await;
-        any |= self.deliver_inbox().await;
-        any |= self.deliver_stream();
-        any |= self.deliver_retained().await;
+        const SOURCES: u8 = 5;
+        self.turn = (self.turn + 1) % SOURCES;
+        let mut any = false;
+        for n in 0..SOURCES {
+            any |= match (self.turn + n) % SOURCES {
+                0 => self.deliver_mailbox(),
+                1 => self.deliver_queue().await,
+                2 => self.deliver_inbox().await,
+                3 => self.deliver_stream(),
+                _ => self.deliver_retained().await,
+            };
+        }
         any
     }
 

@@ -264,6 +264,7 @@ impl Parts {
     }
 }
 
+            turn: 0,
 /// Room for deliveries of which `inflight` are under way already, more perhaps than the client takes now.
 fn connection_window(connect: &Connect, broker: &Broker, inflight: usize) -> Window {
     let maximum = broker.session_limits.inflight_maximum;

@@ -135,6 +135,8 @@ struct Connection {
     batch: Option<StreamBatch>,
     retained: VecDeque<subscribe::RetainedScan>,
     inbox: InboxState,
+    /// Which source of deliveries is asked first.
+    turn: u8,
     /// What has been read may hold packets that have not been decoded.
     undecoded: bool,
     /// The client sends no more.
