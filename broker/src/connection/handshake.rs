@@ -251,6 +251,7 @@ impl Parts {
             batch: None,
             retained: VecDeque::new(),
             inbox: InboxState { more: true, restored: in_flight, recorded, ..InboxState::default() },
+            turn: 0,
             undecoded: true,
             input_ended: false,
             drain_until: None,
@@ -264,7 +265,6 @@ impl Parts {
     }
 }
 
-            turn: 0,
 /// Room for deliveries of which `inflight` are under way already, more perhaps than the client takes now.
 fn connection_window(connect: &Connect, broker: &Broker, inflight: usize) -> Window {
     let maximum = broker.session_limits.inflight_maximum;
