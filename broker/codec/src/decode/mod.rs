@@ -98,6 +98,11 @@ impl Decoder {
         self.version
     }
 
+    /// Changes the largest packet that is accepted, from the next packet on.
+    pub const fn set_max_packet_size(&mut self, max_packet_size: u32) {
+        self.config.max_packet_size = max_packet_size;
+    }
+
     /// How many bytes must at least arrive before [`decode`](Self::decode) can return the next packet, as of
     /// its last call. A hint of how much to reserve for the next read; the peer may have
     /// announced up to the maximum packet size without sending it, so a reader that serves many should reserve

@@ -39,6 +39,18 @@ fn a_packet_over_the_limit_is_refused_with_its_header() {
 }
 
 #[test]
+fn the_limit_may_change_between_packets() {
+    let mut decoder = Decoder::new(DecoderConfig { max_packet_size: 2, role: Role::Client { version: V5 } });
+    let mut buf = wire("d0 00 40 02 00 01");
+    assert_eq!(decoder.decode(&mut buf), Ok(Some(Packet::PingResp)));
+    decoder.set_max_packet_size(4);
+    assert!(matches!(decoder.decode(&mut buf), Ok(Some(Packet::PubAck(_)))));
+    decoder.set_max_packet_size(3);
+    let error = decoder.decode(&mut wire("40 02 00 01")).unwrap_err();
+    assert_eq!(error.problem, Problem::PacketTooLarge { size: 4, max: 3 });
+}
+
+#[test]
 fn decoding_reserves_nothing_by_what_the_peer_says() {
     let mut decoder =
         Decoder::new(DecoderConfig { max_packet_size: u32::MAX, role: Role::Client { version: V5 } });
