@@ -139,7 +139,9 @@ impl Broker {
         }
         let now = self.clock.wall();
         let kept = convert::to_core(message, inbound.qos, inbound.retain, inbound.expiry, now);
-        match self.enqueue(inbound, Arc::new(kept), matched, &targets).instrument(span.clone()).await {
+        match Box::pin(self.enqueue(inbound, Arc::new(kept), matched, &targets).instrument(span.clone()))
+            .await
+        {
             Ok(durable) => {
                 let commit = tracing::debug_span!(parent: &span, "commit");
                 Accepted::Pending(Box::pin(durable.settle(span).instrument(commit)))

@@ -23,7 +23,7 @@ const CLOSE_RETRY_WAIT: Duration = Duration::from_millis(100);
 const CLOSE_RETRY_WAIT_MAX: Duration = Duration::from_secs(5);
 
 impl Connection {
-    pub(super) async fn finish(mut self, closed: Closed) -> metrics::Closed {
+    pub(super) async fn finish(mut self: Box<Self>, closed: Closed) -> metrics::Closed {
         self.transmit();
         if closed.cause != CloseCause::Lost {
             // The client may be gone, or not read: then the last packets are lost with the connection.
@@ -60,8 +60,8 @@ impl Connection {
     }
 
     /// Puts the session away, or ends it.
-    async fn leave(self, closed: Closed) {
-        let Self { broker, session, stored, subscriber, subscriptions, place, drain_until, .. } = self;
+    async fn leave(self: Box<Self>, closed: Closed) {
+        let Self { broker, session, stored, subscriber, subscriptions, place, drain_until, .. } = *self;
         let outgoing = session.into_state().outgoing.iter().filter_map(outgoing_entry).collect();
         let will = if closed.publish_will { WillAction::Fire } else { WillAction::Cancel };
         let options = CloseOptions { expiry_seconds: closed.session_expiry, will, outgoing };

@@ -48,10 +48,13 @@ impl Connection {
         for n in 0..SOURCES {
             any |= match (self.turn + n) % SOURCES {
                 0 => self.deliver_mailbox(),
-                1 => self.deliver_queue().await,
-                2 => self.deliver_inbox().await,
+                1 if self.held.is_empty() && self.queue.is_empty() => false,
+                1 => Box::pin(self.deliver_queue()).await,
+                2 if !self.stored.persistent || self.inbox.items.is_empty() && !self.inbox.more => false,
+                2 => Box::pin(self.deliver_inbox()).await,
                 3 => self.deliver_stream(),
-                _ => self.deliver_retained().await,
+                _ if self.retained.is_empty() => false,
+                _ => Box::pin(self.deliver_retained()).await,
             };
         }
         any
@@ -121,8 +124,9 @@ impl Connection {
             let now = self.broker.clock.now().into_std();
             match self.session.deliver(prepared, now).map_err(|refused| refused.why) {
                 Ok(_) => {
-                    let position = self.wire.positions().0;
-                    self.unwritten.push_back(Unwritten { position, log, consumer, offset, acknowledged });
+                    self.transmit();
+                    let (end, _) = self.wire.positions();
+                    self.unwritten.push_back(Unwritten { end, log, consumer, offset, acknowledged });
                 }
                 Err(Refusal::NoQuota | Refusal::Busy | Refusal::NotReserved | Refusal::Closed) => {
                     self.held.push_front(delivery);
@@ -136,7 +140,6 @@ impl Connection {
                     self.settle(log, consumer, offset, acknowledged, Verdict::Returned).await;
                 }
             }
-            self.transmit();
         }
         any
     }
@@ -216,10 +219,10 @@ impl Connection {
     /// Queue messages have been written to the socket: that acknowledges those of QoS 0.
     pub(super) async fn settle_written(&mut self) {
         let (_, written) = self.wire.positions();
-        while let Some(Unwritten { position, log, consumer, offset, acknowledged }) =
+        while let Some(Unwritten { end, log, consumer, offset, acknowledged }) =
             self.unwritten.front().copied()
         {
-            if position >= written && self.wire.backlog() > 0 {
+            if end > written {
                 break;
             }
             self.unwritten.pop_front();
@@ -302,8 +305,8 @@ impl Connection {
 
     async fn read_inbox(&mut self) -> bool {
         self.inbox.more = false;
-        let read = self.broker.inbox.read(&self.stored, self.inbox.cursor, INBOX_PAGE, INBOX_BYTES).await;
-        match read {
+        let read = self.broker.inbox.read(&self.stored, self.inbox.cursor, INBOX_PAGE, INBOX_BYTES);
+        match Box::pin(read).await {
             Ok(items) => {
                 if let Some(last) = items.last() {
                     self.inbox.cursor = Some(last.id);

@@ -21,6 +21,11 @@ impl<T> Inlet<T> {
         self.ends.get_or_insert_with(|| Box::new(mpsc::channel(self.capacity))).0.clone()
     }
 
+    /// Whether there is nothing to receive.
+    pub(super) fn is_empty(&self) -> bool {
+        self.ends.as_ref().is_none_or(|ends| ends.1.is_empty())
+    }
+
     /// The next thing, if it is there.
     pub(super) fn try_recv(&mut self) -> Option<T> {
         self.ends.as_mut()?.1.try_recv().ok()

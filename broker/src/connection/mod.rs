@@ -96,8 +96,8 @@ struct Incoming {
 /// A queue delivery in the output.
 #[derive(Clone, Copy, Debug)]
 struct Unwritten {
-    /// Where in the output it begins.
-    position: u64,
+    /// Where in the output it ends.
+    end: u64,
     log: LogId,
     consumer: ConsumerId,
     offset: u64,
@@ -170,7 +170,8 @@ pub(crate) async fn serve(broker: Arc<Broker>, stream: TcpStream, shutdown: Canc
     // Latency matters more than full segments: writes are gathered before they get here.
     let _ = stream.set_nodelay(true);
     let wire = Wire::new(stream, metrics.clone());
-    let connection = match handshake::accept(broker, wire, &shutdown).await {
+    // What is rare is boxed, here and below: a task is as large as its largest state, for as long as it lives.
+    let connection = match Box::pin(handshake::accept(broker, wire, &shutdown)).await {
         Ok(connection) => connection,
         Err(ended) => {
             metrics.connections_closed.inc(ended);
@@ -178,19 +179,19 @@ pub(crate) async fn serve(broker: Arc<Broker>, stream: TcpStream, shutdown: Canc
         }
     };
     metrics.connections.inc();
-    let ended = Box::pin(connection.run(shutdown)).await;
+    let ended = Box::pin(Box::new(connection).run(shutdown)).await;
     metrics.connections.dec();
     metrics.connections_closed.inc(ended);
 }
 
 impl Connection {
-    async fn run(mut self, shutdown: CancellationToken) -> metrics::Closed {
+    async fn run(mut self: Box<Self>, shutdown: CancellationToken) -> metrics::Closed {
         // Buffers that are empty have been let go, and nothing has happened since.
         let mut idle = false;
         loop {
             let more = self.pump().await;
             if let Some(closed) = self.closed {
-                return self.finish(closed).await;
+                return Box::pin(self.finish(closed)).await;
             }
             if self.drained() {
                 self.session.close(ReasonCode::ServerShuttingDown, None);
@@ -228,7 +229,7 @@ impl Connection {
                 delivery = self.queue.recv(), if take_queue => self.held.push_back(delivery),
                 batch = self.stream.recv(), if take_stream => self.batch = Some(batch),
                 result = write_of(&mut self.inbox.writing) => self.handle_written(result),
-                () = catalog_change(&mut self.catalog_changes) => self.refresh_externals().await,
+                () = catalog_change(&mut self.catalog_changes) => Box::pin(self.refresh_externals()).await,
                 () = tokio::time::sleep_until(wake_at.unwrap_or(now)), if wake_at.is_some() => {
                     if timeout.is_some_and(|at| at <= self.broker.clock.now()) {
                         self.handle_timeout(read).await;
@@ -352,11 +353,11 @@ impl Connection {
                 Event::Subscribe(subscribe) => {
                     // Publishes before it come first.
                     self.handle_publishes(&mut publishes).await;
-                    self.handle_subscribe(*subscribe).await;
+                    Box::pin(self.handle_subscribe(*subscribe)).await;
                 }
                 Event::Unsubscribe(unsubscribe) => {
                     self.handle_publishes(&mut publishes).await;
-                    self.handle_unsubscribe(*unsubscribe).await;
+                    Box::pin(self.handle_unsubscribe(*unsubscribe)).await;
                 }
                 Event::Closed(closed) => self.closed = Some(closed),
             }

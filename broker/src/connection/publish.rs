@@ -152,7 +152,7 @@ impl Connection {
         }
         let mut all = std::mem::take(&mut self.inbox.ops);
         all.extend_from_slice(ops);
-        match self.broker.sessions.update(&self.stored, &all).await {
+        match Box::pin(self.broker.sessions.update(&self.stored, &all)).await {
             Ok(()) => true,
             Err(error) => {
                 self.fail(&error);

@@ -192,3 +192,16 @@ async fn a_reader_waits_for_its_stream_and_seeks() {
     broker.publish("log/1", &["3"]).await;
     reader.quiet().await;
 }
+
+#[tokio::test]
+async fn a_seek_forgets_what_was_read_before_it() {
+    let broker = start().await;
+    broker.publish("log/1", &["0", "1", "2"]).await;
+    let mut reader = broker.connect(receive_maximum(clean("r", V5), 1)).await;
+    reader.read_from("$stream/log", AtLeastOnce, "earliest").await;
+    let held = reader.message().await;
+    reader.read_from("$stream/log", AtLeastOnce, "offset:1").await;
+    reader.puback(&held, ReasonCode::Success).await;
+    assert_eq!(reader.take_texts(2).await, ["1", "2"]);
+    reader.quiet().await;
+}
