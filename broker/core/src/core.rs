@@ -23,6 +23,7 @@ use crate::keyspace::segment::{Record, RecordKey};
 use crate::keyspace::{LogId, PublishId, VirtualShard, placement_hash};
 use crate::message::Message;
 use crate::metrics::{Metrics, Reason};
+use crate::panics::Panics;
 use crate::queue::{Consumer, ConsumerId, Lost, Verdict};
 use crate::shard::{AppendError, AppendReply, Command, Context, LogReport, ShardHandle};
 use crate::stream::{ShardReader, Start};
@@ -41,6 +42,7 @@ pub struct Core {
     /// Held while an owner task is started: none is once the core is closed.
     is_closed: Mutex<bool>,
     tasks: TaskTracker,
+    panics: Panics,
 }
 
 /// What a publish waits for: an answer of every target.
@@ -85,7 +87,8 @@ impl Core {
         let context = Context { store, clock, seed: seed.fork("shards"), metrics, pod };
         let shards = (0..format.virtual_shards).map(|_| OnceLock::new()).collect();
         let is_closed = Mutex::new(false);
-        Ok(Self { context, format, catalog, shards, is_closed, tasks: TaskTracker::new() })
+        let (tasks, panics) = (TaskTracker::new(), Panics::default());
+        Ok(Self { context, format, catalog, shards, is_closed, tasks, panics })
     }
 
     /// What the keyspace is.
@@ -275,6 +278,15 @@ impl Core {
         Ok(())
     }
 
+    /// Waits until this can never work as a whole again, and says why: the store takes no more commits, or a shard has
+    /// lost its owner. Cancel-safe.
+    pub async fn failed(&self) -> Arc<str> {
+        tokio::select! {
+            why = self.context.store.failed() => why,
+            () = self.panics.panicked() => "the owner of a shard panicked".into(),
+        }
+    }
+
     /// Commits what is in line and ends the owner tasks. The store stays open.
     pub async fn close(&self) {
         *self.is_closed.lock() = true;
@@ -302,7 +314,7 @@ impl Core {
         if *is_closed {
             return Err(Error::Closed);
         }
-        Ok(slot.get_or_init(|| ShardHandle::spawn(self.context.clone(), vs, &self.tasks)))
+        Ok(slot.get_or_init(|| ShardHandle::spawn(self.context.clone(), vs, &self.tasks, &self.panics)))
     }
 }
 

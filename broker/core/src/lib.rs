@@ -13,6 +13,7 @@ pub mod key;
 pub mod keyspace;
 pub mod message;
 pub mod metrics;
+pub mod panics;
 pub mod queue;
 pub mod retained;
 pub mod sessions;

@@ -162,6 +162,10 @@ pub trait Store: Send + Sync + Debug + 'static {
     /// A short name of the engine, for logs and metrics: `memory`, `embedded`, `fdb`.
     fn engine(&self) -> &'static str;
 
+    /// Waits until the store can never commit again, and says why; reads may go on. On a healthy store this waits
+    /// for ever, also when it is closed. Cancel-safe.
+    async fn failed(&self) -> Arc<str>;
+
     /// Finishes commits in flight and lets go of files and threads. Operations after it are
     /// [`Error::Unavailable`].
     async fn close(&self);

@@ -59,6 +59,10 @@ impl Store for MemoryStore {
         "memory"
     }
 
+    async fn failed(&self) -> Arc<str> {
+        self.shared.failed().await
+    }
+
     async fn close(&self) {
         let sequencer = self.committer.lock().take();
         drop(sequencer);

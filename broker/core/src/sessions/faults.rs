@@ -105,6 +105,10 @@ impl Store for Faults {
         "faults"
     }
 
+    async fn failed(&self) -> Arc<str> {
+        self.inner.failed().await
+    }
+
     async fn close(&self) {
         self.inner.close().await;
     }

@@ -30,6 +30,7 @@ use crate::keyspace::owner::PodId;
 use crate::keyspace::segment::Record;
 use crate::keyspace::{LogId, VirtualShard};
 use crate::metrics::Metrics;
+use crate::panics::Panics;
 use crate::queue::{Consumer, ConsumerId, Lost, Verdict};
 
 pub(crate) use load::read_records;
@@ -173,11 +174,11 @@ pub struct ShardHandle {
 }
 
 impl ShardHandle {
-    /// Starts the owner task of `vs` on `tasks`; it takes the shard over when it first has to.
+    /// Starts the owner task of `vs` on `tasks`, watched by `panics`; it takes the shard over when it first has to.
     #[must_use]
-    pub fn spawn(context: Context, vs: VirtualShard, tasks: &TaskTracker) -> Self {
+    pub fn spawn(context: Context, vs: VirtualShard, tasks: &TaskTracker, panics: &Panics) -> Self {
         let (commands, inbox) = mpsc::channel(COMMANDS_MAX);
-        tasks.spawn(owner::ShardOwner::new(context, vs, inbox).run());
+        tasks.spawn(panics.watch(owner::ShardOwner::new(context, vs, inbox).run()));
         Self { commands, bytes: Arc::new(Semaphore::new(APPEND_BYTES_MAX)) }
     }
 

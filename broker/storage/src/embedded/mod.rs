@@ -92,6 +92,10 @@ impl Store for EmbeddedStore {
         "embedded"
     }
 
+    async fn failed(&self) -> Arc<str> {
+        self.shared.failed().await
+    }
+
     async fn close(&self) {
         self.committer.close(|| self.shared.close()).await;
     }

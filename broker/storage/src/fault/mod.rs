@@ -12,12 +12,14 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use weir_env::seed::Seed;
 
 use self::plan::Plan;
 pub use self::plan::{CommitFault, FaultRates, WatchFault};
 use self::transaction::FaultTransaction;
+use crate::local::failure_in;
 use crate::{Error, Result, SharedStore, Store, Transaction, Watch};
 
 /// A store with faults; see [`FaultStore::handle`].
@@ -40,13 +42,20 @@ struct Faults {
     seed: Seed,
     /// Commits whose outcome was told as open and that happen later.
     delayed: Mutex<JoinSet<()>>,
+    /// Why nothing is committed any more.
+    failure: watch::Sender<Option<Arc<str>>>,
 }
 
 impl FaultStore {
     /// `inner`, with random faults drawn from `seed` once rates are set.
     #[must_use]
     pub fn wrap(inner: SharedStore, seed: Seed) -> Self {
-        let faults = Faults { plan: Mutex::default(), seed, delayed: Mutex::default() };
+        let faults = Faults {
+            plan: Mutex::default(),
+            seed,
+            delayed: Mutex::default(),
+            failure: watch::Sender::new(None),
+        };
         Self { inner, faults: Arc::new(faults) }
     }
 
@@ -65,6 +74,13 @@ impl Store for FaultStore {
 
     fn engine(&self) -> &'static str {
         self.inner.engine()
+    }
+
+    async fn failed(&self) -> Arc<str> {
+        tokio::select! {
+            why = failure_in(&self.faults.failure) => why,
+            why = self.inner.failed() => why,
+        }
     }
 
     async fn close(&self) {
@@ -104,6 +120,12 @@ impl FaultHandle {
     /// While `true`, every read and commit fails with [`Error::Unavailable`].
     pub fn unavailable(&self, is_unavailable: bool) {
         self.faults.plan.lock().is_unavailable = is_unavailable;
+    }
+
+    /// From now on every commit with writes fails with [`Error::Unavailable`], and [`Store::failed`] says so.
+    /// Nothing heals it.
+    pub fn fail_for_good(&self, why: &str) {
+        self.faults.failure.send_replace(Some(why.into()));
     }
 
     /// No more faults. Commits that are to happen later still do; see [`FaultHandle::settle`].

@@ -22,6 +22,8 @@ pub enum CommitFault {
     OpenCommittedLater(Duration),
     /// It never happens; the caller is told [`Error::UnknownOpen`].
     OpenLost,
+    /// It panics and has not happened.
+    Panic,
     /// It is held up for this time and then takes its course.
     Stalled(Duration),
 }

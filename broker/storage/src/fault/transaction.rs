@@ -94,6 +94,10 @@ impl Transaction for FaultTransaction {
     }
 
     async fn commit(self: Box<Self>) -> Result<Committed> {
+        let failure = self.faults.failure.borrow().clone();
+        if let Some(why) = failure.filter(|_| !self.touched.is_empty()) {
+            return Err(Error::Unavailable(why));
+        }
         let fault = self.faults.plan.lock().next_commit(&self.faults.seed, &self.touched);
         match fault {
             None => self.inner.commit().await,
@@ -108,6 +112,7 @@ impl Transaction for FaultTransaction {
                 self.faults.commit_later(self.inner, delay);
                 Err(Error::UnknownOpen)
             }
+            Some(CommitFault::Panic) => panic!("a fault asked for by a test"),
             Some(CommitFault::OpenLost) => Err(Error::UnknownOpen),
             Some(CommitFault::Stalled(delay)) => {
                 tokio::time::sleep(delay).await;

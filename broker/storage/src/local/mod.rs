@@ -25,7 +25,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 pub(crate) use sequencer::{CommitRequest, Sequencer};
-pub(crate) use shared::{Shared, closed};
+pub(crate) use shared::{Shared, closed, failure_in};
 pub(crate) use transaction::LocalTransaction;
 pub(crate) use write_set::WriteSet;
 

@@ -185,8 +185,17 @@ impl<W: Writer> Sequencer<W> {
                 tracing::error!(%error, "a commit failed: the store takes no more of them");
                 self.shared.abort_commit();
                 self.broken = Some(format!("an earlier commit failed ({error}); restart to recover").into());
+                self.shared.fail(format!("a commit to the store failed: {error}").into());
                 Err(Error::UnknownOpen)
             }
+        }
+    }
+}
+
+impl<W: Writer> Drop for Sequencer<W> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.shared.fail("the task that commits to the store panicked".into());
         }
     }
 }
@@ -195,6 +204,7 @@ impl<W: Writer> Sequencer<W> {
 mod tests {
     use std::ops::ControlFlow;
 
+    use futures_util::FutureExt;
     use weir_env::clock::Clock;
 
     use super::*;
@@ -301,5 +311,29 @@ mod tests {
         assert!(!watch.has_fired());
         let version = sequencer.shared.read_version().unwrap();
         assert!(sequencer.shared.view_at(version).is_ok(), "reads go on");
+    }
+
+    #[test]
+    fn a_failed_write_is_told_to_who_waits_for_it() {
+        let mut sequencer = sequencer(false);
+        let shared = Arc::clone(&sequencer.shared);
+        sequencer.commit(vec![request(None, "a"), request(Some("a"), "b")]);
+        assert_eq!(shared.failed().now_or_never(), None);
+        sequencer.writer.is_full = true;
+        sequencer.commit(vec![request(None, "a")]);
+        let why = shared.failed().now_or_never().unwrap();
+        assert!(why.contains("disk full"), "{why}");
+    }
+
+    #[test]
+    fn a_panic_is_told_to_who_waits_for_a_failure() {
+        let sequencer = sequencer(false);
+        let shared = Arc::clone(&sequencer.shared);
+        let panicking = std::thread::spawn(move || {
+            let _sequencer = sequencer;
+            panic!("on purpose");
+        });
+        assert!(panicking.join().is_err());
+        assert!(shared.failed().now_or_never().unwrap().contains("panicked"));
     }
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
+use tokio::sync::watch;
 use weir_env::clock::{Clock, Instant};
 
 use super::watches::Watches;
@@ -21,6 +22,8 @@ pub(super) const LIFETIME_VERSIONS: u64 = LIFETIME.as_micros() as u64;
 pub(crate) struct Shared<V> {
     history: Mutex<History<V>>,
     watches: Mutex<Watches>,
+    /// Why nothing can be committed any more.
+    failure: watch::Sender<Option<Arc<str>>>,
     pub(crate) clock: Clock,
     pub(crate) stats: Arc<StoreStats>,
 }
@@ -47,7 +50,8 @@ impl<V: View> Shared<V> {
             base: (clock.now(), version.0),
         };
         let (history, watches) = (Mutex::new(history), Mutex::default());
-        Arc::new(Self { history, watches, clock, stats })
+        let failure = watch::Sender::new(None);
+        Arc::new(Self { history, watches, failure, clock, stats })
     }
 
     /// A version that includes every commit reported so far.
@@ -127,6 +131,16 @@ impl<V: View> Shared<V> {
         }
     }
 
+    /// Says that nothing can be committed any more.
+    pub(super) fn fail(&self, why: Arc<str>) {
+        self.failure.send_replace(Some(why));
+    }
+
+    /// Waits until nothing can be committed any more, and says why.
+    pub(crate) async fn failed(&self) -> Arc<str> {
+        failure_in(&self.failure).await
+    }
+
     /// Ends reads and fires every watch.
     pub(crate) fn close(&self) {
         let views = std::mem::take(&mut self.history.lock().views);
@@ -152,6 +166,17 @@ impl<V> History<V> {
         let passed = now.saturating_duration_since(self.base.0).as_micros();
         let by_clock = u64::try_from(passed).unwrap_or(u64::MAX).saturating_add(self.base.1);
         by_clock.max(self.issued)
+    }
+}
+
+/// Waits until there is a failure.
+pub(crate) async fn failure_in(failure: &watch::Sender<Option<Arc<str>>>) -> Arc<str> {
+    let mut failure_rx = failure.subscribe();
+    let why = failure_rx.wait_for(Option::is_some).await.ok().and_then(|why| (*why).clone());
+    match why {
+        Some(why) => why,
+        // Cannot be: the sender is borrowed for as long as this waits.
+        None => std::future::pending().await,
     }
 }
 

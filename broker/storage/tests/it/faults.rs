@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use weir_env::clock::Clock;
 use weir_env::seed::Seed;
 use weir_storage::{
@@ -134,4 +135,20 @@ async fn the_same_seed_gives_the_same_faults_of_every_kind() {
     }
     let failed = first.iter().filter(|outcome| *outcome != "None").count();
     assert!((30..200).contains(&failed), "{failed} of 300");
+}
+
+#[tokio::test]
+async fn a_store_that_fails_for_good_says_so_and_is_not_healed() {
+    let (store, faults) = faulty();
+    put(&store, "before").await.unwrap();
+    assert_eq!(store.failed().now_or_never(), None);
+    let waiting = store.failed();
+    faults.fail_for_good("the disk is gone");
+    faults.heal();
+    assert_eq!(&*waiting.await, "the disk is gone");
+    let told = put(&store, "after").await.unwrap_err();
+    assert!(matches!(&told, Error::Unavailable(why) if **why == *"the disk is gone"), "{told}");
+    assert!(has(&store, "before").await, "reads go on");
+    let outer = FaultStore::wrap(Arc::new(store), Seed::fixed(6));
+    assert_eq!(outer.failed().now_or_never().as_deref(), Some("the disk is gone"), "told on");
 }
