@@ -40,6 +40,8 @@ pub enum ReadyState {
     Ready,
     /// No longer: the broker shuts down.
     Draining,
+    /// Never again: the broker stops because it cannot go on.
+    Failed,
 }
 
 impl Default for Readiness {
@@ -49,11 +51,15 @@ impl Default for Readiness {
 }
 
 impl Readiness {
-    /// Changes what `/readyz` says. Nothing follows [`ReadyState::Draining`]: a start that completes late does not
-    /// make a stopping broker ready.
+    /// Changes what `/readyz` says. Only [`ReadyState::Failed`] follows [`ReadyState::Draining`], and nothing follows
+    /// that: a start that completes late does not make a stopping broker ready.
     pub fn set(&self, state: ReadyState) {
         self.0.send_if_modified(|current| {
-            let changed = *current != ReadyState::Draining && *current != state;
+            let changed = match *current {
+                ReadyState::Starting(_) | ReadyState::Ready => *current != state,
+                ReadyState::Draining => state == ReadyState::Failed,
+                ReadyState::Failed => false,
+            };
             if changed {
                 *current = state;
             }
@@ -140,17 +146,25 @@ struct Shared {
 
 fn router(readiness: Readiness, registry: Arc<Registry>) -> Router {
     Router::new()
-        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
         .fallback(|| async { (StatusCode::NOT_FOUND, "served here: /healthz /readyz /metrics\n") })
         .with_state(Shared { readiness, registry })
 }
 
+async fn healthz(State(shared): State<Shared>) -> Response {
+    match shared.readiness.state() {
+        ReadyState::Starting(_) | ReadyState::Ready | ReadyState::Draining => "ok\n".into_response(),
+        ReadyState::Failed => (StatusCode::SERVICE_UNAVAILABLE, "failed\n").into_response(),
+    }
+}
+
 async fn readyz(State(shared): State<Shared>) -> Response {
     match shared.readiness.state() {
         ReadyState::Ready => "ready\n".into_response(),
         ReadyState::Draining => (StatusCode::SERVICE_UNAVAILABLE, "draining\n").into_response(),
+        ReadyState::Failed => (StatusCode::SERVICE_UNAVAILABLE, "failed\n").into_response(),
         ReadyState::Starting(what) => {
             (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {what}\n")).into_response()
         }
@@ -220,6 +234,10 @@ mod tests {
         assert_eq!(readyz().await, (503, "draining\n".to_owned()));
         assert!(!server.readiness.wait_ready().await);
         assert_eq!(request(server.addr, "/healthz").await, (200, "ok\n".to_owned()));
+        server.readiness.set(ReadyState::Failed);
+        server.readiness.set(ReadyState::Draining);
+        assert_eq!(readyz().await, (503, "failed\n".to_owned()));
+        assert_eq!(request(server.addr, "/healthz").await, (503, "failed\n".to_owned()));
     }
 
     #[tokio::test]

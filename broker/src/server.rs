@@ -10,11 +10,12 @@ use anyhow::Context;
 use parking_lot::Mutex;
 use prometheus_client::registry::Registry;
 use tokio::net::{TcpListener, TcpSocket};
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use weir_core::Core;
 use weir_core::inbox::{Inbox, InboxLimits, InboxMetrics, InboxOptions, InboxWriter};
+use weir_core::panics::Panics;
 use weir_core::retained::{Retained, RetainedContext, RetainedMetrics, RetainedOptions};
 use weir_core::sessions::Sessions;
 use weir_core::wills::Wills;
@@ -27,7 +28,7 @@ use crate::broker::{Broker, session_limits};
 use crate::clients::Clients;
 use crate::config::{Config, StoreConfig};
 use crate::http::{self, Readiness, ReadyState};
-use crate::metrics::Metrics;
+use crate::metrics::{Closed, Metrics};
 use crate::router::Router;
 use crate::{admin, connection, manifests};
 
@@ -60,7 +61,7 @@ pub struct Started {
 /// Runs a broker on the store that `config` names until `shutdown`, then stops it in order and closes the store.
 ///
 /// # Errors
-/// If it cannot start: the message says what to do. Not cancel-safe.
+/// If it cannot start, or stopped because it cannot go on: the message says what to do. Not cancel-safe.
 pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
     let clock = Clock::system();
     let seed = Seed::from_entropy();
@@ -69,7 +70,9 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     // Nobody asks.
     let (started, _) = oneshot::channel();
     let result = run_on(&config, Arc::clone(&store), clock, &seed, shutdown, started).await;
-    store.close().await;
+    if tokio::time::timeout(config.limits.shutdown_grace, store.close()).await.is_err() {
+        tracing::warn!("the store did not close in time and is cut off");
+    }
     if result.is_ok() {
         tracing::info!("stopped");
     }
@@ -80,7 +83,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
 /// clients are accepted.
 ///
 /// # Errors
-/// If it cannot start: the message says what to do. Not cancel-safe.
+/// If it cannot start, or stopped because it cannot go on: the message says what to do. Not cancel-safe.
 pub async fn run_on(
     config: &Config,
     store: SharedStore,
@@ -91,7 +94,9 @@ pub async fn run_on(
 ) -> anyhow::Result<()> {
     let background = TaskTracker::new();
     let stop_background = CancellationToken::new();
-    let result = serve(config, store, clock, seed, &shutdown, started, (&background, &stop_background)).await;
+    // A child: a broker that stops by itself does not stop its caller.
+    let shutdown = shutdown.child_token();
+    let result = serve(config, store, clock, seed, shutdown, started, (&background, &stop_background)).await;
     // Also after a start that failed, so that nothing is left behind.
     stop_background.cancel();
     background.close();
@@ -115,7 +120,7 @@ async fn serve(
     store: SharedStore,
     clock: Clock,
     seed: &Seed,
-    shutdown: &CancellationToken,
+    shutdown: CancellationToken,
     started: oneshot::Sender<Started>,
     (background, stop_background): (&TaskTracker, &CancellationToken),
 ) -> anyhow::Result<()> {
@@ -144,34 +149,54 @@ async fn serve(
     let registry = Arc::new(registry);
     background.spawn(http::serve(http_listener, readiness.clone(), registry, stop_background.child_token()));
     background.spawn(serve_admin(admin_listener, Arc::clone(&broker), shutdown.child_token()));
-    background.spawn(maintain(Arc::clone(&broker), stop_background.child_token()));
+    let panics = Panics::default();
+    background.spawn(panics.watch(maintain(Arc::clone(&broker), stop_background.child_token())));
     if let Some(watcher) = watcher {
         let core = Arc::clone(&broker.core);
         background.spawn(manifests::follow(core, watcher, shutdown.child_token()));
     }
     let clients = TaskTracker::new();
+    let permits =
+        Arc::new(Semaphore::new(usize::try_from(config.limits.max_connections).unwrap_or(usize::MAX)));
     for listener in listeners {
         let addr = listener.local_addr()?;
         tracing::info!(url = %format!("mqtt://{addr}"), "listening");
         if addr.ip().is_loopback() && !config.allow_anonymous {
             tracing::info!(%addr, "no authentication is configured: only this machine can connect");
         }
-        clients.spawn(accept(listener, Arc::clone(&broker), clients.clone(), shutdown.clone()));
+        let context = (Arc::clone(&broker), Arc::clone(&permits));
+        clients.spawn(accept(listener, context, clients.clone(), shutdown.clone()));
     }
     readiness.set(ReadyState::Ready);
     tracing::info!("ready");
     // Whoever started it may not want to know.
     let _ = started.send(started_as);
 
-    shutdown.cancelled().await;
+    let failure = tokio::select! {
+        () = shutdown.cancelled() => None,
+        why = broker.core.failed() => Some(why),
+        () = panics.panicked() => Some("the task that ends sessions and publishes wills panicked".into()),
+    };
+    if let Some(why) = &failure {
+        tracing::error!(why = &**why, "the broker cannot go on");
+        readiness.set(ReadyState::Failed);
+        shutdown.cancel();
+    }
     readiness.set(ReadyState::Draining);
     tracing::info!(connections = broker.metrics.connections.get(), "shutting down");
     clients.close();
     if tokio::time::timeout(config.limits.shutdown_grace, clients.wait()).await.is_err() {
         tracing::warn!(left = clients.len(), "connections did not end in time and are cut off");
     }
-    broker.core.close().await;
-    Ok(())
+    if tokio::time::timeout(config.limits.shutdown_grace, broker.core.close()).await.is_err() {
+        tracing::warn!("shards did not end in time and are cut off");
+    }
+    match failure {
+        None => Ok(()),
+        Some(why) => {
+            anyhow::bail!("{why}; restart the broker; if it happens again, check the disk and the log")
+        }
+    }
 }
 
 type Background<'a> = (&'a mut Registry, &'a TaskTracker, &'a CancellationToken);
@@ -263,9 +288,11 @@ fn bind(addr: SocketAddr) -> std::io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
+/// Serves who comes to `listener`. Each connection holds one of `permits` from here to its end, CONNECT or not;
+/// without one it is closed at once.
 async fn accept(
     listener: TcpListener,
-    broker: Arc<Broker>,
+    (broker, permits): (Arc<Broker>, Arc<Semaphore>),
     clients: TaskTracker,
     shutdown: CancellationToken,
 ) {
@@ -276,7 +303,17 @@ async fn accept(
         };
         match accepted {
             Ok((stream, _)) => {
-                clients.spawn(connection::serve(Arc::clone(&broker), stream, shutdown.child_token()));
+                let metrics = &broker.metrics;
+                metrics.connections_opened.inc();
+                let Ok(permit) = Arc::clone(&permits).try_acquire_owned() else {
+                    metrics.connections_closed.inc(Closed::TooManyConnections);
+                    continue;
+                };
+                let served = connection::serve(Arc::clone(&broker), stream, shutdown.child_token());
+                clients.spawn(async move {
+                    served.await;
+                    drop(permit);
+                });
             }
             Err(error) => {
                 tracing::warn!(%error, "connection not accepted");

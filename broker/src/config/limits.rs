@@ -57,10 +57,14 @@ limits! {
     /// Longest time a session outlives its connection; clients that ask for more get this
     session_expiry_max: Duration = Duration::from_hours(168), Duration::ZERO..=Duration::from_hours(876_000);
         "limits.sessionExpiryMax", "session-expiry-max", "WEIR_SESSION_EXPIRY_MAX";
+    /// Sessions that outlive their connections; beyond, clients that ask for a new one are refused
+    max_sessions: u32 = 100_000, 1..=10_000_000;
+        "limits.maxSessions", "max-sessions", "WEIR_MAX_SESSIONS";
     /// Subscriptions of one client
     max_subscriptions_per_client: u32 = 1_000, 1..=1_000_000;
         "limits.maxSubscriptionsPerClient", "max-subscriptions-per-client", "WEIR_MAX_SUBSCRIPTIONS_PER_CLIENT";
-    /// Bytes that wait to be written to one client; beyond, QoS 0 is dropped and the rest held back
+    /// Bytes of live messages that wait for one client; beyond, more are dropped and counted, QoS 1 and 2 of clean
+    /// sessions too
     outbox_bytes_per_client: ByteCount = ByteCount::mib(4), ByteCount::kib(64)..=ByteCount::gib(1);
         "limits.outboxBytesPerClient", "outbox-bytes-per-client", "WEIR_OUTBOX_BYTES_PER_CLIENT";
     /// Messages kept for one persistent session

@@ -115,6 +115,7 @@ fn every_range_ends_where_it_says() {
     check("receiveMaximum", &["1", "65535"], &["0", "65536", "-1"]);
     check("topicAliasMaximum", &["0", "65535"], &["65536"]);
     check("sessionExpiryMax", &["0s", "876000h"], &["876001h"]);
+    check("maxSessions", &["1", "10000000"], &["0", "10000001"]);
     check("maxSubscriptionsPerClient", &["1", "1000000"], &["0", "1000001"]);
     check("inboxMessagesPerClient", &["1", "100000000"], &["0", "100000001"]);
     check("inboxBytesPerClient", &["64KiB", "1024GiB"], &["65535B", "1025GiB"]);

@@ -28,6 +28,10 @@ use crate::metrics::{self, Closed};
 
 /// Longest client identifier, in bytes: it is part of keys.
 const CLIENT_ID_BYTES_MAX: usize = 256;
+/// Largest CONNECT, in bytes: whoever sends one is nobody yet, and each of `limits.maxConnections` sockets may hold
+/// this much for `limits.connectTimeout`. User name, password and the payload of a will, of at most 64 KiB each,
+/// fit with room for the rest.
+const CONNECT_BYTES_MAX: u32 = 256 * 1024;
 /// Rows of the inbox looked at in one go for what was in flight.
 const RESTORE_PAGE: usize = 256;
 /// Bytes of them.
@@ -40,7 +44,8 @@ pub(super) async fn accept(
     shutdown: &CancellationToken,
 ) -> Result<Connection, Closed> {
     let max_packet_size = broker.session_limits.maximum_packet_size.get();
-    let mut decoder = Decoder::new(DecoderConfig { max_packet_size, role: Role::Server });
+    let connect_size = max_packet_size.min(CONNECT_BYTES_MAX);
+    let mut decoder = Decoder::new(DecoderConfig { max_packet_size: connect_size, role: Role::Server });
     let timeout = broker.limits.connect_timeout;
     let connect = tokio::select! {
         connect = tokio::time::timeout(timeout, read_connect(&broker, &mut wire, &mut decoder)) => {
@@ -48,8 +53,9 @@ pub(super) async fn accept(
         }
         () = shutdown.cancelled() => return Err(Closed::Shutdown),
     };
+    decoder.set_max_packet_size(max_packet_size);
     let version = connect.version;
-    if let Err((reason, text)) = check(&broker, &connect) {
+    if let Err((reason, text)) = check(&connect) {
         tracing::info!(client = %connect.client_id, %reason, text, "connection refused");
         refuse(&mut wire, version, reason, Some(text.into())).await;
         return Err(Closed::Refused);
@@ -69,6 +75,12 @@ pub(super) async fn accept(
         expiry_seconds: connect.session_expiry().min(broker.session_limits.session_expiry_maximum),
         will: connect.will.as_ref().map(|will| stored_will(will, &broker)),
     };
+    if options.expiry_seconds > 0 && !has_room_for(&broker, &client_id) {
+        let text = "there are as many sessions as limits.maxSessions allows";
+        tracing::info!(client = %client_id, text, "connection refused");
+        refuse(&mut wire, version, ReasonCode::QuotaExceeded, Some(text.into())).await;
+        return Err(Closed::Refused);
+    }
     let opened = match broker.sessions.open(&client_id, &options).await {
         Ok(opened) => opened,
         Err(error) => {
@@ -122,7 +134,7 @@ async fn read_connect(broker: &Broker, wire: &mut Wire, decoder: &mut Decoder) -
     }
 }
 
-fn check(broker: &Broker, connect: &Connect) -> Result<(), (ReasonCode, &'static str)> {
+fn check(connect: &Connect) -> Result<(), (ReasonCode, &'static str)> {
     if connect.authentication_method.is_some() {
         return Err((ReasonCode::BadAuthenticationMethod, "no enhanced authentication is configured"));
     }
@@ -136,13 +148,14 @@ fn check(broker: &Broker, connect: &Connect) -> Result<(), (ReasonCode, &'static
     if connect.will.as_ref().is_some_and(|will| weir_topic::is_publish_forbidden(&will.message.topic)) {
         return Err((ReasonCode::TopicNameInvalid, "will topic: queues and streams are not published to"));
     }
-    if broker.metrics.connections.get() >= i64::from(broker.limits.max_connections) {
-        return Err((
-            ReasonCode::QuotaExceeded,
-            "there are as many connections as limits.maxConnections allows",
-        ));
-    }
     Ok(())
+}
+
+/// Whether a session of `client_id` may outlive its connection: there is one already, or not too many others.
+/// CONNECTs handled at the same time do not see each other's sessions.
+fn has_room_for(broker: &Broker, client_id: &ByteString) -> bool {
+    broker.metrics.sessions.get() < i64::from(broker.limits.max_sessions)
+        || broker.persistent.lock().contains_key(client_id)
 }
 
 fn assign_id(broker: &Broker) -> ByteString {

@@ -166,7 +166,6 @@ struct InboxState {
 /// Serves one client from its first byte to its last.
 pub(crate) async fn serve(broker: Arc<Broker>, stream: TcpStream, shutdown: CancellationToken) {
     let metrics = broker.metrics.clone();
-    metrics.connections_opened.inc();
     // Latency matters more than full segments: writes are gathered before they get here.
     let _ = stream.set_nodelay(true);
     let wire = Wire::new(stream, metrics.clone());

@@ -135,6 +135,17 @@ impl TestBroker {
         }
     }
 
+    /// A connection, unless it is closed before CONNACK.
+    pub(super) async fn try_clean(&self, id: &str) -> Option<Client> {
+        let mut client = self.open(V5).await;
+        let mut bytes = BytesMut::new();
+        encode(&Packet::Connect(Box::new(clean(id, V5))), V5, &mut bytes).unwrap();
+        // Fails if the connection is closed already.
+        let _ = client.stream.write_all(&bytes).await;
+        let answer = tokio::time::timeout(DEADLINE, client.next()).await.expect("an answer or the end");
+        answer.map(|_| client)
+    }
+
     pub(super) async fn connect(&self, connect: Connect) -> Client {
         let (client, connack) = self.connack(connect).await;
         assert_eq!(connack.code, ReasonCode::Success, "{connack:?}");
@@ -172,6 +183,13 @@ impl TestBroker {
 impl Client {
     pub(super) async fn send(&mut self, packet: Packet) {
         self.send_all([packet]).await;
+    }
+
+    /// Sends the beginning of a packet.
+    pub(super) async fn send_beginning(&mut self, packet: Packet, length: usize) {
+        let mut bytes = BytesMut::new();
+        encode(&packet, self.version, &mut bytes).unwrap();
+        self.stream.write_all(&bytes[..length]).await.unwrap();
     }
 
     /// Sends packets in one piece.

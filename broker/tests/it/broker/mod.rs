@@ -2,8 +2,10 @@
 //! single packets.
 
 mod client;
+mod failed;
 mod faults;
 mod input;
+mod limits;
 mod messages;
 mod queues;
 mod sessions;
@@ -110,12 +112,25 @@ impl TestBroker {
         self.shutdown.cancel();
     }
 
-    /// The value of a metric, its labels included in `name`.
-    pub(super) async fn metric(&self, name: &str) -> f64 {
+    /// Waits until it stops by itself; why it did.
+    pub(super) async fn failure(mut self) -> String {
+        let ended = tokio::time::timeout(DEADLINE, &mut self.serving).await.expect("an end in time").unwrap();
+        ended.expect_err("stops only if it cannot go on").to_string()
+    }
+
+    /// What its HTTP listener answers, head and body.
+    pub(super) async fn get(&self, path: &str) -> String {
         let mut stream = TcpStream::connect(self.http).await.unwrap();
-        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: weir\r\nConnection: close\r\n\r\n").await.unwrap();
+        let head = format!("GET {path} HTTP/1.1\r\nHost: weir\r\nConnection: close\r\n\r\n");
+        stream.write_all(head.as_bytes()).await.unwrap();
         let mut text = String::new();
         tokio::time::timeout(DEADLINE, stream.read_to_string(&mut text)).await.unwrap().unwrap();
+        text
+    }
+
+    /// The value of a metric, its labels included in `name`.
+    pub(super) async fn metric(&self, name: &str) -> f64 {
+        let text = self.get("/metrics").await;
         let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         line.unwrap_or_else(|| panic!("no {name} in {text}")).parse().unwrap()
     }
