@@ -8,6 +8,7 @@ mod input;
 mod limits;
 mod messages;
 mod queues;
+mod regressions;
 mod sessions;
 mod shutdown;
 mod slow;
