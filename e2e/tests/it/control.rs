@@ -7,7 +7,7 @@ use weir_e2e::clients::Client;
 use weir_e2e::mosquitto::Mosquitto;
 
 use crate::matrix::matrix;
-use crate::scenarios::{backlog, burst, downgrade, live, retained, will};
+use crate::scenarios::{backlog, downgrade, live, retained, will};
 
 async fn against_mosquitto(
     client: Client,
@@ -17,4 +17,4 @@ async fn against_mosquitto(
     scenario(client, broker.mqtt()).await.with_context(|| client.to_string())
 }
 
-matrix!(against_mosquitto; [live, burst, downgrade, retained, will, backlog]);
+matrix!(against_mosquitto; [live, downgrade, retained, will, backlog]);

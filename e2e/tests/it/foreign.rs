@@ -9,7 +9,7 @@ use weir_e2e::now_rfc3339;
 use weir_e2e::weir::Setup;
 
 use crate::matrix::matrix;
-use crate::scenarios::{backlog, burst, downgrade, live, payloads, publish, received, retained, will};
+use crate::scenarios::{backlog, downgrade, live, payloads, publish, received, retained, will};
 
 const MANIFEST: &str = "
 apiVersion: weir.dev/v1alpha1
@@ -44,7 +44,6 @@ async fn against_weir(
 
 matrix!(against_weir; [
     live,
-    burst,
     downgrade,
     retained,
     will,

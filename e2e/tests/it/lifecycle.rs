@@ -166,7 +166,7 @@ async fn probes_and_metrics_answer() -> Result<()> {
     }
     let (status, metrics) = http::get(weir.http(), "/metrics").await?;
     ensure!(status == 200 && metrics.ends_with("# EOF\n"), "/metrics: {status} {metrics}");
-    ensure!(metrics.contains("# TYPE weir_"), "/metrics: {metrics}");
+    ensure!(metrics.contains("\nweir_publishes_total{qos=\"1\"} 5\n"), "/metrics: {metrics}");
     ensure!(http::get(weir.http(), "/else").await?.0 == 404, "an unknown path");
     weir.terminate().await
 }

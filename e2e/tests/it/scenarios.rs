@@ -43,11 +43,6 @@ pub(crate) async fn live(client: Client, broker: SocketAddr) -> Result<()> {
     subscriber.disconnect().await
 }
 
-/// A publisher that does not wait for acknowledgements gets them all.
-pub(crate) async fn burst(client: Client, broker: SocketAddr) -> Result<()> {
-    publish(client, broker, Publish::to("burst", 1, (0..8_000).map(|n| n.to_string()))).await
-}
-
 /// A subscription is granted its own QoS, and deliveries never exceed it.
 pub(crate) async fn downgrade(client: Client, broker: SocketAddr) -> Result<()> {
     for qos in 0..=1 {

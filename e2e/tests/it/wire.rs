@@ -96,6 +96,14 @@ pub(crate) fn connect(seed: &Seed, v5: bool) -> Vec<u8> {
     packet(0x10, &body)
 }
 
+/// An MQTT 3.1.1 PUBLISH with QoS 1, the `n`th of a connection.
+pub(crate) fn publish_to(topic: &str, n: usize) -> Vec<u8> {
+    let mut body = string(topic);
+    body.extend(u16::try_from(n % 60_000 + 1).expect("a packet id").to_be_bytes());
+    body.extend(n.to_string().bytes());
+    packet(0x32, &body)
+}
+
 fn publish(seed: &Seed, v5: bool) -> Vec<u8> {
     let (qos, retain) = (small(seed, 3), small(seed, 8) / 7);
     let mut body = string(TOPICS[below(seed, TOPICS.len())]);
