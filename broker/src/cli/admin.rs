@@ -31,8 +31,15 @@ pub(super) struct AdminArgs {
 
 impl AdminArgs {
     pub(super) async fn connect(&self) -> anyhow::Result<AdminClient<Channel>> {
-        let endpoint = Endpoint::from_shared(format!("http://{}", self.admin))
-            .map_err(|_| anyhow!("`{}` is not allowed for --admin; allowed: HOST:PORT", self.admin))?
+        // The broker's log says `grpc://`; HTTP/2 without TLS is what is meant.
+        let host = ["grpc://", "http://"].iter().find_map(|scheme| self.admin.strip_prefix(scheme));
+        let endpoint = Endpoint::from_shared(format!("http://{}", host.unwrap_or(&self.admin)))
+            .ok()
+            .filter(|endpoint| endpoint.uri().path() == "/" && endpoint.uri().query().is_none())
+            .ok_or_else(|| {
+                let allowed = "HOST:PORT, grpc://HOST:PORT, http://HOST:PORT";
+                anyhow!("`{}` is not allowed for --admin; allowed: {allowed}", self.admin)
+            })?
             .connect_timeout(DEADLINE);
         let channel =
             endpoint.connect().await.map_err(|error| no_broker(&self.admin, &root_cause(&error)))?;

@@ -263,6 +263,22 @@ async fn tail_prints_messages() {
 }
 
 #[tokio::test]
+async fn the_address_may_be_as_the_log_of_the_broker_says_it() {
+    let server = start().await;
+    let list = server.weir(&["queue", "list"]).await.output();
+    for scheme in ["grpc", "http"] {
+        for end in ["", "/"] {
+            let url = format!("{scheme}://{}{end}", server.addr);
+            assert_eq!(weir(&["queue", "list", "--admin", &url], "").await.output(), list, "{url}");
+        }
+    }
+    for wrong in [format!("mqtt://{}", server.addr), format!("grpc://{}/x", server.addr), "grpc://".into()] {
+        let failure = weir(&["queue", "list", "--admin", &wrong], "").await.failure();
+        assert!(failure.starts_with(&format!("weir: `{wrong}` is not allowed for --admin")), "{failure}");
+    }
+}
+
+#[tokio::test]
 async fn what_is_not_there_is_said() {
     let server = start().await;
     let failure = server.weir(&["queue", "describe", "nope"]).await.failure();
