@@ -1,15 +1,16 @@
 //! What has been broken before and must not be again: bounds of retained scans, wake-ups that were lost, and
 //! messages that some of their targets took and others did not.
 
+use weir::config::ByteCount;
 use weir_codec::{Packet, ProtocolVersion, ReasonCode};
 use weir_core::keyspace::tag;
 use weir_storage::FaultHandle;
 
 use super::client::{
-    AtLeastOnce, Client, ExactlyOnce, V5, V311, again, clean, filter, id, persistent, publish,
+    AtLeastOnce, AtMostOnce, Client, ExactlyOnce, V5, V311, again, clean, filter, id, persistent, publish,
     receive_maximum, retained, text, will,
 };
-use super::{TestBroker, faulty, refused, stream};
+use super::{TestBroker, config, faulty, memory, queue, refused, stream};
 
 /// Retained messages on `r/0`, `r/1`, ...
 async fn retain(broker: &TestBroker, payloads: &[&str]) {
@@ -182,4 +183,21 @@ async fn a_will_that_is_tried_again_reaches_the_living_and_the_stream_once() {
     watcher.quiet().await;
     expect_retained(&broker, "gone").await;
     expect_stored(&broker, &["gone"]).await;
+}
+
+/// A message of QoS 0 larger than what sockets hold, of which the consumer has only a beginning.
+#[tokio::test]
+async fn a_queue_message_written_in_part_goes_to_another_consumer() {
+    let mut config = config();
+    config.limits.max_packet_size = ByteCount::mib(16);
+    config.limits.outbox_bytes_per_client = ByteCount::mib(16);
+    let broker = TestBroker::start_with(config, &memory()).await;
+    broker.declare(&[queue("q", "t")]).await;
+    let stuck = broker.subscriber("stuck", "$queue/q", AtMostOnce).await;
+    let payload = "x".repeat(15 << 20);
+    broker.publish("t", &[&payload]).await;
+    broker.metric_reaches("weir_sent_bytes_total", 50_000.0).await;
+    stuck.vanish();
+    let mut other = broker.subscriber("other", "$queue/q", AtLeastOnce).await;
+    assert_eq!(other.take().await.payload.len(), payload.len());
 }
