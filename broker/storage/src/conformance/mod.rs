@@ -57,7 +57,6 @@ pub struct Subject {
 macro_rules! conformance {
     ($engine:ident, $attributes:tt, $make:expr) => {
         mod $engine {
-            #[allow(unused_imports, reason = "`make` may need nothing from outside")]
             use super::*;
 
             $crate::conformance!(@each $attributes, $make,
