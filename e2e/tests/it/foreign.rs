@@ -9,7 +9,7 @@ use weir_e2e::now_rfc3339;
 use weir_e2e::weir::Setup;
 
 use crate::matrix::matrix;
-use crate::scenarios::{backlog, downgrade, live, payloads, publish, received, retained, will};
+use crate::scenarios::{backlog, downgrade, live_many, payloads, publish, received, retained, will};
 
 const MANIFEST: &str = "
 apiVersion: weir.dev/v1alpha1
@@ -43,7 +43,7 @@ async fn against_weir(
 }
 
 matrix!(against_weir; [
-    live,
+    live_many,
     downgrade,
     retained,
     will,
