@@ -1,8 +1,8 @@
 //! The foreign programs: found on the machine, or installed for these tests alone.
 //!
 //! What the machine has is used if it is recent enough. What it lacks is installed below the cargo target
-//! folder, so that nothing outside it changes and no privileges are needed: Debian packages are downloaded and
-//! unpacked, Python and Node.js packages come from their own clients, at pinned versions. A tool that can
+//! folder, so that nothing outside it changes and no privileges are needed: Debian packages are downloaded
+//! and unpacked, Python and Node.js packages come from their own clients, at pinned versions. A tool that can
 //! neither be found nor installed is an error that says what to install; tests never go on without it.
 //!
 //! This module must never name a registry: the machine's own configuration says where packages come from.

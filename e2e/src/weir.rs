@@ -1,7 +1,7 @@
 //! The broker under test: the real binary in its own process and store folder.
 //!
-//! [`Weir`] is one process; [`Setup`] is what survives it: the store, the manifests and the arguments, so that
-//! a test can start a broker again on what an earlier one left.
+//! [`Weir`] is one process; [`Setup`] is what survives it: the store, the manifests and the arguments, so
+//! that a test can start a broker again on what an earlier one left.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -217,8 +217,8 @@ async fn listening(log: &Log, scheme: &str) -> Result<SocketAddr> {
     address.parse().with_context(|| format!("the address `{address}`"))
 }
 
-/// The broker's binary: `WEIR_BIN`, or built by the cargo that runs this test, with its profile, into its target
-/// folder.
+/// The broker's binary: `WEIR_BIN`, or built by the cargo that runs this test, with its profile, into its
+/// target folder.
 async fn binary() -> Result<&'static Path> {
     static BINARY: OnceCell<PathBuf> = OnceCell::const_new();
     let built = async {
@@ -243,8 +243,12 @@ async fn build() -> Result<PathBuf> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
     let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("../Cargo.toml");
-    command.args(["build", "--quiet", "--package", "weir", "--bin", "weir", "--manifest-path"]).arg(manifest);
-    command.arg("--profile").arg(if profile == "debug" { "dev" } else { &profile });
+    // `cargo test --workspace` has built the broker for its own tests; `cargo build` would build it, and all it
+    // depends on, once more with other features.
+    command
+        .args(["test", "--no-run", "--quiet", "--workspace", "--test", "it", "--manifest-path"])
+        .arg(manifest);
+    command.arg("--profile").arg(if profile == "debug" { "test" } else { &profile });
     command.arg("--target-dir").arg(&target);
     command.stdin(Stdio::null()).kill_on_drop(true);
     let output = tokio::time::timeout(BUILD, command.output()).await.context("build weir in time")??;

@@ -220,8 +220,8 @@ impl Client {
         Ok(subscriber)
     }
 
-    /// Connects, publishes, waits for every acknowledgement and disconnects. The reasons, one a message, are 0
-    /// where the client or the version reports none.
+    /// Connects, publishes, waits for every acknowledgement and disconnects. The reasons, one a message, are
+    /// 0 where the client or the version reports none.
     pub async fn publish(&self, connect: Connect, publish: Publish) -> Result<Vec<u8>> {
         let mut reasons = vec![None; publish.payloads.len()];
         let mut publication = self.start_publishing(connect, publish).await?;
@@ -288,7 +288,8 @@ impl Publication {
         }
     }
 
-    /// Ends the client as a crash would; returns the acknowledgements that it had reported and nobody had seen.
+    /// Ends the client as a crash would; returns the acknowledgements that it had reported and nobody had
+    /// seen.
     pub async fn kill(mut self) -> Result<Vec<(usize, u8)>> {
         within(&format!("{} to be killed", self.name), self.source.kill()).await?;
         let mut rest = Vec::new();

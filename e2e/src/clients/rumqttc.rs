@@ -167,7 +167,8 @@ fn client(version: Version, connect: &Connect, requests_max: usize) -> Result<(R
 async fn run(mut events: Loop, requests: Requests, events_tx: mpsc::Sender<Result<Event>>, publishes: usize) {
     // Packet ids in flight, each with the index of its message.
     let mut in_flight = Vec::new();
-    // Reported when they are complete, as the other clients do: until then their packet ids must not be forgotten.
+    // Reported when they are complete, as the other clients do: until then their packet ids must not be
+    // forgotten.
     let mut unreleased = BTreeMap::new();
     let (mut sent, mut acked, mut disconnecting) = (0, 0, false);
     loop {

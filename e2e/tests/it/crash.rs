@@ -68,8 +68,8 @@ struct Ledger {
     journal: Places,
 }
 
-/// Which message stands at which shard and offset. Once read, that never changes; and as every payload is published
-/// once, it stands in one place.
+/// Which message stands at which shard and offset. Once read, that never changes; and as every payload is
+/// published once, it stands in one place.
 #[derive(Default)]
 struct Places {
     messages: BTreeMap<(u64, u64), String>,

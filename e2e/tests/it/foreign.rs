@@ -118,8 +118,8 @@ async fn queue_beside_live(client: Client, broker: SocketAddr) -> Result<()> {
     Ok(())
 }
 
-/// What was published while nobody consumed is there for the first consumer, and what it acknowledged is gone for
-/// the next.
+/// What was published while nobody consumed is there for the first consumer, and what it acknowledged is gone
+/// for the next.
 async fn queue_backlog(client: Client, broker: SocketAddr) -> Result<()> {
     publish(client, broker, Publish::to(SENSOR, 1, payloads("missed", 30))).await?;
     let mut consumer = subscribe(client, broker, "consumer", "$queue/traffic").await?;

@@ -47,8 +47,8 @@ spec:
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_input_costs_only_its_own_connection() -> Result<()> {
     let seed = seed("hostile")?;
-    // The memory store has no write buffer that fills up slowly, and what clients may leave behind is small and soon
-    // gone: memory that grows is memory that leaks.
+    // The memory store has no write buffer that fills up slowly, and what clients may leave behind is small
+    // and soon gone: memory that grows is memory that leaks.
     let limits = ["--session-expiry-max", "2s", "--inbox-messages-per-client", "20"];
     let setup = Setup::memory()?
         .with_manifest("target.yaml", MANIFEST)?
@@ -254,8 +254,8 @@ fn mutated(seed: &Seed, mut bytes: Vec<u8>) -> Vec<u8> {
     bytes
 }
 
-/// A well-behaved client that sends itself one message after the other; returns how many came back. None may get
-/// lost, come twice or take long.
+/// A well-behaved client that sends itself one message after the other; returns how many came back. None may
+/// get lost, come twice or take long.
 async fn stand_by(broker: SocketAddr, until: CancellationToken) -> Result<u64> {
     const TOPIC: &str = "bystander/ball";
     let mut options = v5::MqttOptions::new("bystander", broker.ip().to_string(), broker.port());

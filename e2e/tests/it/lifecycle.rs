@@ -133,8 +133,8 @@ async fn the_folder_of_manifests_is_followed() -> Result<()> {
     weir.terminate().await
 }
 
-/// Publishes `payload` to `topic` again and again until the consumer gets it: only then is its queue known to take
-/// messages. Returns what the consumer got before.
+/// Publishes `payload` to `topic` again and again until the consumer gets it: only then is its queue known to
+/// take messages. Returns what the consumer got before.
 async fn until_queued(
     weir: &Weir,
     consumer: &mut Subscriber,

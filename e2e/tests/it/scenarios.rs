@@ -29,8 +29,8 @@ pub(crate) async fn live(client: Client, broker: SocketAddr) -> Result<()> {
     live_messages(client, broker, 20).await
 }
 
-/// The same with so many messages that clients and broker have to wait for each other. Not for mosquitto's broker,
-/// which drops what is too much at once.
+/// The same with so many messages that clients and broker have to wait for each other. Not for mosquitto's
+/// broker, which drops what is too much at once.
 pub(crate) async fn live_many(client: Client, broker: SocketAddr) -> Result<()> {
     live_messages(client, broker, 300).await
 }
