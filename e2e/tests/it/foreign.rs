@@ -9,7 +9,7 @@ use weir_e2e::now_rfc3339;
 use weir_e2e::weir::Setup;
 
 use crate::matrix::matrix;
-use crate::scenarios::{backlog, downgrade, live_many, payloads, publish, received, retained, will};
+use crate::scenarios::{backlog_many, downgrade, live_many, payloads, publish, received, retained, will};
 
 const MANIFEST: &str = "
 apiVersion: weir.dev/v1alpha1
@@ -47,7 +47,7 @@ matrix!(against_weir; [
     downgrade,
     retained,
     will,
-    backlog,
+    backlog_many,
     queue_beside_live,
     queue_backlog,
     queue_by_its_filter,
