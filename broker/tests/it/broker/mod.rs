@@ -13,6 +13,7 @@ mod sessions;
 mod shutdown;
 mod slow;
 mod streams;
+mod traces;
 mod wills;
 
 use std::net::SocketAddr;
