@@ -32,6 +32,7 @@ use crate::config::Limits;
 use crate::convert;
 use crate::metrics::{Dropped, DurableOutcome, Metrics};
 use crate::router::{Matched, Router, Subscriber, SubscriberId, Wish};
+use crate::sys::Sys;
 
 /// How long a 3.1.1 publisher's acknowledgement is withheld while the store is tried again: it cannot be told
 /// of a failure other than by closing its connection.
@@ -52,6 +53,7 @@ pub(crate) struct Broker {
     pub(crate) inbox: Inbox,
     pub(crate) inbox_writer: InboxWriter,
     pub(crate) retained: Retained,
+    pub(crate) sys: Sys,
     pub(crate) wills: Wills,
     pub(crate) router: Router,
     pub(crate) clients: Arc<Clients>,

@@ -14,4 +14,5 @@ mod manifests;
 pub mod metrics;
 mod router;
 pub mod server;
+mod sys;
 pub mod telemetry;

@@ -46,6 +46,10 @@ pub struct Inner {
     pub bytes_received: Counter,
     /// Bytes written to clients.
     pub bytes_sent: Counter,
+    /// Bytes of payload of the PUBLISHes received.
+    pub published_bytes: Counter,
+    /// Bytes of payload of the PUBLISHes written to subscribers.
+    pub delivered_bytes: Counter,
     /// PUBLISHes received, by QoS.
     pub publishes: CounterBy<QoS>,
     /// PUBLISHes written to subscribers, by QoS.
@@ -60,8 +64,14 @@ pub struct Inner {
     pub protocol_errors: CounterBy<ProtocolError>,
     /// Sessions, connected or not.
     pub sessions: Gauge,
+    /// Sessions that outlive their connections and are connected now.
+    pub sessions_connected: Gauge,
+    /// Sessions that ended because their client stayed away too long.
+    pub sessions_expired: Counter,
     /// Subscriptions of all sessions.
     pub subscriptions: Gauge,
+    /// Shared ones among them.
+    pub shared_subscriptions: Gauge,
     /// Retained messages.
     pub retained_messages: Gauge,
 }
@@ -311,6 +321,8 @@ impl Metrics {
             packets_sent: counter_by(r, "packets_sent", "Packets written to clients"),
             bytes_received: bytes(r, "received", "Bytes read from clients"),
             bytes_sent: bytes(r, "sent", "Bytes written to clients"),
+            published_bytes: bytes(r, "published", "Bytes of payload of PUBLISH packets received"),
+            delivered_bytes: bytes(r, "delivered", "Bytes of payload of PUBLISH packets written"),
             publishes: counter_by(r, "publishes", "PUBLISH packets received"),
             deliveries: counter_by(r, "deliveries", "PUBLISH packets written to subscribers"),
             messages_dropped: counter_by(r, "messages_dropped", "Messages that did not reach a subscriber"),
@@ -318,7 +330,10 @@ impl Metrics {
             publish_commit_seconds: seconds(r, "publish_commit", "Time from PUBLISH to its commit"),
             protocol_errors: counter_by(r, "protocol_errors", "Clients that broke the protocol"),
             sessions: gauge(r, "sessions", "Sessions, connected or not"),
+            sessions_connected: gauge(r, "sessions_connected", "Persistent sessions connected now"),
+            sessions_expired: counter(r, "sessions_expired", "Persistent sessions that expired"),
             subscriptions: gauge(r, "subscriptions", "Subscriptions of all sessions"),
+            shared_subscriptions: gauge(r, "shared_subscriptions", "Shared subscriptions of all sessions"),
             retained_messages: gauge(r, "retained_messages", "Retained messages"),
         }))
     }
@@ -333,6 +348,12 @@ impl<L: Label> CounterBy<L> {
     /// Counts `n`.
     pub fn add(&self, label: L, n: u64) {
         self.of(label).inc_by(n);
+    }
+
+    /// All of them together.
+    #[must_use]
+    pub fn sum(&self) -> u64 {
+        self.counters.iter().map(Counter::get).sum()
     }
 
     /// The counter of one value.

@@ -168,6 +168,9 @@ impl Router {
         };
         if new {
             self.metrics.subscriptions.inc();
+            if matches!(to, Subscription::Shared { .. }) {
+                self.metrics.shared_subscriptions.inc();
+            }
         }
         new
     }
@@ -212,6 +215,9 @@ impl Router {
         };
         if removed {
             self.metrics.subscriptions.dec();
+            if matches!(from, Subscription::Shared { .. }) {
+                self.metrics.shared_subscriptions.dec();
+            }
         }
         removed
     }

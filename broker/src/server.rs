@@ -30,6 +30,7 @@ use crate::config::{Config, StoreConfig};
 use crate::http::{self, Readiness, ReadyState};
 use crate::metrics::{Closed, Metrics};
 use crate::router::Router;
+use crate::sys::{self, Sys};
 use crate::{admin, connection, manifests};
 
 /// Connections that the operating system may hold before they are accepted.
@@ -151,6 +152,10 @@ async fn serve(
     background.spawn(serve_admin(admin_listener, Arc::clone(&broker), shutdown.child_token()));
     let panics = Panics::default();
     background.spawn(panics.watch(maintain(Arc::clone(&broker), stop_background.child_token())));
+    if !config.sys_interval.is_zero() {
+        let publisher = sys::Publisher::start(Arc::clone(&broker), config.sys_interval);
+        background.spawn(publisher.run(stop_background.child_token()));
+    }
     if let Some(watcher) = watcher {
         let core = Arc::clone(&broker.core);
         background.spawn(manifests::follow(core, watcher, shutdown.child_token()));
@@ -241,6 +246,7 @@ async fn build(
         inbox: Inbox::new(&sessions),
         inbox_writer,
         retained,
+        sys: Sys::default(),
         wills: Wills::new(&sessions),
         sessions,
         router: Router::new(metrics.clone()),
@@ -351,6 +357,7 @@ async fn maintain_once(broker: &Arc<Broker>, now: Timestamp, sweep: bool) -> wei
     }
     for ended in broker.sessions.expire_due(now).await? {
         broker.forget(&ended);
+        broker.metrics.sessions_expired.inc();
     }
     broker.inbox.sweep(now).await?;
     broker.metrics.retained_messages.set(i64::try_from(broker.retained.usage().messages).unwrap_or(i64::MAX));

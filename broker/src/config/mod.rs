@@ -12,6 +12,7 @@ mod value;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 pub use limits::Limits;
 pub use settings::Flags;
@@ -35,6 +36,8 @@ pub struct Config {
     pub allow_anonymous: bool,
     /// A subscription to a queue or stream that does not exist is granted and starts when it appears.
     pub wait_for_queue: bool,
+    /// How often changed figures are published under `$SYS`; zero: there is nothing under `$SYS`.
+    pub sys_interval: Duration,
     /// Bounds on what clients can make the broker hold.
     pub limits: Limits,
     /// Logs.
@@ -143,6 +146,7 @@ impl Default for Config {
             manifests: None,
             allow_anonymous: false,
             wait_for_queue: true,
+            sys_interval: Duration::ZERO,
             limits: Limits::default(),
             log: LogConfig { format: LogFormat::Text, filter: "info".to_owned() },
             otlp_endpoint: None,

@@ -148,6 +148,19 @@ const GENERAL: &[Setting] = &[
         ..PLAIN
     },
     Setting {
+        key: "sys.interval",
+        flag: "sys-interval",
+        env: "WEIR_SYS_INTERVAL",
+        value_name: "DURATION",
+        help: "How often the broker's figures are published under $SYS/broker, as in 10s; 0s: never",
+        set: |config, values| {
+            config.sys_interval = value::interval(one(values)?)?;
+            Ok(())
+        },
+        show: |config| value::show_duration(config.sys_interval),
+        ..PLAIN
+    },
+    Setting {
         key: "log.format",
         flag: "log-format",
         env: "WEIR_LOG_FORMAT",

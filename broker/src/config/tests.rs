@@ -123,6 +123,19 @@ fn every_range_ends_where_it_says() {
 }
 
 #[test]
+fn an_interval_is_off_or_within_its_range() {
+    let interval =
+        |text: &str| load_from("", &[], &["--sys-interval", text]).map(|config| config.sys_interval);
+    assert_eq!(interval("0s"), Ok(Duration::ZERO));
+    assert_eq!(interval("100ms"), Ok(Duration::from_millis(100)));
+    assert_eq!(interval("1h"), Ok(Duration::from_hours(1)));
+    for text in ["99ms", "61m", "often"] {
+        let error = interval(text).expect_err("must be refused");
+        assert!(error.contains("allowed: 0s, or a duration (ms, s, m, h) from 100ms to 1h"), "{error}");
+    }
+}
+
+#[test]
 fn unknown_keys_name_file_line_and_what_is_allowed() {
     check_refused(
         "http = '127.0.0.1:1'\n\nlisten_on = 'mqtt://127.0.0.1'\n[limits]\nmaxPackets = 3\n[lmits]\na = 1\n",

@@ -43,6 +43,17 @@ pub(crate) fn show_duration(duration: Duration) -> String {
     duration.show()
 }
 
+/// How often something is done, or zero for never.
+pub(super) fn interval(text: &str) -> Result<Duration, String> {
+    let range = Duration::from_millis(100)..=Duration::from_hours(1);
+    match Duration::parse(text) {
+        Some(duration) if duration.is_zero() || range.contains(&duration) => Ok(duration),
+        _ => {
+            Err(format!("`{text}` is not allowed; allowed: 0s, or a duration (ms, s, m, h) from 100ms to 1h"))
+        }
+    }
+}
+
 pub(super) fn boolean(text: &str) -> Result<bool, String> {
     match text {
         "true" => Ok(true),

@@ -146,7 +146,10 @@ fn check(connect: &Connect) -> Result<(), (ReasonCode, &'static str)> {
         return Err((ReasonCode::ClientIdentifierNotValid, text));
     }
     if connect.will.as_ref().is_some_and(|will| weir_topic::is_publish_forbidden(&will.message.topic)) {
-        return Err((ReasonCode::TopicNameInvalid, "will topic: queues and streams are not published to"));
+        return Err((
+            ReasonCode::TopicNameInvalid,
+            "will topic: topics below $queue, $q, $stream, $s and $SYS are not published to",
+        ));
     }
     Ok(())
 }

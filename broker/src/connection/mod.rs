@@ -177,8 +177,11 @@ pub(crate) async fn serve(broker: Arc<Broker>, stream: TcpStream, shutdown: Canc
             return;
         }
     };
+    let persistent = i64::from(connection.stored.persistent);
     metrics.connections.inc();
+    metrics.sessions_connected.inc_by(persistent);
     let ended = Box::pin(Box::new(connection).run(shutdown)).await;
+    metrics.sessions_connected.dec_by(persistent);
     metrics.connections.dec();
     metrics.connections_closed.inc(ended);
 }

@@ -25,6 +25,7 @@ impl Connection {
                 continue;
             };
             self.metrics.publishes.inc(qos);
+            self.metrics.published_bytes.inc_by(message.payload.len() as u64);
             if repeated {
                 continue;
             }
@@ -32,7 +33,7 @@ impl Connection {
                 match qos {
                     QoS::AtMostOnce => self.metrics.messages_dropped.inc(Dropped::TopicNotAllowed),
                     QoS::AtLeastOnce | QoS::ExactlyOnce => {
-                        let text = "queues and streams are not published to: publish to a topic they take";
+                        let text = "topics below $queue, $q, $stream, $s and $SYS are not published to";
                         self.session.handle_published(token, ReasonCode::TopicNameInvalid, Some(text.into()));
                     }
                 }

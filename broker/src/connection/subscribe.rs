@@ -15,7 +15,7 @@ use weir_core::inbox::{InboxAppend, InboxTarget};
 use weir_core::keyspace::session::StoredSubscription;
 use weir_core::message::Message;
 use weir_core::queue::{Consumer, Lost, QueueDelivery, Verdict, Window};
-use weir_core::retained::{Retained, RetainedCursor};
+use weir_core::retained::RetainedCursor;
 use weir_core::stream::Start;
 use weir_session::Delivery;
 use weir_topic::{Subscription, TopicFilter};
@@ -51,10 +51,14 @@ impl RetainedScan {
     }
 
     /// Reads on. False at the end.
-    async fn read(&mut self, retained: &Retained) -> weir_core::Result<bool> {
+    async fn read(&mut self, broker: &Broker) -> weir_core::Result<bool> {
         if self.done {
             return Ok(false);
         }
+        if self.cursor.is_none() {
+            self.messages.extend(broker.sys.matching(broker, &self.filter));
+        }
+        let retained = &broker.retained;
         let page = retained.matching(&self.filter, self.cursor.take(), RETAINED_PAGE, RETAINED_BYTES).await?;
         self.messages.extend(page.messages);
         self.done = page.next.is_none();
@@ -389,7 +393,7 @@ impl Connection {
     /// Reads the next page of a scan; what is above QoS 0 for a persistent session goes through its inbox, so
     /// that it survives the connection like every other message. False at the end.
     pub(super) async fn read_retained(&mut self, scan: &mut RetainedScan) -> weir_core::Result<bool> {
-        if !scan.read(&self.broker.retained).await? {
+        if !scan.read(&self.broker).await? {
             return Ok(false);
         }
         if self.stored.persistent && scan.wish.options.qos != QoS::AtMostOnce {

@@ -78,6 +78,7 @@ impl Wire {
                 weir_codec::encode_publish(out, version, header, topic, properties, extra, &message.payload)?;
                 self.metrics.packets_sent.inc(weir_codec::PacketType::Publish);
                 self.metrics.deliveries.inc(header.qos);
+                self.metrics.delivered_bytes.inc_by(message.payload.len() as u64);
             }
         }
         Ok(())

@@ -36,10 +36,12 @@ impl TopicName {
     }
 }
 
-/// Whether clients must not publish to `topic`, because it begins like a subscription to a queue or a stream.
+/// Whether clients must not publish to `topic`: it begins like a subscription to a queue or a stream, or is one of
+/// the broker's own.
 #[must_use]
 pub fn is_publish_forbidden(topic: &TopicName) -> bool {
-    ["$queue/", "$q/", "$stream/", "$s/"].iter().any(|prefix| topic.as_str().starts_with(prefix))
+    let forbidden = ["$queue/", "$q/", "$stream/", "$s/", "$SYS/"];
+    topic.as_str() == "$SYS" || forbidden.iter().any(|prefix| topic.as_str().starts_with(prefix))
 }
 
 /// The rules that names and filters share.

@@ -13,6 +13,7 @@ mod sessions;
 mod shutdown;
 mod slow;
 mod streams;
+mod sys;
 mod traces;
 mod wills;
 

@@ -192,13 +192,24 @@ fn levels_wildcards_and_reserved_are_told() {
 }
 
 #[test]
-fn publishing_to_queues_and_streams_is_forbidden() {
-    for text in ["$queue/", "$queue/a", "$q/a/b", "$stream/x", "$s/earliest/a", "$s/"] {
+fn publishing_to_queues_streams_and_the_brokers_topics_is_forbidden() {
+    for text in
+        ["$queue/", "$queue/a", "$q/a/b", "$stream/x", "$s/earliest/a", "$s/", "$SYS", "$SYS/", "$SYS/a"]
+    {
         assert!(is_publish_forbidden(&name(text)), "{text}");
     }
-    for text in
-        ["$queue", "$q", "$stream", "$s", "$SYS/a", "$queues/a", "$share/g/a", "a/$queue/b", "queue/a"]
-    {
+    for text in [
+        "$queue",
+        "$q",
+        "$stream",
+        "$s",
+        "$SYSTEM/a",
+        "$sys/a",
+        "$queues/a",
+        "$share/g/a",
+        "a/$queue/b",
+        "queue/a",
+    ] {
         assert!(!is_publish_forbidden(&name(text)), "{text}");
     }
 }
