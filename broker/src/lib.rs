@@ -9,6 +9,7 @@ pub mod config;
 mod connection;
 mod convert;
 pub mod http;
+pub mod listen;
 mod mailbox;
 mod manifests;
 pub mod metrics;

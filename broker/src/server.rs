@@ -9,8 +9,8 @@ use std::time::Duration;
 use anyhow::Context;
 use parking_lot::Mutex;
 use prometheus_client::registry::Registry;
-use tokio::net::{TcpListener, TcpSocket};
-use tokio::sync::{Semaphore, oneshot};
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use weir_core::Core;
@@ -28,19 +28,16 @@ use crate::broker::{Broker, session_limits};
 use crate::clients::Clients;
 use crate::config::{Config, StoreConfig};
 use crate::http::{self, Readiness, ReadyState};
-use crate::metrics::{Closed, Metrics};
+use crate::listen::{self, Accepting};
+use crate::metrics::Metrics;
 use crate::router::Router;
 use crate::sys::{self, Sys};
-use crate::{admin, connection, manifests};
+use crate::{admin, manifests};
 
-/// Connections that the operating system may hold before they are accepted.
-const BACKLOG: u32 = 4096;
 /// How often due wills, expired sessions and leftovers are looked for.
 const MAINTAIN_INTERVAL: Duration = Duration::from_secs(1);
 /// How often the folder of manifests is looked at.
 const MANIFEST_INTERVAL: Duration = Duration::from_secs(1);
-/// Wait after an error of `accept`, such as too many open files.
-const ACCEPT_WAIT: Duration = Duration::from_millis(100);
 /// Age from which marks of QoS 2 publishes are swept.
 const MARK_AGE: Duration = Duration::from_secs(24 * 3600);
 /// How often marks and expired retained messages are swept.
@@ -135,11 +132,13 @@ async fn serve(
         manifests::load_and_apply(&broker.core, watcher).await?;
     }
 
-    let listeners = bind_all(config)?;
-    let http_listener = bind(config.http).with_context(|| format!("listen on http://{}", config.http))?;
-    let admin_listener = bind(config.admin).with_context(|| format!("listen on grpc://{}", config.admin))?;
+    let listeners = listen::bind_all(config)?;
+    let http_listener =
+        listen::bind(config.http).with_context(|| format!("listen on http://{}", config.http))?;
+    let admin_listener =
+        listen::bind(config.admin).with_context(|| format!("listen on grpc://{}", config.admin))?;
     let started_as = Started {
-        mqtt: listeners.iter().map(TcpListener::local_addr).collect::<Result<_, _>>()?,
+        mqtt: listeners.iter().map(|bound| bound.addr).collect(),
         http: http_listener.local_addr()?,
         admin: admin_listener.local_addr()?,
         core: Arc::clone(&broker.core),
@@ -161,16 +160,14 @@ async fn serve(
         background.spawn(manifests::follow(core, watcher, shutdown.child_token()));
     }
     let clients = TaskTracker::new();
-    let permits =
-        Arc::new(Semaphore::new(usize::try_from(config.limits.max_connections).unwrap_or(usize::MAX)));
-    for listener in listeners {
-        let addr = listener.local_addr()?;
-        tracing::info!(url = %format!("mqtt://{addr}"), "listening");
+    let accepting = Accepting::new(&broker, &clients, &shutdown);
+    for bound in listeners {
+        let addr = bound.addr;
+        tracing::info!(listener = %bound.listener.name, url = %format!("mqtt://{addr}"), "listening");
         if addr.ip().is_loopback() && !config.allow_anonymous {
             tracing::info!(%addr, "no authentication is configured: only this machine can connect");
         }
-        let context = (Arc::clone(&broker), Arc::clone(&permits));
-        clients.spawn(accept(listener, context, clients.clone(), shutdown.clone()));
+        clients.spawn(accepting.clone().run(bound));
     }
     readiness.set(ReadyState::Ready);
     tracing::info!("ready");
@@ -276,57 +273,6 @@ async fn recover(broker: &Arc<Broker>) -> weir_core::Result<()> {
         "store is read"
     );
     Ok(())
-}
-
-fn bind_all(config: &Config) -> anyhow::Result<Vec<TcpListener>> {
-    let bind = |listener: &crate::config::Listener| {
-        bind(listener.addr).with_context(|| {
-            format!("listen on {listener}: is another broker running? `--listen mqtt://ADDR` takes another address")
-        })
-    };
-    config.listeners.iter().map(bind).collect()
-}
-
-fn bind(addr: SocketAddr) -> std::io::Result<TcpListener> {
-    let socket = if addr.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-    socket.set_reuseaddr(true)?;
-    socket.bind(addr)?;
-    socket.listen(BACKLOG)
-}
-
-/// Serves who comes to `listener`. Each connection holds one of `permits` from here to its end, CONNECT or not;
-/// without one it is closed at once.
-async fn accept(
-    listener: TcpListener,
-    (broker, permits): (Arc<Broker>, Arc<Semaphore>),
-    clients: TaskTracker,
-    shutdown: CancellationToken,
-) {
-    loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            () = shutdown.cancelled() => return,
-        };
-        match accepted {
-            Ok((stream, _)) => {
-                let metrics = &broker.metrics;
-                metrics.connections_opened.inc();
-                let Ok(permit) = Arc::clone(&permits).try_acquire_owned() else {
-                    metrics.connections_closed.inc(Closed::TooManyConnections);
-                    continue;
-                };
-                let served = connection::serve(Arc::clone(&broker), stream, shutdown.child_token());
-                clients.spawn(async move {
-                    served.await;
-                    drop(permit);
-                });
-            }
-            Err(error) => {
-                tracing::warn!(%error, "connection not accepted");
-                tokio::time::sleep(ACCEPT_WAIT).await;
-            }
-        }
-    }
 }
 
 async fn serve_admin(listener: TcpListener, broker: Arc<Broker>, shutdown: CancellationToken) {

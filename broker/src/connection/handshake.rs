@@ -56,7 +56,8 @@ pub(super) async fn accept(
     decoder.set_max_packet_size(max_packet_size);
     let version = connect.version;
     if let Err((reason, text)) = check(&connect) {
-        tracing::info!(client = %connect.client_id, %reason, text, "connection refused");
+        let peer = wire.peer();
+        tracing::info!(client = %connect.client_id, %peer, %reason, text, "connection refused");
         refuse(&mut wire, version, reason, Some(text.into())).await;
         return Err(Closed::Refused);
     }
@@ -119,7 +120,7 @@ async fn read_connect(broker: &Broker, wire: &mut Wire, decoder: &mut Decoder) -
             Ok(Some(_)) => return Err(Closed::ProtocolError),
             Ok(None) => {}
             Err(error) => {
-                tracing::info!(%error, "no valid CONNECT");
+                tracing::info!(peer = %wire.peer(), %error, "no valid CONNECT");
                 broker.metrics.protocol_errors.inc(metrics::ProtocolError::of(error.reason()));
                 if let Some(version) = error.version {
                     refuse(wire, version, error.reason(), None).await;

@@ -39,6 +39,7 @@ use weir_topic::Subscription;
 
 use crate::broker::Broker;
 use crate::clients::Place;
+use crate::listen::Peer;
 use crate::mailbox::{Eviction, Mailbox};
 use crate::metrics::{self, Metrics};
 use crate::router::Subscriber;
@@ -164,11 +165,11 @@ struct InboxState {
 }
 
 /// Serves one client from its first byte to its last.
-pub(crate) async fn serve(broker: Arc<Broker>, stream: TcpStream, shutdown: CancellationToken) {
+pub(crate) async fn serve(broker: Arc<Broker>, stream: TcpStream, peer: Peer, shutdown: CancellationToken) {
     let metrics = broker.metrics.clone();
     // Latency matters more than full segments: writes are gathered before they get here.
     let _ = stream.set_nodelay(true);
-    let wire = Wire::new(stream, metrics.clone());
+    let wire = Wire::new(stream, peer, metrics.clone());
     // What is rare is boxed, here and below: a task is as large as its largest state, for as long as it lives.
     let connection = match Box::pin(handshake::accept(broker, wire, &shutdown)).await {
         Ok(connection) => connection,

@@ -11,6 +11,7 @@ use tokio::net::TcpStream;
 use weir_codec::{EncodeError, ProtocolVersion};
 use weir_session::Transmit;
 
+use crate::listen::Peer;
 use crate::metrics::Metrics;
 
 /// Bytes read in one go at most.
@@ -26,6 +27,7 @@ const KEEP_CAPACITY: usize = 256 * 1024;
 #[derive(Debug)]
 pub(super) struct Wire {
     stream: TcpStream,
+    peer: Peer,
     pub(super) input: BytesMut,
     output: BytesMut,
     written: u64,
@@ -33,8 +35,13 @@ pub(super) struct Wire {
 }
 
 impl Wire {
-    pub(super) fn new(stream: TcpStream, metrics: Metrics) -> Self {
-        Self { stream, input: BytesMut::new(), output: BytesMut::new(), written: 0, metrics }
+    pub(super) fn new(stream: TcpStream, peer: Peer, metrics: Metrics) -> Self {
+        Self { stream, peer, input: BytesMut::new(), output: BytesMut::new(), written: 0, metrics }
+    }
+
+    /// Who is at the other end. Known as a whole once a byte of MQTT has come.
+    pub(super) fn peer(&self) -> &Peer {
+        &self.peer
     }
 
     /// Waits until the socket can be read or written, as asked. Cancel-safe.
