@@ -50,6 +50,19 @@ fn decode_all(decoder: &mut Decoder, buf: &mut BytesMut) -> Vec<Packet> {
     std::iter::from_fn(|| decoder.decode(buf).unwrap()).collect()
 }
 
+/// What a fuzzer has found worth keeping: see `broker/fuzz/README.md`.
+#[test]
+fn the_corpus_of_the_fuzzer_is_safe() {
+    let mut inputs = 0;
+    for entry in std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/../fuzz/corpus/decode")).unwrap() {
+        let path = entry.unwrap().path();
+        let data = std::fs::read(&path).unwrap();
+        assert!(std::panic::catch_unwind(|| fuzz::decode(&data)).is_ok(), "{}", path.display());
+        inputs += 1;
+    }
+    assert!(inputs > 100, "{inputs} inputs");
+}
+
 proptest! {
     #[test]
     fn every_packet_comes_back_as_it_was((side, version, packets) in conversation()) {

@@ -19,6 +19,23 @@ proptest! {
     }
 }
 
+/// What a fuzzer has found worth keeping: see `broker/fuzz/README.md`.
+#[test]
+fn the_corpus_of_the_fuzzer_is_safe() {
+    let mut inputs = 0;
+    for entry in std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/../fuzz/corpus/session")).unwrap() {
+        let path = entry.unwrap().path();
+        let data = std::fs::read(&path).unwrap();
+        assert!(
+            std::panic::catch_unwind(|| weir_session::fuzz::run(&data, origin())).is_ok(),
+            "{}",
+            path.display()
+        );
+        inputs += 1;
+    }
+    assert!(inputs > 100, "{inputs} inputs");
+}
+
 fn accepted(connect: &Connect) -> (Session<u64>, Instant) {
     let now = origin();
     let mut session = Session::accept(connect, None, &Limits::default(), None, now);

@@ -74,6 +74,19 @@ fn fuzz_bytes() -> impl Strategy<Value = Vec<u8>> {
     vec(piece, 0..60).prop_map(|pieces| pieces.concat())
 }
 
+/// What a fuzzer has found worth keeping: see `broker/fuzz/README.md`.
+#[test]
+fn the_corpus_of_the_fuzzer_is_safe() {
+    let mut inputs = 0;
+    for entry in std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/../fuzz/corpus/topic")).unwrap() {
+        let path = entry.unwrap().path();
+        let data = std::fs::read(&path).unwrap();
+        assert!(std::panic::catch_unwind(|| fuzz_topic(&data)).is_ok(), "{}", path.display());
+        inputs += 1;
+    }
+    assert!(inputs > 100, "{inputs} inputs");
+}
+
 proptest! {
     #[test]
     fn a_filter_matches_as_the_naive_one_does(filter in filter(), topic in topic()) {
