@@ -14,7 +14,7 @@ use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 use weir_codec::{Message as WireMessage, ProtocolVersion, QoS, ReasonCode};
 use weir_core::catalog::Object;
-use weir_core::inbox::{Completion, Inbox, InboxAppend, InboxWriter};
+use weir_core::inbox::{Completion, Inbox, InboxAppend, InboxTarget, InboxWriter};
 use weir_core::key::Publisher;
 use weir_core::keyspace::PublishId;
 use weir_core::message::Message;
@@ -90,10 +90,26 @@ pub(crate) struct Inbound {
 
 /// What became of a publish.
 pub(crate) enum Accepted {
-    /// It is done, and this is the answer.
-    Done(ReasonCode),
-    /// It is in line; the answer comes when it is durable, or cannot be made so.
-    Pending(BoxFuture<'static, ReasonCode>),
+    /// It is done.
+    Done(Outcome),
+    /// It is in line; the outcome comes when it is durable, or cannot be made so.
+    Pending(BoxFuture<'static, Outcome>),
+}
+
+/// What a publisher is told, and what is left to do.
+pub(crate) struct Outcome {
+    pub(crate) reason: ReasonCode,
+    /// A message of QoS 2 goes to live subscribers now that it is durable. Whoever published it hands it over with
+    /// [`Broker::deliver`], in the order of the publishes [MQTT-4.6.0-5].
+    pub(crate) live: Option<Box<Live>>,
+}
+
+/// A message and the live subscribers it is for.
+pub(crate) struct Live {
+    matched: Matched,
+    message: Arc<WireMessage>,
+    expires_at: Option<std::time::Instant>,
+    span: tracing::Span,
 }
 
 /// What is waited for before a publisher is told.
@@ -101,7 +117,7 @@ struct Durable {
     broker: Arc<Broker>,
     message: Arc<Message>,
     inbound: Inbound,
-    matched: Matched,
+    live: Option<Box<Live>>,
     appends: weir_core::core::Receipt,
     inbox: Option<(InboxAppend, Completion)>,
     retained: Option<Completion>,
@@ -126,31 +142,35 @@ impl Broker {
             client = %inbound.publisher.client_id
         );
         let message = &inbound.message;
-        let matched = self.router.matches(message, inbound.qos, inbound.retain, inbound.from);
+        let mut matched = self.router.matches(message, inbound.qos, inbound.retain, inbound.from);
         let targets = self.core.targets(&message.topic);
-        if inbound.qos != QoS::ExactlyOnce {
-            self.deliver(&matched, &inbound, &span);
-        }
-        if targets.is_empty() && matched.inboxes.is_empty() && !inbound.retain {
-            if inbound.qos == QoS::ExactlyOnce {
-                self.deliver(&matched, &inbound, &span);
+        let reason = if matched.is_empty() { ReasonCode::NoMatchingSubscribers } else { ReasonCode::Success };
+        let inboxes = std::mem::take(&mut matched.inboxes);
+        let live = inbound.live.then(|| self.live(matched, &inbound, &span));
+        let live = match live {
+            Some(live) if inbound.qos != QoS::ExactlyOnce => {
+                self.deliver(&live);
+                None
             }
-            let reason =
-                if matched.is_empty() { ReasonCode::NoMatchingSubscribers } else { ReasonCode::Success };
-            return Accepted::Done(reason);
+            live => live.map(Box::new),
+        };
+        if targets.is_empty() && inboxes.is_empty() && !inbound.retain {
+            return Accepted::Done(Outcome { reason, live });
         }
         let now = self.clock.wall();
         let kept = convert::to_core(message, inbound.qos, inbound.retain, inbound.expiry, now);
-        match Box::pin(self.enqueue(inbound, Arc::new(kept), matched, &targets).instrument(span.clone()))
-            .await
+        match Box::pin(
+            self.enqueue(inbound, Arc::new(kept), inboxes, live, &targets).instrument(span.clone()),
+        )
+        .await
         {
             Ok(durable) => {
                 let commit = tracing::debug_span!(parent: &span, "commit");
-                Accepted::Pending(Box::pin(durable.settle(span).instrument(commit)))
+                Accepted::Pending(Box::pin(durable.settle().instrument(commit)))
             }
             Err(error) => {
                 tracing::debug!(%error, "publish refused");
-                Accepted::Done(ReasonCode::ServerShuttingDown)
+                Accepted::Done(Outcome { reason: ReasonCode::ServerShuttingDown, live: None })
             }
         }
     }
@@ -159,11 +179,11 @@ impl Broker {
         self: &Arc<Self>,
         inbound: Inbound,
         message: Arc<Message>,
-        mut matched: Matched,
+        inboxes: SmallVec<[InboxTarget; 2]>,
+        live: Option<Box<Live>>,
         targets: &[Arc<Object>],
     ) -> Result<Durable, Error> {
         let appends = self.core.append(targets, &message, &inbound.publisher, inbound.publish).await?;
-        let inboxes = std::mem::take(&mut matched.inboxes);
         let inbox = if inboxes.is_empty() {
             None
         } else {
@@ -174,17 +194,19 @@ impl Broker {
         };
         let retained =
             if inbound.retain { Some(self.retained.set(Arc::clone(&message)).await?) } else { None };
-        Ok(Durable { broker: Arc::clone(self), message, inbound, matched, appends, inbox, retained })
+        Ok(Durable { broker: Arc::clone(self), message, inbound, live, appends, inbox, retained })
     }
 
-    fn deliver(&self, matched: &Matched, inbound: &Inbound, span: &tracing::Span) {
-        if !inbound.live {
-            return;
-        }
+    fn live(&self, matched: Matched, inbound: &Inbound, span: &tracing::Span) -> Live {
         let expires_at = inbound
             .expiry
             .and_then(|seconds| convert::deadline(self.clock.now(), Duration::from_secs(u64::from(seconds))));
-        self.router.deliver(matched, &inbound.message, expires_at, span);
+        Live { matched, message: Arc::clone(&inbound.message), expires_at, span: span.clone() }
+    }
+
+    /// Gives a message to live subscribers.
+    pub(crate) fn deliver(&self, live: &Live) {
+        self.router.deliver(&live.matched, &live.message, live.expires_at, &live.span);
     }
 
     /// Publishes a will, and forgets it once it is durable.
@@ -204,10 +226,13 @@ impl Broker {
             version: ProtocolVersion::V5,
             live: now.saturating_since(due.first_due) < WILL_RETRY_WAIT,
         };
-        let reason = match self.publish(inbound).await {
-            Accepted::Done(reason) => reason,
-            Accepted::Pending(answer) => answer.await,
+        let Outcome { reason, live } = match self.publish(inbound).await {
+            Accepted::Done(outcome) => outcome,
+            Accepted::Pending(outcome) => outcome.await,
         };
+        if let Some(live) = live {
+            self.deliver(&live);
+        }
         let given_up = now.saturating_since(due.first_due) >= WILL_PATIENCE;
         let result = if reason.is_error() && !given_up {
             self.wills.retry_at(&due, now.saturating_add(WILL_RETRY_WAIT)).await
@@ -312,14 +337,20 @@ pub(crate) fn session_limits(limits: &Limits) -> weir_session::Limits {
             .and_then(std::num::NonZeroU32::new)
             .unwrap_or(defaults.maximum_packet_size),
         topic_alias_maximum: limits.topic_alias_maximum,
+        keep_alive_maximum: NonZeroU16::new(whole_seconds(limits.keep_alive_max)),
         session_expiry_maximum: u32::try_from(limits.session_expiry_max.as_secs()).unwrap_or(u32::MAX),
         ..defaults
     }
 }
 
+/// Seconds, the last one perhaps not over; what is beyond the largest counts as that.
+fn whole_seconds(duration: Duration) -> u16 {
+    u16::try_from(duration.as_millis().div_ceil(1000)).unwrap_or(u16::MAX)
+}
+
 impl Durable {
-    async fn settle(self, span: tracing::Span) -> ReasonCode {
-        let Self { broker, message, inbound, matched, appends, inbox, retained } = self;
+    async fn settle(self) -> Outcome {
+        let Self { broker, message, inbound, live, appends, inbox, retained } = self;
         let started = broker.clock.now();
         let mut failures = Failures { appends: appends.settled().await, ..Failures::default() };
         if let Some((append, completion)) = inbox {
@@ -347,10 +378,7 @@ impl Durable {
         if reason.is_some() && inbound.qos == QoS::AtMostOnce {
             broker.metrics.messages_dropped.inc(Dropped::StoreFailed);
         }
-        if reason.is_none() && inbound.qos == QoS::ExactlyOnce {
-            broker.deliver(&matched, &inbound, &span);
-        }
-        reason.unwrap_or(ReasonCode::Success)
+        Outcome { live: live.filter(|_| reason.is_none()), reason: reason.unwrap_or(ReasonCode::Success) }
     }
 }
 

@@ -49,6 +49,11 @@ pub(crate) fn to_wire(message: &Message) -> Arc<WireMessage> {
     })
 }
 
+/// Whether the payload is text if it is said to be [MQTT 5, 3.3.2.3.2].
+pub(crate) fn is_as_it_says(message: &WireMessage) -> bool {
+    message.properties.payload_format_utf8 != Some(true) || std::str::from_utf8(&message.payload).is_ok()
+}
+
 /// A stored quality of service; what is out of range counts as the highest.
 pub(crate) fn qos(n: u8) -> QoS {
     QoS::from_u8(n).unwrap_or(QoS::ExactlyOnce)

@@ -167,6 +167,8 @@ labels! {
         TooLarge = "too_large",
         /// A QoS 0 publish to a topic that clients may not publish to.
         TopicNotAllowed = "topic_not_allowed",
+        /// A QoS 0 publish whose payload is not the text it says.
+        PayloadFormatInvalid = "payload_format_invalid",
         /// A QoS 0 publish that the store did not take.
         StoreFailed = "store_failed",
     }

@@ -48,6 +48,10 @@ limits! {
     /// Time a new connection has to send its CONNECT
     connect_timeout: Duration = Duration::from_secs(10), Duration::from_millis(100)..=Duration::from_mins(5);
         "limits.connectTimeout", "connect-timeout", "WEIR_CONNECT_TIMEOUT";
+    /// Longest keep-alive of an MQTT 5 client, told in CONNACK to those that ask for a longer one or for none; 0s: as
+    /// the client asks
+    keep_alive_max: Duration = Duration::ZERO, Duration::ZERO..=Duration::from_secs(65_535);
+        "limits.keepAliveMax", "keep-alive-max", "WEIR_KEEP_ALIVE_MAX";
     /// QoS 1 and 2 publishes a client may have unacknowledged, announced in CONNACK
     receive_maximum: u16 = 1_000, 1..=65_535;
         "limits.receiveMaximum", "receive-maximum", "WEIR_RECEIVE_MAXIMUM";

@@ -111,6 +111,7 @@ fn every_range_ends_where_it_says() {
     };
     check("maxPacketSize", &["1KiB", "16MiB"], &["1023B", "16777217"]);
     check("maxConnections", &["1", "1000000"], &["0", "1000001"]);
+    check("keepAliveMax", &["0s", "65535s"], &["65536s", "60"]);
     check("connectTimeout", &["100ms", "5m"], &["99ms", "301s", "10"]);
     check("receiveMaximum", &["1", "65535"], &["0", "65536", "-1"]);
     check("topicAliasMaximum", &["0", "65535"], &["65536"]);

@@ -5,9 +5,11 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use bytestring::ByteString;
-use futures_util::stream::FuturesUnordered;
+use futures_util::stream::FuturesOrdered;
 use tokio_util::sync::CancellationToken;
-use weir_codec::{ConnAck, Connect, Decoder, DecoderConfig, Packet, ProtocolVersion, ReasonCode, Role};
+use weir_codec::{
+    ConnAck, Connect, Decoder, DecoderConfig, Packet, ProtocolVersion, ReasonCode, Role, encoded_len,
+};
 use weir_core::key::Publisher;
 use weir_core::keyspace::inbox::InboxId;
 use weir_core::keyspace::session::OutgoingPhase;
@@ -55,6 +57,7 @@ pub(super) async fn accept(
     };
     decoder.set_max_packet_size(max_packet_size);
     let version = connect.version;
+    wire.packet_size_max = connect.maximum_packet_size.map_or(u32::MAX, std::num::NonZero::get);
     if let Err((reason, text)) = check(&connect) {
         let peer = wire.peer();
         tracing::info!(client = %connect.client_id, %peer, %reason, text, "connection refused");
@@ -152,6 +155,9 @@ fn check(connect: &Connect) -> Result<(), (ReasonCode, &'static str)> {
             "will topic: topics below $queue, $q, $stream, $s and $SYS are not published to",
         ));
     }
+    if connect.will.as_ref().is_some_and(|will| !convert::is_as_it_says(&will.message)) {
+        return Err((ReasonCode::PayloadFormatInvalid, "will: the payload is said to be UTF-8 and is not"));
+    }
     Ok(())
 }
 
@@ -188,9 +194,14 @@ async fn refuse(wire: &mut Wire, version: ProtocolVersion, code: ReasonCode, tex
         ReasonCode::SessionTakenOver => ReasonCode::ServerBusy,
         other => other,
     };
-    let connack = ConnAck { code, reason_string: text, ..ConnAck::default() };
-    let transmit = Transmit::Packet(Packet::ConnAck(Box::new(connack)));
-    if wire.put(&transmit, version).is_ok() {
+    let packet = |reason_string| {
+        let connack = ConnAck { code, reason_string, ..ConnAck::default() };
+        Some(Packet::ConnAck(Box::new(connack)))
+    };
+    let fits = |packet: &Packet| encoded_len(packet, version) <= wire.packet_size_max as usize;
+    // Without the text if it is that [MQTT-3.2.2-19], and not at all if nothing fits [MQTT-3.1.2-24].
+    let Some(packet) = packet(text).filter(fits).or_else(|| packet(None)).filter(fits) else { return };
+    if wire.put(&Transmit::Packet(packet), version).is_ok() {
         // The client may be gone; then nobody misses the answer.
         let _ = tokio::time::timeout(FAREWELL_TIMEOUT, write_all(wire)).await;
     }
@@ -258,7 +269,7 @@ impl Parts {
             subscriptions: HashMap::default(),
             externals: Vec::new(),
             catalog_changes: None,
-            pending: FuturesUnordered::new(),
+            pending: FuturesOrdered::new(),
             incoming,
             window: Arc::new(window),
             queue: Inlet::new(QUEUE_CHANNEL),

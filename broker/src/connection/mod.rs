@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use bytestring::ByteString;
 use futures_util::future::BoxFuture;
-use futures_util::stream::FuturesUnordered;
+use futures_util::stream::FuturesOrdered;
 use futures_util::{FutureExt, StreamExt};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
@@ -37,7 +37,7 @@ use weir_env::seed::{HashMap, HashSet};
 use weir_session::{CloseCause, Closed, Event, PublishToken, Session};
 use weir_topic::Subscription;
 
-use crate::broker::Broker;
+use crate::broker::{Broker, Outcome};
 use crate::clients::Place;
 use crate::listen::Peer;
 use crate::mailbox::{Eviction, Mailbox};
@@ -81,8 +81,8 @@ enum Tag {
     Stream,
 }
 
-/// Who waits for the answer to a publish, and the answer.
-type Answer = (Option<(PublishToken, PacketId)>, ReasonCode);
+/// Who waits for the answer to a publish, and what it is.
+type Answer = (Option<(PublishToken, PacketId)>, Outcome);
 
 /// A QoS 2 publish of a persistent session whose id is stored.
 #[derive(Clone, Copy, Debug)]
@@ -122,8 +122,8 @@ struct Connection {
     subscriptions: HashMap<ByteString, Subscription>,
     externals: Vec<External>,
     catalog_changes: Option<watch::Receiver<u64>>,
-    /// Publishes that are becoming durable.
-    pending: FuturesUnordered<BoxFuture<'static, Answer>>,
+    /// Publishes that are becoming durable, in the order in which they came: so are they answered and delivered.
+    pending: FuturesOrdered<BoxFuture<'static, Answer>>,
     /// Publish ids of QoS 2 publishes under way, stored with the session.
     incoming: HashMap<u16, Incoming>,
     window: Arc<Window>,
@@ -221,11 +221,11 @@ impl Connection {
                     Ok(ready) => self.handle_ready(ready.is_readable() && read, ready.is_error()).await,
                     Err(_) => self.session.handle_lost(),
                 },
-                Some((asker, reason)) = self.pending.next(), if !self.pending.is_empty() => {
-                    self.answer(asker, reason);
+                Some((asker, outcome)) = self.pending.next(), if !self.pending.is_empty() => {
+                    self.answer(asker, outcome);
                     // Others of the same batch are likely done too.
-                    while let Some(Some((asker, reason))) = self.pending.next().now_or_never() {
-                        self.answer(asker, reason);
+                    while let Some(Some((asker, outcome))) = self.pending.next().now_or_never() {
+                        self.answer(asker, outcome);
                     }
                 }
                 () = self.mailbox.changed() => self.handle_mail(),

@@ -2,14 +2,38 @@
 
 use std::sync::Arc;
 
-use weir_codec::{PacketId, ProtocolVersion, QoS, ReasonCode};
+use weir_codec::{Message, PacketId, ProtocolVersion, QoS, ReasonCode};
 use weir_core::keyspace::PublishId;
 use weir_core::sessions::SessionOp;
 use weir_session::{Event, PublishToken};
 
 use super::{Connection, Incoming, Tag};
-use crate::broker::{Accepted, Inbound};
+use crate::broker::{Accepted, Inbound, Outcome};
+use crate::convert;
 use crate::metrics::Dropped;
+
+/// Why a publish is refused whoever sent it.
+struct Unfit {
+    reason: ReasonCode,
+    text: &'static str,
+    /// How it is counted where it cannot be answered.
+    dropped: Dropped,
+}
+
+fn unfit(message: &Message) -> Option<Unfit> {
+    if weir_topic::is_publish_forbidden(&message.topic) {
+        return Some(Unfit {
+            reason: ReasonCode::TopicNameInvalid,
+            text: "topics below $queue, $q, $stream, $s and $SYS are not published to",
+            dropped: Dropped::TopicNotAllowed,
+        });
+    }
+    (!convert::is_as_it_says(message)).then_some(Unfit {
+        reason: ReasonCode::PayloadFormatInvalid,
+        text: "the payload is said to be UTF-8 and is not",
+        dropped: Dropped::PayloadFormatInvalid,
+    })
+}
 
 impl Connection {
     /// Takes publishes in the order they came. Those of QoS 2 in a persistent session are first noted in the
@@ -29,16 +53,15 @@ impl Connection {
             if repeated {
                 continue;
             }
-            if weir_topic::is_publish_forbidden(&message.topic) {
+            if let Some(Unfit { reason, text, dropped }) = unfit(&message) {
                 match qos {
-                    QoS::AtMostOnce => self.metrics.messages_dropped.inc(Dropped::TopicNotAllowed),
+                    QoS::AtMostOnce => self.metrics.messages_dropped.inc(dropped),
                     QoS::AtLeastOnce | QoS::ExactlyOnce => {
-                        let text = "topics below $queue, $q, $stream, $s and $SYS are not published to";
-                        self.session.handle_published(token, ReasonCode::TopicNameInvalid, Some(text.into()));
+                        self.session.handle_published(token, reason, Some(text.into()));
                     }
                 }
                 if qos == QoS::AtMostOnce && self.version == ProtocolVersion::V311 {
-                    self.session.close(ReasonCode::TopicNameInvalid, None);
+                    self.session.close(reason, None);
                 }
                 continue;
             }
@@ -61,16 +84,24 @@ impl Connection {
             };
             let asker = packet_id.map(|id| (token, id));
             match self.broker.publish(inbound).await {
-                Accepted::Done(reason) => self.answer(asker, reason),
-                Accepted::Pending(answer) => {
-                    self.pending.push(Box::pin(async move { (asker, answer.await) }));
+                // Behind those before it, if it is still to be delivered.
+                Accepted::Done(outcome) if outcome.live.is_some() && !self.pending.is_empty() => {
+                    self.pending.push_back(Box::pin(async move { (asker, outcome) }));
+                }
+                Accepted::Done(outcome) => self.answer(asker, outcome),
+                Accepted::Pending(outcome) => {
+                    self.pending.push_back(Box::pin(async move { (asker, outcome.await) }));
                 }
             }
         }
     }
 
-    /// Tells the client what became of its publish.
-    pub(super) fn answer(&mut self, asker: Option<(PublishToken, PacketId)>, reason: ReasonCode) {
+    /// Tells the client what became of its publish, and delivers it if that is left to do.
+    pub(super) fn answer(&mut self, asker: Option<(PublishToken, PacketId)>, outcome: Outcome) {
+        let Outcome { reason, live } = outcome;
+        if let Some(live) = live {
+            self.broker.deliver(&live);
+        }
         let Some((token, packet_id)) = asker else { return };
         // PUBACK and PUBREC have no word for it.
         let reason = match reason {
@@ -106,7 +137,7 @@ impl Connection {
             } = event
                 // Without DUP it is another publish [MQTT-3.3.1-1], which has the id of one that failed.
                 && (!*dup || !self.incoming.contains_key(&id.get()))
-                && !weir_topic::is_publish_forbidden(&message.topic)
+                && unfit(message).is_none()
             {
                 let publish = PublishId::new(self.broker.clock.wall(), self.broker.seed.next_id());
                 self.incoming.insert(id.get(), Incoming { publish, tried: false, left: false });

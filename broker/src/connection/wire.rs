@@ -28,6 +28,8 @@ const KEEP_CAPACITY: usize = 256 * 1024;
 pub(super) struct Wire {
     stream: TcpStream,
     peer: Peer,
+    /// Largest packet the client takes, once its CONNECT has said so.
+    pub(super) packet_size_max: u32,
     pub(super) input: BytesMut,
     output: BytesMut,
     written: u64,
@@ -36,7 +38,9 @@ pub(super) struct Wire {
 
 impl Wire {
     pub(super) fn new(stream: TcpStream, peer: Peer, metrics: Metrics) -> Self {
-        Self { stream, peer, input: BytesMut::new(), output: BytesMut::new(), written: 0, metrics }
+        let packet_size_max = u32::MAX;
+        let (input, output) = (BytesMut::new(), BytesMut::new());
+        Self { stream, peer, packet_size_max, input, output, written: 0, metrics }
     }
 
     /// Who is at the other end. Known as a whole once a byte of MQTT has come.
