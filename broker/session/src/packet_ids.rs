@@ -27,6 +27,7 @@ impl PacketIds {
 mod tests {
     use super::*;
 
+    // Conformance v5: 2.2.1-4
     #[test]
     fn wraps_past_zero_and_skips_what_is_taken() {
         let mut ids = PacketIds { last: u16::MAX - 1 };

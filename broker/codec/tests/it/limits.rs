@@ -100,6 +100,7 @@ fn check_refused(packet: Packet, expected: EncodeError) {
     assert_eq!(buf, "before", "the buffer is as it was");
 }
 
+// Conformance v5: 4.7.3-3
 #[test]
 fn strings_over_two_bytes_of_length_are_not_encoded() {
     let too_long = EncodeError::FieldTooLong { bytes: 65_536 };

@@ -132,6 +132,7 @@ fn place_of(property: &str) -> &'static Place {
     PLACES.iter().find(|place| place.name == places[0]).unwrap()
 }
 
+// Conformance v5: 3.14.2-2
 #[test]
 fn each_property_is_taken_where_it_is_allowed_and_nowhere_else() {
     for (property, allowed) in PROPERTIES {
@@ -198,6 +199,7 @@ fn every_property_may_be_cut_short_only_to_be_malformed() {
     }
 }
 
+// Conformance v5: 3.3.2-8
 #[test]
 fn values_out_of_range_are_protocol_errors() {
     for flag in ["01", "17", "19", "24", "25", "28", "29", "2a"] {
@@ -215,6 +217,7 @@ fn values_out_of_range_are_protocol_errors() {
     place_of("23").check_refused("23 00 00", Problem::TopicAliasZero, ReasonCode::TopicAliasInvalid);
 }
 
+// Conformance v5: 1.5.4-1, 1.5.4-2, 1.5.7-1, 3.3.2-13, 3.3.2-19
 #[test]
 fn strings_in_properties_are_checked() {
     for id in ["03", "08", "12", "15", "1a", "1c", "1f"] {
@@ -230,6 +233,7 @@ fn strings_in_properties_are_checked() {
     }
 }
 
+// Conformance v5: 3.3.2-14
 #[test]
 fn a_response_topic_is_a_topic_name() {
     for bad in ["08 00 00", "08 00 01 '#'", "08 00 03 'a/+'"] {
@@ -242,6 +246,7 @@ fn a_response_topic_is_a_topic_name() {
     }
 }
 
+// Conformance v5: 1.5.5-1
 #[test]
 fn a_property_block_is_within_its_packet() {
     use Problem::{Truncated, VariableByteInteger};
@@ -274,6 +279,7 @@ fn authentication_data_needs_a_method() {
     check(0xf0, "19 04 16 00 01 'd'");
 }
 
+// Conformance v5: 3.3.4-6
 #[test]
 fn a_client_sends_no_subscription_identifier_in_publish() {
     let publish = frame(0x30, &wire("00 01 't' 02 0b 01"));

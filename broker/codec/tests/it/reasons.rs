@@ -23,6 +23,7 @@ fn check(side: Side, first: u8, before: &str, behind: &str, allowed: &[u8], othe
     }
 }
 
+// Conformance v5: 3.2.2-8, 3.4.2-1, 3.5.2-1, 3.6.2-1, 3.7.2-1, 3.9.3-2, 3.11.3-2
 #[test]
 fn each_packet_takes_its_reason_codes_only() {
     let connack = [
@@ -40,6 +41,7 @@ fn each_packet_takes_its_reason_codes_only() {
     check(Client, 0xb0, "00 01 00", "", &[0x00, 0x11, 0x80, 0x83, 0x87, 0x8f, 0x91], &[]);
 }
 
+// Conformance v5: 3.14.2-1, 3.15.2-1
 #[test]
 fn each_side_disconnects_for_its_own_reasons() {
     let client = [0x00, 0x04, 0x80, 0x81, 0x82, 0x83, 0x90, 0x93, 0x94, 0x95, 0x96, 0x97, 0x98, 0x99];

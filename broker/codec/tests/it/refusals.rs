@@ -22,6 +22,7 @@ fn first_packet(text: &str) -> DecodeError {
     decoder(Role::Server).decode(&mut wire(text)).unwrap_err()
 }
 
+// Conformance v5: 2.1.3-1, 3.3.1-2, 3.3.1-4, 3.6.1-1, 3.8.1-1, 3.10.1-1, 3.14.1-1, 3.15.1-1
 #[test]
 fn fixed_header_flags_are_fixed() {
     for version in [V311, V5] {
@@ -59,6 +60,7 @@ fn fixed_header_flags_are_fixed() {
     malformed(Server, V311, "f0 00", Problem::ReservedPacketType(15));
 }
 
+// Conformance v5: 1.5.5-1
 #[test]
 fn remaining_length_has_at_most_four_bytes() {
     for version in [V311, V5] {
@@ -71,6 +73,7 @@ fn remaining_length_has_at_most_four_bytes() {
     malformed(Server, V5, "10 8d 00 00 04 'MQTT' 05 00 00 00 00 00 00", Problem::VariableByteInteger);
 }
 
+// Conformance v5: 3.1.0-1, 3.1.0-2
 #[test]
 fn the_first_packet_is_connect_and_there_is_one() {
     for first in (0x00..=0xf0).step_by(0x10).filter(|first| *first != 0x10) {
@@ -101,6 +104,7 @@ fn packets_of_the_other_side_are_protocol_errors() {
     protocol_error(Client, V311, "e0", Problem::WrongSender);
 }
 
+// Conformance v5: 3.1.2-1, 3.1.2-2
 #[test]
 fn an_unsupported_version_can_be_answered() {
     let check = |text, problem, version| {
@@ -123,6 +127,7 @@ fn an_error_in_connect_says_which_version_to_answer_in() {
     assert_eq!(first_packet("10 02 00 09").version, None);
 }
 
+// Conformance v5: 3.1.2-3, 3.1.2-11, 3.1.2-12, 3.1.2-13
 #[test]
 fn connect_flags() {
     let connect = |version: &str, flags: u8| format!("10 08 00 04 'MQTT' {version} {flags:x}");
@@ -175,6 +180,7 @@ fn every_packet_ends_where_it_says() {
     malformed(Server, V5, "f0 01 18", Problem::Truncated);
 }
 
+// Conformance v5: 1.5.4-1, 1.5.4-2
 #[test]
 fn strings_are_utf8_without_null() {
     let check = |text: &str, problem| {
@@ -201,6 +207,7 @@ fn strings_are_utf8_without_null() {
     check("f4 8f bf bf", None);
 }
 
+// Conformance v5: 2.2.1-3
 #[test]
 fn packet_identifiers_are_not_zero() {
     for version in [V311, V5] {
@@ -217,6 +224,7 @@ fn packet_identifiers_are_not_zero() {
     }
 }
 
+// Conformance v5: 3.3.2-1, 3.3.2-2, 4.7.0-1, 4.7.3-1, 4.7.3-2
 #[test]
 fn topic_names() {
     let invalid = |version, text: &str| {
@@ -236,6 +244,7 @@ fn topic_names() {
     malformed(Server, V5, "30 02 00 01", Problem::Truncated);
 }
 
+// Conformance v5: 3.8.3-2, 3.8.3-4, 3.8.3-5, 3.10.3-2
 #[test]
 fn subscribe_and_unsubscribe() {
     for first in ["82", "a2"] {

@@ -28,6 +28,7 @@ fn connect_with_nothing() {
     );
 }
 
+// Conformance v5: 3.1.2-9, 3.1.3-1, 3.1.3-3
 #[test]
 fn connect_with_everything() {
     check(
@@ -174,6 +175,7 @@ fn publish(header: PublishHeader, payload: &'static [u8]) -> Publish {
     }
 }
 
+// Conformance v5: 2.2.1-2, 2.2.2-1
 #[test]
 fn publish_at_each_qos() {
     let at = |qos, packet_id| PublishHeader { qos, packet_id, ..PublishHeader::default() };
@@ -296,6 +298,7 @@ fn subscribe_options() {
     check(Server, V5, "82 0b 00 01 00 00 02 'a#' 00 00 00 00", Packet::Subscribe(Box::new(bad)));
 }
 
+// Conformance v5: 2.2.2-1
 #[test]
 fn suback_unsubscribe_unsuback() {
     check(

@@ -64,6 +64,7 @@ fn the_corpus_of_the_fuzzer_is_safe() {
 }
 
 proptest! {
+    // Conformance v5: 1.5.5-1
     #[test]
     fn every_packet_comes_back_as_it_was((side, version, packets) in conversation()) {
         let mut stream = stream_of(&packets, version);

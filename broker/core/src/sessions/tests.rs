@@ -257,6 +257,7 @@ async fn a_session_half_wiped_by_a_pod_that_died_is_never_opened_and_goes_with_i
     }
 }
 
+// Conformance v5: 3.1.2-23, 4.1.0-1, 4.1.0-2
 #[tokio::test(start_paused = true)]
 async fn a_session_ends_when_its_time_is_over_unless_the_client_is_back() {
     let bench = Bench::new();
@@ -341,6 +342,7 @@ async fn nothing_comes_late(bench: &Bench) {
     }
 }
 
+// Conformance v5: 3.1.2-7, 3.1.2-10
 #[tokio::test(start_paused = true)]
 async fn a_will_is_cancelled_or_handed_out_until_it_is_done() {
     let bench = Bench::new();
@@ -376,6 +378,7 @@ async fn a_will_is_cancelled_or_handed_out_until_it_is_done() {
     }
 }
 
+// Conformance v5: 3.1.2-8
 #[tokio::test(start_paused = true)]
 async fn a_delayed_will_waits_for_the_delay_or_the_end_of_the_session() {
     // Delay, expiry, and when it is due.
@@ -394,6 +397,7 @@ async fn a_delayed_will_waits_for_the_delay_or_the_end_of_the_session() {
     }
 }
 
+// Conformance v5: 3.1.3-9
 #[tokio::test(start_paused = true)]
 async fn a_new_connection_cancels_a_waiting_will_and_a_clean_start_brings_it_forward() {
     for (clean_start, due) in [(false, 0), (true, 1)] {

@@ -99,6 +99,7 @@ fn a_client_that_never_acknowledges_gets_no_more_than_the_limit() {
     assert_eq!((taken, session.inflight()), (Limits::default().inflight_maximum.get().into(), 1024));
 }
 
+// Conformance v5: 2.2.1-4, 4.3.2-1, 4.3.3-1
 #[test]
 fn all_65535_packet_ids_can_be_in_flight() {
     let now = origin();

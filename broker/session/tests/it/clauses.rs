@@ -18,6 +18,7 @@ fn connack_tells_what_the_server_grants() {
     );
 }
 
+// Conformance v5: 3.1.2-22, 3.2.2-22
 #[test]
 fn mqtt_3_1_2_22_keep_alive_times_one_and_a_half() {
     check(
@@ -74,6 +75,7 @@ fn keep_alive_does_not_run_while_we_do_not_read() {
     );
 }
 
+// Conformance v5: 3.1.0-2
 #[test]
 fn mqtt_3_1_0_2_second_connect() {
     check(
@@ -115,6 +117,7 @@ fn packets_that_only_a_server_sends() {
     );
 }
 
+// Conformance v5: 3.1.2-10, 3.14.4-3
 #[test]
 fn mqtt_3_1_2_10_disconnect_withdraws_the_will_only_with_reason_0() {
     check(
@@ -183,6 +186,7 @@ fn mqtt_3_14_2_2_2_session_expiry_changes_in_disconnect() {
     );
 }
 
+// Conformance v5: 3.3.4-1
 #[test]
 fn qos_0_publishes_are_not_answered() {
     check(
@@ -193,6 +197,7 @@ fn qos_0_publishes_are_not_answered() {
     );
 }
 
+// Conformance v5: 4.6.0-2, 4.6.0-3
 #[test]
 fn mqtt_4_6_0_2_and_3_answers_come_in_the_order_of_the_publishes() {
     check(
@@ -230,6 +235,7 @@ fn a_3_1_1_publisher_that_is_refused_is_disconnected() {
     );
 }
 
+// Conformance v5: 4.3.3-9, 4.3.3-10, 4.3.3-11, 4.3.3-12, 3.7.2-1
 #[test]
 fn mqtt_4_3_3_qos_2_is_released_once() {
     check(
@@ -288,6 +294,7 @@ fn qos_2_steps_out_of_order_end_the_connection() {
     );
 }
 
+// Conformance v5: 3.3.4-7
 #[test]
 fn mqtt_3_3_4_9_receive_maximum_of_the_server() {
     check(
@@ -341,6 +348,7 @@ fn a_3_1_1_client_is_not_read_beyond_the_receive_maximum() {
     );
 }
 
+// Conformance v5: 3.3.2-9, 3.3.2-12
 #[test]
 fn mqtt_3_3_2_3_4_topic_aliases_of_the_client() {
     check(
@@ -369,6 +377,7 @@ fn mqtt_3_3_2_3_4_topic_aliases_of_the_client() {
     );
 }
 
+// Conformance v5: 3.1.2-26, 3.3.2-11
 #[test]
 fn mqtt_3_3_2_12_topic_aliases_to_the_client() {
     check(
@@ -393,6 +402,7 @@ fn mqtt_3_3_2_12_topic_aliases_to_the_client() {
     );
 }
 
+// Conformance v5: 3.3.4-6
 #[test]
 fn mqtt_3_3_4_6_no_subscription_identifier_from_a_client() {
     check(
@@ -405,6 +415,7 @@ fn mqtt_3_3_4_6_no_subscription_identifier_from_a_client() {
     );
 }
 
+// Conformance v5: 4.3.2-2, 4.3.2-3
 #[test]
 fn qos_1_delivery() {
     check(
@@ -429,6 +440,7 @@ fn qos_1_delivery() {
     );
 }
 
+// Conformance v5: 4.3.3-2, 4.3.3-4, 4.3.3-5, 2.2.1-5, 3.6.2-1
 #[test]
 fn mqtt_4_3_3_qos_2_delivery() {
     check(
@@ -452,6 +464,7 @@ fn mqtt_4_3_3_qos_2_delivery() {
     );
 }
 
+// Conformance v5: 4.9.0-2, 4.4.0-2
 #[test]
 fn mqtt_4_9_a_pubrec_with_an_error_frees_the_slot() {
     check(
@@ -539,6 +552,7 @@ fn answers_of_the_wrong_kind_end_the_connection() {
     }
 }
 
+// Conformance v5: 3.3.4-9, 4.9.0-1, 4.9.0-2
 #[test]
 fn mqtt_3_3_4_7_receive_maximum_of_the_client() {
     check(
@@ -621,6 +635,7 @@ fn a_delivery_withdrawn_before_it_is_written_is_never_written() {
     );
 }
 
+// Conformance v5: 3.1.2-24, 3.1.2-25, 3.4.2-2, 3.5.2-2, 3.9.2-1, 3.9.2-2, 3.11.2-1, 3.11.2-2, 3.14.2-3
 #[test]
 fn mqtt_3_1_2_24_and_25_maximum_packet_size_of_the_client() {
     // 2 fixed header, 2 + 1 topic, 1 property length, 4 payload: 10; a packet id takes 2 more. CONNACK takes 10.
@@ -649,6 +664,8 @@ fn mqtt_3_1_2_24_and_25_maximum_packet_size_of_the_client() {
          < suback 1 0x00
          = unsubscribed 1 0x00 text=abcde
          < unsuback 1 0x00 text=abcde
+         = unsubscribed 1 0x00 text=a user=b
+         < unsuback 1 0x00 text=a
          > publish q1 #1
          ! publish q1 #1 topic=t payload=x
          = published 0 0x97 text=abcdefgh
@@ -657,6 +674,14 @@ fn mqtt_3_1_2_24_and_25_maximum_packet_size_of_the_client() {
          ! publish q1 #2 topic=t payload=x
          = published 1 0x97 text=abc
          < puback 2 0x97 text=abc
+         > publish q2 #3
+         ! publish q2 #3 topic=t payload=x
+         = published 2 0x97 text=abcdefgh
+         < pubrec 3 0x97
+         > publish q2 #3
+         ! publish q2 #3 topic=t payload=x
+         = published 3 0x97 text=abc
+         < pubrec 3 0x97 text=abc
          = close 0x8b text=abcdefghijklm
          ! closed Server(ServerShuttingDown) will=false expiry=0
          < disconnect 0x8b",
@@ -667,6 +692,7 @@ fn mqtt_3_1_2_24_and_25_maximum_packet_size_of_the_client() {
     );
 }
 
+// Conformance v5: 3.1.2-24
 #[test]
 fn an_alias_is_not_set_where_it_would_make_the_packet_too_large() {
     check(
@@ -681,6 +707,7 @@ fn an_alias_is_not_set_where_it_would_make_the_packet_too_large() {
     );
 }
 
+// Conformance v5: 3.1.2-29
 #[test]
 fn mqtt_3_1_2_29_no_problem_information() {
     check(
@@ -707,6 +734,7 @@ fn mqtt_3_1_2_29_no_problem_information() {
     );
 }
 
+// Conformance v5: 3.3.2-5, 3.3.2-6
 #[test]
 fn mqtt_3_3_2_5_and_6_message_expiry() {
     check(
@@ -725,6 +753,7 @@ fn mqtt_3_3_2_5_and_6_message_expiry() {
     );
 }
 
+// Conformance v5: 3.14.4-1
 #[test]
 fn after_the_end_nothing_is_taken_or_sent() {
     check(

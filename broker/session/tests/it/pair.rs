@@ -16,6 +16,7 @@ use crate::script::{message, origin};
 
 const MESSAGES: usize = 40;
 
+// Conformance v5: 4.3.3-10, 4.4.0-1, 4.6.0-1, 4.6.0-5
 #[test]
 fn qos_2_exactly_once_and_qos_1_at_least_once_over_a_lossy_link() {
     let mut losses = 0;

@@ -2,6 +2,7 @@
 
 use crate::script::check;
 
+// Conformance v5: 3.3.1-1, 4.4.0-1, 4.6.0-1, 4.3.3-6
 #[test]
 fn mqtt_4_4_0_1_resends_in_the_original_order_with_dup_and_the_original_ids() {
     check(
@@ -83,6 +84,7 @@ fn resends_keep_to_the_receive_maximum_of_the_new_connection() {
     );
 }
 
+// Conformance v5: 3.1.2-25
 #[test]
 fn mqtt_3_1_2_25_a_resend_that_has_become_too_large_counts_as_delivered() {
     check(
@@ -102,6 +104,7 @@ fn mqtt_3_1_2_25_a_resend_that_has_become_too_large_counts_as_delivered() {
     );
 }
 
+// Conformance v5: 4.3.3-7
 #[test]
 fn a_delivery_that_has_begun_is_resent_even_after_its_expiry() {
     check(
@@ -144,6 +147,7 @@ fn deliveries_of_queues_are_handed_back_and_not_resumed() {
     );
 }
 
+// Conformance v5: 4.3.3-10
 #[test]
 fn received_qos_2_ids_survive_and_their_repeats_are_answered_in_turn() {
     check(
@@ -299,6 +303,7 @@ fn an_id_used_again_before_its_needless_resend_was_written_carries_the_new_messa
     );
 }
 
+// Conformance v5: 3.3.2-7
 #[test]
 fn aliases_begin_anew_when_idle_buffers_are_freed_and_with_each_connection() {
     check(

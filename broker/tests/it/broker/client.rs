@@ -204,6 +204,37 @@ impl Client {
             .unwrap();
     }
 
+    /// Sends bytes that need not be a packet. The broker may have closed the connection already.
+    pub(super) async fn send_bytes(&mut self, bytes: &[u8]) {
+        let written = tokio::time::timeout(DEADLINE, self.stream.write_all(bytes)).await;
+        let _ = written.expect("room in the socket");
+    }
+
+    /// The next bytes, before anything has been decoded.
+    pub(super) async fn recv_bytes(&mut self, count: usize) -> Vec<u8> {
+        while self.input.len() < count {
+            let read = tokio::time::timeout(DEADLINE, self.stream.read_buf(&mut self.input)).await;
+            assert!(read.expect("bytes in time").unwrap() > 0, "the connection ended");
+        }
+        self.input[..count].to_vec()
+    }
+
+    /// Everything that comes until the connection ends.
+    #[track_caller]
+    pub(super) fn rest(&mut self) -> impl Future<Output = Vec<Packet>> {
+        let caller = std::panic::Location::caller();
+        async move {
+            let mut rest = Vec::new();
+            while let Some(packet) = tokio::time::timeout(DEADLINE, self.next())
+                .await
+                .unwrap_or_else(|_| panic!("the connection does not end at {caller}: {rest:?}"))
+            {
+                rest.push(packet);
+            }
+            rest
+        }
+    }
+
     /// The next packet; `None` at the end of the connection.
     async fn next(&mut self) -> Option<Packet> {
         match self.skipped.pop_front() {

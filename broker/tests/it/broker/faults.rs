@@ -74,6 +74,7 @@ async fn answer(client: &mut Client, qos: QoS, n: u16) -> ReasonCode {
     if qos == ExactlyOnce { client.pubreced(n).await } else { client.pubacked(n).await }
 }
 
+// Conformance v5: 3.4.2-1
 #[tokio::test]
 async fn a_refused_publish_is_told_and_its_repeat_succeeds() {
     for target in TARGETS {
@@ -182,6 +183,7 @@ async fn a_refused_subscription_is_told() {
 }
 
 /// The store fails while QoS 2 is under way in a session that survives: exactly once all the same.
+// Conformance v5: 3.5.2-1, 4.3.3-9
 #[tokio::test]
 async fn a_qos_2_publish_repeated_after_a_failure_is_there_once() {
     let (broker, faults) = start().await;

@@ -25,6 +25,7 @@ async fn more_publishes_than_may_wait_are_all_answered() {
     }
 }
 
+// Conformance v5: 3.8.4-1, 3.12.4-1
 #[tokio::test]
 async fn requests_sent_in_one_piece_are_all_answered() {
     let broker = TestBroker::start().await;
@@ -68,6 +69,7 @@ async fn what_was_sent_before_the_end_arrives() {
     }
 }
 
+// Conformance v5: 3.3.4-9, 4.6.0-5
 #[tokio::test]
 async fn an_exhausted_receive_maximum_holds_live_messages_back_and_loses_none() {
     let broker = TestBroker::start().await;

@@ -17,6 +17,7 @@ fn handling(to: &str, retain_handling: RetainHandling) -> SubscribeFilter {
     filter
 }
 
+// Conformance v5: 3.3.1-5, 3.3.1-6, 3.3.1-7
 #[tokio::test]
 async fn retained_messages_are_kept_replaced_and_cleared() {
     let store = memory();
@@ -63,6 +64,7 @@ async fn retained_messages_are_kept_replaced_and_cleared() {
     }
 }
 
+// Conformance v5: 3.3.1-9, 3.3.1-10, 3.3.1-11, 3.3.1-12, 3.3.1-13
 #[tokio::test]
 async fn retain_handling_and_retain_as_published() {
     let broker = TestBroker::start().await;
@@ -120,6 +122,7 @@ async fn many_retained_messages_keep_to_receive_maximum() {
     }
 }
 
+// Conformance v5: 3.8.3-4
 #[tokio::test]
 async fn a_group_shares_its_messages() {
     let broker = TestBroker::start().await;
@@ -149,6 +152,7 @@ async fn a_group_shares_its_messages() {
     client.told(ReasonCode::ProtocolError).await;
 }
 
+// Conformance v5: 3.3.4-3, 3.3.4-4, 3.8.3-3
 #[tokio::test]
 async fn no_local_and_subscription_identifiers() {
     for connect in [clean("c", V5), persistent("c", V5)] {
@@ -171,6 +175,7 @@ async fn no_local_and_subscription_identifiers() {
     }
 }
 
+// Conformance v5: 3.3.2-5, 3.3.2-6
 #[tokio::test]
 async fn a_message_is_told_its_remaining_time_and_not_delivered_after_it() {
     let broker = TestBroker::start().await;
@@ -194,6 +199,7 @@ async fn a_message_is_told_its_remaining_time_and_not_delivered_after_it() {
     subscriber.quiet().await;
 }
 
+// Conformance v5: 3.1.2-24, 3.1.2-25, 3.2.2-15
 #[tokio::test]
 async fn no_packet_is_larger_than_its_receiver_takes() {
     let mut config = super::config();
@@ -215,6 +221,7 @@ async fn no_packet_is_larger_than_its_receiver_takes() {
     client.told(ReasonCode::PacketTooLarge).await;
 }
 
+// Conformance v5: 3.2.2-17, 3.3.2-11
 #[tokio::test]
 async fn topic_aliases_both_ways() {
     let broker = TestBroker::start().await;

@@ -15,6 +15,7 @@ mod slow;
 mod streams;
 mod sys;
 mod traces;
+mod v5;
 mod wills;
 
 use std::net::SocketAddr;

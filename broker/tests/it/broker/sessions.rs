@@ -8,6 +8,7 @@ use super::client::{
 };
 use super::{TestBroker, memory, queue, stream};
 
+// Conformance v5: 3.1.2-5, 3.1.2-23, 4.5.0-1, 4.6.0-5
 #[tokio::test]
 async fn a_backlog_waits_in_order_over_restarts() {
     for version in [V5, V311] {
@@ -43,6 +44,7 @@ async fn a_backlog_waits_in_order_over_restarts() {
 }
 
 /// What was in flight comes again: same packet id, DUP, before everything else.
+// Conformance v5: 3.3.1-1, 4.4.0-1
 #[tokio::test]
 async fn what_was_in_flight_is_resent() {
     for (version, crash) in [(V5, false), (V5, true), (V311, false)] {
@@ -114,6 +116,7 @@ async fn what_was_in_flight_is_resent() {
 }
 
 /// The publisher's side of QoS 2, broken off at each step.
+// Conformance v5: 4.3.3-10, 4.3.3-12
 #[tokio::test]
 async fn a_qos_2_publish_is_delivered_once_wherever_its_connection_breaks() {
     for version in [V5, V311] {
@@ -170,6 +173,7 @@ async fn a_qos_2_publish_is_delivered_once_wherever_its_connection_breaks() {
     }
 }
 
+// Conformance v5: 3.1.4-3
 #[tokio::test]
 async fn a_second_connection_takes_the_session_over() {
     let broker = TestBroker::start().await;
@@ -188,6 +192,7 @@ async fn a_second_connection_takes_the_session_over() {
     old311.ended().await;
 }
 
+// Conformance v5: 3.1.2-4, 4.1.0-2
 #[tokio::test]
 async fn a_clean_start_and_an_expired_session_leave_nothing() {
     let broker = TestBroker::start().await;
@@ -217,6 +222,7 @@ async fn a_clean_start_and_an_expired_session_leave_nothing() {
     subscriber.quiet().await;
 }
 
+// Conformance v5: 4.1.0-2
 #[tokio::test]
 async fn a_clean_session_ends_with_its_connection() {
     let broker = TestBroker::start().await;
@@ -234,6 +240,7 @@ async fn a_clean_session_ends_with_its_connection() {
     assert!(!connack.session_present);
 }
 
+// Conformance v5: 3.3.4-9, 4.6.0-1
 #[tokio::test]
 async fn a_long_backlog_keeps_to_receive_maximum() {
     let broker = TestBroker::start().await;

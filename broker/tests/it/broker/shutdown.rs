@@ -7,6 +7,7 @@ use super::{TestBroker, faulty, memory, queue};
 use weir_core::keyspace::tag;
 use weir_storage::CommitFault;
 
+// Conformance v5: 4.2-1
 #[tokio::test]
 async fn clients_are_told_and_what_was_acknowledged_is_there_afterwards() {
     let store = memory();

@@ -17,6 +17,7 @@ async fn watcher(broker: &TestBroker) -> Client {
     broker.subscriber("watcher", "will", AtLeastOnce).await
 }
 
+// Conformance v5: 3.1.2-8
 #[tokio::test]
 async fn a_will_follows_an_end_without_farewell() {
     for version in [V5, V311] {
@@ -45,6 +46,7 @@ async fn a_will_follows_an_end_without_farewell() {
     }
 }
 
+// Conformance v5: 3.1.2-8, 3.1.3-9
 #[tokio::test]
 async fn a_delayed_will_waits_and_a_return_cancels_it() {
     let broker = TestBroker::start().await;
@@ -60,6 +62,7 @@ async fn a_delayed_will_waits_and_a_return_cancels_it() {
     back.synced().await;
 }
 
+// Conformance v5: 3.1.2-7, 3.1.2-8
 #[tokio::test]
 async fn wills_survive_a_crash() {
     let store = memory();

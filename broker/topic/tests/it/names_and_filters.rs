@@ -33,6 +33,7 @@ fn not_alone(wildcard: char, at: usize) -> Result<(), TopicError> {
     Err(TopicError::WildcardNotAlone { wildcard, at })
 }
 
+// Conformance v5: 4.7.0-1
 #[test]
 fn names_have_no_wildcards() {
     let clause = "[MQTT-4.7.0-1] [MQTT-3.3.2-2]";
@@ -44,6 +45,7 @@ fn names_have_no_wildcards() {
     }
 }
 
+// Conformance v5: 4.7.1-1
 #[test]
 fn multi_level_wildcard() {
     let clause = "[MQTT-4.7.1-1]";
@@ -83,6 +85,7 @@ fn multi_level_wildcard() {
     );
 }
 
+// Conformance v5: 4.7.1-2
 #[test]
 fn single_level_wildcard() {
     let clause = "[MQTT-4.7.1-2]";
@@ -118,6 +121,7 @@ fn single_level_wildcard() {
     );
 }
 
+// Conformance v5: 4.7.2-1
 #[test]
 fn wildcards_at_the_start_skip_reserved_topics() {
     check_matches(
@@ -134,6 +138,7 @@ fn wildcards_at_the_start_skip_reserved_topics() {
     );
 }
 
+// Conformance v5: 4.7.3-1, 4.7.3-2
 #[test]
 fn at_least_one_character_and_no_null() {
     let clause = "[MQTT-4.7.3-1] [MQTT-4.7.3-2]";
@@ -150,6 +155,7 @@ fn at_least_one_character_and_no_null() {
     }
 }
 
+// Conformance v5: 4.7.3-3
 #[test]
 fn length_and_levels_are_limited() {
     let longest = "é".repeat(TOPIC_BYTES_MAX / 2);
@@ -166,6 +172,7 @@ fn length_and_levels_are_limited() {
     assert_eq!(TopicFilter::parse(format!("{deepest}/#")), Err(too_deep));
 }
 
+// Conformance v5: 4.7.3-4
 #[test]
 fn no_normalization_and_case_matters() {
     check_matches(

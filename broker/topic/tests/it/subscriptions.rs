@@ -42,6 +42,7 @@ fn ordinary_filters() {
     ]);
 }
 
+// Conformance v5: 4.8.2-1, 4.8.2-2
 #[test]
 fn shared_subscriptions() {
     let shared = |g, f| Ok(Subscription::Shared { group: group(g), filter: filter(f) });

@@ -1,0 +1,119 @@
+//! Shared subscriptions (4.8.2).
+
+use weir_codec::{Connect, Packet, ReasonCode};
+
+use super::super::TestBroker;
+use super::super::client::{AtLeastOnce, AtMostOnce, Client, ExactlyOnce, V5, clean, persistent, text};
+
+// Conformance v5: 4.8.2-1, 4.8.2-2
+#[tokio::test]
+async fn a_share_has_a_name_and_a_filter() {
+    let broker = TestBroker::start().await;
+    let mut client = broker.clean("c").await;
+    for bad in ["$share/", "$share//t", "$share/g", "$share/g/", "$share/+/t", "$share/g#/t", "$share/g/a#"] {
+        assert_eq!(client.subscribed(bad, AtLeastOnce).await, ReasonCode::TopicFilterInvalid, "{bad}");
+    }
+    for good in ["$share/g/t", "$share/a b/#", "$share/g//", "$share/g/+/t"] {
+        assert_eq!(client.subscribed(good, AtLeastOnce).await, ReasonCode::GrantedQoS1, "{good}");
+    }
+}
+
+// Conformance v5: 4.8.2-3
+#[tokio::test]
+async fn each_member_gets_the_qos_it_was_granted() {
+    let broker = TestBroker::start().await;
+    let mut publisher = broker.clean("p").await;
+    let granted = [("a", AtMostOnce), ("b", AtLeastOnce), ("c", ExactlyOnce)];
+    let mut members = Vec::new();
+    for (name, qos) in granted {
+        members.push(broker.subscriber(name, "$share/g/t", qos).await);
+    }
+    for n in 1..=9 {
+        publisher.publish_twice_acknowledged(n, "t", "x").await;
+    }
+    for (member, (_, qos)) in members.iter_mut().zip(granted) {
+        for _ in 0..3 {
+            let message = member.message().await;
+            assert_eq!(message.header.qos, qos);
+        }
+        member.synced().await;
+    }
+}
+
+/// A persistent member holds a QoS 2 message, or has received it: so far has its delivery begun. Another member
+/// is there from then on.
+async fn begun(broker: &TestBroker, received: bool) -> (Client, Client, weir_codec::PacketId) {
+    let mut holder = broker.connect(persistent("holder", V5)).await;
+    holder.subscribe("$share/g/t", ExactlyOnce).await;
+    let mut publisher = broker.clean("p").await;
+    publisher.publish_twice_acknowledged(1, "t", "x").await;
+    let packet_id = holder.message().await.header.packet_id.unwrap();
+    if received {
+        holder.pubrec(packet_id).await;
+        assert!(matches!(holder.recv().await, Packet::PubRel(_)));
+    }
+    let other = broker.subscriber("other", "$share/g/t", ExactlyOnce).await;
+    (holder, other, packet_id)
+}
+
+// Conformance v5: 4.8.2-4
+#[tokio::test]
+async fn a_shared_qos_2_message_is_completed_with_the_member_it_began_with() {
+    for received in [false, true] {
+        let broker = TestBroker::start().await;
+        let (holder, mut other, packet_id) = begun(&broker, received).await;
+        holder.vanish();
+        other.quiet().await;
+        let mut holder = broker.resume(persistent("holder", V5)).await;
+        if received {
+            assert!(matches!(holder.recv().await, Packet::PubRel(ack) if ack.packet_id == packet_id));
+            holder.pubcomp(packet_id).await;
+        } else {
+            let message = holder.message().await;
+            assert_eq!((message.header.packet_id, message.header.dup), (Some(packet_id), true));
+            holder.receive_twice_acknowledged(&message).await;
+        }
+        holder.synced().await;
+        other.synced().await;
+    }
+}
+
+// Conformance v5: 4.8.2-5
+#[tokio::test]
+async fn a_shared_qos_2_message_ends_with_the_session_it_began_in() {
+    for received in [false, true] {
+        let broker = TestBroker::start().await;
+        let (holder, mut other, _) = begun(&broker, received).await;
+        holder.vanish();
+        let anew = Connect { clean_start: true, ..persistent("holder", V5) };
+        let mut holder = broker.connect(anew).await;
+        holder.synced().await;
+        other.quiet().await;
+        holder.disconnect_with(ReasonCode::Success, Some(0)).await;
+        other.quiet().await;
+    }
+}
+
+// Conformance v5: 4.8.2-6
+#[tokio::test]
+async fn a_message_that_one_member_refuses_goes_to_nobody_else() {
+    let broker = TestBroker::start().await;
+    for connect in [clean("a", V5), persistent("a", V5)] {
+        let mut refusing = broker.connect(connect).await;
+        refusing.subscribe("$share/g/t", ExactlyOnce).await;
+        broker.publish("t", &["1"]).await;
+        let mut publisher = broker.clean("p").await;
+        publisher.publish_twice_acknowledged(1, "t", "2").await;
+        let (one, two) = (refusing.message().await, refusing.message().await);
+        assert_eq!((text(&one), text(&two)), ("1", "2"));
+        let mut other = broker.subscriber("b", "$share/g/t", ExactlyOnce).await;
+        refusing.puback(&one, ReasonCode::UnspecifiedError).await;
+        let packet_id = two.header.packet_id.unwrap();
+        let refusal = weir_codec::Ack { packet_id, reason: ReasonCode::UnspecifiedError, properties: None };
+        refusing.send(Packet::PubRec(refusal)).await;
+        refusing.synced().await;
+        refusing.disconnect_with(ReasonCode::Success, Some(0)).await;
+        other.quiet().await;
+        other.disconnect().await;
+    }
+}
