@@ -5,8 +5,12 @@
 //! Weir works inside: it starts the binary, speaks MQTT and HTTP to it and reads its log.
 
 pub mod clients;
+pub mod compare;
+pub mod crowd;
+pub mod generator;
 pub mod http;
 pub mod mosquitto;
+pub mod nats;
 pub mod process;
 pub mod tools;
 pub mod weir;

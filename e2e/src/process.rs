@@ -23,6 +23,39 @@ const LINES_MAX: usize = 2_000_000;
 /// Lines of output quoted in an error.
 const LINES_QUOTED: usize = 40;
 
+/// `command`, on the processors `cpus` as `taskset` takes them (`0`, `0,1`), or as it is if there are none.
+#[must_use]
+pub fn on_cpus(cpus: Option<&str>, command: &Command) -> Command {
+    let command = command.as_std();
+    let mut wrapped = match cpus {
+        Some(cpus) => {
+            let mut taskset = Command::new("taskset");
+            taskset.args(["-c", cpus]).arg(command.get_program());
+            taskset
+        }
+        None => Command::new(command.get_program()),
+    };
+    wrapped.args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => wrapped.env(name, value),
+            None => wrapped.env_remove(name),
+        };
+    }
+    if let Some(folder) = command.get_current_dir() {
+        wrapped.current_dir(folder);
+    }
+    wrapped
+}
+
+/// Resident memory of the process `pid` in bytes; an error if it is gone.
+pub fn resident_bytes(pid: u32) -> Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("VmRSS")?;
+    let kibibytes: u64 = line.trim().trim_end_matches(" kB").trim().parse()?;
+    Ok(kibibytes * 1024)
+}
+
 /// A running child process.
 #[derive(Debug)]
 pub struct Process {

@@ -15,7 +15,7 @@ use tempfile::TempDir;
 use tokio::process::Command;
 use tokio::sync::OnceCell;
 
-use crate::process::{Log, Process};
+use crate::process::{Log, Process, on_cpus, resident_bytes};
 use crate::{http, tools, within};
 
 /// How long building the broker may take when nothing of it is built.
@@ -27,6 +27,10 @@ pub struct Setup {
     folder: TempDir,
     store: Store,
     arguments: Vec<String>,
+    /// Instead of the one that is built for the tests.
+    binary: Option<PathBuf>,
+    /// The processors it may use; all if there are none.
+    cpus: Option<String>,
 }
 
 /// Where the broker keeps its data.
@@ -50,7 +54,7 @@ impl Setup {
     fn new(store: Store) -> Result<Self> {
         let folder = tempfile::tempdir()?;
         std::fs::create_dir(folder.path().join("manifests"))?;
-        Ok(Self { folder, store, arguments: Vec::new() })
+        Ok(Self { folder, store, arguments: Vec::new(), binary: None, cpus: None })
     }
 
     /// The folder of manifests.
@@ -79,9 +83,24 @@ impl Setup {
         self
     }
 
+    /// The same with a binary of one's own.
+    #[must_use]
+    pub fn with_binary(self, binary: &Path) -> Self {
+        Self { binary: Some(binary.to_owned()), ..self }
+    }
+
+    /// The same on the processors `cpus`, as `taskset` takes them.
+    #[must_use]
+    pub fn on_cpus(self, cpus: Option<&str>) -> Self {
+        Self { cpus: cpus.map(str::to_owned), ..self }
+    }
+
     /// The command that starts the broker, listening on free loopback ports.
     pub async fn command(&self) -> Result<Command> {
-        let mut command = Command::new(binary().await?);
+        let mut command = match &self.binary {
+            Some(binary) => Command::new(binary),
+            None => Command::new(binary().await?),
+        };
         let store = match self.store {
             Store::Memory => "memory:".to_owned(),
             Store::Embedded => format!("embedded:{}", self.folder.path().join("store").display()),
@@ -96,7 +115,7 @@ impl Setup {
             }
         }
         command.env("RUST_BACKTRACE", "1").current_dir(self.folder.path());
-        Ok(command)
+        Ok(on_cpus(self.cpus.as_deref(), &command))
     }
 
     /// Starts the broker and waits until it is ready.
@@ -133,6 +152,12 @@ impl Weir {
     #[must_use]
     pub fn mqtt(&self) -> SocketAddr {
         self.mqtt
+    }
+
+    /// Its process id, unless it has ended.
+    #[must_use]
+    pub fn pid(&self) -> Option<u32> {
+        self.process.pid()
     }
 
     /// Where it answers HTTP.
@@ -178,11 +203,7 @@ impl Weir {
 
     /// Resident memory in bytes; an error if the process is gone.
     pub fn resident_bytes(&self) -> Result<u64> {
-        let pid = self.process.pid().context("a running broker")?;
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("VmRSS")?;
-        let kibibytes: u64 = line.trim().trim_end_matches(" kB").trim().parse()?;
-        Ok(kibibytes * 1024)
+        resident_bytes(self.pid().context("a running broker")?)
     }
 }
 
@@ -219,7 +240,7 @@ async fn listening(log: &Log, scheme: &str) -> Result<SocketAddr> {
 
 /// The broker's binary: `WEIR_BIN`, or built by the cargo that runs this test, with its profile, into its
 /// target folder.
-async fn binary() -> Result<&'static Path> {
+pub async fn binary() -> Result<&'static Path> {
     static BINARY: OnceCell<PathBuf> = OnceCell::const_new();
     let built = async {
         match std::env::var_os("WEIR_BIN") {
@@ -228,6 +249,26 @@ async fn binary() -> Result<&'static Path> {
         }
     };
     BINARY.get_or_try_init(|| built).await.map(PathBuf::as_path).context("the broker's binary")
+}
+
+/// The binary that people run: optimised, built by cargo unless it is up to date.
+pub async fn release_binary() -> Result<PathBuf> {
+    let target = tools::target_dir()?;
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = Command::new(cargo);
+    command.args(["build", "--release", "--package", "weir", "--bin", "weir", "--manifest-path"]);
+    command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("../Cargo.toml"));
+    command.arg("--target-dir").arg(&target).stdin(Stdio::null()).kill_on_drop(true);
+    let status = tokio::time::timeout(BUILD, command.status()).await.context("build weir in time")??;
+    ensure!(status.success(), "build weir: cargo ended with {status}");
+    Ok(target.join("release").join("weir"))
+}
+
+/// What the binary calls itself, with its version.
+pub async fn version(binary: &Path) -> Result<String> {
+    let output = Command::new(binary).arg("--version").output().await;
+    let output = output.with_context(|| format!("run {}", binary.display()))?;
+    Ok(String::from_utf8(output.stdout)?.trim().to_owned())
 }
 
 async fn build() -> Result<PathBuf> {

@@ -5,6 +5,7 @@
 
 mod control;
 mod crash;
+mod crowd;
 mod foreign;
 mod hostile;
 mod lifecycle;

@@ -18,9 +18,10 @@ mod report;
 mod run;
 mod shared;
 mod subscriber;
+mod usage;
 mod wire;
 
-use std::num::NonZeroU16;
+use std::num::{NonZeroU16, NonZeroU32};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
@@ -68,6 +69,9 @@ pub(super) struct CommonArgs {
     /// Let the load go to another machine
     #[arg(long)]
     allow_remote: bool,
+    /// Process id of a broker on this machine, to report the processor time and memory it uses
+    #[arg(long, value_name = "PID")]
+    broker_pid: Option<u32>,
     /// How to print the result
     #[arg(short, long, value_enum, value_name = "FORMAT", default_value = "text")]
     output: Format,
@@ -90,6 +94,22 @@ struct LoadArgs {
     window: NonZeroU16,
 }
 
+/// How a closed loop follows the arrivals.
+#[derive(Clone, Copy, Debug, Args)]
+struct ArrivalArgs {
+    /// With --rate max: messages sent and not yet arrived, over all publishers [default: all their windows]
+    #[arg(long, value_name = "N")]
+    under_way: Option<NonZeroU32>,
+}
+
+impl ArrivalArgs {
+    /// Most messages under way; `None` where the clock sets the pace.
+    fn limit(self, load: &LoadArgs, publishers: u32) -> Option<u64> {
+        let windows = u64::from(load.window.get()) * u64::from(publishers);
+        (load.rate == Rate::Max).then(|| self.under_way.map_or(windows, |limit| limit.get().into()))
+    }
+}
+
 #[derive(Clone, Debug, Args)]
 pub(super) struct FanoutArgs {
     /// Publishers
@@ -107,6 +127,8 @@ pub(super) struct FanoutArgs {
     #[command(flatten)]
     load: LoadArgs,
     #[command(flatten)]
+    arrivals: ArrivalArgs,
+    #[command(flatten)]
     common: CommonArgs,
 }
 
@@ -123,6 +145,8 @@ pub(super) struct LatencyArgs {
     qos: QoS,
     #[command(flatten)]
     load: LoadArgs,
+    #[command(flatten)]
+    arrivals: ArrivalArgs,
     #[command(flatten)]
     common: CommonArgs,
 }
@@ -246,6 +270,7 @@ impl FanoutArgs {
             publishers: self.load.publishers(self.publishers, self.qos, |_| self.topic.clone())?,
             subscribers: vec![subscriber; self.subscribers as usize],
             copies: self.subscribers.into(),
+            under_way: self.arrivals.limit(&self.load, self.publishers),
             duration: self.common.duration,
             ..Plan::default()
         })
@@ -260,6 +285,7 @@ impl LatencyArgs {
             publishers: self.load.publishers(self.pairs, self.qos, topic)?,
             subscribers: (0..self.pairs).map(|n| SubscriberPlan::new(&topic(n), self.qos)).collect(),
             copies: 1,
+            under_way: self.arrivals.limit(&self.load, self.pairs),
             duration: self.common.duration,
             ..Plan::default()
         })

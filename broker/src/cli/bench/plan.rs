@@ -17,6 +17,8 @@ pub(super) struct Plan {
     pub(super) idle: u32,
     /// Deliveries that one message makes.
     pub(super) copies: u64,
+    /// Messages that may be sent and not yet arrived, over all publishers; `None` if the arrivals set no pace.
+    pub(super) under_way: Option<u64>,
     /// Messages that are stored already and will be delivered.
     pub(super) stored: u64,
     /// Time to publish, or to read what is stored.

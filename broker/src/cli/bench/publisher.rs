@@ -18,8 +18,6 @@ use crate::client::Client;
 
 /// Time after the end to wait for acknowledgements.
 const GRACE: Duration = Duration::from_secs(5);
-/// How often a closed loop looks whether messages have arrived, in nanoseconds.
-const ARRIVALS_EVERY: u64 = 200_000;
 /// Time without an arrival after which a closed loop goes on, in nanoseconds.
 const ARRIVALS_MISSED: u64 = 200_000_000;
 
@@ -34,7 +32,8 @@ pub(super) async fn run(plan: PublisherPlan, member: Member) -> anyhow::Result<(
     let Some((start, end)) = member.started().await else { return Ok(()) };
     let schedule = Schedule::new(&plan, member.shared.nanos(start), member.shared.nanos(end));
     let (wire, _) = Wire::new(client);
-    let mut publisher = Publisher { wire, template, ids, schedule, member };
+    let turn = if member.shared.follows_arrivals() { plan.window.get().into() } else { u64::MAX };
+    let mut publisher = Publisher { wire, template, ids, schedule, member, turn };
     let published = tokio::select! {
         published = publisher.publish(&pacer) => published,
         () = Member::stopped(&mut phases) => Ok(()),
@@ -49,6 +48,8 @@ struct Publisher {
     ids: Ids,
     schedule: Schedule,
     member: Member,
+    /// Most messages at once.
+    turn: u64,
 }
 
 impl Publisher {
@@ -66,18 +67,21 @@ impl Publisher {
                 break;
             }
             ensure!(now < give_up, "{} publishes not acknowledged in time", self.ids.in_flight());
-            let wake = if over {
-                give_up
-            } else if !self.has_room() {
-                self.schedule.end
-            } else if shared.backlog_room() == 0 {
-                now + ARRIVALS_EVERY
-            } else {
-                self.schedule.next_due(now)
+            // A closed loop waits for acknowledgements, or for its turn after arrivals; the clock only ends it.
+            let due = self.schedule.next_due(now);
+            let follows = shared.follows_arrivals() && !over && due.is_none() && self.has_room();
+            let wake = match due {
+                _ if over => give_up,
+                Some(due) if self.has_room() => due,
+                None if follows => self.schedule.end.min(now + ARRIVALS_MISSED),
+                _ => self.schedule.end,
             };
+            let coarse = self.schedule.is_closed();
             tokio::select! {
                 ready = self.wire.ready() => ready?,
-                slept = pacer.sleep_until(shared.instant(wake)) => slept?,
+                () = shared.room(), if follows => {}
+                () = tokio::time::sleep_until(shared.instant(wake)), if coarse => {}
+                slept = pacer.sleep_until(shared.instant(wake)), if !coarse => slept?,
             }
             self.wire.transfer()?;
             self.take_acks()?;
@@ -98,8 +102,10 @@ impl Publisher {
         if room == 0 && now.saturating_sub(progress) > ARRIVALS_MISSED {
             self.member.shared.forgive_backlog();
         }
+        // Each publisher in turn: none takes more of the room than its window.
+        let turn = room.min(self.turn);
         let mut sent = 0;
-        while sent < room && self.has_room() {
+        while sent < turn && self.has_room() {
             let Some(due) = self.schedule.take_due(now) else { break };
             let packet_id = self.ids.take(due);
             self.template.write(&mut self.wire.output, packet_id, self.member.shared.run, due);
@@ -109,6 +115,9 @@ impl Publisher {
             let counts = &self.member.shared.counts;
             add(&counts.sent, sent);
             counts.last_sent.fetch_max(now, std::sync::atomic::Ordering::Relaxed);
+        }
+        if sent < room && now >= self.schedule.start {
+            self.member.shared.announce_room();
         }
         sent > 0
     }
@@ -279,9 +288,17 @@ impl Schedule {
         self.start + (n as f64 * self.interval.unwrap_or(0.0)) as u64
     }
 
-    /// When the next message is due, which may be past.
-    fn next_due(&self, now: u64) -> u64 {
-        if self.interval.is_some() { self.due(self.taken).min(self.end) } else { now.max(self.start) }
+    /// Whether messages have no times of their own.
+    const fn is_closed(&self) -> bool {
+        self.interval.is_none()
+    }
+
+    /// When the next message is due, which may be past; in a closed loop only before the start.
+    fn next_due(&self, now: u64) -> Option<u64> {
+        match self.interval {
+            Some(_) => Some(self.due(self.taken).min(self.end)),
+            None => (now < self.start).then_some(self.start),
+        }
     }
 
     /// The time of the next message, if it is due.
@@ -332,7 +349,7 @@ mod tests {
         let plan = plan(Rate::PerSecond(1000.0), QoS::AtMostOnce);
         let mut schedule = Schedule::new(&plan, 1_000_000, 11_000_000);
         assert_eq!(schedule.take_due(1_400_000), None);
-        assert_eq!(schedule.next_due(1_400_000), 1_500_000);
+        assert_eq!(schedule.next_due(1_400_000), Some(1_500_000));
         assert_eq!(schedule.take_due(1_500_000), Some(1_500_000));
         assert_eq!(schedule.take_due(1_600_000), None);
         // Held up for five milliseconds: what was due meanwhile is due at its own time.

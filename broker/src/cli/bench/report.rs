@@ -6,6 +6,7 @@ use super::latency::{Latencies, Latency};
 use super::plan::Plan;
 use super::run::expected;
 use super::shared::{Shared, read};
+use super::usage::Used;
 use crate::cli::output::Table;
 
 /// All runs of a scenario.
@@ -31,12 +32,25 @@ pub(super) struct Outcome {
     /// From the start to the last publish, and to the last arrival.
     sent_for: u64,
     received_for: u64,
+    /// From the first connection to the last.
+    set_up: u64,
     latencies: Latencies,
+    used: Used,
+}
+
+/// When things happened, in nanoseconds.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Times {
+    /// Of the first message, or the first idle connection.
+    pub(super) started: u64,
+    /// From the first connection to the last.
+    pub(super) set_up: u64,
 }
 
 impl Outcome {
-    pub(super) fn new(plan: &Plan, shared: &Shared, latencies: Latencies, started: u64) -> Self {
+    pub(super) fn new(plan: &Plan, shared: &Shared, latencies: Latencies, times: Times, used: Used) -> Self {
         let counts = &shared.counts;
+        let Times { started, set_up } = times;
         Self {
             sent: read(&counts.sent),
             unsent: read(&counts.unsent),
@@ -50,7 +64,9 @@ impl Outcome {
             first_error: shared.first_error(),
             sent_for: read(&counts.last_sent).saturating_sub(started),
             received_for: read(&counts.last_received).saturating_sub(started),
+            set_up,
             latencies,
+            used,
         }
     }
 
@@ -68,6 +84,15 @@ impl Outcome {
     /// Time from the last publish to the last arrival.
     fn drain(&self) -> u64 {
         self.received_for.saturating_sub(self.sent_for)
+    }
+
+    /// What the broker's processor time is shared by: arrivals, or else acknowledged publishes or connections.
+    const fn work(&self) -> (&'static str, u64) {
+        match (self.received + self.foreign, self.acked) {
+            (0, 0) => ("connection", self.connected),
+            (0, acked) => ("message", acked),
+            (received, _) => ("message", received),
+        }
     }
 
     /// Which latencies mean something in this run.
@@ -121,7 +146,7 @@ fn text(plan: &Plan, outcome: &Outcome) -> String {
         counts.row(vec![name.to_owned(), total.to_string(), per_second]);
     };
     if plan.idle > 0 {
-        row("connected", outcome.connected, String::new());
+        row("connected", outcome.connected, rate(outcome.connected, seconds(outcome.set_up)));
     }
     if !plan.publishers.is_empty() {
         row("sent", outcome.sent, rate(outcome.sent, seconds(outcome.sent_for)));
@@ -162,6 +187,29 @@ fn text(plan: &Plan, outcome: &Outcome) -> String {
     if !plan.subscribers.is_empty() && !plan.publishers.is_empty() {
         text.push_str(&format!("\nlast arrival {} after the last publish\n", nanos(outcome.drain())));
     }
+    text.push_str(&used(outcome));
+    text
+}
+
+/// What processes used, where it is known.
+fn used(outcome: &Outcome) -> String {
+    let mut text = String::new();
+    let (what, n) = outcome.work();
+    if let Some(cpu) = outcome.used.load_cpu {
+        text.push_str(&format!("processor time of the load generator: {:.2} s\n", cpu.as_secs_f64()));
+    }
+    if let Some(cpu) = outcome.used.broker_cpu.filter(|_| n > 0) {
+        let each = (cpu / u32::try_from(n).unwrap_or(u32::MAX)).as_secs_f64() * 1e6;
+        text.push_str(&format!("of the broker: {:.2} s, {each:.2} us a {what}\n", cpu.as_secs_f64()));
+    }
+    if let Some((before, after)) = outcome.used.broker_memory {
+        let kibibytes = |bytes: u64| bytes.div_ceil(1024);
+        text.push_str(&format!(
+            "memory of the broker: {} KiB, before {} KiB\n",
+            kibibytes(after),
+            kibibytes(before)
+        ));
+    }
     text
 }
 
@@ -193,7 +241,10 @@ fn document(plan: &Plan, outcome: &Outcome) -> Value {
         "drainNanos": outcome.drain(),
         "errors": outcome.errors,
         "firstError": outcome.first_error,
+        "connectNanos": outcome.set_up,
+        "measuredNanos": outcome.received_for.max(outcome.sent_for),
         "latency": latencies.collect::<serde_json::Map<_, _>>(),
+        "used": outcome.used.document(),
     })
 }
 
@@ -261,7 +312,9 @@ mod tests {
             first_error: None,
             sent_for: 0,
             received_for: 0,
+            set_up: 0,
             latencies: Latencies::default(),
+            used: Used::default(),
         };
         let check =
             |outcome: Outcome, lost, extra| assert_eq!((outcome.lost(), outcome.extra(&plan)), (lost, extra));

@@ -13,8 +13,9 @@ use tokio::time::Instant;
 use super::CommonArgs;
 use super::latency::Latencies;
 use super::plan::{Plan, PublisherPlan, SubscriberPlan};
-use super::report::{self, Outcome};
+use super::report::{self, Outcome, Times};
 use super::shared::{Counts, Member, Phase, Shared, read};
+use super::usage::{Processes, Used};
 use super::{idle, publisher, subscriber};
 
 /// Longest wait until all connections are made.
@@ -46,19 +47,20 @@ pub(super) fn execute(plan: &Plan, common: &CommonArgs, run: u64) -> anyhow::Res
     let mut workers = Workers::spawn(plan, &shared, common.threads.into())?;
     let executed = runtime.block_on(async {
         tokio::select! {
-            controlled = control(plan, &shared, &mut workers) => controlled,
+            controlled = control(plan, &shared, &mut workers, Processes { broker: common.broker_pid }) => controlled,
             interrupted = tokio::signal::ctrl_c() => {
                 interrupted?;
                 eprintln!("interrupted");
-                Ok(shared.now())
+                let now = shared.now();
+                Ok((Times { started: now, set_up: 0 }, Used::default()))
             }
         }
     });
     shared.set_phase(Phase::Stop);
     workers.join();
-    let started = executed?;
+    let (times, used) = executed?;
     workers.collect();
-    Ok(Outcome::new(plan, &shared, workers.total, started))
+    Ok(Outcome::new(plan, &shared, workers.total, times, used))
 }
 
 async fn check_loopback(common: &CommonArgs) -> anyhow::Result<()> {
@@ -73,15 +75,25 @@ async fn check_loopback(common: &CommonArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Follows the run to its end; returns when it started.
-async fn control(plan: &Plan, shared: &Shared, workers: &mut Workers) -> anyhow::Result<u64> {
+/// Follows the run to its end; returns when it started and what processes used from then on. Idle connections are
+/// what is measured, so making them counts.
+async fn control(
+    plan: &Plan,
+    shared: &Shared,
+    workers: &mut Workers,
+    processes: Processes,
+) -> anyhow::Result<(Times, Used)> {
     let counts = &shared.counts;
-    let idle_start = shared.now();
+    let (setup_start, mut before) = (shared.now(), processes.read());
     set_up(shared, workers.members).await?;
+    let set_up = shared.now() - setup_start;
     let start = shared.clock.now() + LEAD;
     let end = start + plan.duration;
     shared.set_phase(Phase::Run { start, end });
     tokio::time::sleep_until(start).await;
+    if plan.idle == 0 {
+        before = processes.read();
+    }
 
     let mut progress = Progress::new(start);
     loop {
@@ -96,7 +108,8 @@ async fn control(plan: &Plan, shared: &Shared, workers: &mut Workers) -> anyhow:
         }
         tokio::time::sleep(TICK).await;
     }
-    Ok(if plan.idle > 0 { idle_start } else { shared.nanos(start) })
+    let started = if plan.idle > 0 { setup_start } else { shared.nanos(start) };
+    Ok((Times { started, set_up }, processes.read().since(&before)))
 }
 
 async fn set_up(shared: &Shared, members: u64) -> anyhow::Result<()> {

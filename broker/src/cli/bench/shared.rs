@@ -8,13 +8,13 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use bytestring::ByteString;
 use parking_lot::Mutex;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::Instant;
 use weir_codec::QoS;
 use weir_env::clock::Clock;
 
 use super::latency::Latencies;
-use super::plan::{Plan, Rate};
+use super::plan::Plan;
 use crate::cli::args::BrokerArgs;
 use crate::client::{Client, ConnectOptions};
 
@@ -47,15 +47,15 @@ pub(super) struct Shared {
     /// In every payload, to know our own messages.
     pub(super) run: u64,
     pub(super) counts: Counts,
-    /// Bounds what is under way where acknowledgements do not.
+    /// Bounds what is under way in a closed loop.
     backlog: Option<Backlog>,
     phase_tx: watch::Sender<Phase>,
     connecting: Semaphore,
     first_error: Mutex<Option<String>>,
 }
 
-/// Messages of a closed loop at QoS 0: published and not yet arrived. Without a bound they would pile up in the
-/// sockets, and the run would measure how much fits there.
+/// Messages of a closed loop: published and not yet arrived. Without a bound they would pile up in the broker and
+/// in the sockets, and the run would measure how much fits there.
 #[derive(Debug)]
 struct Backlog {
     /// Deliveries that one message makes.
@@ -64,6 +64,9 @@ struct Backlog {
     max: u64,
     /// Messages that no longer count, because nothing has arrived for a while: QoS 0 may lose them.
     forgiven: AtomicU64,
+    /// Wakes a publisher when there may be room again. One at a time, in the order of their waiting: who finds more
+    /// room than it can use wakes the next.
+    room: Notify,
 }
 
 /// Counters of a run.
@@ -112,12 +115,11 @@ pub(super) fn read(counter: &AtomicU64) -> u64 {
 
 impl Shared {
     pub(super) fn new(broker: BrokerArgs, plan: &Plan, run: u64) -> Self {
-        let closed = plan.publishers.iter().filter(|p| p.rate == Rate::Max && p.qos == QoS::AtMostOnce);
-        let max = closed.map(|publisher| u64::from(publisher.window.get())).sum();
-        let backlog = (max > 0 && plan.copies > 0).then(|| Backlog {
+        let backlog = plan.under_way.filter(|_| plan.copies > 0).map(|max| Backlog {
             copies: plan.copies,
             max,
             forgiven: AtomicU64::new(0),
+            room: Notify::new(),
         });
         let clock = Clock::system();
         Self {
@@ -159,6 +161,26 @@ impl Shared {
         let Some(backlog) = &self.backlog else { return u64::MAX };
         let done = read(&self.counts.received) / backlog.copies + read(&backlog.forgiven);
         backlog.max.saturating_sub(read(&self.counts.sent).saturating_sub(done))
+    }
+
+    /// Whether publishers wait for the arrivals.
+    pub(super) const fn follows_arrivals(&self) -> bool {
+        self.backlog.is_some()
+    }
+
+    /// Says that messages have arrived, or that there is room left.
+    pub(super) fn announce_room(&self) {
+        if let Some(backlog) = &self.backlog {
+            backlog.room.notify_one();
+        }
+    }
+
+    /// Waits for a turn to publish after arrivals; forever if no publisher waits for them. Cancel-safe.
+    pub(super) async fn room(&self) {
+        match &self.backlog {
+            Some(backlog) => backlog.room.notified().await,
+            None => std::future::pending().await,
+        }
     }
 
     /// Gives up what is under way.
@@ -231,22 +253,18 @@ pub(super) fn check_qos(client: &Client, qos: QoS) -> anyhow::Result<()> {
 mod tests {
     use clap::{Args as _, FromArgMatches as _};
 
-    use super::super::plan::PublisherPlan;
     use super::*;
 
-    fn shared(rate: Rate, qos: QoS) -> Shared {
-        let window = NonZeroU16::new(5).unwrap();
-        let publisher =
-            PublisherPlan { topic: "t".into(), qos, size: 16, rate, lag: 0.0, window, count: u64::MAX };
-        let plan = Plan { publishers: vec![publisher; 2], copies: 3, ..Plan::default() };
+    fn shared(under_way: Option<u64>) -> Shared {
+        let plan = Plan { under_way, copies: 3, ..Plan::default() };
         let command = BrokerArgs::augment_args(clap::Command::new("test"));
         let broker = BrokerArgs::from_arg_matches(&command.get_matches_from(["test"])).unwrap();
         Shared::new(broker, &plan, 7)
     }
 
     #[test]
-    fn a_closed_loop_without_acknowledgements_follows_the_arrivals() {
-        let shared = shared(Rate::Max, QoS::AtMostOnce);
+    fn a_closed_loop_follows_the_arrivals() {
+        let shared = shared(Some(10));
         assert_eq!(shared.backlog_room(), 10);
         add(&shared.counts.sent, 10);
         assert_eq!(shared.backlog_room(), 0);
@@ -259,14 +277,12 @@ mod tests {
 
     #[test]
     fn other_loops_do_not() {
-        for (rate, qos) in [(Rate::PerSecond(1.0), QoS::AtMostOnce), (Rate::Max, QoS::AtLeastOnce)] {
-            assert_eq!(shared(rate, qos).backlog_room(), u64::MAX);
-        }
+        assert_eq!(shared(None).backlog_room(), u64::MAX);
     }
 
     #[test]
     fn instants_and_nanoseconds_agree() {
-        let shared = shared(Rate::Max, QoS::AtMostOnce);
+        let shared = shared(None);
         assert_eq!(shared.nanos(shared.instant(5_000)), 5_000);
     }
 }

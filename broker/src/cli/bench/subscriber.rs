@@ -105,6 +105,7 @@ impl Tally<'_> {
             add(&shared.counts.received, tally.received);
             add(&shared.counts.foreign, tally.foreign);
             shared.counts.last_received.fetch_max(tally.now, Ordering::Relaxed);
+            shared.announce_room();
         }
         result
     }

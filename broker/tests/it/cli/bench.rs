@@ -40,14 +40,19 @@ async fn closed_loops_and_idle_connections_end() {
     let broker = LittleBroker::start().await;
     let url = broker.url();
     let common = ["-d", "200ms", "-o", "json", "--url", &url];
-    for qos in ["-q0", "-q1"] {
-        let args = [&["bench", "fanout", "-c2", "--rate", "max", qos][..], &common].concat();
+    for args in [&["-q0"][..], &["-q1"], &["-q0", "-p5", "--under-way", "3"]] {
+        let args = [&["bench", "fanout", "-c2", "--rate", "max"], args, &common].concat();
         let run = &document(weir(&args, "").await)["runs"][0];
-        assert!(run["sent"].as_u64().unwrap() > 0);
+        assert!(run["sent"].as_u64().unwrap() > 5, "{run}");
         assert_eq!(run["lost"], 0, "{run}");
     }
-    let args = [&["bench", "connect", "-n20"][..], &common].concat();
+    let pid = std::process::id().to_string();
+    let args = [&["bench", "connect", "-n20", "--broker-pid", &pid][..], &common].concat();
     let run = &document(weir(&args, "").await)["runs"][0];
+    assert!(run["connectNanos"].as_u64().unwrap() > 0);
+    if cfg!(target_os = "linux") {
+        assert!(run["used"]["brokerResidentBytesAfter"].as_u64().unwrap() > 0, "{run}");
+    }
     assert_eq!((&run["connected"], &run["errors"]), (&20.into(), &0.into()));
     assert!(run["latency"]["connect"]["p50Nanos"].as_u64().unwrap() > 0);
 }
