@@ -1,7 +1,8 @@
 //! What waits to be delivered to one connected client: filled by other connections, emptied by its own.
 //!
-//! Bounded in bytes. A full mailbox refuses more, and whoever fills it counts what was refused: a slow
-//! client costs only itself.
+//! Bounded in bytes; a slow client costs only itself. A full mailbox refuses messages of QoS 0. For one of QoS 1
+//! or 2 it lets go of those of QoS 0; if that is not enough the client is shed, because what it was promised must
+//! not go missing unsaid. Whoever fills a mailbox counts what that cost.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -31,12 +32,27 @@ pub(crate) struct Letter {
 pub(crate) enum Eviction {
     /// Another connection of the same client id.
     TakenOver,
+    /// Messages of QoS 1 or 2 for it are more than may wait.
+    TooSlow,
+}
+
+/// What became of a message for a mailbox.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pushed {
+    /// It waits. To make room so many of QoS 0 were let go.
+    Added { dropped: u64 },
+    /// There is no room: it was not added.
+    Refused,
+    /// Neither this one nor so many that waited will be delivered: the client is told to end.
+    Shed { dropped: u64 },
 }
 
 #[derive(Debug, Default)]
 struct State {
     letters: VecDeque<Letter>,
     bytes: usize,
+    /// Those of QoS 0 among the letters.
+    droppable: usize,
     inbox_changed: bool,
     eviction: Option<Eviction>,
 }
@@ -54,21 +70,38 @@ impl Mailbox {
         Self { state: Mutex::default(), bytes_max, changed: Notify::new() }
     }
 
-    /// Adds a message. False if there is no room: it was not added.
-    pub(crate) fn push(&self, letter: Letter) -> bool {
+    /// Adds a message, one at least.
+    pub(crate) fn push(&self, letter: Letter) -> Pushed {
         let size = size(&letter);
         let mut state = self.state.lock();
-        if state.bytes.saturating_add(size) > self.bytes_max && !state.letters.is_empty() {
-            return false;
+        let mut dropped = 0;
+        if state.eviction == Some(Eviction::TooSlow) {
+            return Pushed::Refused;
+        }
+        if !state.has_room(size, self.bytes_max) {
+            if letter.qos == QoS::AtMostOnce {
+                return Pushed::Refused;
+            }
+            dropped = state.drop_droppable();
+            if !state.has_room(size, self.bytes_max) {
+                dropped += state.letters.len() as u64;
+                let shed = State { eviction: Some(Eviction::TooSlow), ..State::default() };
+                let shed = std::mem::replace(&mut *state, shed);
+                drop(state);
+                drop(shed);
+                self.changed.notify_one();
+                return Pushed::Shed { dropped };
+            }
         }
         let wake = state.letters.is_empty();
         state.bytes += size;
+        state.droppable += usize::from(letter.qos == QoS::AtMostOnce);
         state.letters.push_back(letter);
         drop(state);
         if wake {
             self.changed.notify_one();
         }
-        true
+        Pushed::Added { dropped }
     }
 
     /// The next message.
@@ -76,6 +109,7 @@ impl Mailbox {
         let mut state = self.state.lock();
         let letter = state.letters.pop_front()?;
         state.bytes = state.bytes.saturating_sub(size(&letter));
+        state.droppable -= usize::from(letter.qos == QoS::AtMostOnce);
         if state.letters.is_empty() && state.letters.capacity() > 64 {
             state.letters = VecDeque::new();
         }
@@ -114,6 +148,22 @@ impl Mailbox {
     }
 }
 
+impl State {
+    fn has_room(&self, size: usize, bytes_max: usize) -> bool {
+        self.letters.is_empty() || self.bytes.saturating_add(size) <= bytes_max
+    }
+
+    /// Lets go of the messages of QoS 0; how many there were.
+    fn drop_droppable(&mut self) -> u64 {
+        if self.droppable == 0 {
+            return 0;
+        }
+        self.letters.retain(|letter| letter.qos != QoS::AtMostOnce);
+        self.bytes = self.letters.iter().map(size).sum();
+        std::mem::take(&mut self.droppable) as u64
+    }
+}
+
 fn size(letter: &Letter) -> usize {
     let properties = &letter.message.properties;
     let user: usize =
@@ -126,12 +176,18 @@ fn size(letter: &Letter) -> usize {
 mod tests {
     use super::*;
 
+    const ADDED: Pushed = Pushed::Added { dropped: 0 };
+
     fn letter(bytes: usize) -> Letter {
+        letter_of(QoS::AtMostOnce, bytes)
+    }
+
+    fn letter_of(qos: QoS, bytes: usize) -> Letter {
         let topic = weir_topic::TopicName::parse("t").unwrap();
         let message = Message { topic, payload: vec![0; bytes].into(), properties: Default::default() };
         Letter {
             message: Arc::new(message),
-            qos: QoS::AtMostOnce,
+            qos,
             retain: false,
             subscription_identifiers: SmallVec::new(),
             expires_at: None,
@@ -142,16 +198,33 @@ mod tests {
     #[test]
     fn a_full_mailbox_refuses_until_it_is_emptied() {
         let mailbox = Mailbox::new(3000);
-        assert!(mailbox.push(letter(1000)) && mailbox.push(letter(1000)));
-        assert!(!mailbox.push(letter(1000)));
+        assert_eq!((mailbox.push(letter(1000)), mailbox.push(letter(1000))), (ADDED, ADDED));
+        assert_eq!(mailbox.push(letter(1000)), Pushed::Refused);
         assert!(mailbox.pop().is_some());
-        assert!(mailbox.push(letter(1000)));
+        assert_eq!(mailbox.push(letter(1000)), ADDED);
     }
 
     #[test]
     fn one_message_always_fits() {
-        let mailbox = Mailbox::new(10);
-        assert!(mailbox.push(letter(1000)));
-        assert!(!mailbox.push(letter(0)));
+        for qos in [QoS::AtMostOnce, QoS::AtLeastOnce] {
+            let mailbox = Mailbox::new(10);
+            assert_eq!(mailbox.push(letter_of(qos, 1000)), ADDED);
+            assert_eq!(mailbox.push(letter(0)), Pushed::Refused);
+        }
+    }
+
+    #[test]
+    fn qos_0_makes_room_and_then_the_client_is_shed() {
+        let mailbox = Mailbox::new(4000);
+        mailbox.push(letter(1000));
+        mailbox.push(letter_of(QoS::AtLeastOnce, 1000));
+        mailbox.push(letter(1000));
+        assert_eq!(mailbox.push(letter_of(QoS::ExactlyOnce, 1000)), Pushed::Added { dropped: 2 });
+        assert_eq!(mailbox.push(letter_of(QoS::AtLeastOnce, 1000)), ADDED);
+        assert_eq!(mailbox.eviction(), None);
+        assert_eq!(mailbox.push(letter_of(QoS::AtLeastOnce, 1000)), Pushed::Shed { dropped: 3 });
+        assert_eq!(mailbox.eviction(), Some(Eviction::TooSlow));
+        assert!(mailbox.pop().is_none());
+        assert_eq!(mailbox.push(letter_of(QoS::AtLeastOnce, 0)), Pushed::Refused);
     }
 }

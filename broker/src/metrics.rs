@@ -159,6 +159,8 @@ labels! {
     Dropped("reason") {
         /// QoS 0, and too much waits to be written to the client.
         OutboxFull = "outbox_full",
+        /// It waited, or was to wait, for a client that was shed because it reads too slowly.
+        ClientShed = "client_shed",
         /// The inbox of a persistent session is at its limit.
         InboxFull = "inbox_full",
         /// The message expired before it could be sent.

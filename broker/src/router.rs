@@ -17,7 +17,7 @@ use weir_core::keyspace::session::Incarnation;
 use weir_env::seed::HashMap;
 use weir_topic::{MatchTrie, Subscription, TopicFilter};
 
-use crate::mailbox::{Letter, Mailbox};
+use crate::mailbox::{Letter, Mailbox, Pushed};
 use crate::metrics::{Dropped, Metrics};
 
 /// Identifies a session in this process, clean or persistent.
@@ -289,8 +289,13 @@ impl Router {
                 expires_at,
                 span: span.clone(),
             };
-            if !mailbox.push(letter) {
-                self.metrics.messages_dropped.inc(Dropped::OutboxFull);
+            let dropped = &self.metrics.messages_dropped;
+            match mailbox.push(letter) {
+                Pushed::Added { dropped: 0 } => {}
+                Pushed::Added { dropped: n } => dropped.add(Dropped::OutboxFull, n),
+                Pushed::Refused => dropped.inc(Dropped::OutboxFull),
+                // This one and those that waited.
+                Pushed::Shed { dropped: n } => dropped.add(Dropped::ClientShed, n + 1),
             }
         }
     }

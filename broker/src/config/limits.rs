@@ -67,10 +67,13 @@ limits! {
     /// Subscriptions of one client
     max_subscriptions_per_client: u32 = 1_000, 1..=1_000_000;
         "limits.maxSubscriptionsPerClient", "max-subscriptions-per-client", "WEIR_MAX_SUBSCRIPTIONS_PER_CLIENT";
-    /// Bytes of live messages that wait for one client; beyond, more are dropped and counted, QoS 1 and 2 of clean
-    /// sessions too
+    /// Bytes of live messages that wait for one client; beyond, those of QoS 0 are dropped and counted, and a client
+    /// for which more of QoS 1 and 2 wait is disconnected
     outbox_bytes_per_client: ByteCount = ByteCount::mib(4), ByteCount::kib(64)..=ByteCount::gib(1);
         "limits.outboxBytesPerClient", "outbox-bytes-per-client", "WEIR_OUTBOX_BYTES_PER_CLIENT";
+    /// Time in which a client must take 16 KiB, or all that waits for it; one that does not is disconnected
+    slow_client_timeout: Duration = Duration::from_mins(1), Duration::from_millis(100)..=Duration::from_hours(1);
+        "limits.slowClientTimeout", "slow-client-timeout", "WEIR_SLOW_CLIENT_TIMEOUT";
     /// Messages kept for one persistent session
     inbox_messages_per_client: u64 = 10_000, 1..=100_000_000;
         "limits.inboxMessagesPerClient", "inbox-messages-per-client", "WEIR_INBOX_MESSAGES_PER_CLIENT";

@@ -43,8 +43,9 @@ impl Connection {
         }
         self.release_queues(&closed).await;
         self.subscriber.disconnect(&self.mailbox);
+        let label = if self.pace.is_shed() { metrics::Closed::TooSlow } else { close_label(closed.cause) };
         self.leave(closed).await;
-        close_label(closed.cause)
+        label
     }
 
     async fn release_queues(&mut self, closed: &Closed) {

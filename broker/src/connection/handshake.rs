@@ -21,6 +21,7 @@ use weir_session::{Delivery, Outgoing, Restored, Session, Transmit};
 
 use super::external::{QUEUE_CHANNEL, STREAM_CHANNEL};
 use super::inlet::Inlet;
+use super::pace::Pace;
 use super::wire::Wire;
 use super::{Connection, FAREWELL_TIMEOUT, InboxState, Incoming, Tag};
 use crate::broker::{Broker, reason_of};
@@ -284,6 +285,7 @@ impl Parts {
             input_ended: false,
             drain_until: None,
             closed: None,
+            pace: Pace::default(),
             broker,
             wire,
             decoder,

@@ -10,6 +10,7 @@ mod deliver;
 mod external;
 mod handshake;
 mod inlet;
+mod pace;
 mod publish;
 mod subscribe;
 mod wire;
@@ -45,6 +46,7 @@ use crate::metrics::{self, Metrics};
 use crate::router::Subscriber;
 use external::{External, StreamBatch};
 use inlet::Inlet;
+use pace::Pace;
 use wire::Wire;
 
 pub(crate) use external::parse_start;
@@ -145,6 +147,8 @@ struct Connection {
     /// The broker shuts down: when this connection ends, whatever is under way.
     drain_until: Option<Instant>,
     closed: Option<Closed>,
+    /// Watches whether the client takes what is written to it.
+    pace: Pace,
     metrics: Metrics,
 }
 
@@ -211,7 +215,8 @@ impl Connection {
             let now = self.broker.clock.now();
             let timeout = self.session.poll_timeout().map(Instant::from);
             let idle_at = (!idle).then(|| now + IDLE_AFTER);
-            let wake_at = [timeout, idle_at, self.drain_until].into_iter().flatten().min();
+            let slow_at = self.pace.poll_timeout();
+            let wake_at = [timeout, idle_at, self.drain_until, slow_at].into_iter().flatten().min();
             let read = self.wants_read() && !self.undecoded && !self.input_ended;
             let take_queue = self.held.is_empty() && self.has_room();
             let take_stream = self.batch.is_none() && self.has_room();
@@ -234,7 +239,10 @@ impl Connection {
                 result = write_of(&mut self.inbox.writing) => self.handle_written(result),
                 () = catalog_change(&mut self.catalog_changes) => Box::pin(self.refresh_externals()).await,
                 () = tokio::time::sleep_until(wake_at.unwrap_or(now)), if wake_at.is_some() => {
-                    if timeout.is_some_and(|at| at <= self.broker.clock.now()) {
+                    let now = self.broker.clock.now();
+                    if slow_at.is_some_and(|at| at <= now) {
+                        self.shed("limits.slowClientTimeout");
+                    } else if timeout.is_some_and(|at| at <= now) {
                         self.handle_timeout(read).await;
                         idle = was_idle;
                     } else {
@@ -257,8 +265,20 @@ impl Connection {
             self.inbox.more = true;
         }
         // Closing a closed session does nothing.
-        if self.mailbox.eviction() == Some(Eviction::TakenOver) {
-            self.session.close(ReasonCode::SessionTakenOver, None);
+        match self.mailbox.eviction() {
+            None => {}
+            Some(Eviction::TakenOver) => self.session.close(ReasonCode::SessionTakenOver, None),
+            Some(Eviction::TooSlow) => self.shed("limits.outboxBytesPerClient"),
+        }
+    }
+
+    /// Ends the connection of a client that reads too slowly, by this limit.
+    fn shed(&mut self, limit: &'static str) {
+        if !self.session.is_closed() {
+            tracing::info!(client = %self.stored.client_id, limit, "client reads too slowly");
+            self.pace.shed();
+            let text = format!("reads too slowly: {limit}");
+            self.session.close(ReasonCode::QuotaExceeded, Some(text.into()));
         }
     }
 
@@ -383,6 +403,8 @@ impl Connection {
                 self.session.handle_lost();
             }
             self.settle_written().await;
+            let (end, written) = self.wire.positions();
+            self.pace.observe(end, written, self.broker.limits.slow_client_timeout, self.broker.clock);
             self.start_write();
             if self.session.is_closed() {
                 self.handle_events().await;
