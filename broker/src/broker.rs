@@ -33,6 +33,7 @@ use crate::convert;
 use crate::metrics::{Dropped, DurableOutcome, Metrics};
 use crate::router::{Matched, Router, Subscriber, SubscriberId, Wish};
 use crate::sys::Sys;
+use crate::under_way::{UnderWay, UnderWayGuard};
 
 /// How long a 3.1.1 publisher's acknowledgement is withheld while the store is tried again: it cannot be told
 /// of a failure other than by closing its connection.
@@ -56,6 +57,7 @@ pub(crate) struct Broker {
     pub(crate) sys: Sys,
     pub(crate) wills: Wills,
     pub(crate) router: Router,
+    pub(crate) under_way: UnderWay,
     pub(crate) clients: Arc<Clients>,
     pub(crate) persistent: Mutex<HashMap<ByteString, Arc<Subscriber>>>,
     pub(crate) metrics: Metrics,
@@ -121,6 +123,7 @@ struct Durable {
     appends: weir_core::core::Receipt,
     inbox: Option<(InboxAppend, Completion)>,
     retained: Option<Completion>,
+    under_way: UnderWayGuard,
 }
 
 /// What has not become durable yet.
@@ -183,6 +186,7 @@ impl Broker {
         live: Option<Box<Live>>,
         targets: &[Arc<Object>],
     ) -> Result<Durable, Error> {
+        let under_way = self.under_way.enter(message.size());
         let appends = self.core.append(targets, &message, &inbound.publisher, inbound.publish).await?;
         let inbox = if inboxes.is_empty() {
             None
@@ -194,7 +198,7 @@ impl Broker {
         };
         let retained =
             if inbound.retain { Some(self.retained.set(Arc::clone(&message)).await?) } else { None };
-        Ok(Durable { broker: Arc::clone(self), message, inbound, live, appends, inbox, retained })
+        Ok(Durable { broker: Arc::clone(self), message, inbound, live, appends, inbox, retained, under_way })
     }
 
     fn live(&self, matched: Matched, inbound: &Inbound, span: &tracing::Span) -> Live {
@@ -224,7 +228,7 @@ impl Broker {
             from: None,
             publisher: Arc::new(publisher),
             version: ProtocolVersion::V5,
-            live: now.saturating_since(due.first_due) < WILL_RETRY_WAIT,
+            live: due.is_first,
         };
         let Outcome { reason, live } = match self.publish(inbound).await {
             Accepted::Done(outcome) => outcome,
@@ -350,7 +354,7 @@ fn whole_seconds(duration: Duration) -> u16 {
 
 impl Durable {
     async fn settle(self) -> Outcome {
-        let Self { broker, message, inbound, live, appends, inbox, retained } = self;
+        let Self { broker, message, inbound, live, appends, inbox, retained, under_way } = self;
         let started = broker.clock.now();
         let mut failures = Failures { appends: appends.settled().await, ..Failures::default() };
         if let Some((append, completion)) = inbox {
@@ -378,6 +382,7 @@ impl Durable {
         if reason.is_some() && inbound.qos == QoS::AtMostOnce {
             broker.metrics.messages_dropped.inc(Dropped::StoreFailed);
         }
+        drop(under_way);
         Outcome { live: live.filter(|_| reason.is_none()), reason: reason.unwrap_or(ReasonCode::Success) }
     }
 }

@@ -17,3 +17,4 @@ mod router;
 pub mod server;
 mod sys;
 pub mod telemetry;
+mod under_way;

@@ -58,6 +58,8 @@ pub struct Inner {
     pub messages_dropped: CounterBy<Dropped>,
     /// Outcomes of making a publish durable in all its queues, streams and inboxes.
     pub durable_publishes: CounterBy<DurableOutcome>,
+    /// Bytes of publishes that are becoming durable.
+    pub publish_bytes_under_way: Gauge,
     /// Time from a PUBLISH to its commit, for publishes that need one.
     pub publish_commit_seconds: Histogram,
     /// Clients that broke the protocol, by what they did.
@@ -331,6 +333,11 @@ impl Metrics {
             deliveries: counter_by(r, "deliveries", "PUBLISH packets written to subscribers"),
             messages_dropped: counter_by(r, "messages_dropped", "Messages that did not reach a subscriber"),
             durable_publishes: counter_by(r, "durable_publishes", "Publishes to queues, streams and inboxes"),
+            publish_bytes_under_way: gauge_of_bytes(
+                r,
+                "publish_under_way",
+                "Bytes of publishes that are becoming durable",
+            ),
             publish_commit_seconds: seconds(r, "publish_commit", "Time from PUBLISH to its commit"),
             protocol_errors: counter_by(r, "protocol_errors", "Clients that broke the protocol"),
             sessions: gauge(r, "sessions", "Sessions, connected or not"),
@@ -370,6 +377,12 @@ impl<L: Label> CounterBy<L> {
 fn gauge(registry: &mut Registry, name: &str, help: &str) -> Gauge {
     let gauge = Gauge::default();
     registry.register(name, help, gauge.clone());
+    gauge
+}
+
+fn gauge_of_bytes(registry: &mut Registry, name: &str, help: &str) -> Gauge {
+    let gauge = Gauge::default();
+    registry.register_with_unit(name, help, Unit::Bytes, gauge.clone());
     gauge
 }
 

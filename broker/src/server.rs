@@ -7,6 +7,7 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use anyhow::Context;
+use futures_util::{StreamExt, stream};
 use parking_lot::Mutex;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
@@ -18,7 +19,7 @@ use weir_core::inbox::{Inbox, InboxLimits, InboxMetrics, InboxOptions, InboxWrit
 use weir_core::panics::Panics;
 use weir_core::retained::{Retained, RetainedContext, RetainedMetrics, RetainedOptions};
 use weir_core::sessions::Sessions;
-use weir_core::wills::Wills;
+use weir_core::wills::{DUE_MAX, Wills};
 use weir_env::clock::{Clock, Timestamp};
 use weir_env::seed::{HashMap, Seed};
 use weir_manifest::Watcher;
@@ -32,12 +33,17 @@ use crate::listen::{self, Accepting};
 use crate::metrics::Metrics;
 use crate::router::Router;
 use crate::sys::{self, Sys};
+use crate::under_way::UnderWay;
 use crate::{admin, manifests};
 
 /// How often due wills, expired sessions and leftovers are looked for.
 const MAINTAIN_INTERVAL: Duration = Duration::from_secs(1);
 /// How often the folder of manifests is looked at.
 const MANIFEST_INTERVAL: Duration = Duration::from_secs(1);
+/// Wills published at the same time.
+const WILLS_AT_ONCE: usize = 64;
+/// Times that due wills are asked for before sessions and leftovers have their turn.
+const WILL_ROUNDS: usize = 64;
 /// Age from which marks of QoS 2 publishes are swept.
 const MARK_AGE: Duration = Duration::from_secs(24 * 3600);
 /// How often marks and expired retained messages are swept.
@@ -224,6 +230,7 @@ async fn build(
         limits: InboxLimits {
             messages_max: config.limits.inbox_messages_per_client,
             bytes_max: config.limits.inbox_bytes_per_client.0,
+            overflow: config.limits.inbox_overflow,
         },
         ..InboxOptions::default()
     };
@@ -235,7 +242,12 @@ async fn build(
     let retained_metrics = RetainedMetrics::default();
     retained_metrics.register(registry);
     let context = RetainedContext { store, clock, seed: seed.clone(), virtual_shards };
-    let retained = Retained::spawn(context, RetainedOptions::default(), &retained_metrics, tasks, stop)
+    let retained_options = RetainedOptions {
+        messages_max: config.limits.retained_messages,
+        bytes_max: config.limits.retained_bytes.0,
+        ..RetainedOptions::default()
+    };
+    let retained = Retained::spawn(context, retained_options, &retained_metrics, tasks, stop)
         .await
         .context("read retained messages")?;
     Ok(Arc::new(Broker {
@@ -247,6 +259,10 @@ async fn build(
         wills: Wills::new(&sessions),
         sessions,
         router: Router::new(metrics.clone()),
+        under_way: UnderWay::new(
+            config.limits.publish_bytes_under_way.0,
+            metrics.publish_bytes_under_way.clone(),
+        ),
         clients,
         persistent: Mutex::new(HashMap::default()),
         metrics,
@@ -297,10 +313,21 @@ async fn maintain(broker: Arc<Broker>, stop: CancellationToken) {
     }
 }
 
-async fn maintain_once(broker: &Arc<Broker>, now: Timestamp, sweep: bool) -> weir_core::Result<()> {
-    for will in broker.wills.due(now).await? {
-        broker.publish_will(will).await;
+/// Publishes the wills that are due, many at once: they must not wait for each other.
+async fn publish_wills(broker: &Arc<Broker>, now: Timestamp) -> weir_core::Result<()> {
+    for _ in 0..WILL_ROUNDS {
+        let due = broker.wills.due(now).await?;
+        let is_last = due.len() < DUE_MAX;
+        stream::iter(due).for_each_concurrent(WILLS_AT_ONCE, |will| broker.publish_will(will)).await;
+        if is_last {
+            break;
+        }
     }
+    Ok(())
+}
+
+async fn maintain_once(broker: &Arc<Broker>, now: Timestamp, sweep: bool) -> weir_core::Result<()> {
+    publish_wills(broker, now).await?;
     for ended in broker.sessions.expire_due(now).await? {
         broker.forget(&ended);
         broker.metrics.sessions_expired.inc();

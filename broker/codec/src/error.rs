@@ -62,6 +62,12 @@ pub enum Problem {
         /// The limit.
         max: u32,
     },
+    /// Over the limit of the decoder.
+    #[error("more than {max} user properties")]
+    TooManyUserProperties {
+        /// The limit.
+        max: u16,
+    },
     /// The packet ends inside of the field.
     #[error("packet ends too early")]
     Truncated,
@@ -208,6 +214,7 @@ impl Problem {
             Self::TopicName(_) => ReasonCode::TopicNameInvalid,
             Self::TopicAliasZero => ReasonCode::TopicAliasInvalid,
             Self::PacketTooLarge { .. } => ReasonCode::PacketTooLarge,
+            Self::TooManyUserProperties { .. } => ReasonCode::QuotaExceeded,
         }
     }
 

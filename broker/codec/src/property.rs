@@ -76,9 +76,14 @@ pub(crate) enum Property {
     SharedSubscriptionAvailable(bool),
 }
 
+/// User properties of one property block. Each takes a dozen times its bytes on the wire.
+pub(crate) const USER_PROPERTIES_MAX: u16 = 1_000;
+
 /// The property block of one packet, read front to back.
 pub(crate) struct Properties {
     rest: Reader,
+    /// User properties met.
+    users: u16,
     /// One bit for each identifier met.
     seen: u64,
     /// Name of the property met last.
@@ -124,7 +129,7 @@ impl Properties {
         let length = packet.variable_byte_integer("property length")?;
         let length = usize::try_from(length).map_err(|_| Problem::Truncated.at("properties"))?;
         let rest = Reader::new(packet.take(length, "properties")?);
-        Ok(Self { rest, seen: 0, field: "properties" })
+        Ok(Self { rest, users: 0, seen: 0, field: "properties" })
     }
 
     /// The next property; `None` at the end of the block.
@@ -142,6 +147,12 @@ impl Properties {
             return Err(self.repeated());
         }
         self.seen |= bit;
+        if id == id::USER_PROPERTY {
+            self.users = self.users.saturating_add(1);
+            if self.users > USER_PROPERTIES_MAX {
+                return Err(Problem::TooManyUserProperties { max: USER_PROPERTIES_MAX }.at(field));
+            }
+        }
         self.value(id).map(Some)
     }
 

@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use futures_util::{StreamExt, stream};
 use weir_env::clock::Timestamp;
 use weir_storage::limits::VALUE_BYTES_MAX;
 use weir_storage::{Isolation, RangeQuery, Transaction};
@@ -23,7 +24,9 @@ const FORMAT: u8 = 1;
 /// Time after which a will that was handed out and isn't done is handed out again.
 const LEASE: Duration = Duration::from_secs(30);
 /// Wills handed out in one call.
-const DUE_MAX: usize = 256;
+pub const DUE_MAX: usize = 256;
+/// Wills claimed at the same time: their commits share a sync.
+const CLAIMS_MAX: usize = 64;
 
 /// A will as a client gave it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,6 +46,8 @@ pub struct DueWill {
     pub id: WillId,
     /// When it fell due for the first time.
     pub first_due: Timestamp,
+    /// Whether it has not been handed out before.
+    pub is_first: bool,
     /// What to publish.
     pub will: StoredWill,
 }
@@ -69,27 +74,47 @@ impl Wills {
         Self { sessions: sessions.clone() }
     }
 
-    /// Wills due at `now`, each handed out to one caller for thirty seconds. Call it each second.
+    /// Wills due at `now`, at most [`DUE_MAX`], each handed out to one caller for thirty seconds. Call it each
+    /// second.
     ///
     /// # Errors
-    /// If the store fails; what was not handed out stays due.
+    /// If the store fails for all of them; what was not handed out stays due.
     pub async fn due(&self, now: Timestamp) -> Result<Vec<DueWill>> {
-        let shared = &*self.sessions.shared;
-        let mut due = Vec::new();
-        for (shard, id, timer) in shared.due_timers(TimerKind::Will, now, DUE_MAX).await? {
-            let Timer::Will(will) = timer else { continue };
-            let lease = shared.timer_at(now.saturating_add(LEASE));
-            let mut retry = Retry::new(shared.clock);
-            let claimed = loop {
-                let mut tx = shared.store.begin();
-                let outcome = claim(&mut *tx, (shard, id), &will, lease).await;
-                if let Some(outcome) = retry.commit(tx, outcome).await {
-                    break outcome?.0;
-                }
-            };
-            due.extend(claimed);
+        let timers = self.sessions.shared.due_timers(TimerKind::Will, now, DUE_MAX).await?;
+        let claims = timers.into_iter().filter_map(|(shard, id, timer)| match timer {
+            Timer::Will(will) => Some(self.claim((shard, id), will, now)),
+            _ => None,
+        });
+        let claims: Vec<_> = stream::iter(claims).buffered(CLAIMS_MAX).collect().await;
+        let (mut due, mut failed) = (Vec::new(), None);
+        for claimed in claims {
+            match claimed {
+                Ok(claimed) => due.extend(claimed),
+                Err(error) => failed = Some(error),
+            }
         }
-        Ok(due)
+        match failed {
+            Some(error) if due.is_empty() => Err(error),
+            _ => Ok(due),
+        }
+    }
+
+    async fn claim(
+        &self,
+        timer: (VirtualShard, TimerId),
+        will: WillId,
+        now: Timestamp,
+    ) -> Result<Option<DueWill>> {
+        let shared = &*self.sessions.shared;
+        let lease = shared.timer_at(now.saturating_add(LEASE));
+        let mut retry = Retry::new(shared.clock);
+        loop {
+            let mut tx = shared.store.begin();
+            let outcome = claim(&mut *tx, timer, &will, lease).await;
+            if let Some(outcome) = retry.commit(tx, outcome).await {
+                return outcome.map(|(claimed, _)| claimed);
+            }
+        }
     }
 
     /// Forgets a will that has been published, or that isn't to be.
@@ -150,9 +175,11 @@ async fn claim(
         tx.clear(&Timer::key(shard, TimerKind::Will, timer));
         return Ok(None);
     };
+    // A repeat after an unknown outcome finds its own lease, and when it fell due.
+    let is_first = header.first_due == Timestamp::default() || header.timer == Some(lease);
     let first_due = if header.first_due == Timestamp::default() { timer.due } else { header.first_due };
     schedule(tx, id, header, lease, first_due);
-    Ok(Some(DueWill { id: id.clone(), first_due, will: load(tx, id, &header).await? }))
+    Ok(Some(DueWill { id: id.clone(), first_due, is_first, will: load(tx, id, &header).await? }))
 }
 
 /// Writes the will of a connection, or a row that only says that the connection exists.
@@ -222,7 +249,8 @@ pub(crate) async fn release(
     let wait = Duration::from_secs(header.delay_seconds.min(expiry_seconds).into());
     if hand_out && wait.is_zero() {
         schedule(tx, id, header, shared.timer_at(now.saturating_add(LEASE)), now);
-        return Ok(Some(DueWill { id: id.clone(), first_due: now, will: load(tx, id, &header).await? }));
+        let will = load(tx, id, &header).await?;
+        return Ok(Some(DueWill { id: id.clone(), first_due: now, is_first: true, will }));
     }
     if header.timer.is_none() {
         schedule(tx, id, header, shared.timer_at(now.saturating_add(wait)), Timestamp::default());

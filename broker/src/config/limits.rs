@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use weir_core::inbox::InboxOverflow;
+
 use super::settings::{Setting, one};
 use super::value::{ByteCount, Quantity, within};
 
@@ -80,6 +82,19 @@ limits! {
     /// Bytes of messages kept for one persistent session
     inbox_bytes_per_client: ByteCount = ByteCount::mib(64), ByteCount::kib(64)..=ByteCount::gib(1024);
         "limits.inboxBytesPerClient", "inbox-bytes-per-client", "WEIR_INBOX_BYTES_PER_CLIENT";
+    /// What happens to a message for a full inbox: dropNewest or dropOldest (counted), or rejectPublish (its publisher
+    /// is told, and no inbox gets it)
+    inbox_overflow: InboxOverflow = InboxOverflow::DropNewest, InboxOverflow::DropNewest..=InboxOverflow::RejectPublish;
+        "limits.inboxOverflow", "inbox-overflow", "WEIR_INBOX_OVERFLOW";
+    /// Retained messages kept; more are refused
+    retained_messages: u64 = 1_000_000, 1..=100_000_000;
+        "limits.retainedMessages", "retained-messages", "WEIR_RETAINED_MESSAGES";
+    /// Bytes of retained messages kept; more are refused
+    retained_bytes: ByteCount = ByteCount::gib(1), ByteCount::kib(64)..=ByteCount::gib(1024);
+        "limits.retainedBytes", "retained-bytes", "WEIR_RETAINED_BYTES";
+    /// Bytes of publishes that are becoming durable, over all clients; beyond, clients are not read
+    publish_bytes_under_way: ByteCount = ByteCount::mib(256), ByteCount::kib(64)..=ByteCount::gib(64);
+        "limits.publishBytesUnderWay", "publish-bytes-under-way", "WEIR_PUBLISH_BYTES_UNDER_WAY";
     /// Time a graceful shutdown may take before what is left is cut off
     shutdown_grace: Duration = Duration::from_secs(10), Duration::from_millis(100)..=Duration::from_mins(5);
         "limits.shutdownGrace", "shutdown-grace", "WEIR_SHUTDOWN_GRACE";

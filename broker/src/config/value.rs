@@ -6,6 +6,8 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use weir_core::inbox::InboxOverflow;
+
 use super::{Listener, LogFormat, StoreConfig};
 
 /// A number of bytes.
@@ -20,17 +22,16 @@ pub(super) trait Quantity: Sized + PartialOrd {
     const VALUE_NAME: &'static str;
     fn parse(text: &str) -> Option<Self>;
     fn show(&self) -> String;
+    /// What is allowed, for messages.
+    fn allowed(range: &RangeInclusive<Self>) -> String {
+        format!("{} from {} to {}", Self::KIND, range.start().show(), range.end().show())
+    }
 }
 
 pub(super) fn within<T: Quantity>(text: &str, range: &RangeInclusive<T>) -> Result<T, String> {
-    T::parse(text).filter(|value| range.contains(value)).ok_or_else(|| {
-        format!(
-            "`{text}` is not allowed; allowed: {} from {} to {}",
-            T::KIND,
-            range.start().show(),
-            range.end().show()
-        )
-    })
+    T::parse(text)
+        .filter(|value| range.contains(value))
+        .ok_or_else(|| format!("`{text}` is not allowed; allowed: {}", T::allowed(range)))
 }
 
 /// A duration such as `30s` or `1h30m`.
@@ -223,6 +224,34 @@ impl Quantity for Duration {
             Some((name, unit)) => format!("{}{name}", millis / unit),
             None => "0s".to_owned(),
         }
+    }
+}
+
+const OVERFLOW_RULES: [(&str, InboxOverflow); 3] = [
+    ("dropNewest", InboxOverflow::DropNewest),
+    ("dropOldest", InboxOverflow::DropOldest),
+    ("rejectPublish", InboxOverflow::RejectPublish),
+];
+
+impl Quantity for InboxOverflow {
+    const KIND: &'static str = "a rule";
+    const VALUE_NAME: &'static str = "RULE";
+
+    fn parse(text: &str) -> Option<Self> {
+        OVERFLOW_RULES.iter().find(|(name, _)| *name == text).map(|(_, rule)| *rule)
+    }
+
+    fn show(&self) -> String {
+        OVERFLOW_RULES
+            .iter()
+            .find(|(_, rule)| rule == self)
+            .map(|(name, _)| *name)
+            .unwrap_or_default()
+            .to_owned()
+    }
+
+    fn allowed(_: &RangeInclusive<Self>) -> String {
+        OVERFLOW_RULES.map(|(name, _)| name).join(", ")
     }
 }
 

@@ -62,6 +62,8 @@ const FAREWELL_TIMEOUT: Duration = Duration::from_secs(2);
 const DRAIN_MAX: Duration = Duration::from_secs(2);
 /// Times that deliveries are made and written before the client is read again.
 const TURNS_PER_PUMP: usize = 16;
+/// Wait before packets that are held up by what other clients publish are looked at again.
+const HELD_UP_WAIT: Duration = Duration::from_millis(20);
 /// Quiet time after which empty buffers are let go.
 const IDLE_AFTER: Duration = Duration::from_secs(5);
 
@@ -204,7 +206,9 @@ impl Connection {
                 self.session.close(ReasonCode::ServerShuttingDown, None);
                 continue;
             }
-            if self.undecoded && self.wants_read() {
+            // What has been read waits while too much is under way over all clients.
+            let held_up = self.undecoded && self.wants_read() && self.broker.under_way.is_full();
+            if self.undecoded && self.wants_read() && !held_up {
                 self.handle_input().await;
                 continue;
             }
@@ -216,7 +220,8 @@ impl Connection {
             let timeout = self.session.poll_timeout().map(Instant::from);
             let idle_at = (!idle).then(|| now + IDLE_AFTER);
             let slow_at = self.pace.poll_timeout();
-            let wake_at = [timeout, idle_at, self.drain_until, slow_at].into_iter().flatten().min();
+            let again_at = held_up.then(|| now + HELD_UP_WAIT);
+            let wake_at = [timeout, idle_at, self.drain_until, slow_at, again_at].into_iter().flatten().min();
             let read = self.wants_read() && !self.undecoded && !self.input_ended;
             let take_queue = self.held.is_empty() && self.has_room();
             let take_stream = self.batch.is_none() && self.has_room();
@@ -245,6 +250,8 @@ impl Connection {
                     } else if timeout.is_some_and(|at| at <= now) {
                         self.handle_timeout(read).await;
                         idle = was_idle;
+                    } else if held_up {
+                        // Looks again.
                     } else {
                         self.wire.compact();
                         self.session.compact();
@@ -333,7 +340,7 @@ impl Connection {
         let now = self.broker.clock.now().into_std();
         self.undecoded = true;
         for _ in 0..PACKETS_PER_TURN {
-            if !self.wants_read() {
+            if !self.wants_read() || self.broker.under_way.is_full() {
                 break;
             }
             match self.decoder.decode(&mut self.wire.input) {

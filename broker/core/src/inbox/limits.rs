@@ -6,20 +6,35 @@ use bytestring::ByteString;
 use parking_lot::Mutex;
 use weir_env::seed::HashMap;
 
+use crate::keyspace::inbox::InboxId;
 use crate::keyspace::session::Incarnation;
 
-/// How much one inbox may hold.
+/// What happens to a message for a full inbox.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum InboxOverflow {
+    /// It is not added to that inbox, and counted.
+    #[default]
+    DropNewest,
+    /// It is added, and the oldest messages go, and are counted.
+    DropOldest,
+    /// It is added to no inbox, and its publisher is told.
+    RejectPublish,
+}
+
+/// How much one inbox may hold, and what happens beyond.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct InboxLimits {
     /// Messages.
     pub messages_max: u64,
     /// Bytes of messages, shared ones counted for each inbox.
     pub bytes_max: u64,
+    /// What happens beyond.
+    pub overflow: InboxOverflow,
 }
 
 impl Default for InboxLimits {
     fn default() -> Self {
-        Self { messages_max: 100_000, bytes_max: 256 << 20 }
+        Self { messages_max: 100_000, bytes_max: 256 << 20, overflow: InboxOverflow::default() }
     }
 }
 
@@ -35,7 +50,14 @@ pub struct InboxUsage {
 /// The usage of all inboxes this process has met.
 #[derive(Debug, Default)]
 pub struct InboxCounters {
-    inboxes: Mutex<HashMap<(ByteString, Incarnation), InboxUsage>>,
+    inboxes: Mutex<HashMap<(ByteString, Incarnation), Counted>>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Counted {
+    usage: InboxUsage,
+    /// Up to here messages have been dropped and taken off: their acknowledgement, if it still comes, is not.
+    trimmed: Option<InboxId>,
 }
 
 /// Whether a message may be added to an inbox.
@@ -47,8 +69,26 @@ pub(super) enum Admission {
     Full,
 }
 
+impl InboxUsage {
+    fn is_over(&self, limits: &InboxLimits) -> bool {
+        self.messages > limits.messages_max || self.bytes > limits.bytes_max
+    }
+
+    fn plus(self, other: Self) -> Self {
+        Self {
+            messages: self.messages.saturating_add(other.messages),
+            bytes: self.bytes.saturating_add(other.bytes),
+        }
+    }
+
+    fn minus(self, other: Self) -> Self {
+        let messages = self.messages.saturating_sub(other.messages);
+        Self { messages, bytes: if messages == 0 { 0 } else { self.bytes.saturating_sub(other.bytes) } }
+    }
+}
+
 impl InboxCounters {
-    /// Adds a message if it fits.
+    /// Adds a message if it fits, or if older ones make room for it.
     pub(super) fn add(
         &self,
         client_id: &ByteString,
@@ -58,35 +98,74 @@ impl InboxCounters {
     ) -> Admission {
         let mut inboxes = self.inboxes.lock();
         let mut is_first = false;
-        let usage = inboxes.entry((client_id.clone(), incarnation)).or_insert_with(|| {
+        let counted = inboxes.entry((client_id.clone(), incarnation)).or_insert_with(|| {
             is_first = true;
-            InboxUsage::default()
+            Counted::default()
         });
-        if usage.messages >= limits.messages_max || usage.bytes.saturating_add(bytes) > limits.bytes_max {
+        let usage = counted.usage.plus(InboxUsage { messages: 1, bytes });
+        if usage.is_over(limits) && limits.overflow != InboxOverflow::DropOldest {
             return Admission::Full;
         }
-        usage.messages += 1;
-        usage.bytes += bytes;
+        counted.usage = usage;
         if is_first { Admission::First } else { Admission::Admitted }
     }
 
     /// Adds what was found when the inbox was counted.
-    pub(super) fn add_counted(&self, client_id: &ByteString, incarnation: Incarnation, counted: InboxUsage) {
-        if let Some(usage) = self.inboxes.lock().get_mut(&(client_id.clone(), incarnation)) {
-            usage.messages = usage.messages.saturating_add(counted.messages);
-            usage.bytes = usage.bytes.saturating_add(counted.bytes);
-        }
+    pub(super) fn add_counted(&self, client_id: &ByteString, incarnation: Incarnation, found: InboxUsage) {
+        self.change(client_id, incarnation, |counted| counted.usage = counted.usage.plus(found));
     }
 
-    /// Takes off `messages` of average size.
-    pub(crate) fn remove(&self, client_id: &ByteString, incarnation: Incarnation, messages: u64) {
-        if messages == 0 {
-            return;
-        }
-        if let Some(usage) = self.inboxes.lock().get_mut(&(client_id.clone(), incarnation)) {
+    /// Takes off a message that is not added after all.
+    pub(super) fn undo(&self, client_id: &ByteString, incarnation: Incarnation, bytes: u64) {
+        let undone = InboxUsage { messages: 1, bytes };
+        self.change(client_id, incarnation, |counted| counted.usage = counted.usage.minus(undone));
+    }
+
+    /// Takes off messages that are done with, as of average size.
+    pub(crate) fn remove(
+        &self,
+        client_id: &ByteString,
+        incarnation: Incarnation,
+        ids: impl Iterator<Item = InboxId>,
+    ) {
+        self.change(client_id, incarnation, |counted| {
+            let usage = counted.usage;
+            let messages =
+                ids.filter(|id| counted.trimmed.is_none_or(|trimmed| *id > trimmed)).count() as u64;
             let bytes = usage.bytes.checked_div(usage.messages).unwrap_or(0).saturating_mul(messages);
-            usage.messages = usage.messages.saturating_sub(messages);
-            usage.bytes = if usage.messages == 0 { 0 } else { usage.bytes.saturating_sub(bytes) };
+            counted.usage = usage.minus(InboxUsage { messages, bytes });
+        });
+    }
+
+    /// What an inbox has too much of.
+    pub(super) fn excess(
+        &self,
+        client_id: &ByteString,
+        incarnation: Incarnation,
+        limits: &InboxLimits,
+    ) -> Option<InboxUsage> {
+        let usage = self.usage(client_id, incarnation).filter(|usage| usage.is_over(limits))?;
+        let messages = usage.messages.saturating_sub(limits.messages_max);
+        Some(InboxUsage { messages, bytes: usage.bytes.saturating_sub(limits.bytes_max) })
+    }
+
+    /// Takes off the oldest messages, up to `last`: they are gone.
+    pub(super) fn trimmed(
+        &self,
+        client_id: &ByteString,
+        incarnation: Incarnation,
+        gone: InboxUsage,
+        last: InboxId,
+    ) {
+        self.change(client_id, incarnation, |counted| {
+            counted.usage = counted.usage.minus(gone);
+            counted.trimmed = counted.trimmed.max(Some(last));
+        });
+    }
+
+    fn change(&self, client_id: &ByteString, incarnation: Incarnation, change: impl FnOnce(&mut Counted)) {
+        if let Some(counted) = self.inboxes.lock().get_mut(&(client_id.clone(), incarnation)) {
+            change(counted);
         }
     }
 
@@ -98,7 +177,7 @@ impl InboxCounters {
     /// What an inbox holds, if this process has added to it.
     #[must_use]
     pub fn usage(&self, client_id: &ByteString, incarnation: Incarnation) -> Option<InboxUsage> {
-        self.inboxes.lock().get(&(client_id.clone(), incarnation)).copied()
+        self.inboxes.lock().get(&(client_id.clone(), incarnation)).map(|counted| counted.usage)
     }
 }
 
@@ -106,9 +185,14 @@ impl InboxCounters {
 mod tests {
     use super::*;
 
+    fn id(n: u8) -> InboxId {
+        InboxId([n; 12])
+    }
+
     #[test]
     fn an_inbox_takes_what_fits_and_is_empty_again_when_all_is_removed() {
-        let (counters, limits) = (InboxCounters::default(), InboxLimits { messages_max: 3, bytes_max: 100 });
+        let limits = InboxLimits { messages_max: 3, bytes_max: 100, ..InboxLimits::default() };
+        let counters = InboxCounters::default();
         let client = ByteString::from("c");
         let add = |bytes| counters.add(&client, Incarnation(1), bytes, &limits);
         assert_eq!(add(60), Admission::First);
@@ -116,11 +200,33 @@ mod tests {
         assert_eq!(add(30), Admission::Admitted);
         assert_eq!(add(10), Admission::Admitted);
         assert_eq!(add(0), Admission::Full);
-        counters.remove(&client, Incarnation(1), 3);
+        counters.remove(&client, Incarnation(1), (1..=3).map(id));
         assert_eq!(counters.usage(&client, Incarnation(1)), Some(InboxUsage::default()));
         counters.add_counted(&client, Incarnation(1), InboxUsage { messages: 3, bytes: 9 });
         assert_eq!(add(0), Admission::Full);
+        counters.undo(&client, Incarnation(1), 3);
+        assert_eq!(add(3), Admission::Admitted);
         counters.forget(&client, Incarnation(1));
         assert_eq!(counters.usage(&client, Incarnation(1)), None);
+    }
+
+    #[test]
+    fn what_the_oldest_gave_up_is_taken_off_once() {
+        let limits = InboxLimits { messages_max: 2, bytes_max: 100, overflow: InboxOverflow::DropOldest };
+        let counters = InboxCounters::default();
+        let client = ByteString::from("c");
+        for n in 0..4 {
+            assert_ne!(counters.add(&client, Incarnation(1), 10, &limits), Admission::Full, "{n}");
+        }
+        let excess = counters.excess(&client, Incarnation(1), &limits);
+        assert_eq!(excess, Some(InboxUsage { messages: 2, bytes: 0 }));
+        counters.trimmed(&client, Incarnation(1), InboxUsage { messages: 2, bytes: 20 }, id(2));
+        assert_eq!(counters.excess(&client, Incarnation(1), &limits), None);
+        // They were in flight, and their acknowledgements come late.
+        counters.remove(&client, Incarnation(1), (1..=2).map(id));
+        let left = InboxUsage { messages: 2, bytes: 20 };
+        assert_eq!(counters.usage(&client, Incarnation(1)), Some(left));
+        counters.remove(&client, Incarnation(1), (3..=3).map(id));
+        assert_eq!(counters.usage(&client, Incarnation(1)), Some(InboxUsage { messages: 1, bytes: 10 }));
     }
 }

@@ -8,6 +8,7 @@ mod batch;
 mod limits;
 #[cfg(test)]
 mod tests;
+mod trim;
 mod waiter;
 mod writer;
 
@@ -16,7 +17,7 @@ use bytestring::ByteString;
 use weir_env::clock::Timestamp;
 use weir_storage::{Isolation, RangeQuery, Transaction, key_after};
 
-pub use limits::{InboxCounters, InboxLimits, InboxUsage};
+pub use limits::{InboxCounters, InboxLimits, InboxOverflow, InboxUsage};
 pub use waiter::Completion;
 pub(crate) use waiter::Waiter;
 pub use writer::{InboxAppend, InboxMetrics, InboxOptions, InboxTarget, InboxWriter, Notify};

@@ -347,7 +347,7 @@ async fn a_blob_whose_writer_failed_is_swept() {
 
 #[tokio::test(start_paused = true)]
 async fn a_full_inbox_drops_the_newest_and_nobody_elses() {
-    let limits = InboxLimits { messages_max: 5, bytes_max: 1_000_000 };
+    let limits = InboxLimits { messages_max: 5, bytes_max: 1_000_000, ..InboxLimits::default() };
     let it = InboxBench::with(InboxOptions { limits, ..InboxOptions::default() });
     let sessions = it.sessions(2).await;
     for n in 0..7 {
@@ -365,6 +365,57 @@ async fn a_full_inbox_drops_the_newest_and_nobody_elses() {
     assert_eq!(it.metrics.dropped_full.get(), 4);
 }
 
+fn bounded(messages_max: u64, overflow: InboxOverflow) -> InboxOptions {
+    let limits = InboxLimits { messages_max, bytes_max: 1_000_000, overflow };
+    InboxOptions { limits, ..InboxOptions::default() }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_inbox_drops_the_oldest_if_it_is_to() {
+    let it = InboxBench::with(bounded(3, InboxOverflow::DropOldest));
+    let sessions = it.sessions(2).await;
+    for n in 0..5 {
+        it.append(&message(n.to_string()), &sessions[..1], None).await.unwrap();
+    }
+    it.append(&message("both"), &sessions, None).await.unwrap();
+    assert_eq!(it.payloads(&sessions[0]).await, ["3", "4", "both"]);
+    assert_eq!(it.payloads(&sessions[1]).await, ["both"]);
+    assert_eq!(it.metrics.dropped_full.get(), 3);
+    // Many at once, some of them large: what is shared stays for the other.
+    for n in 0..10 {
+        it.append(&large(90_000 + n), &sessions, None).await.unwrap();
+    }
+    assert_eq!((it.payloads(&sessions[0]).await.len(), it.payloads(&sessions[1]).await.len()), (3, 3));
+    assert_eq!(it.metrics.dropped_full.get(), 3 + 10 + 8);
+    // One that is larger than all an inbox may hold goes too.
+    it.append(&large(1_000_001), &sessions[..1], None).await.unwrap();
+    assert_eq!(it.payloads(&sessions[0]).await.len(), 0);
+    it.remove_all(&sessions[1]).await;
+    assert_eq!(it.bench.store.keys(tag::INBOX_BLOB).await, Vec::<Bytes>::new());
+    it.append(&message("again"), &sessions, None).await.unwrap();
+    assert_eq!(it.payloads(&sessions[0]).await, ["again"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_inbox_refuses_the_publish_if_it_is_to() {
+    let it = InboxBench::with(bounded(2, InboxOverflow::RejectPublish));
+    let sessions = it.sessions(2).await;
+    it.append(&message("0"), &sessions, None).await.unwrap();
+    it.append(&message("1"), &sessions[..1], None).await.unwrap();
+    for mark in [None, Some(PublishId([1; 16]))] {
+        let refused = it.append(&message("2"), &sessions, mark).await;
+        assert!(matches!(refused, Err(Error::Full(_))), "{refused:?}");
+    }
+    assert_eq!(it.metrics.refused_full.get(), 2);
+    assert_eq!(it.payloads(&sessions[1]).await, ["0"], "all or none");
+    // The same publish again, when there is room.
+    it.remove_all(&sessions[0]).await;
+    it.append(&message("2"), &sessions, Some(PublishId([1; 16]))).await.unwrap();
+    assert_eq!(it.payloads(&sessions[0]).await, ["2"]);
+    assert_eq!(it.payloads(&sessions[1]).await, ["0", "2"]);
+    assert_eq!(it.metrics.dropped_full.get(), 0);
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_inbox_filled_by_an_earlier_process_is_counted() {
     let it = InboxBench::new();
@@ -373,7 +424,7 @@ async fn an_inbox_filled_by_an_earlier_process_is_counted() {
         it.append(&message(n.to_string()), &sessions, None).await.unwrap();
     }
     let next = it.bench.other_pod(2);
-    let limits = InboxLimits { messages_max: 11, bytes_max: 1_000_000 };
+    let limits = InboxLimits { messages_max: 11, bytes_max: 1_000_000, ..InboxLimits::default() };
     let options = InboxOptions { limits, ..InboxOptions::default() };
     let metrics = InboxMetrics::default();
     let writer = InboxWriter::spawn(&next, options, &metrics, Arc::new(|_| {}), &it.tracker, &it.stop);

@@ -18,8 +18,9 @@ use weir_storage::{Error as StoreError, Isolation, RangeQuery, Version};
 
 use super::batch::{Pending, Plan};
 use super::limits::Admission;
+use super::trim::trim;
 use super::waiter::{Completion, Waiter};
-use super::{InboxLimits, InboxUsage};
+use super::{InboxLimits, InboxOverflow, InboxUsage};
 use crate::keyspace::inbox::{InboxBody, InboxKeys, InboxRow};
 use crate::keyspace::session::Incarnation;
 use crate::keyspace::{PublishId, placement_hash};
@@ -68,7 +69,7 @@ pub struct InboxOptions {
     pub tasks: usize,
     /// Bytes of messages that are not yet durable; who adds more waits.
     pub pending_bytes_max: u32,
-    /// How much one inbox may hold. What comes beyond is dropped for that inbox, and counted.
+    /// How much one inbox may hold, and what happens beyond.
     pub limits: InboxLimits,
 }
 
@@ -83,8 +84,10 @@ impl Default for InboxOptions {
 pub struct InboxMetrics {
     /// Rows added.
     pub appended: Counter,
-    /// Deliveries dropped because the inbox was full.
+    /// Deliveries dropped because the inbox was full, old or new as the rule has it.
     pub dropped_full: Counter,
+    /// Publishes refused because an inbox was full.
+    pub refused_full: Counter,
     /// Transactions committed.
     pub batches: Counter,
     /// Messages that could not be stored.
@@ -99,6 +102,11 @@ impl InboxMetrics {
             "inbox_dropped_full",
             "Messages dropped for a full inbox",
             self.dropped_full.clone(),
+        );
+        registry.register(
+            "inbox_refused_full",
+            "Publishes refused for a full inbox",
+            self.refused_full.clone(),
         );
         registry.register("inbox_batches", "Transactions that add to inboxes", self.batches.clone());
         registry.register("inbox_failed", "Messages that could not be stored", self.failed.clone());
@@ -131,6 +139,7 @@ impl InboxWriter {
         stop: &CancellationToken,
     ) -> Self {
         let counting = Arc::new(Semaphore::new(COUNTS_MAX));
+        let trimming = Arc::default();
         let task_txs = (0..options.tasks.max(1)).map(|_| {
             let (task_tx, task_rx) = mpsc::channel(QUEUE_MAX);
             let task = Task {
@@ -140,6 +149,7 @@ impl InboxWriter {
                 limits: options.limits,
                 tracker: tracker.clone(),
                 counting: Arc::clone(&counting),
+                trimming: Arc::clone(&trimming),
                 stop: stop.clone(),
             };
             tracker.spawn(task.run(task_rx));
@@ -180,6 +190,8 @@ struct Task {
     limits: InboxLimits,
     tracker: TaskTracker,
     counting: Arc<Semaphore>,
+    /// Held by the one task that drops old messages: two would drop twice as many.
+    trimming: Arc<tokio::sync::Mutex<()>>,
     stop: CancellationToken,
 }
 
@@ -208,25 +220,33 @@ impl Task {
         }
     }
 
-    /// Drops the targets whose inbox is full, and queues the rest.
+    /// Sees to the targets whose inbox is full, and queues the message for the rest.
     async fn admit(&self, queue: &mut VecDeque<Pending>, mut pending: Pending) {
         let counters = &self.sessions.shared.counters;
         let bytes = pending.encoded_len();
-        let (mut full, mut uncounted) = (0, Vec::new());
-        pending.retain_targets(|target| {
-            match counters.add(&target.client_id, target.incarnation, bytes, &self.limits) {
-                Admission::Admitted => true,
-                Admission::First => {
-                    uncounted.push((target.client_id.clone(), target.incarnation));
-                    true
-                }
-                Admission::Full => {
-                    full += 1;
-                    false
-                }
+        let mut uncounted = Vec::new();
+        let mut admit = |target: &InboxTarget| {
+            let admission = counters.add(&target.client_id, target.incarnation, bytes, &self.limits);
+            if admission == Admission::First {
+                uncounted.push((target.client_id.clone(), target.incarnation));
             }
-        });
-        self.metrics.dropped_full.inc_by(full);
+            admission != Admission::Full
+        };
+        let rejected = if self.limits.overflow == InboxOverflow::RejectPublish {
+            // All or none: its publisher tries again, and must not fill the others meanwhile.
+            let targets = pending.remaining();
+            let admitted = targets.iter().take_while(|target| admit(target)).count();
+            let rejected = admitted < targets.len();
+            for target in targets.iter().take(admitted).filter(|_| rejected) {
+                counters.undo(&target.client_id, target.incarnation, bytes);
+            }
+            rejected
+        } else {
+            let before = pending.remaining().len();
+            pending.retain_targets(admit);
+            self.metrics.dropped_full.inc_by((before - pending.remaining().len()) as u64);
+            false
+        };
         if !uncounted.is_empty() {
             // What is in those inboxes now: not this message, which has counted itself.
             match self.sessions.shared.store.begin().read_version().await {
@@ -234,7 +254,10 @@ impl Task {
                 Err(error) => tracing::warn!(%error, "inboxes are not counted, their limits come late"),
             }
         }
-        if let Some(pending) = pending.prepare(&self.sessions.shared.seed) {
+        if rejected {
+            self.metrics.refused_full.inc();
+            pending.into_waiter().complete(Err(Error::Full("messages for a session")));
+        } else if let Some(pending) = pending.prepare(&self.sessions.shared.seed) {
             queue.push_back(pending);
         }
     }
@@ -271,6 +294,9 @@ impl Task {
                     targets.iter().for_each(|target| (self.notify)(target));
                     debug_assert!(!pending.is_done(), "parts are taken from what is pending");
                 }
+                if self.limits.overflow == InboxOverflow::DropOldest {
+                    self.trim(plan.parts(queue).flat_map(|(_, targets)| targets)).await;
+                }
                 for pending in plan.finish(queue) {
                     pending.into_waiter().complete(Ok(()));
                 }
@@ -283,11 +309,27 @@ impl Task {
         }
     }
 
+    /// Drops the oldest messages of inboxes that hold too much.
+    async fn trim(&self, targets: impl Iterator<Item = &InboxTarget>) {
+        for target in targets {
+            let (client_id, incarnation) = (&target.client_id, target.incarnation);
+            if self.sessions.shared.counters.excess(client_id, incarnation, &self.limits).is_none() {
+                continue;
+            }
+            let _trimming = self.trimming.lock().await;
+            match trim(&self.sessions.shared, client_id, incarnation, &self.limits).await {
+                Ok(dropped) => drop(self.metrics.dropped_full.inc_by(dropped)),
+                // The next message for it tries again.
+                Err(error) => tracing::warn!(%error, "old messages of a full inbox stay"),
+            }
+        }
+    }
+
     fn fail(&self, pending: Pending, error: Error) {
         self.metrics.failed.inc();
         let counters = &self.sessions.shared.counters;
         for target in pending.remaining() {
-            counters.remove(&target.client_id, target.incarnation, 1);
+            counters.undo(&target.client_id, target.incarnation, pending.encoded_len());
         }
         pending.into_waiter().complete(Err(error));
     }

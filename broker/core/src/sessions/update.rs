@@ -132,16 +132,24 @@ impl Sessions {
         let keys = shared.keys(&session.client_id);
         for page in ops.chunks(OPS_MAX) {
             let mut retry = Retry::new(shared.clock);
-            let removed = loop {
+            loop {
                 let mut tx = shared.store.begin();
                 let outcome = match check_fence(&mut *tx, &keys, session, retry.is_repeat()).await {
                     Ok(_) => apply(shared, &mut *tx, &keys, session, page).await,
                     Err(error) => Err(error),
                 };
                 if let Some(outcome) = retry.commit(tx, outcome).await {
-                    break outcome?.0;
+                    outcome?;
+                    break;
                 }
-            };
+            }
+            let removed = page.iter().filter_map(|op| match op {
+                SessionOp::Release(_, id) | SessionOp::Remove(id) => Some(*id),
+                SessionOp::StoreIncoming(..)
+                | SessionOp::ClearIncoming(_)
+                | SessionOp::StoreOutgoing(..)
+                | SessionOp::ClearOutgoing(_) => None,
+            });
             shared.counters.remove(&session.client_id, session.incarnation, removed);
         }
         Ok(())
@@ -214,8 +222,7 @@ async fn apply(
     keys: &ClientKeys,
     session: &SessionRef,
     ops: &[SessionOp],
-) -> Result<u64> {
-    let mut removed = 0;
+) -> Result<()> {
     for op in ops {
         match *op {
             SessionOp::StoreIncoming(packet_id, id) => {
@@ -236,16 +243,14 @@ async fn apply(
                 let entry = OutgoingEntry { packet_id, phase: OutgoingPhase::Released, inbox_id };
                 tx.set(&keys.outgoing(packet_id), &entry.encode());
                 inbox::remove_row(shared, tx, keys, session, &inbox_id).await?;
-                removed += 1;
             }
             SessionOp::ClearOutgoing(packet_id) => tx.clear(&keys.outgoing(packet_id)),
             SessionOp::Remove(inbox_id) => {
                 inbox::remove_row(shared, tx, keys, session, &inbox_id).await?;
-                removed += 1;
             }
         }
     }
-    Ok(removed)
+    Ok(())
 }
 
 /// Cuts `items` into runs of about [`SUBSCRIBE_BYTES`].
