@@ -10,6 +10,7 @@ use bytestring::ByteString;
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use smallvec::SmallVec;
+use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 use weir_codec::{Message as WireMessage, ProtocolVersion, QoS, ReasonCode};
@@ -56,6 +57,8 @@ pub(crate) struct Broker {
     pub(crate) retained: Retained,
     pub(crate) sys: Sys,
     pub(crate) wills: Wills,
+    /// One permit for each due will that may be published at the same time.
+    pub(crate) due_wills: Arc<Semaphore>,
     pub(crate) router: Router,
     pub(crate) under_way: UnderWay,
     pub(crate) clients: Arc<Clients>,

@@ -1,7 +1,7 @@
 //! Which client ids are connected: one connection each, the newest.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytestring::ByteString;
@@ -26,6 +26,7 @@ struct Entry {
 pub(crate) struct Clients {
     by_id: Mutex<HashMap<ByteString, Entry>>,
     next: AtomicU64,
+    draining: AtomicBool,
 }
 
 /// A connection's place among the connected clients; given up when dropped.
@@ -63,6 +64,23 @@ impl Clients {
             let _ = tokio::time::timeout(EVICTION_WAIT_MAX, older.ended.cancelled()).await;
         }
         mailbox.eviction().is_none().then_some(place)
+    }
+
+    /// Tells every connection, also one to come, that the broker shuts down. One signal each costs less than what
+    /// each would need to wait for a common one.
+    pub(crate) fn drain(&self) {
+        self.draining.store(true, Ordering::SeqCst);
+        self.by_id.lock().values().for_each(|entry| entry.mailbox.wake());
+    }
+
+    /// Whether the broker shuts down.
+    pub(crate) fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
+    /// Whether there is a connection of `client_id`.
+    pub(crate) fn is_connected(&self, client_id: &ByteString) -> bool {
+        self.by_id.lock().contains_key(client_id)
     }
 
     /// Tells the connection of `client_id`, if there is one, that its inbox has more.

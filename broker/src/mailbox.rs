@@ -76,7 +76,7 @@ impl Mailbox {
         let mut state = self.state.lock();
         let mut dropped = 0;
         if state.eviction == Some(Eviction::TooSlow) {
-            return Pushed::Refused;
+            return Pushed::Shed { dropped: 0 };
         }
         if !state.has_room(size, self.bytes_max) {
             if letter.qos == QoS::AtMostOnce {
@@ -130,6 +130,11 @@ impl Mailbox {
     /// Whether the inbox has changed since the last call.
     pub(crate) fn take_inbox_changed(&self) -> bool {
         std::mem::take(&mut self.state.lock().inbox_changed)
+    }
+
+    /// Wakes the connection: something else than the mailbox has changed.
+    pub(crate) fn wake(&self) {
+        self.changed.notify_one();
     }
 
     /// Tells the connection to end.
@@ -225,6 +230,6 @@ mod tests {
         assert_eq!(mailbox.push(letter_of(QoS::AtLeastOnce, 1000)), Pushed::Shed { dropped: 3 });
         assert_eq!(mailbox.eviction(), Some(Eviction::TooSlow));
         assert!(mailbox.pop().is_none());
-        assert_eq!(mailbox.push(letter_of(QoS::AtLeastOnce, 0)), Pushed::Refused);
+        assert_eq!(mailbox.push(letter_of(QoS::AtLeastOnce, 0)), Pushed::Shed { dropped: 0 });
     }
 }

@@ -195,6 +195,8 @@ labels! {
         ProtocolError = "protocol_error",
         /// Larger than the Maximum Packet Size.
         PacketTooLarge = "packet_too_large",
+        /// More user properties than a packet may have.
+        TooManyUserProperties = "too_many_user_properties",
         /// More unacknowledged publishes than the Receive Maximum.
         ReceiveMaximumExceeded = "receive_maximum_exceeded",
         /// An alias out of range or never set.
@@ -220,6 +222,7 @@ impl ProtocolError {
             ReasonCode::MalformedPacket => Self::MalformedPacket,
             ReasonCode::ProtocolError => Self::ProtocolError,
             ReasonCode::PacketTooLarge => Self::PacketTooLarge,
+            ReasonCode::QuotaExceeded => Self::TooManyUserProperties,
             ReasonCode::ReceiveMaximumExceeded => Self::ReceiveMaximumExceeded,
             ReasonCode::TopicAliasInvalid => Self::TopicAliasInvalid,
             ReasonCode::TopicNameInvalid => Self::TopicNameInvalid,
@@ -301,6 +304,7 @@ impl From<ReasonCode> for ProtocolError {
             ReasonCode::MalformedPacket => Self::MalformedPacket,
             ReasonCode::ProtocolError => Self::ProtocolError,
             ReasonCode::PacketTooLarge => Self::PacketTooLarge,
+            ReasonCode::QuotaExceeded => Self::TooManyUserProperties,
             ReasonCode::ReceiveMaximumExceeded => Self::ReceiveMaximumExceeded,
             ReasonCode::TopicAliasInvalid => Self::TopicAliasInvalid,
             ReasonCode::TopicNameInvalid => Self::TopicNameInvalid,

@@ -7,11 +7,10 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use anyhow::Context;
-use futures_util::{StreamExt, stream};
 use parking_lot::Mutex;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use weir_core::Core;
@@ -19,7 +18,7 @@ use weir_core::inbox::{Inbox, InboxLimits, InboxMetrics, InboxOptions, InboxWrit
 use weir_core::panics::Panics;
 use weir_core::retained::{Retained, RetainedContext, RetainedMetrics, RetainedOptions};
 use weir_core::sessions::Sessions;
-use weir_core::wills::{DUE_MAX, Wills};
+use weir_core::wills::Wills;
 use weir_env::clock::{Clock, Timestamp};
 use weir_env::seed::{HashMap, Seed};
 use weir_manifest::Watcher;
@@ -40,10 +39,8 @@ use crate::{admin, manifests};
 const MAINTAIN_INTERVAL: Duration = Duration::from_secs(1);
 /// How often the folder of manifests is looked at.
 const MANIFEST_INTERVAL: Duration = Duration::from_secs(1);
-/// Wills published at the same time.
-const WILLS_AT_ONCE: usize = 64;
-/// Times that due wills are asked for before sessions and leftovers have their turn.
-const WILL_ROUNDS: usize = 64;
+/// Due wills published at the same time.
+const WILLS_AT_ONCE: usize = 256;
 /// Age from which marks of QoS 2 publishes are swept.
 const MARK_AGE: Duration = Duration::from_secs(24 * 3600);
 /// How often marks and expired retained messages are swept.
@@ -191,6 +188,7 @@ async fn serve(
         shutdown.cancel();
     }
     readiness.set(ReadyState::Draining);
+    broker.clients.drain();
     tracing::info!(connections = broker.metrics.connections.get(), "shutting down");
     clients.close();
     if tokio::time::timeout(config.limits.shutdown_grace, clients.wait()).await.is_err() {
@@ -257,6 +255,7 @@ async fn build(
         retained,
         sys: Sys::default(),
         wills: Wills::new(&sessions),
+        due_wills: Arc::new(Semaphore::new(WILLS_AT_ONCE)),
         sessions,
         router: Router::new(metrics.clone()),
         under_way: UnderWay::new(
@@ -313,17 +312,29 @@ async fn maintain(broker: Arc<Broker>, stop: CancellationToken) {
     }
 }
 
-/// Publishes the wills that are due, many at once: they must not wait for each other.
+/// Publishes the wills that are due, each in a task of its own: they must not wait for each other, nor anybody for
+/// them.
 async fn publish_wills(broker: &Arc<Broker>, now: Timestamp) -> weir_core::Result<()> {
-    for _ in 0..WILL_ROUNDS {
-        let due = broker.wills.due(now).await?;
-        let is_last = due.len() < DUE_MAX;
-        stream::iter(due).for_each_concurrent(WILLS_AT_ONCE, |will| broker.publish_will(will)).await;
+    loop {
+        let free = broker.due_wills.available_permits();
+        if free == 0 {
+            return Ok(());
+        }
+        let due = broker.wills.due(now, free).await?;
+        let is_last = due.len() < free;
+        for will in due {
+            // Nobody else takes permits.
+            let permit = Arc::clone(&broker.due_wills).try_acquire_owned();
+            let broker_of_it = Arc::clone(broker);
+            broker.tasks.spawn(async move {
+                broker_of_it.publish_will(will).await;
+                drop(permit);
+            });
+        }
         if is_last {
-            break;
+            return Ok(());
         }
     }
-    Ok(())
 }
 
 async fn maintain_once(broker: &Arc<Broker>, now: Timestamp, sweep: bool) -> weir_core::Result<()> {

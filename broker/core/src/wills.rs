@@ -23,8 +23,6 @@ use crate::sessions::{Retry, Sessions, Shared};
 const FORMAT: u8 = 1;
 /// Time after which a will that was handed out and isn't done is handed out again.
 const LEASE: Duration = Duration::from_secs(30);
-/// Wills handed out in one call.
-pub const DUE_MAX: usize = 256;
 /// Wills claimed at the same time: their commits share a sync.
 const CLAIMS_MAX: usize = 64;
 
@@ -74,13 +72,12 @@ impl Wills {
         Self { sessions: sessions.clone() }
     }
 
-    /// Wills due at `now`, at most [`DUE_MAX`], each handed out to one caller for thirty seconds. Call it each
-    /// second.
+    /// Wills due at `now`, at most `max`, each handed out to one caller for thirty seconds. Call it each second.
     ///
     /// # Errors
     /// If the store fails for all of them; what was not handed out stays due.
-    pub async fn due(&self, now: Timestamp) -> Result<Vec<DueWill>> {
-        let timers = self.sessions.shared.due_timers(TimerKind::Will, now, DUE_MAX).await?;
+    pub async fn due(&self, now: Timestamp, max: usize) -> Result<Vec<DueWill>> {
+        let timers = self.sessions.shared.due_timers(TimerKind::Will, now, max).await?;
         let claims = timers.into_iter().filter_map(|(shard, id, timer)| match timer {
             Timer::Will(will) => Some(self.claim((shard, id), will, now)),
             _ => None,

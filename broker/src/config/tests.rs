@@ -120,6 +120,11 @@ fn every_range_ends_where_it_says() {
     check("maxSubscriptionsPerClient", &["1", "1000000"], &["0", "1000001"]);
     check("inboxMessagesPerClient", &["1", "100000000"], &["0", "100000001"]);
     check("inboxBytesPerClient", &["64KiB", "1024GiB"], &["65535B", "1025GiB"]);
+    check("inboxOverflow", &["dropNewest", "dropOldest", "rejectPublish"], &["drop", ""]);
+    check("retainedMessages", &["1", "100000000"], &["0", "100000001"]);
+    check("retainedBytes", &["64KiB", "1024GiB"], &["65535B", "1025GiB"]);
+    check("publishBytesUnderWay", &["64KiB", "64GiB"], &["65535B", "65GiB"]);
+    check("slowClientTimeout", &["100ms", "1h"], &["99ms", "61m"]);
     check("shutdownGrace", &["100ms", "5m"], &["99ms", "301s"]);
 }
 

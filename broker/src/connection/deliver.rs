@@ -62,6 +62,13 @@ impl Connection {
 
     /// Whether a delivery of this QoS would be taken now.
     fn can_take(&self, qos: QoS) -> bool {
+        // The last slot may be kept for a queue.
+        let least = usize::from(self.queue_slot.is_kept());
+        let quota = qos == QoS::AtMostOnce || self.session.send_quota() > least;
+        quota && self.has_room() && self.session.can_send()
+    }
+
+    fn can_take_from_queue(&self, qos: QoS) -> bool {
         let quota = qos == QoS::AtMostOnce || self.session.send_quota() > 0;
         quota && self.has_room() && self.session.can_send()
     }
@@ -73,6 +80,7 @@ impl Connection {
             Ok(_) => {
                 if qos != QoS::AtMostOnce {
                     self.window.take_anyway();
+                    self.queue_slot.others_took_one();
                 }
                 Sent::Yes
             }
@@ -108,11 +116,12 @@ impl Connection {
                 break;
             };
             let qos = if delivery.acknowledged { QoS::AtLeastOnce } else { QoS::AtMostOnce };
-            if !self.can_take(qos) {
+            if !self.can_take_from_queue(qos) {
                 self.held.push_front(delivery);
                 break;
             }
             any = true;
+            self.queue_slot.queue_took_one();
             let QueueDelivery { log, offset, consumer, acknowledged, .. } = delivery;
             let Some(prepared) = self.prepare(&delivery, qos) else {
                 // Its subscription has ended meanwhile, which returned the message to its queue.
@@ -208,6 +217,7 @@ impl Connection {
 
     /// Tells the shards of all queues consumed here that there is room again.
     pub(super) async fn kick_queues(&mut self) {
+        self.queue_slot.keep(self.broker.clock.now());
         for external in &self.externals {
             if let Source::Queue { object, .. } = &external.source {
                 // At shutdown there is nobody left to hand out anything.
@@ -287,6 +297,7 @@ impl Connection {
         let why = match result {
             Ok(()) => {
                 self.window.take_anyway();
+                self.queue_slot.others_took_one();
                 return;
             }
             Err(refused) => refused.why,

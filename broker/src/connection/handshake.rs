@@ -22,12 +22,14 @@ use weir_session::{Delivery, Outgoing, Restored, Session, Transmit};
 use super::external::{QUEUE_CHANNEL, STREAM_CHANNEL};
 use super::inlet::Inlet;
 use super::pace::Pace;
+use super::queue_slot::QueueSlot;
 use super::wire::Wire;
 use super::{Connection, FAREWELL_TIMEOUT, InboxState, Incoming, Tag};
 use crate::broker::{Broker, reason_of};
 use crate::convert;
 use crate::mailbox::Mailbox;
 use crate::metrics::{self, Closed};
+use crate::slots::Slot;
 
 /// Longest client identifier, in bytes: it is part of keys.
 const CLIENT_ID_BYTES_MAX: usize = 256;
@@ -44,6 +46,7 @@ const RESTORE_BYTES: usize = 4 * 1024 * 1024;
 pub(super) async fn accept(
     broker: Arc<Broker>,
     mut wire: Wire,
+    slot: &mut Slot,
     shutdown: &CancellationToken,
 ) -> Result<Connection, Closed> {
     let max_packet_size = broker.session_limits.maximum_packet_size.get();
@@ -71,10 +74,19 @@ pub(super) async fn accept(
     let mailbox = Arc::new(Mailbox::new(
         usize::try_from(broker.limits.outbox_bytes_per_client.0).unwrap_or(usize::MAX),
     ));
+    // Whoever takes over its own session takes over its old connection's slot as well.
+    let mut settled = slot.try_settle();
+    if !settled && !broker.clients.is_connected(&client_id) {
+        return Err(refuse_for_room(&mut wire, version, &client_id).await);
+    }
     let Some(place) = broker.clients.admit(&client_id, &mailbox).await else {
         refuse(&mut wire, version, ReasonCode::SessionTakenOver, None).await;
         return Err(Closed::TakenOver);
     };
+    settled = settled || slot.settle().await;
+    if !settled {
+        return Err(refuse_for_room(&mut wire, version, &client_id).await);
+    }
     let options = OpenOptions {
         clean_start: connect.clean_start,
         expiry_seconds: connect.session_expiry().min(broker.session_limits.session_expiry_maximum),
@@ -111,6 +123,13 @@ pub(super) async fn accept(
             Err(Closed::Internal)
         }
     }
+}
+
+async fn refuse_for_room(wire: &mut Wire, version: ProtocolVersion, client_id: &ByteString) -> Closed {
+    let text = "there are as many connections as limits.maxConnections allows";
+    tracing::info!(client = %client_id, text, "connection refused");
+    refuse(wire, version, ReasonCode::QuotaExceeded, Some(text.into())).await;
+    Closed::TooManyConnections
 }
 
 async fn read_connect(broker: &Broker, wire: &mut Wire, decoder: &mut Decoder) -> Result<Connect, Closed> {
@@ -276,6 +295,7 @@ impl Parts {
             queue: Inlet::new(QUEUE_CHANNEL),
             held: VecDeque::new(),
             unwritten: VecDeque::new(),
+            queue_slot: QueueSlot::default(),
             stream: Inlet::new(STREAM_CHANNEL),
             batch: None,
             retained: VecDeque::new(),

@@ -12,6 +12,7 @@ mod handshake;
 mod inlet;
 mod pace;
 mod publish;
+mod queue_slot;
 mod subscribe;
 mod wire;
 
@@ -44,9 +45,11 @@ use crate::listen::Peer;
 use crate::mailbox::{Eviction, Mailbox};
 use crate::metrics::{self, Metrics};
 use crate::router::Subscriber;
+use crate::slots::Slot;
 use external::{External, StreamBatch};
 use inlet::Inlet;
 use pace::Pace;
+use queue_slot::QueueSlot;
 use wire::Wire;
 
 pub(crate) use external::parse_start;
@@ -136,6 +139,8 @@ struct Connection {
     held: VecDeque<QueueDelivery>,
     /// Queue deliveries that the socket has not taken yet, in the order of the output.
     unwritten: VecDeque<Unwritten>,
+    /// Keeps the last slot for queues now and then.
+    queue_slot: QueueSlot,
     stream: Inlet<StreamBatch>,
     batch: Option<StreamBatch>,
     retained: VecDeque<subscribe::RetainedScan>,
@@ -171,13 +176,19 @@ struct InboxState {
 }
 
 /// Serves one client from its first byte to its last.
-pub(crate) async fn serve(broker: Arc<Broker>, stream: TcpStream, peer: Peer, shutdown: CancellationToken) {
+pub(crate) async fn serve(
+    broker: Arc<Broker>,
+    stream: TcpStream,
+    peer: Peer,
+    mut slot: Slot,
+    shutdown: CancellationToken,
+) {
     let metrics = broker.metrics.clone();
     // Latency matters more than full segments: writes are gathered before they get here.
     let _ = stream.set_nodelay(true);
     let wire = Wire::new(stream, peer, metrics.clone());
     // What is rare is boxed, here and below: a task is as large as its largest state, for as long as it lives.
-    let connection = match Box::pin(handshake::accept(broker, wire, &shutdown)).await {
+    let connection = match Box::pin(handshake::accept(broker, wire, &mut slot, &shutdown)).await {
         Ok(connection) => connection,
         Err(ended) => {
             metrics.connections_closed.inc(ended);
@@ -187,20 +198,23 @@ pub(crate) async fn serve(broker: Arc<Broker>, stream: TcpStream, peer: Peer, sh
     let persistent = i64::from(connection.stored.persistent);
     metrics.connections.inc();
     metrics.sessions_connected.inc_by(persistent);
-    let ended = Box::pin(Box::new(connection).run(shutdown)).await;
+    let ended = Box::pin(Box::new(connection).run()).await;
     metrics.sessions_connected.dec_by(persistent);
     metrics.connections.dec();
     metrics.connections_closed.inc(ended);
 }
 
 impl Connection {
-    async fn run(mut self: Box<Self>, shutdown: CancellationToken) -> metrics::Closed {
+    async fn run(mut self: Box<Self>) -> metrics::Closed {
         // Buffers that are empty have been let go, and nothing has happened since.
         let mut idle = false;
         loop {
             let more = self.pump().await;
             if let Some(closed) = self.closed {
                 return Box::pin(self.finish(closed)).await;
+            }
+            if self.drain_until.is_none() && self.broker.clients.is_draining() {
+                self.drain_until = Some(self.broker.clock.now() + DRAIN_MAX);
             }
             if self.drained() {
                 self.session.close(ReasonCode::ServerShuttingDown, None);
@@ -220,8 +234,10 @@ impl Connection {
             let timeout = self.session.poll_timeout().map(Instant::from);
             let idle_at = (!idle).then(|| now + IDLE_AFTER);
             let slow_at = self.pace.poll_timeout();
+            let kept_until = self.queue_slot.poll_timeout();
             let again_at = held_up.then(|| now + HELD_UP_WAIT);
-            let wake_at = [timeout, idle_at, self.drain_until, slow_at, again_at].into_iter().flatten().min();
+            let wakes = [timeout, idle_at, self.drain_until, slow_at, kept_until, again_at];
+            let wake_at = wakes.into_iter().flatten().min();
             let read = self.wants_read() && !self.undecoded && !self.input_ended;
             let take_queue = self.held.is_empty() && self.has_room();
             let take_stream = self.batch.is_none() && self.has_room();
@@ -245,21 +261,17 @@ impl Connection {
                 () = catalog_change(&mut self.catalog_changes) => Box::pin(self.refresh_externals()).await,
                 () = tokio::time::sleep_until(wake_at.unwrap_or(now)), if wake_at.is_some() => {
                     let now = self.broker.clock.now();
+                    self.queue_slot.handle_timeout(now);
                     if slow_at.is_some_and(|at| at <= now) {
                         self.shed("limits.slowClientTimeout");
                     } else if timeout.is_some_and(|at| at <= now) {
                         self.handle_timeout(read).await;
                         idle = was_idle;
-                    } else if held_up {
-                        // Looks again.
-                    } else {
+                    } else if idle_at.is_some_and(|at| at <= now) {
                         self.wire.compact();
                         self.session.compact();
                         idle = true;
                     }
-                }
-                () = shutdown.cancelled(), if self.drain_until.is_none() => {
-                    self.drain_until = Some(now + DRAIN_MAX);
                 }
                 // There is more to deliver, and the others have had their turn.
                 () = tokio::task::yield_now(), if more => {}

@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use anyhow::Context;
 use tokio::net::{TcpListener, TcpSocket};
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -17,6 +16,7 @@ use crate::broker::Broker;
 use crate::config::Config;
 use crate::connection;
 use crate::metrics::Closed;
+use crate::slots::Slots;
 
 pub use peer::{Certificate, Peer, PeerAddr};
 
@@ -45,7 +45,7 @@ pub(crate) struct Bound {
 pub(crate) struct Accepting {
     broker: Arc<Broker>,
     /// One for each connection that may be open.
-    permits: Arc<Semaphore>,
+    slots: Slots,
     clients: TaskTracker,
     shutdown: CancellationToken,
 }
@@ -75,17 +75,16 @@ pub(crate) fn bind(addr: SocketAddr) -> std::io::Result<TcpListener> {
 impl Accepting {
     /// Clients of `broker` become tasks of `clients` until `shutdown`.
     pub(crate) fn new(broker: &Arc<Broker>, clients: &TaskTracker, shutdown: &CancellationToken) -> Self {
-        let connections = usize::try_from(broker.limits.max_connections).unwrap_or(usize::MAX);
         Self {
             broker: Arc::clone(broker),
-            permits: Arc::new(Semaphore::new(connections.min(Semaphore::MAX_PERMITS))),
+            slots: Slots::new(broker.limits.max_connections),
             clients: clients.clone(),
             shutdown: shutdown.clone(),
         }
     }
 
-    /// Serves who comes to `bound` until shutdown. Each connection holds one permit from here to its end, CONNECT or
-    /// not; without one it is closed at once.
+    /// Serves who comes to `bound` until shutdown. Each connection holds a slot from here to its end, CONNECT or not;
+    /// without one it is closed at once.
     pub(crate) async fn run(self, bound: Bound) {
         loop {
             let accepted = tokio::select! {
@@ -96,18 +95,14 @@ impl Accepting {
                 Ok((stream, addr)) => {
                     let metrics = &self.broker.metrics;
                     metrics.connections_opened.inc();
-                    let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() else {
+                    let Some(slot) = self.slots.enter() else {
                         metrics.connections_closed.inc(Closed::TooManyConnections);
                         continue;
                     };
                     let listener = Arc::clone(&bound.listener);
                     let peer = Peer { listener, addr: addr.into(), certificate: None };
                     let broker = Arc::clone(&self.broker);
-                    let served = connection::serve(broker, stream, peer, self.shutdown.child_token());
-                    self.clients.spawn(async move {
-                        served.await;
-                        drop(permit);
-                    });
+                    self.clients.spawn(connection::serve(broker, stream, peer, slot, self.shutdown.clone()));
                 }
                 Err(error) => {
                     tracing::warn!(listener = %bound.listener.name, %error, "connection not accepted");

@@ -61,6 +61,22 @@ fn decoding_reserves_nothing_by_what_the_peer_says() {
     assert_eq!(buf.len(), 5);
 }
 
+/// A PUBLISH with so many of the shortest user properties.
+fn publish_of(properties: usize) -> BytesMut {
+    let block = properties * 5;
+    let length = [(block & 0x7f) as u8 | 0x80, (block >> 7) as u8];
+    let body = [&wire("00 01 't'")[..], &length, &wire("26 00 00 00 00").repeat(properties)].concat();
+    frame(0x30, &body)
+}
+
+#[test]
+fn user_properties_are_counted() {
+    assert!(Side::Server.decode(V5, publish_of(1_000)).is_ok());
+    let error = Side::Server.decode(V5, publish_of(1_001)).unwrap_err();
+    assert_eq!(error.problem, Problem::TooManyUserProperties { max: 1_000 });
+    assert_eq!(error.reason(), ReasonCode::QuotaExceeded);
+}
+
 /// Lists of short entries are what grows most from the wire to memory. Each is as long as fits the limit.
 #[test]
 fn a_packet_in_memory_is_at_most_32_times_its_length() {
@@ -68,11 +84,8 @@ fn a_packet_in_memory_is_at_most_32_times_its_length() {
         let (before, entry) = (wire(before), wire(entry));
         [&before[..], &entry.repeat((16_380 - before.len()) / entry.len())].concat()
     };
-    let mut publish = body("00 01 't' 00 00", "26 00 00 00 00");
-    let block = publish.len() - 5;
-    publish[3..5].copy_from_slice(&[(block & 0x7f) as u8 | 0x80, (block >> 7) as u8]);
     let packets = [
-        (Side::Server, frame(0x30, &publish)),
+        (Side::Server, publish_of(1_000)),
         (Side::Server, frame(0x82, &body("00 01 00", "00 00 00"))),
         (Side::Server, frame(0xa2, &body("00 01 00", "00 00"))),
         (Side::Client, frame(0x90, &body("00 01 00", "00"))),

@@ -303,7 +303,7 @@ async fn an_unknown_outcome_is_repeated_without_a_trace() {
         let first = open(sessions, &with_will(NEVER, 0)).await;
         assert!(!first.present, "{fault:?}: it is new, however often it was tried");
         nothing_comes_late(&bench).await;
-        assert_eq!(Wills::new(sessions).due(bench.clock.wall()).await.unwrap(), [], "{fault:?}");
+        assert_eq!(Wills::new(sessions).due(bench.clock.wall(), 256).await.unwrap(), [], "{fault:?}");
 
         bench.store.expect([fault]);
         sessions.subscribe(&first.session, &[("a".into(), subscription(1))]).await.unwrap();
@@ -356,25 +356,25 @@ async fn a_will_is_cancelled_or_handed_out_until_it_is_done() {
         let due = close(sessions, &session, expiry, WillAction::Fire).await.will.unwrap();
         assert_eq!(due.will, will("gone", 0));
         // The broker dies before it says that it is done.
-        assert_eq!(wills.due(bench.clock.wall()).await.unwrap(), []);
+        assert_eq!(wills.due(bench.clock.wall(), 256).await.unwrap(), []);
         tokio::time::advance(Duration::from_secs(30)).await;
-        let again = wills.due(bench.clock.wall()).await.unwrap();
+        let again = wills.due(bench.clock.wall(), 256).await.unwrap();
         assert_eq!(again, [due]);
-        assert_eq!(wills.due(bench.clock.wall()).await.unwrap(), []);
+        assert_eq!(wills.due(bench.clock.wall(), 256).await.unwrap(), []);
         // It cannot publish it now.
         let later = bench.clock.wall().saturating_add(Duration::from_secs(100));
         wills.retry_at(&again[0], later).await.unwrap();
         tokio::time::advance(Duration::from_secs(99)).await;
-        assert_eq!(wills.due(bench.clock.wall()).await.unwrap(), []);
+        assert_eq!(wills.due(bench.clock.wall(), 256).await.unwrap(), []);
         tokio::time::advance(Duration::from_secs(1)).await;
-        assert_eq!(wills.due(bench.clock.wall()).await.unwrap(), again);
+        assert_eq!(wills.due(bench.clock.wall(), 256).await.unwrap(), again);
         wills.done(&again[0]).await.unwrap();
         if expiry > 0 {
             let session = open(sessions, &options(true, 0)).await.session;
             close(sessions, &session, 0, WillAction::Cancel).await;
         }
         assert_empty(&bench).await;
-        assert_eq!(wills.due(bench.clock.wall()).await.unwrap(), []);
+        assert_eq!(wills.due(bench.clock.wall(), 256).await.unwrap(), []);
     }
 }
 
@@ -390,9 +390,9 @@ async fn a_delayed_will_waits_for_the_delay_or_the_end_of_the_session() {
         assert_eq!(at_once.is_some(), due == 0);
         if due > 0 {
             tokio::time::advance(Duration::from_secs(due - 1)).await;
-            assert_eq!(wills.due(bench.clock.wall()).await.unwrap(), []);
+            assert_eq!(wills.due(bench.clock.wall(), 256).await.unwrap(), []);
             tokio::time::advance(Duration::from_secs(1)).await;
-            assert_eq!(wills.due(bench.clock.wall()).await.unwrap().len(), 1, "{delay} {expiry}");
+            assert_eq!(wills.due(bench.clock.wall(), 256).await.unwrap().len(), 1, "{delay} {expiry}");
         }
     }
 }
@@ -406,9 +406,9 @@ async fn a_new_connection_cancels_a_waiting_will_and_a_clean_start_brings_it_for
         let session = open(&bench.sessions, &with_will(60, 10)).await.session;
         close(&bench.sessions, &session, 60, WillAction::Fire).await;
         let session = open(&bench.sessions, &options(clean_start, 60)).await.session;
-        assert_eq!(wills.due(bench.clock.wall()).await.unwrap().len(), due);
+        assert_eq!(wills.due(bench.clock.wall(), 256).await.unwrap().len(), due);
         tokio::time::advance(Duration::from_secs(20)).await;
-        assert_eq!(wills.due(bench.clock.wall()).await.unwrap().len(), 0);
+        assert_eq!(wills.due(bench.clock.wall(), 256).await.unwrap().len(), 0);
         bench.sessions.end(&session).await.unwrap();
     }
 }
@@ -425,7 +425,7 @@ async fn a_takeover_sees_to_the_will_of_the_connection_it_fences_off() {
         let late = CloseOptions { expiry_seconds: 60, will: WillAction::Fire, outgoing: Vec::new() };
         assert!(matches!(bench.sessions.close(&old, &late).await, Err(Error::Fenced)));
         let wills = Wills::new(&other_pod);
-        let handed_out = wills.due(bench.clock.wall()).await.unwrap();
+        let handed_out = wills.due(bench.clock.wall(), 256).await.unwrap();
         assert_eq!(handed_out.len(), due, "{delay} {clean_start}");
         assert!(handed_out.iter().all(|will| will.id.pod == [1; 16]));
         // The new connection's own will is untouched.
@@ -447,7 +447,7 @@ async fn connections_of_a_dead_pod_are_closed_by_another() {
     assert_eq!(closed, 110);
     assert_eq!(third.close_orphans(|pod| *pod == [1; 16]).await.unwrap(), 0);
     let wills = Wills::new(&third);
-    let due = wills.due(bench.clock.wall()).await.unwrap();
+    let due = wills.due(bench.clock.wall(), 256).await.unwrap();
     assert_eq!(due.len(), 70);
     for will in &due {
         wills.done(will).await.unwrap();

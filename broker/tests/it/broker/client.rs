@@ -1,6 +1,7 @@
 //! A client that does what it is told: any packet out, the next packet in, each with a deadline.
 
 use std::collections::VecDeque;
+use std::net::SocketAddr;
 use std::num::{NonZeroU16, NonZeroU32};
 use std::time::Duration;
 
@@ -115,14 +116,19 @@ fn ack(n: PacketId, reason: ReasonCode) -> Ack {
     Ack { packet_id: n, reason, properties: None }
 }
 
+/// A connection without a CONNECT.
+pub(super) async fn open_at(addr: SocketAddr, version: ProtocolVersion) -> Client {
+    let stream = TcpStream::connect(addr).await.unwrap();
+    stream.set_nodelay(true).unwrap();
+    let role = Role::Client { version };
+    let decoder = Decoder::new(DecoderConfig { max_packet_size: 32 << 20, role });
+    Client { stream, decoder, input: BytesMut::new(), version, next_id: 0, skipped: VecDeque::new() }
+}
+
 impl TestBroker {
     /// A connection without a CONNECT.
     pub(super) async fn open(&self, version: ProtocolVersion) -> Client {
-        let stream = TcpStream::connect(self.addr).await.unwrap();
-        stream.set_nodelay(true).unwrap();
-        let role = Role::Client { version };
-        let decoder = Decoder::new(DecoderConfig { max_packet_size: 32 << 20, role });
-        Client { stream, decoder, input: BytesMut::new(), version, next_id: 0, skipped: VecDeque::new() }
+        open_at(self.addr, version).await
     }
 
     /// A connection whose CONNECT has been answered, somehow.
@@ -133,17 +139,6 @@ impl TestBroker {
             Packet::ConnAck(connack) => (client, *connack),
             other => panic!("not a CONNACK: {other:?}"),
         }
-    }
-
-    /// A connection, unless it is closed before CONNACK.
-    pub(super) async fn try_clean(&self, id: &str) -> Option<Client> {
-        let mut client = self.open(V5).await;
-        let mut bytes = BytesMut::new();
-        encode(&Packet::Connect(Box::new(clean(id, V5))), V5, &mut bytes).unwrap();
-        // Fails if the connection is closed already.
-        let _ = client.stream.write_all(&bytes).await;
-        let answer = tokio::time::timeout(DEADLINE, client.next()).await.expect("an answer or the end");
-        answer.map(|_| client)
     }
 
     pub(super) async fn connect(&self, connect: Connect) -> Client {
@@ -236,7 +231,7 @@ impl Client {
     }
 
     /// The next packet; `None` at the end of the connection.
-    async fn next(&mut self) -> Option<Packet> {
+    pub(super) async fn next(&mut self) -> Option<Packet> {
         match self.skipped.pop_front() {
             Some(packet) => Some(packet),
             None => self.receive().await,
@@ -504,6 +499,13 @@ impl Client {
     /// Ends the connection in order and waits for the end.
     pub(super) async fn disconnect(self) {
         self.disconnect_with(ReasonCode::Success, None).await;
+    }
+
+    /// Sends a packet to a broker that may have closed the connection.
+    pub(super) async fn try_send(&mut self, packet: Packet) -> std::io::Result<()> {
+        let mut bytes = BytesMut::new();
+        encode(&packet, self.version, &mut bytes).unwrap();
+        self.stream.write_all(&bytes).await
     }
 
     /// Tells the broker of an end by the socket alone.

@@ -1,9 +1,13 @@
 //! What clients can make the broker hold, and what they are told beyond it.
 
-use weir_codec::{Connect, Packet, ReasonCode};
+use std::time::Duration;
 
-use super::client::{AtLeastOnce, Client, V5, V311, clean, persistent};
-use super::{TestBroker, config, memory};
+use weir_codec::{Connect, Packet, ReasonCode};
+use weir_core::keyspace::tag;
+use weir_storage::CommitFault;
+
+use super::client::{AtLeastOnce, Client, V5, V311, clean, persistent, publish, retained};
+use super::{TestBroker, config, faulty, memory, queue};
 
 const TOO_MANY: &str = "weir_connections_closed_total{reason=\"too_many_connections\"}";
 const TOO_LARGE: &str = "weir_protocol_errors_total{reason=\"packet_too_large\"}";
@@ -20,22 +24,50 @@ async fn connections_are_bounded_whether_they_connect_or_not() {
     let connected = broker.clean("connected").await;
     let silent = broker.open(V5).await;
     broker.metric_reaches("weir_connections_opened_total", 2.0).await;
+    for (version, code) in [(V5, ReasonCode::QuotaExceeded), (V311, ReasonCode::ServerUnavailable)] {
+        let (mut client, connack) = broker.connack(clean("another", version)).await;
+        assert_eq!(connack.code, code);
+        let text = connack.reason_string.map(|text| text.contains("limits.maxConnections"));
+        assert_eq!(text, (version == V5).then_some(true));
+        client.ended().await;
+    }
+    assert_eq!(broker.metric(TOO_MANY).await, 2.0);
+    // There is room for one who has not said who it is, and not for two.
+    let newcomer = broker.open(V5).await;
+    broker.metric_reaches("weir_connections_opened_total", 5.0).await;
     broker.open(V5).await.ended().await;
-    assert_eq!(broker.metric(TOO_MANY).await, 1.0);
+    assert_eq!(broker.metric(TOO_MANY).await, 3.0);
+    newcomer.vanish();
 
     connected.disconnect().await;
     let mut connected = next_served(&broker, "connected").await;
-    broker.open(V5).await.ended().await;
     silent.vanish();
     next_served(&broker, "another").await.synced().await;
     connected.synced().await;
+}
+
+#[tokio::test]
+async fn a_client_takes_over_its_own_session_when_there_is_room_for_no_other() {
+    let broker = start(|limits| limits.max_connections = 2).await;
+    let mut other = broker.clean("other").await;
+    let mut old = broker.connect(persistent("c", V5)).await;
+    for _ in 0..3 {
+        let mut new = broker.resume(persistent("c", V5)).await;
+        old.told(ReasonCode::SessionTakenOver).await;
+        new.synced().await;
+        old = new;
+    }
+    other.synced().await;
+    assert_eq!(broker.metric(TOO_MANY).await, 0.0);
+    assert_eq!(broker.connack(clean("third", V5)).await.1.code, ReasonCode::QuotaExceeded);
 }
 
 /// Comes again until it is served: the broker sees the end of another a little later than that one.
 async fn next_served(broker: &TestBroker, id: &str) -> Client {
     let tried = async {
         loop {
-            if let Some(client) = broker.try_clean(id).await {
+            let (client, connack) = broker.connack(clean(id, V5)).await;
+            if connack.code == ReasonCode::Success {
                 return client;
             }
         }
@@ -89,4 +121,78 @@ async fn persistent_sessions_are_bounded() {
     let b = broker.resume(persistent("b", V5)).await;
     b.disconnect_with(ReasonCode::Success, Some(0)).await;
     broker.connect(persistent("c", V5)).await.disconnect().await;
+}
+
+#[tokio::test]
+async fn user_properties_are_bounded() {
+    let broker = TestBroker::start().await;
+    let mut watcher = broker.subscriber("watcher", "t", AtLeastOnce).await;
+    let mut client = broker.clean("c").await;
+    let mut packet = publish(AtLeastOnce, 1, "t", "x");
+    packet.properties.user_properties = vec![("".into(), "".into()); 1000];
+    client.post(packet.clone()).await;
+    client.pubacked(1).await;
+    assert_eq!(watcher.take().await.properties.user_properties.len(), 1000);
+    packet.properties.user_properties.push(("".into(), "".into()));
+    client.post(packet).await;
+    client.told(ReasonCode::QuotaExceeded).await;
+    let mut connect = clean("d", V5);
+    connect.user_properties = vec![("".into(), "".into()); 1001];
+    let (mut client, connack) = broker.connack(connect).await;
+    assert_eq!(connack.code, ReasonCode::QuotaExceeded);
+    client.ended().await;
+    assert_eq!(broker.metric("weir_protocol_errors_total{reason=\"too_many_user_properties\"}").await, 2.0);
+}
+
+#[tokio::test]
+async fn retained_messages_are_bounded() {
+    let broker = start(|limits| {
+        limits.retained_messages = 2;
+        limits.retained_bytes = weir::config::ByteCount::kib(64);
+    })
+    .await;
+    let mut client = broker.clean("c").await;
+    for (topic, payload, reason) in [
+        ("a", "1".to_owned(), ReasonCode::NoMatchingSubscribers),
+        ("b", "1".to_owned(), ReasonCode::NoMatchingSubscribers),
+        ("c", "1".to_owned(), ReasonCode::QuotaExceeded),
+        ("a", "x".repeat(65_000), ReasonCode::NoMatchingSubscribers),
+        ("b", "x".repeat(65_000), ReasonCode::QuotaExceeded),
+        ("a", String::new(), ReasonCode::NoMatchingSubscribers),
+        ("c", "1".to_owned(), ReasonCode::NoMatchingSubscribers),
+    ] {
+        client.post(retained(AtLeastOnce, 1, topic, &payload)).await;
+        let answer = client.pubacked(1).await;
+        assert_eq!(answer.is_error(), reason.is_error(), "{topic}: {answer}");
+        if reason.is_error() {
+            assert_eq!(answer, reason, "{topic}");
+        }
+    }
+    assert_eq!(broker.metric("weir_retained_refused_total").await, 2.0);
+}
+
+#[tokio::test]
+async fn publishes_under_way_are_bounded_over_all_clients() {
+    const UNDER_WAY: &str = "weir_publish_under_way_bytes";
+    let (store, faults) = faulty();
+    let mut config = config();
+    config.limits.publish_bytes_under_way = weir::config::ByteCount::kib(64);
+    let broker = TestBroker::start_with(config, &store).await;
+    broker.declare(&[queue("work", "t")]).await;
+    broker.publish("t", &["the shard is taken over"]).await;
+    faults.fail_commits_matching(&[tag::SEGMENT], CommitFault::Stalled(Duration::from_secs(2)));
+    let mut busy = broker.clean("busy").await;
+    let mut other = broker.clean("other").await;
+    let payload = "x".repeat(40_000);
+    busy.post(publish(AtLeastOnce, 1, "t", &payload)).await;
+    busy.post(publish(AtLeastOnce, 2, "t", &payload)).await;
+    broker.metric_reaches(UNDER_WAY, 80_000.0).await;
+    other.post(publish(AtLeastOnce, 1, "elsewhere", "waits")).await;
+    other.quiet().await;
+    assert!(broker.metric(UNDER_WAY).await < 90_000.0);
+    for n in [1, 2] {
+        assert!(!busy.pubacked(n).await.is_error());
+    }
+    assert!(!other.pubacked(1).await.is_error());
+    assert_eq!(broker.metric(UNDER_WAY).await, 0.0);
 }

@@ -7,6 +7,7 @@ mod faults;
 mod input;
 mod limits;
 mod messages;
+mod patience;
 mod queues;
 mod regressions;
 mod sessions;

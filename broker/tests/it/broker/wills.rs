@@ -3,9 +3,11 @@
 use std::time::Duration;
 
 use weir_codec::{Connect, ReasonCode};
+use weir_core::keyspace::tag;
+use weir_storage::CommitFault;
 
-use super::client::{AtLeastOnce, Client, V5, V311, clean, persistent, text, will};
-use super::{TestBroker, memory, queue};
+use super::client::{AtLeastOnce, AtMostOnce, Client, V5, V311, clean, persistent, text, will};
+use super::{DEADLINE, TestBroker, faulty, memory, queue};
 
 fn with_will(connect: Connect, delay_interval: u32) -> Connect {
     let mut will = will("will", "gone");
@@ -80,4 +82,24 @@ async fn wills_survive_a_crash() {
     assert_eq!(subscriber.take_texts(2).await, ["gone", "gone"]);
     tokio::time::sleep(Duration::from_millis(1500)).await;
     subscriber.synced().await;
+}
+
+#[tokio::test]
+async fn a_will_that_waits_for_its_queue_holds_up_no_other() {
+    let (store, faults) = faulty();
+    let broker = TestBroker::start_on(&store).await;
+    broker.declare(&[queue("slow", "slow")]).await;
+    let mut watcher = broker.subscriber("watcher", "+", AtMostOnce).await;
+    faults.fail_commits_matching(&[tag::SEGMENT], CommitFault::Stalled(2 * DEADLINE));
+    let mut slow = with_will(persistent("slow", V5), 1);
+    slow.will = Some(weir_codec::Will { delay_interval: 1, ..will("slow", "gone") });
+    broker.connect(slow).await.vanish();
+    assert_eq!(watcher.message().await.topic.unwrap().as_str(), "slow");
+    // More than are published at the same time, all due.
+    for n in 0..300 {
+        broker.connect(with_will(persistent(&n.to_string(), V5), 1)).await.vanish();
+    }
+    for _ in 0..300 {
+        assert_eq!(text(&watcher.message().await), "gone");
+    }
 }
