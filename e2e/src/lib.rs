@@ -4,9 +4,11 @@
 //! foreign programs onto a machine that has only the Rust toolchain and a C compiler. Nothing here knows how
 //! Weir works inside: it starts the binary, speaks MQTT and HTTP to it and reads its log.
 
+pub mod certificates;
 pub mod clients;
 pub mod compare;
 pub mod crowd;
+pub mod endpoint;
 pub mod generator;
 pub mod http;
 pub mod mosquitto;

@@ -15,6 +15,8 @@ use tempfile::TempDir;
 use tokio::process::Command;
 use tokio::sync::OnceCell;
 
+use crate::certificates::{Certificates, Signed};
+use crate::endpoint::{Endpoint, Transport};
 use crate::process::{Log, Process, on_cpus, resident_bytes};
 use crate::{http, tools, within};
 
@@ -31,6 +33,7 @@ pub struct Setup {
     binary: Option<PathBuf>,
     /// The processors it may use; all if there are none.
     cpus: Option<String>,
+    certificates: Option<Arc<Certificates>>,
 }
 
 /// Where the broker keeps its data.
@@ -54,7 +57,7 @@ impl Setup {
     fn new(store: Store) -> Result<Self> {
         let folder = tempfile::tempdir()?;
         std::fs::create_dir(folder.path().join("manifests"))?;
-        Ok(Self { folder, store, arguments: Vec::new(), binary: None, cpus: None })
+        Ok(Self { folder, store, arguments: Vec::new(), binary: None, cpus: None, certificates: None })
     }
 
     /// The folder of manifests.
@@ -95,6 +98,27 @@ impl Setup {
         Self { cpus: cpus.map(str::to_owned), ..self }
     }
 
+    /// The same with a listener for each transport beside TCP, and certificates for those that need them.
+    pub fn with_every_transport(mut self) -> Result<Self> {
+        let certificates = Certificates::make(self.folder.path())?;
+        for transport in Transport::ALL.into_iter().filter(|transport| *transport != Transport::Tcp) {
+            self.arguments.extend(["--listen".to_owned(), format!("{}://127.0.0.1:0", transport.scheme())]);
+        }
+        let Signed { certificate, key } = &certificates.server;
+        let files = [("--tls-cert", certificate), ("--tls-key", key)];
+        for (flag, file) in files {
+            self.arguments.extend([flag.to_owned(), file.display().to_string()]);
+        }
+        self.certificates = Some(Arc::new(certificates));
+        Ok(self)
+    }
+
+    /// The folder for what a test gives to the broker; paths in arguments are relative to it.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
     /// The command that starts the broker, listening on free loopback ports.
     pub async fn command(&self) -> Result<Command> {
         let mut command = match &self.binary {
@@ -122,7 +146,7 @@ impl Setup {
     pub async fn start(&self) -> Result<Weir> {
         let mut process = Process::spawn("weir", self.command().await?)?;
         match within("weir to be ready", ready(&process.log())).await {
-            Ok((mqtt, http)) => Ok(Weir { process, mqtt, http }),
+            Ok((mqtt, http)) => Ok(Weir { process, mqtt, http, certificates: self.certificates.clone() }),
             Err(error) => {
                 process.kill9().await?;
                 Err(error.context(format!("start {process}")))
@@ -145,6 +169,7 @@ pub struct Weir {
     process: Process,
     mqtt: SocketAddr,
     http: SocketAddr,
+    certificates: Option<Arc<Certificates>>,
 }
 
 impl Weir {
@@ -158,6 +183,14 @@ impl Weir {
     #[must_use]
     pub fn pid(&self) -> Option<u32> {
         self.process.pid()
+    }
+
+    /// The way to it by `transport`.
+    pub async fn endpoint(&self, transport: Transport) -> Result<Endpoint> {
+        let log = self.log();
+        let address = within("weir to say where it listens", listening(&log, transport.scheme())).await?;
+        let certificates = self.certificates.clone().filter(|_| transport.is_tls());
+        Ok(Endpoint { transport, certificates, ..Endpoint::from(address) })
     }
 
     /// Where it answers HTTP.

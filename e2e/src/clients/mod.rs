@@ -8,11 +8,11 @@ mod rumqttc;
 mod script;
 
 use std::fmt;
-use std::net::SocketAddr;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 
+use crate::endpoint::Endpoint;
 use crate::process::Process;
 use crate::within;
 
@@ -50,8 +50,8 @@ pub struct Client {
 /// How to connect.
 #[derive(Clone, Debug)]
 pub struct Connect {
-    /// The broker's address.
-    pub broker: SocketAddr,
+    /// The broker.
+    pub broker: Endpoint,
     /// The client id.
     pub client_id: String,
     /// Keep the session for an hour after the connection ends.
@@ -73,12 +73,12 @@ pub struct Will {
 
 impl Connect {
     /// A clean session of `client_id` at `broker`.
-    pub fn clean(broker: SocketAddr, client_id: impl Into<String>) -> Self {
-        Self { broker, client_id: client_id.into(), persistent: false, will: None }
+    pub fn clean(broker: impl Into<Endpoint>, client_id: impl Into<String>) -> Self {
+        Self { broker: broker.into(), client_id: client_id.into(), persistent: false, will: None }
     }
 
     /// A session of `client_id` at `broker` that outlives its connections.
-    pub fn persistent(broker: SocketAddr, client_id: impl Into<String>) -> Self {
+    pub fn persistent(broker: impl Into<Endpoint>, client_id: impl Into<String>) -> Self {
         Self { persistent: true, ..Self::clean(broker, client_id) }
     }
 

@@ -11,7 +11,7 @@ use crate::tools;
 
 pub(super) async fn subscribe(version: Version, connect: &Connect, subscribe: &Subscribe) -> Result<Source> {
     check_properties(version, &subscribe.properties)?;
-    let mut command = tools::mosquitto().await?.subscribe.clone().line_buffered().command();
+    let mut command = programs(connect).await?.subscribe.clone().line_buffered().command();
     connection(&mut command, version, connect);
     // Debug output says when the subscription stands; messages come as JSON, one a line.
     command.args(["-d", "-F", "%j", "-q", &subscribe.qos.to_string()]);
@@ -32,7 +32,7 @@ pub(super) async fn subscribe(version: Version, connect: &Connect, subscribe: &S
 
 pub(super) async fn publish(version: Version, connect: &Connect, publish: &Publish) -> Result<Source> {
     check_properties(version, &publish.properties)?;
-    let mut command = tools::mosquitto().await?.publish.clone().line_buffered().command();
+    let mut command = programs(connect).await?.publish.clone().line_buffered().command();
     connection(&mut command, version, connect);
     command.args(["-d", "-t", &publish.topic, "-q", &publish.qos.to_string()]);
     if publish.retain {
@@ -53,13 +53,36 @@ pub(super) async fn publish(version: Version, connect: &Connect, publish: &Publi
     Ok(Source::Program(Box::new(process), read_publisher))
 }
 
+/// Only newer clients speak WebSocket.
+async fn programs(connect: &Connect) -> Result<&'static tools::Mosquitto> {
+    if connect.broker.transport.is_websocket() {
+        tools::mosquitto_current().await
+    } else {
+        tools::mosquitto().await
+    }
+}
+
 fn connection(command: &mut Command, version: Version, connect: &Connect) {
     let version = match version {
         Version::V311 => "mqttv311",
         Version::V5 => "mqttv5",
     };
-    let (host, port) = (connect.broker.ip().to_string(), connect.broker.port().to_string());
+    let broker = &connect.broker;
+    let (host, port) = (broker.address.ip().to_string(), broker.address.port().to_string());
     command.args(["-h", &host, "-p", &port, "-V", version, "-i", &connect.client_id]);
+    if broker.transport.is_websocket() {
+        command.arg("--ws");
+    }
+    if let Some(certificates) = broker.certificates.as_deref().filter(|_| broker.transport.is_tls()) {
+        command.arg("--cafile").arg(&certificates.authority);
+        if broker.client_certificate {
+            command.arg("--cert").arg(&certificates.client.certificate);
+            command.arg("--key").arg(&certificates.client.key);
+        }
+    }
+    if let Some((user, password)) = &broker.login {
+        command.args(["-u", user, "-P", password]);
+    }
     if let Some(will) = &connect.will {
         command.args(["--will-topic", &will.topic, "--will-payload", &will.payload]);
         command.args(["--will-qos", &will.qos.to_string()]);
@@ -92,7 +115,8 @@ fn read_message(line: &str) -> Result<Event> {
         topic: text(&json["topic"])?,
         payload: text(&json["payload"])?,
         qos: small(&json["qos"])?,
-        retain: small(&json["retain"])? != 0,
+        // A number before mosquitto 2.1.
+        retain: json["retain"].as_bool().map_or_else(|| small(&json["retain"]).map(|n| n != 0), Ok)?,
         properties,
     }))
 }

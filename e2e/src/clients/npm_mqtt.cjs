@@ -3,6 +3,7 @@
 // a line. SIGTERM ends the connection with a DISCONNECT.
 'use strict'
 
+const fs = require('fs')
 const mqtt = require('mqtt')
 
 const task = JSON.parse(process.argv[1])
@@ -29,13 +30,20 @@ const withProperties = (options, pairs) =>
 const options = {
   host: task.host,
   port: task.port,
-  protocol: 'mqtt',
+  protocol: task.scheme,
+  path: task.path,
   protocolVersion: task.v5 ? 5 : 4,
   clientId: task.clientId,
   clean: !task.persistent,
   reconnectPeriod: 0,
   resubscribe: false
 }
+if (task.authority) options.ca = fs.readFileSync(task.authority)
+if (task.certificate) {
+  options.cert = fs.readFileSync(task.certificate)
+  options.key = fs.readFileSync(task.key)
+}
+if (task.login) [options.username, options.password] = task.login
 if (task.will) options.will = { ...task.will, payload: Buffer.from(task.will.payload), retain: false }
 if (task.v5) options.properties = { sessionExpiryInterval: task.persistent ? 3600 : 0 }
 

@@ -92,8 +92,14 @@ client = mqtt.Client(
     client_id=task["clientId"],
     protocol=mqtt.MQTTv5 if v5 else mqtt.MQTTv311,
     manual_ack=True,
+    transport="websockets" if task["scheme"] in ("ws", "wss") else "tcp",
     **options,
 )
+client.ws_set_options(path=task["path"])
+if task["authority"]:
+    client.tls_set(ca_certs=task["authority"], certfile=task["certificate"], keyfile=task["key"])
+if task["login"]:
+    client.username_pw_set(*task["login"])
 client.on_connect = on_connect
 client.on_subscribe = on_subscribe
 client.on_message = on_message

@@ -1,14 +1,19 @@
 //! `rumqttc`, in this process: one task polls its event loop and hands on what it sees.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use rumqttc::v5;
 use rumqttc::v5::mqttbytes::v5 as packet5;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ClientConfig, RootCertStore};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::{Connect, Event, Message, Publish, Subscribe, Version, check_properties};
+use crate::endpoint::{Endpoint, Transport};
 
 /// Events that may wait for the test; past it the client stops reading its socket.
 const EVENTS_WAITING_MAX: usize = 10_000;
@@ -136,12 +141,17 @@ impl Requests {
 }
 
 fn client(version: Version, connect: &Connect, requests_max: usize) -> Result<(Requests, Loop)> {
-    let (id, host, port) = (&connect.client_id, connect.broker.ip().to_string(), connect.broker.port());
+    let (id, broker, port) = (&connect.client_id, &connect.broker, connect.broker.address.port());
+    let (host, transport) = transport(broker)?;
     Ok(match version {
         Version::V311 => {
             let mut options = rumqttc::MqttOptions::new(id, host, port);
             options.set_keep_alive(KEEP_ALIVE).set_clean_session(!connect.persistent);
             options.set_max_packet_size(PACKET_BYTES_MAX as usize, PACKET_BYTES_MAX as usize);
+            options.set_transport(transport);
+            if let Some((user, password)) = &broker.login {
+                options.set_credentials(user, password);
+            }
             if let Some(will) = &connect.will {
                 let (topic, payload) = (&will.topic, will.payload.as_str());
                 options.set_last_will(rumqttc::LastWill::new(topic, payload, rumqttc::qos(will.qos)?, false));
@@ -154,6 +164,10 @@ fn client(version: Version, connect: &Connect, requests_max: usize) -> Result<(R
             options.set_keep_alive(KEEP_ALIVE).set_clean_start(!connect.persistent);
             options.set_session_expiry_interval(Some(if connect.persistent { 3600 } else { 0 }));
             options.set_max_packet_size(Some(PACKET_BYTES_MAX)).set_receive_maximum(Some(RECEIVE_MAXIMUM));
+            options.set_transport(transport);
+            if let Some((user, password)) = &broker.login {
+                options.set_credentials(user, password);
+            }
             if let Some(will) = &connect.will {
                 let (topic, payload) = (&will.topic, will.payload.as_str());
                 options.set_last_will(packet5::LastWill::new(topic, payload, qos5(will.qos)?, false, None));
@@ -162,6 +176,35 @@ fn client(version: Version, connect: &Connect, requests_max: usize) -> Result<(R
             (Requests::V5(client), Loop::V5(Box::new(events)))
         }
     })
+}
+
+/// What the client calls the host, and how it gets there.
+fn transport(broker: &Endpoint) -> Result<(String, rumqttc::Transport)> {
+    let Endpoint { address, transport, .. } = broker;
+    let host = address.ip().to_string();
+    let url = format!("{}://{address}{}", transport.scheme(), Endpoint::PATH);
+    Ok(match transport {
+        Transport::Tcp => (host, rumqttc::Transport::Tcp),
+        Transport::Tls => (host, rumqttc::Transport::Tls(tls(broker)?)),
+        Transport::Ws => (url, rumqttc::Transport::Ws),
+        Transport::Wss => (url, rumqttc::Transport::Wss(tls(broker)?)),
+    })
+}
+
+fn tls(broker: &Endpoint) -> Result<rumqttc::TlsConfiguration> {
+    let certificates = broker.certificates.as_deref().context("certificates to check the broker's by")?;
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(&certificates.authority)?)?;
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
+    let config = config.with_root_certificates(roots);
+    let config = if broker.client_certificate {
+        let chain = vec![CertificateDer::from_pem_file(&certificates.client.certificate)?];
+        config.with_client_auth_cert(chain, PrivateKeyDer::from_pem_file(&certificates.client.key)?)?
+    } else {
+        config.with_no_client_auth()
+    };
+    Ok(rumqttc::TlsConfiguration::Rustls(Arc::new(config)))
 }
 
 async fn run(mut events: Loop, requests: Requests, events_tx: mpsc::Sender<Result<Event>>, publishes: usize) {

@@ -4,6 +4,7 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 use super::{Client, Connect, Kind, Publish, Source, Subscribe, Version, check_properties};
+use crate::endpoint::Endpoint;
 use crate::process::Process;
 use crate::tools;
 
@@ -31,9 +32,18 @@ pub(super) async fn publish(client: Client, connect: &Connect, publish: &Publish
 
 fn connection(version: Version, connect: &Connect) -> Value {
     let will = connect.will.as_ref();
+    let broker = &connect.broker;
+    let certificates = broker.certificates.as_deref().filter(|_| broker.transport.is_tls());
+    let own = certificates.filter(|_| broker.client_certificate).map(|certificates| &certificates.client);
     json!({
-        "host": connect.broker.ip(),
-        "port": connect.broker.port(),
+        "host": broker.address.ip(),
+        "port": broker.address.port(),
+        "scheme": broker.transport.scheme(),
+        "path": Endpoint::PATH,
+        "authority": certificates.map(|certificates| &certificates.authority),
+        "certificate": own.map(|own| &own.certificate),
+        "key": own.map(|own| &own.key),
+        "login": broker.login,
         "v5": version == Version::V5,
         "clientId": connect.client_id,
         "persistent": connect.persistent,

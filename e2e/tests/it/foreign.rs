@@ -1,10 +1,10 @@
 //! Foreign clients against Weir: plain MQTT, queues and streams, in both versions.
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
 
 use anyhow::{Context, Result, ensure};
 use weir_e2e::clients::{Client, Connect, Message, Publish, Subscribe, Subscriber, Version};
+use weir_e2e::endpoint::Endpoint;
 use weir_e2e::now_rfc3339;
 use weir_e2e::weir::Setup;
 
@@ -33,11 +33,11 @@ const VEHICLES: &str = "vehicle/+/telemetry";
 /// Runs a scenario against a fresh broker with one queue and one stream; the broker's log explains a failure.
 async fn against_weir(
     client: Client,
-    scenario: impl AsyncFnOnce(Client, SocketAddr) -> Result<()>,
+    scenario: impl AsyncFnOnce(Client, &Endpoint) -> Result<()>,
 ) -> Result<()> {
     let setup = Setup::embedded()?.with_manifest("city.yaml", MANIFEST)?;
     let weir = setup.start().await?;
-    let result = scenario(client, weir.mqtt()).await;
+    let result = scenario(client, &weir.mqtt().into()).await;
     result.with_context(|| format!("{client} against {weir}"))?;
     weir.terminate().await
 }
@@ -56,7 +56,7 @@ matrix!(against_weir; [
     stream_from_time,
 ]);
 
-async fn subscribe(client: Client, broker: SocketAddr, id: &str, filter: &str) -> Result<Subscriber> {
+async fn subscribe(client: Client, broker: &Endpoint, id: &str, filter: &str) -> Result<Subscriber> {
     let subscriber = client.subscribe(Connect::clean(broker, id), Subscribe::to(filter, 1)).await?;
     ensure!(subscriber.granted() == [1], "`{filter}` granted {:?}", subscriber.granted());
     Ok(subscriber)
@@ -101,7 +101,7 @@ fn check_stream_properties(client: Client, messages: &[Message]) -> Result<()> {
 }
 
 /// A live subscriber and a queue consumer both receive the same publishes.
-async fn queue_beside_live(client: Client, broker: SocketAddr) -> Result<()> {
+async fn queue_beside_live(client: Client, broker: &Endpoint) -> Result<()> {
     let mut subscriber = subscribe(client, broker, "live", SENSORS).await?;
     let mut consumer = subscribe(client, broker, "consumer", "$queue/traffic").await?;
     for qos in 0..=2 {
@@ -120,7 +120,7 @@ async fn queue_beside_live(client: Client, broker: SocketAddr) -> Result<()> {
 
 /// What was published while nobody consumed is there for the first consumer, and what it acknowledged is gone
 /// for the next.
-async fn queue_backlog(client: Client, broker: SocketAddr) -> Result<()> {
+async fn queue_backlog(client: Client, broker: &Endpoint) -> Result<()> {
     publish(client, broker, Publish::to(SENSOR, 1, payloads("missed", 30))).await?;
     let mut consumer = subscribe(client, broker, "consumer", "$queue/traffic").await?;
     let consumed = consumer.collect(30).await?;
@@ -137,7 +137,7 @@ async fn queue_backlog(client: Client, broker: SocketAddr) -> Result<()> {
 }
 
 /// A queue is found by its filter as well as by its name.
-async fn queue_by_its_filter(client: Client, broker: SocketAddr) -> Result<()> {
+async fn queue_by_its_filter(client: Client, broker: &Endpoint) -> Result<()> {
     for filter in [format!("$queue/traffic/{SENSORS}"), format!("$q/{SENSORS}")] {
         publish(client, broker, Publish::to(SENSOR, 1, [filter.as_str()])).await?;
         let mut consumer = subscribe(client, broker, "consumer", &filter).await?;
@@ -149,7 +149,7 @@ async fn queue_by_its_filter(client: Client, broker: SocketAddr) -> Result<()> {
 }
 
 /// Two consumers share a queue: each message goes to one of them, and both get some.
-async fn queue_shared(client: Client, broker: SocketAddr) -> Result<()> {
+async fn queue_shared(client: Client, broker: &Endpoint) -> Result<()> {
     const COUNT: usize = 200;
     let mut one = subscribe(client, broker, "one", "$queue/traffic").await?;
     let mut two = subscribe(client, broker, "two", "$queue/traffic").await?;
@@ -169,7 +169,7 @@ async fn queue_shared(client: Client, broker: SocketAddr) -> Result<()> {
 }
 
 /// A stream is read from its beginning and then live, while a live subscriber is undisturbed.
-async fn stream_from_earliest(client: Client, broker: SocketAddr) -> Result<()> {
+async fn stream_from_earliest(client: Client, broker: &Endpoint) -> Result<()> {
     let mut live = subscribe(client, broker, "live", VEHICLES).await?;
     publish(client, broker, Publish::to(VEHICLE, 1, payloads("past", 30))).await?;
     ensure!(received(&live.collect(30).await?) == payloads("past", 30), "live, before");
@@ -191,7 +191,7 @@ async fn stream_from_earliest(client: Client, broker: SocketAddr) -> Result<()> 
 }
 
 /// A stream is read from a moment on, while a live subscriber is undisturbed.
-async fn stream_from_time(client: Client, broker: SocketAddr) -> Result<()> {
+async fn stream_from_time(client: Client, broker: &Endpoint) -> Result<()> {
     let mut live = subscribe(client, broker, "live", VEHICLES).await?;
     publish(client, broker, Publish::to(VEHICLE, 1, payloads("before", 10))).await?;
     let moment = now_rfc3339();

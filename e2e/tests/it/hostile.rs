@@ -108,7 +108,9 @@ async fn attack(weir: &Arc<Weir>, seed: &Seed) -> Result<String> {
     ensure!(round_trips > 100, "the bystander was served only {round_trips} times");
     ensure!(http::get(weir.http(), "/readyz").await?.0 == 200, "not ready");
     for client in weir_e2e::clients::Client::all() {
-        scenarios::live(client, weir.mqtt()).await.with_context(|| format!("{client}, afterwards"))?;
+        scenarios::live(client, &weir.mqtt().into())
+            .await
+            .with_context(|| format!("{client}, afterwards"))?;
     }
     Ok(format!(
         "{CASES} cases, {round_trips} round trips beside them, {} MiB settled, {} MiB at most",

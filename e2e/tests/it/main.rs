@@ -13,6 +13,7 @@ mod lifecycle;
 mod matrix;
 mod peers;
 mod scenarios;
+mod transports;
 mod wire;
 
 use anyhow::{Context, Result};

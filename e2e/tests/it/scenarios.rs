@@ -1,9 +1,8 @@
 //! What ordinary MQTT clients may expect of any broker.
 
-use std::net::SocketAddr;
-
 use anyhow::{Result, ensure};
 use weir_e2e::clients::{Client, Connect, Kind, Message, Publish, Subscribe, Version};
+use weir_e2e::endpoint::Endpoint;
 
 /// What a publisher sends in one go.
 pub(crate) fn payloads(prefix: &str, count: usize) -> Vec<String> {
@@ -16,7 +15,7 @@ pub(crate) fn received(messages: &[Message]) -> Vec<&str> {
 }
 
 /// Publishes and demands that every message is accepted.
-pub(crate) async fn publish(client: Client, broker: SocketAddr, publish: Publish) -> Result<()> {
+pub(crate) async fn publish(client: Client, broker: impl Into<Endpoint>, publish: Publish) -> Result<()> {
     let topic = publish.topic.clone();
     let reasons = client.publish(Connect::clean(broker, format!("publisher of {topic}")), publish).await?;
     // 0x10: nobody is subscribed, which is a success.
@@ -25,17 +24,17 @@ pub(crate) async fn publish(client: Client, broker: SocketAddr, publish: Publish
 }
 
 /// Live messages of each QoS arrive once, in order, as they were sent.
-pub(crate) async fn live(client: Client, broker: SocketAddr) -> Result<()> {
+pub(crate) async fn live(client: Client, broker: &Endpoint) -> Result<()> {
     live_messages(client, broker, 20).await
 }
 
 /// The same with so many messages that clients and broker have to wait for each other. Not for mosquitto's
 /// broker, which drops what is too much at once.
-pub(crate) async fn live_many(client: Client, broker: SocketAddr) -> Result<()> {
+pub(crate) async fn live_many(client: Client, broker: &Endpoint) -> Result<()> {
     live_messages(client, broker, 300).await
 }
 
-async fn live_messages(client: Client, broker: SocketAddr, count: usize) -> Result<()> {
+async fn live_messages(client: Client, broker: &Endpoint, count: usize) -> Result<()> {
     let sent = payloads("message", count);
     let mut subscriber =
         client.subscribe(Connect::clean(broker, "live"), Subscribe::to("live/+/data", 2)).await?;
@@ -53,7 +52,7 @@ async fn live_messages(client: Client, broker: SocketAddr, count: usize) -> Resu
 }
 
 /// A subscription is granted its own QoS, and deliveries never exceed it.
-pub(crate) async fn downgrade(client: Client, broker: SocketAddr) -> Result<()> {
+pub(crate) async fn downgrade(client: Client, broker: &Endpoint) -> Result<()> {
     for qos in 0..=1 {
         let connect = Connect::clean(broker, format!("downgraded to {qos}"));
         let mut subscriber = client.subscribe(connect, Subscribe::to("down/#", qos)).await?;
@@ -66,7 +65,7 @@ pub(crate) async fn downgrade(client: Client, broker: SocketAddr) -> Result<()> 
 }
 
 /// The last retained message of a topic greets later subscribers, until an empty one clears it.
-pub(crate) async fn retained(client: Client, broker: SocketAddr) -> Result<()> {
+pub(crate) async fn retained(client: Client, broker: &Endpoint) -> Result<()> {
     let subscribe =
         async |id: &str| client.subscribe(Connect::clean(broker, id), Subscribe::to("retained/#", 1)).await;
     let mut early = subscribe("early").await?;
@@ -87,7 +86,7 @@ pub(crate) async fn retained(client: Client, broker: SocketAddr) -> Result<()> {
 }
 
 /// A will is published when its connection breaks, and not after a DISCONNECT.
-pub(crate) async fn will(client: Client, broker: SocketAddr) -> Result<()> {
+pub(crate) async fn will(client: Client, broker: &Endpoint) -> Result<()> {
     let mut witness = client.subscribe(Connect::clean(broker, "witness"), Subscribe::to("will/+", 1)).await?;
     let mortal = async |id: &str| {
         let connect = Connect::clean(broker, id).with_will("will/topic", "died", 1);
@@ -109,16 +108,16 @@ pub(crate) async fn will(client: Client, broker: SocketAddr) -> Result<()> {
 }
 
 /// A session that outlives its connection keeps what was published meanwhile, once.
-pub(crate) async fn backlog(client: Client, broker: SocketAddr) -> Result<()> {
+pub(crate) async fn backlog(client: Client, broker: &Endpoint) -> Result<()> {
     missed_messages(client, broker, 9).await
 }
 
 /// The same with more than a client takes at once. Not for mosquitto's broker, which then breaks its own bound.
-pub(crate) async fn backlog_many(client: Client, broker: SocketAddr) -> Result<()> {
+pub(crate) async fn backlog_many(client: Client, broker: &Endpoint) -> Result<()> {
     missed_messages(client, broker, 200).await
 }
 
-async fn missed_messages(client: Client, broker: SocketAddr, count: usize) -> Result<()> {
+async fn missed_messages(client: Client, broker: &Endpoint, count: usize) -> Result<()> {
     let subscribe =
         async || client.subscribe(Connect::persistent(broker, "sleeper"), Subscribe::to("home/+", 2)).await;
     subscribe().await?.disconnect().await?;
