@@ -120,6 +120,7 @@ async fn publishing_to_a_queue_by_its_name_is_refused() {
     }
 }
 
+// Conformance v5: 3.1.2-22
 #[tokio::test]
 async fn a_quiet_client_is_told_that_its_time_is_over() {
     let broker = TestBroker::start().await;

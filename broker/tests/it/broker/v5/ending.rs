@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use weir_codec::{Connect, Packet, ReasonCode};
 
-use super::super::client::{AtLeastOnce, AtMostOnce, Client, V5, clean, persistent, publish, text, will};
+use super::super::client::{AtLeastOnce, Client, V5, clean, persistent, text, will};
 use super::super::{TestBroker, config, memory};
 use super::{frame, told, wire};
 
@@ -179,20 +179,4 @@ async fn a_session_lasts_as_long_as_the_client_said_last() {
     let mut client: Client = broker.connect(expiring(None)).await;
     client.send_bytes(&frame(0xe0, "00 05 11 00 00 00 01")).await;
     client.told(ReasonCode::ProtocolError).await;
-}
-
-// Conformance v5: 3.1.2-22, 3.12.4-1
-#[tokio::test]
-async fn any_packet_keeps_a_connection_alive() {
-    let broker = TestBroker::start().await;
-    let mut client = broker.connect(Connect { keep_alive: 1, ..clean("c", V5) }).await;
-    let mut other = broker.connect(Connect { keep_alive: 1, ..clean("d", V5) }).await;
-    for _ in 0..4 {
-        tokio::time::sleep(Duration::from_millis(500)).await;
-        client.synced().await;
-        other.post(publish(AtMostOnce, 0, "t", "x")).await;
-    }
-    other.synced().await;
-    client.told(ReasonCode::KeepAliveTimeout).await;
-    other.told(ReasonCode::KeepAliveTimeout).await;
 }
