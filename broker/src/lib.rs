@@ -15,6 +15,7 @@ mod manifests;
 pub mod metrics;
 mod router;
 pub mod server;
+mod shared;
 mod slots;
 mod sys;
 pub mod telemetry;

@@ -12,6 +12,8 @@ use smallvec::SmallVec;
 use tokio::sync::Notify;
 use weir_codec::{Message, QoS};
 
+use crate::router::Group;
+
 /// Bytes a waiting message takes beside its own: the entry and the shared message's counters.
 const ENTRY_BYTES: usize = 128;
 
@@ -23,6 +25,8 @@ pub(crate) struct Letter {
     pub(crate) retain: bool,
     pub(crate) subscription_identifiers: SmallVec<[u32; 1]>,
     pub(crate) expires_at: Option<std::time::Instant>,
+    /// The shared subscriptions that chose this client for it.
+    pub(crate) shared: SmallVec<[Arc<Group>; 1]>,
     /// Of the publish, so that delivery and acknowledgement show up under it.
     pub(crate) span: tracing::Span,
 }
@@ -104,6 +108,12 @@ impl Mailbox {
         Pushed::Added { dropped }
     }
 
+    /// Whether a message would be added now.
+    pub(crate) fn has_room_for(&self, message: &Message) -> bool {
+        let state = self.state.lock();
+        state.eviction.is_none() && state.has_room(size_of(message), self.bytes_max)
+    }
+
     /// The next message.
     pub(crate) fn pop(&self) -> Option<Letter> {
         let mut state = self.state.lock();
@@ -170,11 +180,12 @@ impl State {
 }
 
 fn size(letter: &Letter) -> usize {
-    let properties = &letter.message.properties;
-    let user: usize =
-        properties.user_properties.iter().map(|(name, value)| name.len() + value.len() + 64).sum();
-    let message = letter.message.topic.as_str().len() + letter.message.payload.len();
-    message + user + ENTRY_BYTES + letter.subscription_identifiers.len() * 4
+    size_of(&letter.message) + letter.subscription_identifiers.len() * 4
+}
+
+fn size_of(message: &Message) -> usize {
+    let user = message.properties.user_properties.iter().map(|(name, value)| name.len() + value.len() + 64);
+    message.topic.as_str().len() + message.payload.len() + user.sum::<usize>() + ENTRY_BYTES
 }
 
 #[cfg(test)]
@@ -196,6 +207,7 @@ mod tests {
             retain: false,
             subscription_identifiers: SmallVec::new(),
             expires_at: None,
+            shared: SmallVec::new(),
             span: tracing::Span::none(),
         }
     }

@@ -90,7 +90,7 @@ enum Route {
 
 /// The members of a shared subscription.
 #[derive(Debug)]
-struct Group {
+pub(crate) struct Group {
     members: RwLock<Vec<(Arc<Subscriber>, Wish)>>,
     turn: AtomicUsize,
 }
@@ -114,6 +114,8 @@ struct Receiver {
     qos: QoS,
     retain: bool,
     identifiers: SmallVec<[u32; 1]>,
+    /// The groups that chose it.
+    shared: SmallVec<[Arc<Group>; 1]>,
 }
 
 /// Everybody a message is for.
@@ -249,7 +251,7 @@ impl Router {
         publisher: Option<SubscriberId>,
     ) -> Matched {
         let mut receivers: SmallVec<[Receiver; 4]> = SmallVec::new();
-        let mut add = |subscriber: &Arc<Subscriber>, wish: &Wish| {
+        let mut add = |subscriber: &Arc<Subscriber>, wish: &Wish, shared: Option<&Arc<Group>>| {
             if wish.options.no_local && publisher == Some(subscriber.id) {
                 return;
             }
@@ -258,13 +260,14 @@ impl Router {
                 qos: qos.min(wish.options.qos),
                 retain: retain && wish.options.retain_as_published,
                 identifiers: wish.identifier.into_iter().collect(),
+                shared: shared.into_iter().cloned().collect(),
             });
         };
         self.routes.read().for_each_match(&message.topic, |_, route| match route {
-            Route::Direct(subscriber, wish) => add(subscriber, wish),
+            Route::Direct(subscriber, wish) => add(subscriber, wish, None),
             Route::Group(group) => {
-                if let Some((subscriber, wish)) = group.choose() {
-                    add(&subscriber, &wish);
+                if let Some((subscriber, wish)) = group.choose(message) {
+                    add(&subscriber, &wish, Some(group));
                 }
             }
         });
@@ -287,31 +290,45 @@ impl Router {
                 retain: receiver.retain,
                 subscription_identifiers: receiver.identifiers.clone(),
                 expires_at,
+                shared: receiver.shared.clone(),
                 span: span.clone(),
             };
-            let dropped = &self.metrics.messages_dropped;
-            match mailbox.push(letter) {
-                Pushed::Added { dropped: 0 } => {}
-                Pushed::Added { dropped: n } => dropped.add(Dropped::OutboxFull, n),
-                Pushed::Refused => dropped.inc(Dropped::OutboxFull),
-                // This one and those that waited.
-                Pushed::Shed { dropped: n } => dropped.add(Dropped::ClientShed, n + 1),
-            }
+            self.push(&mailbox, letter);
+        }
+    }
+
+    /// Puts a message into the mailbox of one session, if it is connected.
+    pub(crate) fn put(&self, subscriber: &Subscriber, letter: Letter) {
+        if let Some(mailbox) = subscriber.mailbox() {
+            self.push(&mailbox, letter);
+        }
+    }
+
+    fn push(&self, mailbox: &Mailbox, letter: Letter) {
+        let dropped = &self.metrics.messages_dropped;
+        match mailbox.push(letter) {
+            Pushed::Added { dropped: 0 } => {}
+            Pushed::Added { dropped: n } => dropped.add(Dropped::OutboxFull, n),
+            Pushed::Refused => dropped.inc(Dropped::OutboxFull),
+            // This one and those that waited.
+            Pushed::Shed { dropped: n } => dropped.add(Dropped::ClientShed, n + 1),
         }
     }
 }
 
 impl Group {
-    /// The next member in turn, one that is connected if there is any.
-    fn choose(&self) -> Option<(Arc<Subscriber>, Wish)> {
+    /// The next member in turn: one that is connected and has room for `message`, else one with whom it can wait.
+    pub(crate) fn choose(&self, message: &Message) -> Option<(Arc<Subscriber>, Wish)> {
         let members = self.members.read();
         let count = members.len();
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
-        let in_turn = |n: usize| members.get((turn.wrapping_add(n)) % count.max(1));
-        let connected = (0..count).filter_map(in_turn).find(|(member, _)| member.is_connected());
-        // Somebody who is away gets it only if it can wait in an inbox.
-        let chosen = connected
-            .or_else(|| (0..count).filter_map(in_turn).find(|(member, _)| member.incarnation.is_some()))?;
+        let in_turn = || (0..count).filter_map(|n| members.get((turn.wrapping_add(n)) % count.max(1)));
+        let takes_it = |member: &Subscriber| member.mailbox().is_some_and(|mail| mail.has_room_for(message));
+        let chosen = in_turn()
+            .find(|(member, _)| takes_it(member))
+            // Somebody who is away gets it only if it can wait in an inbox.
+            .or_else(|| in_turn().find(|(member, _)| member.incarnation.is_some()))
+            .or_else(|| in_turn().find(|(member, _)| member.is_connected()))?;
         Some(chosen.clone())
     }
 }
@@ -328,6 +345,7 @@ fn merge(mut receivers: SmallVec<[Receiver; 4]>) -> SmallVec<[Receiver; 4]> {
             first.qos = first.qos.max(next.qos);
             first.retain |= next.retain;
             first.identifiers.extend(next.identifiers.drain(..));
+            first.shared.extend(next.shared.drain(..));
         }
         same
     });

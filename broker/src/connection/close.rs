@@ -3,16 +3,18 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use weir_codec::ReasonCode;
+use smallvec::SmallVec;
+use weir_codec::{QoS, ReasonCode};
 use weir_core::keyspace::session::{OutgoingEntry, OutgoingPhase};
 use weir_core::queue::Lost;
 use weir_core::sessions::{CloseOptions, SessionRef, WillAction};
-use weir_session::{CloseCause, Closed, Outgoing};
+use weir_session::{CloseCause, Closed, Delivery, Outgoing};
 
 use super::handshake::write_all;
 use super::{Connection, FAREWELL_TIMEOUT, Tag, close_label};
 use crate::broker::Broker;
 use crate::clients::Place;
+use crate::mailbox::Letter;
 use crate::metrics;
 
 /// How long the end of a connection is tried to be stored.
@@ -62,14 +64,20 @@ impl Connection {
 
     /// Puts the session away, or ends it.
     async fn leave(self: Box<Self>, closed: Closed) {
-        let Self { broker, session, stored, subscriber, subscriptions, place, drain_until, .. } = *self;
-        let outgoing = session.into_state().outgoing.iter().filter_map(outgoing_entry).collect();
+        let Self { broker, session, stored, subscriber, subscriptions, mailbox, place, drain_until, .. } =
+            *self;
+        let left = session.into_state().outgoing;
+        let outgoing = left.iter().filter_map(outgoing_entry).collect();
         let will = if closed.publish_will { WillAction::Fire } else { WillAction::Cancel };
         let options = CloseOptions { expiry_seconds: closed.session_expiry, will, outgoing };
         if !stored.persistent {
             for (text, from) in &subscriptions {
                 broker.router.unsubscribe(subscriber.id, text, from);
             }
+            // The session ends here, and with it this client's place in its groups.
+            let unfinished = left.into_iter().filter_map(unfinished);
+            let waiting = std::iter::from_fn(|| mailbox.pop()).filter(|letter| !letter.shared.is_empty());
+            broker.hand_on(unfinished.chain(waiting)).await;
         }
         let patience = if drain_until.is_some() { Duration::ZERO } else { CLOSE_PATIENCE };
         put_away(&broker, &stored, &options, place, patience).await;
@@ -126,4 +134,20 @@ fn outgoing_entry(outgoing: &Outgoing<Tag>) -> Option<OutgoingEntry> {
         Tag::Inbox(id) => Some(OutgoingEntry { packet_id: packet_id.get(), phase, inbox_id: *id }),
         Tag::Live { .. } | Tag::Queue { .. } | Tag::Stream => None,
     }
+}
+
+/// A shared message of QoS 1 that was not acknowledged. One of QoS 2 whose delivery has begun goes to nobody else
+/// [MQTT-4.8.2-5].
+fn unfinished(outgoing: Outgoing<Tag>) -> Option<Letter> {
+    let Outgoing::Published { delivery, .. } = outgoing else { return None };
+    let Delivery {
+        message, qos: QoS::AtLeastOnce, retain, expires_at, tag: Tag::Live { shared, _span }, ..
+    } = delivery
+    else {
+        return None;
+    };
+    let qos = QoS::AtLeastOnce;
+    let subscription_identifiers = SmallVec::new();
+    let letter = Letter { message, qos, retain, subscription_identifiers, expires_at, shared, span: _span };
+    Some(letter).filter(|letter| !letter.shared.is_empty())
 }

@@ -480,7 +480,7 @@ impl Connection {
 }
 
 fn live_delivery(letter: Letter, persistent: bool) -> Delivery<Tag> {
-    let Letter { message, qos, retain, subscription_identifiers, expires_at, span } = letter;
+    let Letter { message, qos, retain, subscription_identifiers, expires_at, shared, span } = letter;
     let span = tracing::debug_span!(parent: &span, "deliver", qos = qos.as_u8());
     Delivery {
         message: Arc::clone(&message),
@@ -492,6 +492,6 @@ fn live_delivery(letter: Letter, persistent: bool) -> Delivery<Tag> {
         // Only a session that outlives the connection resumes; its QoS 1 and 2 come from its inbox.
         resumable: !persistent,
         store_release: false,
-        tag: Tag::Live { _span: span },
+        tag: Tag::Live { shared, _span: span },
     }
 }

@@ -24,6 +24,7 @@ use bytestring::ByteString;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesOrdered;
 use futures_util::{FutureExt, StreamExt};
+use smallvec::SmallVec;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -44,7 +45,7 @@ use crate::clients::Place;
 use crate::listen::Peer;
 use crate::mailbox::{Eviction, Mailbox};
 use crate::metrics::{self, Metrics};
-use crate::router::Subscriber;
+use crate::router::{Group, Subscriber};
 use crate::slots::Slot;
 use external::{External, StreamBatch};
 use inlet::Inlet;
@@ -75,6 +76,8 @@ const IDLE_AFTER: Duration = Duration::from_secs(5);
 enum Tag {
     /// A live message; its span ends with it.
     Live {
+        /// The shared subscriptions that chose this client for it.
+        shared: SmallVec<[Arc<Group>; 1]>,
         _span: tracing::Span,
     },
     Inbox(InboxId),

@@ -76,7 +76,7 @@ impl RetainedScan {
             expires_at: convert::expires_at(broker.clock, message.expires_at),
             resumable: true,
             store_release: false,
-            tag: Tag::Live { _span: tracing::Span::none() },
+            tag: Tag::Live { shared: SmallVec::new(), _span: tracing::Span::none() },
         }
     }
 }

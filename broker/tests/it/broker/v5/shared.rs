@@ -2,8 +2,10 @@
 
 use weir_codec::{Connect, Packet, ReasonCode};
 
-use super::super::TestBroker;
-use super::super::client::{AtLeastOnce, AtMostOnce, Client, ExactlyOnce, V5, clean, persistent, text};
+use super::super::client::{
+    AtLeastOnce, AtMostOnce, Client, ExactlyOnce, V5, clean, persistent, publish, receive_maximum, text,
+};
+use super::super::{TestBroker, config, memory};
 
 // Conformance v5: 4.8.2-1, 4.8.2-2
 #[tokio::test]
@@ -116,4 +118,72 @@ async fn a_message_that_one_member_refuses_goes_to_nobody_else() {
         other.quiet().await;
         other.disconnect().await;
     }
+}
+
+/// 4.8.2: a server should give what a member did not acknowledge to another one when its session ends.
+#[tokio::test]
+async fn what_a_member_leaves_behind_goes_to_another() {
+    for heir in [clean("heir", V5), persistent("heir", V5)] {
+        let broker = TestBroker::start().await;
+        let mut member = broker.connect(receive_maximum(clean("member", V5), 3)).await;
+        member.subscribe("$share/g/t", ExactlyOnce).await;
+        let mut publisher = broker.clean("p").await;
+        publisher.publish("t", "acknowledged").await;
+        publisher.publish("t", "seen").await;
+        publisher.publish_twice_acknowledged(1, "t", "begun").await;
+        publisher.publish_twice_acknowledged(2, "t", "waiting 2").await;
+        publisher.publish("t", "waiting 1").await;
+        publisher.post(publish(AtMostOnce, 0, "t", "waiting 0")).await;
+        publisher.synced().await;
+        let held = [member.message().await, member.message().await, member.message().await];
+        assert_eq!(held.each_ref().map(text), ["acknowledged", "seen", "begun"]);
+        // Its place is taken by what waits.
+        member.puback(&held[0], ReasonCode::Success).await;
+        assert_eq!(text(&member.message().await), "waiting 2");
+        let mut heir = broker.connect(heir).await;
+        heir.subscribe("$share/g/t", ExactlyOnce).await;
+        member.vanish();
+        let mut inherited = Vec::new();
+        for _ in 0..3 {
+            let message = heir.message().await;
+            assert!(!message.header.dup);
+            inherited.push(text(&message).to_owned());
+            if message.header.qos == AtLeastOnce {
+                heir.puback(&message, ReasonCode::Success).await;
+            }
+        }
+        inherited.sort();
+        assert_eq!(inherited, ["seen", "waiting 0", "waiting 1"]);
+        heir.synced().await;
+        heir.quiet().await;
+    }
+}
+
+#[tokio::test]
+async fn a_member_without_room_is_passed_over() {
+    let mut config = config();
+    config.limits.outbox_bytes_per_client = weir::config::ByteCount::kib(64);
+    let broker = TestBroker::start_with(config, &memory()).await;
+    let mut slow = broker.connect(receive_maximum(clean("slow", V5), 1)).await;
+    slow.subscribe("$share/g/t", AtLeastOnce).await;
+    // What it is given waits in its inbox, which has room.
+    let mut other = broker.connect(persistent("other", V5)).await;
+    other.subscribe("$share/g/t", AtLeastOnce).await;
+    let mut publisher = broker.clean("p").await;
+    let payload = "x".repeat(1000);
+    for _ in 0..400 {
+        assert_eq!(publisher.publish("t", &payload).await, ReasonCode::Success);
+    }
+    // As large as the others, so that it has no room with the slow one either.
+    let last = "l".repeat(1000);
+    publisher.publish("t", &last).await;
+    let mut taken = 0;
+    while text(&other.take().await) != last {
+        taken += 1;
+    }
+    // One at the client and as many as its mailbox takes.
+    let kept = 400 - taken;
+    assert!((30..=65).contains(&kept), "{kept}");
+    assert_eq!(slow.take_texts(kept).await.len(), kept);
+    slow.synced().await;
 }
