@@ -366,7 +366,7 @@ impl Durable {
         if let Some(completion) = retained {
             failures.retained = completion.await.err();
         }
-        let patient = inbound.version == ProtocolVersion::V311 && inbound.qos != QoS::AtMostOnce;
+        let patient = !inbound.version.is_v5() && inbound.qos != QoS::AtMostOnce;
         let mut wait = RETRY_WAIT;
         while patient && failures.reason().is_some() && broker.clock.now() - started < PATIENCE {
             tokio::time::sleep(wait).await;

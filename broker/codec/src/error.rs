@@ -80,13 +80,13 @@ pub enum Problem {
     /// `[MQTT-1.5.4-2]`
     #[error("null character in a string")]
     NullCharacter,
-    /// Not "MQTT". `[MQTT-3.1.2-1]`
-    #[error("is not `MQTT`")]
+    /// Neither "MQTT" nor, of 3.1, "MQIsdp". `[MQTT-3.1.2-1]`
+    #[error("is neither `MQTT` nor `MQIsdp`")]
     ProtocolName,
-    /// Neither 4 (3.1.1) nor 5. `[MQTT-3.1.2-2]`
+    /// None that belongs to the protocol name: 3 to `MQIsdp`, 4 (3.1.1) and 5 to `MQTT`. `[MQTT-3.1.2-2]`
     #[error("protocol level {0} is not supported")]
     ProtocolLevel(u8),
-    /// MQTT 3.1.1 only.
+    /// MQTT 3.1 and 3.1.1 only.
     #[error("password without user name")]
     PasswordWithoutUserName,
     /// No such property.
@@ -152,7 +152,7 @@ pub enum EncodeError {
     #[error("subscription identifier {0} is not in 1 to {REMAINING_LENGTH_MAX}")]
     SubscriptionIdentifier(u32),
     /// Only MQTT 5 can express it.
-    #[error("{0} does not exist in MQTT 3.1.1")]
+    #[error("{0} exists in MQTT 5 only")]
     NotInVersion(&'static str),
     /// The parts of the packet contradict each other.
     #[error("{0}")]

@@ -19,6 +19,7 @@ pub const MAX_PACKET_SIZE: u32 = 4096;
 pub fn decode(data: &[u8]) {
     let roles = [
         Role::Server,
+        Role::Client { version: ProtocolVersion::V31 },
         Role::Client { version: ProtocolVersion::V311 },
         Role::Client { version: ProtocolVersion::V5 },
     ];

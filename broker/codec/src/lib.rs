@@ -1,6 +1,6 @@
-//! MQTT packets on the wire: 3.1.1 and 5.0, decoded from and encoded to byte buffers.
+//! MQTT packets on the wire: 3.1, 3.1.1 and 5.0, decoded from and encoded to byte buffers.
 //!
-//! One [`Packet`] model serves both versions. [`Decoder`] turns received bytes into packets, [`encode`] and
+//! One [`Packet`] model serves all versions. [`Decoder`] turns received bytes into packets, [`encode`] and
 //! [`encode_publish`] turn packets into bytes. This crate must never know sockets, clocks or sessions: what a
 //! packet means on a connection is its user's matter, what it may contain is decided here. The only state is
 //! a [`Decoder`], owned by the task that reads its connection.

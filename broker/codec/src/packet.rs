@@ -17,11 +17,22 @@ use crate::reason::ReasonCode;
 /// The protocol spoken on a connection.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum ProtocolVersion {
+    /// MQTT 3.1 (`MQIsdp`, protocol level 3): 3.1.1 with fewer words. What differs is in this crate alone, so
+    /// elsewhere ask [`Self::is_v5`].
+    V31,
     /// MQTT 3.1.1 (protocol level 4).
     V311,
     /// MQTT 5.0 (protocol level 5).
     #[default]
     V5,
+}
+
+impl ProtocolVersion {
+    /// Whether packets have properties and reason codes, and a server may send DISCONNECT.
+    #[must_use]
+    pub const fn is_v5(self) -> bool {
+        matches!(self, Self::V5)
+    }
 }
 
 /// Quality of service.
@@ -70,6 +81,8 @@ pub enum Packet {
 pub struct Connect {
     /// From the protocol name and level.
     pub version: ProtocolVersion,
+    /// The protocol level has the bit by which bridges of 3.1 and 3.1.1 make themselves known; 5.0 has none.
+    pub bridge: bool,
     /// Clean Start (5.0), Clean Session (3.1.1).
     pub clean_start: bool,
     /// Seconds; zero switches the check off.
@@ -391,8 +404,8 @@ impl Connect {
     pub fn session_expiry(&self) -> u32 {
         match (self.version, self.session_expiry_interval) {
             (ProtocolVersion::V5, interval) => interval.unwrap_or(0),
-            (ProtocolVersion::V311, _) if self.clean_start => 0,
-            (ProtocolVersion::V311, _) => u32::MAX,
+            (ProtocolVersion::V31 | ProtocolVersion::V311, _) if self.clean_start => 0,
+            (ProtocolVersion::V31 | ProtocolVersion::V311, _) => u32::MAX,
         }
     }
 

@@ -18,7 +18,7 @@ pub(crate) struct Answers {
 
 impl Answers {
     pub(crate) fn new(connect: &Connect) -> Self {
-        let limited = connect.version == ProtocolVersion::V5;
+        let limited = connect.version.is_v5();
         Self {
             version: connect.version,
             problem_information: connect.request_problem_information != Some(false),
@@ -64,7 +64,7 @@ impl Answers {
         reason: ReasonCode,
         reason_string: Option<ByteString>,
     ) -> Option<Packet> {
-        if self.version == ProtocolVersion::V311 {
+        if !self.version.is_v5() {
             return Some(wrap(Ack { packet_id, reason: ReasonCode::Success, properties: None }));
         }
         let full = reason_string.filter(|_| self.problem_information).map(|text| {
@@ -82,7 +82,7 @@ impl Answers {
         mut properties: AckProperties,
         wrap: impl Fn(AckProperties) -> Packet,
     ) -> Option<Packet> {
-        if self.version == ProtocolVersion::V311 || !self.problem_information {
+        if !self.version.is_v5() || !self.problem_information {
             return Some(wrap(AckProperties::default())).filter(|packet| self.fits(packet));
         }
         let full = wrap(properties.clone());
@@ -97,7 +97,7 @@ impl Answers {
 
     /// DISCONNECT. `None` for 3.1.1, whose servers have no such packet, and if even the bare packet is too large.
     pub(crate) fn disconnect(self, reason: ReasonCode, reason_string: Option<ByteString>) -> Option<Packet> {
-        if self.version == ProtocolVersion::V311 {
+        if !self.version.is_v5() {
             return None;
         }
         let full = Disconnect { reason, reason_string, ..Disconnect::default() };

@@ -6,9 +6,7 @@ use std::num::NonZeroU16;
 use std::sync::Arc;
 use std::time::Instant;
 
-use weir_codec::{
-    Connect, Message, Packet, PacketId, ProtocolVersion, PublishHeader, QoS, ReasonCode, UserProperties,
-};
+use weir_codec::{Connect, Message, Packet, PacketId, PublishHeader, QoS, ReasonCode, UserProperties};
 
 use crate::acks::Answers;
 use crate::alias::{OutboundAliases, TopicForm};
@@ -106,7 +104,7 @@ pub(crate) enum Received<T> {
 
 impl<T: Clone> Outbound<T> {
     pub(crate) fn new(connect: &Connect, answers: Answers, limits: &Limits) -> Self {
-        let v5 = connect.version == ProtocolVersion::V5;
+        let v5 = connect.version.is_v5();
         let receive_maximum = connect.receive_maximum.filter(|_| v5).unwrap_or(limits.inflight_maximum);
         Self {
             answers,

@@ -57,7 +57,7 @@ impl<T: Clone> Session<T> {
         restored: Option<Restored<T>>,
         now: Instant,
     ) -> Self {
-        let v5 = connect.version == ProtocolVersion::V5;
+        let v5 = connect.version.is_v5();
         let server_keep_alive = limits
             .keep_alive_maximum
             .map(std::num::NonZeroU16::get)
@@ -174,7 +174,7 @@ impl<T: Clone> Session<T> {
         let arrival = match header.packet_id {
             None if header.qos as u8 > 0 => return Err(violation("PUBLISH of QoS 1 or 2 without packet id")),
             Some(packet_id) if header.qos as u8 > 0 => {
-                self.inbound.publish(header.qos, packet_id, self.answers.version == ProtocolVersion::V5)?
+                self.inbound.publish(header.qos, packet_id, self.answers.version.is_v5())?
             }
             _ => Arrival::New(NO_TOKEN),
         };
@@ -291,7 +291,7 @@ impl<T: Clone> Session<T> {
     /// too many subscriptions or too many packets wait for the broker or the socket.
     #[must_use]
     pub fn wants_read(&self) -> bool {
-        let held_back = self.answers.version == ProtocolVersion::V311 && self.inbound.is_full();
+        let held_back = !self.answers.version.is_v5() && self.inbound.is_full();
         !held_back && self.requests < REQUESTS_MAX && !self.outbound.is_busy()
     }
 
@@ -463,7 +463,7 @@ impl<T: Clone> Session<T> {
             && let Some(due) = self.inbound.next_due()
         {
             let Answer { reason, reason_string } = due.answer;
-            if reason as u8 >= 0x80 && self.answers.version == ProtocolVersion::V311 {
+            if reason as u8 >= 0x80 && !self.answers.version.is_v5() {
                 self.end(CloseCause::Server(reason), None);
                 return;
             }

@@ -6,7 +6,7 @@ use anyhow::{Context, bail, ensure};
 use bytestring::ByteString;
 use clap::Args;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
-use weir_codec::{MessageProperties, ProtocolVersion, QoS};
+use weir_codec::{MessageProperties, QoS};
 use weir_topic::TopicName;
 
 use super::args::{self, BrokerArgs};
@@ -53,7 +53,7 @@ pub(super) struct PublishArgs {
 
 pub(super) async fn run(args: &PublishArgs) -> anyhow::Result<()> {
     TopicName::parse(args.topic.as_str()).with_context(|| format!("topic `{}`", args.topic))?;
-    if args.broker.version == ProtocolVersion::V311 {
+    if !args.broker.version.is_v5() {
         ensure!(args.properties.is_empty(), "--property needs MQTT 5");
         ensure!(args.expiry.is_none(), "--expiry needs MQTT 5");
     }

@@ -11,6 +11,7 @@ use weir_core::sessions::{CloseOptions, SessionRef, WillAction};
 use weir_session::{CloseCause, Closed, Delivery, Outgoing};
 
 use super::handshake::write_all;
+use super::wire::Wire;
 use super::{Connection, FAREWELL_TIMEOUT, Tag, close_label};
 use crate::broker::Broker;
 use crate::clients::Place;
@@ -64,8 +65,18 @@ impl Connection {
 
     /// Puts the session away, or ends it.
     async fn leave(self: Box<Self>, closed: Closed) {
-        let Self { broker, session, stored, subscriber, subscriptions, mailbox, place, drain_until, .. } =
-            *self;
+        let Self {
+            broker,
+            session,
+            stored,
+            subscriber,
+            subscriptions,
+            mailbox,
+            place,
+            drain_until,
+            wire,
+            ..
+        } = *self;
         let left = session.into_state().outgoing;
         let outgoing = left.iter().filter_map(outgoing_entry).collect();
         let will = if closed.publish_will { WillAction::Fire } else { WillAction::Cancel };
@@ -80,7 +91,7 @@ impl Connection {
             broker.hand_on(unfinished.chain(waiting)).await;
         }
         let patience = if drain_until.is_some() { Duration::ZERO } else { CLOSE_PATIENCE };
-        put_away(&broker, &stored, &options, place, patience).await;
+        put_away(&broker, &stored, &options, (place, wire), patience).await;
     }
 }
 
@@ -90,11 +101,12 @@ async fn put_away(
     broker: &Arc<Broker>,
     stored: &SessionRef,
     options: &CloseOptions,
-    place: Place,
+    (place, wire): (Place, Wire),
     patience: Duration,
 ) {
     let give_up_at = broker.clock.now() + patience;
     let mut place = Some(place);
+    let mut wire = Some(wire);
     let mut wait = CLOSE_RETRY_WAIT;
     loop {
         match broker.sessions.close(stored, options).await {
@@ -102,6 +114,7 @@ async fn put_away(
                 if let Some(ended) = &result.ended {
                     broker.forget(ended);
                 }
+                drop(wire.take());
                 if let Some(will) = result.will {
                     broker.publish_will(will).await;
                 }
@@ -118,7 +131,9 @@ async fn put_away(
         if broker.clock.now() >= give_up_at {
             return;
         }
-        // The client's next connection need not wait for this one: it fences it off.
+        // The client need not wait for the store to see its connection closed [MQTT 3.1.1, 4.8.0-2], nor its next
+        // connection for this one, which it fences off.
+        drop(wire.take());
         drop(place.take());
         tokio::time::sleep(wait).await;
         wait = (wait * 2).min(CLOSE_RETRY_WAIT_MAX);

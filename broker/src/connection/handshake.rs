@@ -145,7 +145,9 @@ async fn read_connect(broker: &Broker, wire: &mut Wire, decoder: &mut Decoder) -
             Err(error) => {
                 tracing::info!(peer = %wire.peer(), %error, "no valid CONNECT");
                 broker.metrics.protocol_errors.inc(metrics::ProtocolError::of(error.reason()));
-                if let Some(version) = error.version {
+                // Only 5.0 answers a CONNECT that breaks the format [MQTT 3.1.1, 3.1.4-1].
+                let unsupported = error.reason() == ReasonCode::UnsupportedProtocolVersion;
+                if let Some(version) = error.version.filter(|version| version.is_v5() || unsupported) {
                     refuse(wire, version, error.reason(), None).await;
                 }
                 return Err(Closed::ProtocolError);
@@ -165,7 +167,10 @@ fn check(connect: &Connect) -> Result<(), (ReasonCode, &'static str)> {
     if connect.client_id.len() > CLIENT_ID_BYTES_MAX {
         return Err((ReasonCode::ClientIdentifierNotValid, "client identifier is longer than 256 bytes"));
     }
-    if connect.client_id.is_empty() && connect.version == ProtocolVersion::V311 && !connect.clean_start {
+    if connect.client_id.is_empty() && connect.version == ProtocolVersion::V31 {
+        return Err((ReasonCode::ClientIdentifierNotValid, "MQTT 3.1 has no empty client identifier"));
+    }
+    if connect.client_id.is_empty() && !connect.version.is_v5() && !connect.clean_start {
         let text = "an empty client identifier needs clean session [MQTT-3.1.3-8]";
         return Err((ReasonCode::ClientIdentifierNotValid, text));
     }
@@ -281,6 +286,7 @@ impl Parts {
             metrics: broker.metrics.clone(),
             session,
             version: connect.version,
+            bridge: connect.bridge,
             stored: opened.session,
             subscriber,
             publisher: Arc::new(publisher),

@@ -123,6 +123,8 @@ struct Connection {
     decoder: Decoder,
     session: Session<Tag>,
     version: ProtocolVersion,
+    /// See [`weir_codec::Connect::bridge`].
+    bridge: bool,
     stored: SessionRef,
     subscriber: Arc<Subscriber>,
     publisher: Arc<Publisher>,

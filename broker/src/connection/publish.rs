@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use weir_codec::{Message, PacketId, ProtocolVersion, QoS, ReasonCode};
+use weir_codec::{Message, PacketId, QoS, ReasonCode};
 use weir_core::keyspace::PublishId;
 use weir_core::sessions::SessionOp;
 use weir_session::{Event, PublishToken};
@@ -60,7 +60,7 @@ impl Connection {
                         self.session.handle_published(token, reason, Some(text.into()));
                     }
                 }
-                if qos == QoS::AtMostOnce && self.version == ProtocolVersion::V311 {
+                if qos == QoS::AtMostOnce && !self.version.is_v5() {
                     self.session.close(reason, None);
                 }
                 continue;

@@ -7,7 +7,8 @@ use bytestring::ByteString;
 use smallvec::SmallVec;
 use tokio_util::sync::CancellationToken;
 use weir_codec::{
-    AckProperties, QoS, ReasonCode, RetainHandling, Subscribe, SubscribeFilter, Unsubscribe, UserProperties,
+    AckProperties, QoS, ReasonCode, RetainHandling, Subscribe, SubscribeFilter, SubscriptionOptions,
+    Unsubscribe, UserProperties,
 };
 use weir_core::catalog::Object;
 use weir_core::definition::Kind;
@@ -81,6 +82,13 @@ impl RetainedScan {
     }
 }
 
+/// Options of a bridge, which 3.1 and 3.1.1 cannot ask for: it must not get back what it brings, and hands retained
+/// messages on as such. Queues, streams and shared subscriptions have no such options.
+fn of_bridge(entry: &SubscribeFilter) -> SubscriptionOptions {
+    let plain = !entry.filter.starts_with('$');
+    SubscriptionOptions { no_local: plain, retain_as_published: plain, ..entry.options }
+}
+
 /// One entry of a SUBSCRIBE that can be granted.
 struct Grant {
     text: ByteString,
@@ -152,7 +160,8 @@ impl Connection {
             let text = format!("limits.maxSubscriptionsPerClient is {limit}: unsubscribe from others first");
             return Err(Refusal { reason: ReasonCode::QuotaExceeded, text });
         }
-        let wish = Wish { options: entry.options, identifier };
+        let options = if self.bridge { of_bridge(entry) } else { entry.options };
+        let wish = Wish { options, identifier };
         let mut grant = Grant { text, to, wish, start: Start::Latest, note: None };
         if kind_of(&grant.to).is_some() {
             let others = granted.iter().filter(|other| kind_of(&other.to).is_some());

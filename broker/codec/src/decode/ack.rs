@@ -2,7 +2,7 @@
 
 use super::Context;
 use crate::error::{Parsed, Problem};
-use crate::packet::{Ack, AckProperties, ProtocolVersion};
+use crate::packet::{Ack, AckProperties};
 use crate::packet_type::PacketType;
 use crate::property::{Properties, Property};
 use crate::read::Reader;
@@ -12,7 +12,7 @@ pub(super) fn ack(packet: PacketType, body: &mut Reader, context: Context) -> Pa
     let packet_id = body.packet_id()?;
     let mut ack = Ack { packet_id, reason: ReasonCode::Success, properties: None };
     // In MQTT 5 the reason may be left out if it is Success, and the property length if it is zero.
-    if context.version == ProtocolVersion::V311 || body.is_empty() {
+    if !context.version.is_v5() || body.is_empty() {
         return Ok(ack);
     }
     ack.reason = reason(packet, body)?;

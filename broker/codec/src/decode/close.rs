@@ -2,7 +2,7 @@
 
 use super::{Context, Sender, ack};
 use crate::error::{Parsed, Problem};
-use crate::packet::{Auth, Disconnect, ProtocolVersion};
+use crate::packet::{Auth, Disconnect};
 use crate::packet_type::PacketType;
 use crate::property::{Properties, Property};
 use crate::read::Reader;
@@ -10,7 +10,7 @@ use crate::reason::ReasonCode;
 
 pub(super) fn disconnect(body: &mut Reader, context: Context) -> Parsed<Disconnect> {
     let mut disconnect = Disconnect::default();
-    if context.version == ProtocolVersion::V311 || body.is_empty() {
+    if !context.version.is_v5() || body.is_empty() {
         return Ok(disconnect);
     }
     disconnect.reason = ack::reason(PacketType::Disconnect, body)?;

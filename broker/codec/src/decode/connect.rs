@@ -3,7 +3,7 @@
 use weir_topic::TopicName;
 
 use super::{Context, publish};
-use crate::error::{Parsed, Problem};
+use crate::error::{Fault, Parsed, Problem};
 use crate::packet::{ConnAck, Connect, Message, MessageProperties, ProtocolVersion, QoS, Will};
 use crate::packet_type::PacketType;
 use crate::property::{Properties, Property};
@@ -19,53 +19,91 @@ const WILL_RETAIN: u8 = 0b0010_0000;
 const PASSWORD: u8 = 0b0100_0000;
 const USER_NAME: u8 = 0b1000_0000;
 
+/// The highest bit of the protocol level, by which bridges of 3.1 and 3.1.1 make themselves known.
+const BRIDGE: u8 = 0x80;
+
 /// The protocol name and level, which decide how the rest is read.
-pub(super) fn version(body: &mut Reader) -> Parsed<ProtocolVersion> {
-    let name = body.binary("protocol name")?;
-    // The name of MQTT 3.1, which is answered in the format of 3.1.1.
-    if !matches!(&name[..], b"MQTT" | b"MQIsdp") {
-        return Err(Problem::ProtocolName.at("protocol name"));
-    }
-    match (&name[..], body.u8("protocol level")?) {
-        (b"MQTT", 4) => Ok(ProtocolVersion::V311),
-        (b"MQTT", 5) => Ok(ProtocolVersion::V5),
-        (_, level) => Err(Problem::ProtocolLevel(level).at("protocol level")),
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Protocol {
+    pub(super) version: ProtocolVersion,
+    pub(super) bridge: bool,
+}
+
+/// A protocol that is not spoken here.
+pub(super) struct Unsupported {
+    pub(super) fault: Fault,
+    /// The version whose CONNACK the client understands all the same, if it is known to speak some MQTT.
+    pub(super) answer_in: Option<ProtocolVersion>,
+}
+
+impl From<Fault> for Unsupported {
+    fn from(fault: Fault) -> Self {
+        Self { fault, answer_in: None }
     }
 }
 
+pub(super) fn protocol(body: &mut Reader) -> Result<Protocol, Unsupported> {
+    let name = body.binary("protocol name")?;
+    let is_v31 = match &name[..] {
+        b"MQTT" => false,
+        b"MQIsdp" => true,
+        _ => return Err(Problem::ProtocolName.at("protocol name").into()),
+    };
+    let level = body.u8("protocol level")?;
+    let (version, bridge) = match (is_v31, level & !BRIDGE) {
+        (true, 3) => (ProtocolVersion::V31, level & BRIDGE != 0),
+        (false, 4) => (ProtocolVersion::V311, level & BRIDGE != 0),
+        (false, 5) if level & BRIDGE == 0 => (ProtocolVersion::V5, false),
+        (_, plain) => {
+            let answer_in = match (is_v31, plain) {
+                (true, _) => ProtocolVersion::V31,
+                (false, 0..=4) => ProtocolVersion::V311,
+                (false, _) => ProtocolVersion::V5,
+            };
+            let fault = Problem::ProtocolLevel(level).at("protocol level");
+            return Err(Unsupported { fault, answer_in: Some(answer_in) });
+        }
+    };
+    Ok(Protocol { version, bridge })
+}
+
 /// What follows the protocol level.
-pub(super) fn connect(body: &mut Reader, context: Context) -> Parsed<Connect> {
+pub(super) fn connect(body: &mut Reader, context: Context, bridge: bool) -> Parsed<Connect> {
     let flags = body.u8(FLAGS)?;
     check_flags(flags, context.version)?;
     let mut connect = Connect {
         version: context.version,
+        bridge,
         clean_start: flags & CLEAN_START != 0,
         keep_alive: body.u16("keep alive")?,
         ..Connect::default()
     };
-    if context.version == ProtocolVersion::V5 {
+    if context.version.is_v5() {
         connect_properties(body, &mut connect)?;
     }
     connect.client_id = body.string("client identifier")?;
     if flags & WILL != 0 {
         connect.will = Some(will(body, flags, context.version)?);
     }
-    if flags & USER_NAME != 0 {
+    // In 3.1 the length of the packet takes precedence over these two flags.
+    let absent = |body: &Reader| context.version == ProtocolVersion::V31 && body.is_empty();
+    if flags & USER_NAME != 0 && !absent(body) {
         connect.username = Some(body.string("user name")?);
     }
-    if flags & PASSWORD != 0 {
+    if flags & PASSWORD != 0 && !absent(body) {
         connect.password = Some(body.binary("password")?);
     }
     Ok(connect)
 }
 
 fn check_flags(flags: u8, version: ProtocolVersion) -> Parsed<()> {
-    // `[MQTT-3.1.2-3]`, `[MQTT-3.1.2-11]`, `[MQTT-3.1.2-13]`
-    if flags & RESERVED != 0 || flags & WILL == 0 && flags & WILL_QOS_AND_RETAIN != 0 {
+    // `[MQTT-3.1.2-3]`, `[MQTT-3.1.2-11]`, `[MQTT-3.1.2-13]`; 3.1 disregards these bits.
+    let disregarded = version == ProtocolVersion::V31;
+    if !disregarded && (flags & RESERVED != 0 || flags & WILL == 0 && flags & WILL_QOS_AND_RETAIN != 0) {
         return Err(Problem::ReservedBits(flags).at(FLAGS));
     }
     // MQTT 5 allows a password, for example a token, without a user name.
-    if version == ProtocolVersion::V311 && flags & PASSWORD != 0 && flags & USER_NAME == 0 {
+    if !version.is_v5() && flags & PASSWORD != 0 && flags & USER_NAME == 0 {
         return Err(Problem::PasswordWithoutUserName.at(FLAGS));
     }
     Ok(())
@@ -98,7 +136,7 @@ fn will(body: &mut Reader, flags: u8, version: ProtocolVersion) -> Parsed<Will> 
     let mut message_properties = MessageProperties::default();
     let mut delay_interval = 0;
     let mut message_expiry_interval = None;
-    if version == ProtocolVersion::V5 {
+    if version.is_v5() {
         let mut properties = Properties::read(body)?;
         while let Some(property) = properties.next()? {
             match property {
@@ -125,7 +163,11 @@ fn will(body: &mut Reader, flags: u8, version: ProtocolVersion) -> Parsed<Will> 
 }
 
 pub(super) fn connack(body: &mut Reader, context: Context) -> Parsed<ConnAck> {
-    let flags = body.u8("acknowledge flags")?;
+    let mut flags = body.u8("acknowledge flags")?;
+    // 3.1 does not use this byte.
+    if context.version == ProtocolVersion::V31 {
+        flags = 0;
+    }
     if flags > 1 {
         return Err(Problem::ReservedBits(flags).at("acknowledge flags"));
     }
@@ -134,7 +176,7 @@ pub(super) fn connack(body: &mut Reader, context: Context) -> Parsed<ConnAck> {
         ProtocolVersion::V5 => {
             ReasonCode::from_u8(code).filter(|reason| reason.is_allowed_in(PacketType::ConnAck))
         }
-        ProtocolVersion::V311 => ReasonCode::from_connect_return_code(code),
+        ProtocolVersion::V31 | ProtocolVersion::V311 => ReasonCode::from_connect_return_code(code),
     };
     let mut connack = ConnAck {
         session_present: flags == 1,
@@ -144,7 +186,7 @@ pub(super) fn connack(body: &mut Reader, context: Context) -> Parsed<ConnAck> {
     if connack.session_present && connack.code != ReasonCode::Success {
         return Err(Problem::SessionPresentOnRefusal.at("acknowledge flags"));
     }
-    if context.version == ProtocolVersion::V5 {
+    if context.version.is_v5() {
         connack_properties(body, &mut connack)?;
     }
     Ok(connack)

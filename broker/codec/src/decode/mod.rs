@@ -10,6 +10,7 @@ mod publish;
 mod subscribe;
 
 use bytes::{Buf, Bytes, BytesMut};
+use connect::{Protocol, Unsupported};
 
 use crate::error::{DecodeError, Fault, Parsed, Problem};
 use crate::packet::{Packet, ProtocolVersion};
@@ -143,21 +144,19 @@ impl Decoder {
         frame.advance(header.length);
         let mut body = Reader::new(frame);
         let packet = Some(header.packet);
-        let version = match self.version {
-            Some(version) => version,
-            None => connect::version(&mut body).map_err(|fault| DecodeError {
-                packet,
-                field: fault.field,
-                problem: fault.problem,
-                version: answerable_version(fault.problem),
-            })?,
-        };
+        let Protocol { version, bridge } =
+            match self.version {
+                Some(version) => Protocol { version, bridge: false },
+                None => connect::protocol(&mut body).map_err(|Unsupported { fault, answer_in }| {
+                    DecodeError { packet, field: fault.field, problem: fault.problem, version: answer_in }
+                })?,
+            };
         self.version = Some(version);
-        if !header.shortest && version == ProtocolVersion::V5 {
+        if !header.shortest && version.is_v5() {
             return Err(self.error(packet, Problem::VariableByteInteger.at("remaining length")));
         }
         let context = Context { version, flags: header.flags, sender: self.sender() };
-        packet_body(header.packet, body, context).map(Some).map_err(|fault| self.error(packet, fault))
+        packet_body(header.packet, body, context, bridge).map(Some).map_err(|fault| self.error(packet, fault))
     }
 
     /// Reads and checks as much of the fixed header as is there; `None` if that is not all.
@@ -196,7 +195,7 @@ impl Decoder {
             (Role::Server, Some(_)) if packet == PacketType::Connect => {
                 return Err(Problem::SecondConnect.at(field));
             }
-            (_, Some(ProtocolVersion::V311)) if packet == PacketType::Auth => {
+            (_, Some(ProtocolVersion::V31 | ProtocolVersion::V311)) if packet == PacketType::Auth => {
                 return Err(Problem::ReservedPacketType(packet.as_u8()).at(field));
             }
             (Role::Server, _) if !packet.sent_by_client() => return Err(Problem::WrongSender.at(field)),
@@ -206,6 +205,8 @@ impl Decoder {
             _ => {}
         }
         match packet.fixed_flags() {
+            // 3.1 gives these flags no meaning outside of PUBLISH, except for DUP on what is sent again.
+            Some(_) if self.version == Some(ProtocolVersion::V31) => Ok(()),
             Some(expected) if flags != expected => Err(Problem::Flags(flags).at("fixed header")),
             Some(_) => Ok(()),
             None => publish::check_flags(flags),
@@ -224,20 +225,10 @@ impl Decoder {
     }
 }
 
-/// The version that a client understands whose protocol level is not supported. Levels up to 4 are 3.1.1 and
-/// its ancestors; bridges set the highest bit.
-const fn answerable_version(problem: Problem) -> Option<ProtocolVersion> {
-    match problem {
-        Problem::ProtocolLevel(level) if level & 0x7f <= 4 => Some(ProtocolVersion::V311),
-        Problem::ProtocolLevel(_) => Some(ProtocolVersion::V5),
-        _ => None,
-    }
-}
-
-fn packet_body(packet: PacketType, mut body: Reader, context: Context) -> Parsed<Packet> {
+fn packet_body(packet: PacketType, mut body: Reader, context: Context, bridge: bool) -> Parsed<Packet> {
     let body = &mut body;
     let decoded = match packet {
-        PacketType::Connect => Packet::Connect(Box::new(connect::connect(body, context)?)),
+        PacketType::Connect => Packet::Connect(Box::new(connect::connect(body, context, bridge)?)),
         PacketType::ConnAck => Packet::ConnAck(Box::new(connect::connack(body, context)?)),
         PacketType::Publish => Packet::Publish(Box::new(publish::publish(body, context)?)),
         PacketType::PubAck => Packet::PubAck(ack::ack(packet, body, context)?),

@@ -4,7 +4,7 @@ use weir_topic::{TopicError, TopicName};
 
 use super::{Context, Sender};
 use crate::error::{Parsed, Problem};
-use crate::packet::{MessageProperties, ProtocolVersion, Publish, PublishHeader, QoS};
+use crate::packet::{MessageProperties, Publish, PublishHeader, QoS};
 use crate::property::{Properties, Property};
 use crate::read::Reader;
 
@@ -35,12 +35,12 @@ pub(super) fn publish(body: &mut Reader, context: Context) -> Parsed<Publish> {
         ..PublishHeader::default()
     };
     let mut forwarded = MessageProperties::default();
-    if context.version == ProtocolVersion::V5 {
+    if context.version.is_v5() {
         properties(body, context.sender, &mut header, &mut forwarded)?;
     }
     let topic = if !topic.is_empty() {
         Some(TopicName::parse(topic).map_err(|why| Problem::TopicName(why).at("topic name"))?)
-    } else if context.version == ProtocolVersion::V311 {
+    } else if !context.version.is_v5() {
         return Err(Problem::TopicName(TopicError::Empty).at("topic name"));
     } else if header.topic_alias.is_none() {
         return Err(Problem::TopicMissing.at("topic name"));

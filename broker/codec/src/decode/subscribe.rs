@@ -19,7 +19,7 @@ pub(super) fn subscribe(body: &mut Reader, context: Context) -> Parsed<Subscribe
     let packet_id = body.packet_id()?;
     let (subscription_identifier, user_properties) = match context.version {
         ProtocolVersion::V5 => subscribe_properties(body)?,
-        ProtocolVersion::V311 => Default::default(),
+        ProtocolVersion::V31 | ProtocolVersion::V311 => Default::default(),
     };
     let mut filters = Vec::new();
     while !body.is_empty() {
@@ -53,7 +53,7 @@ fn subscribe_properties(body: &mut Reader) -> Parsed<(Option<NonZeroU32>, UserPr
 
 fn options(byte: u8, version: ProtocolVersion) -> Parsed<SubscriptionOptions> {
     let reserved = match version {
-        ProtocolVersion::V311 => 0b1111_1100,
+        ProtocolVersion::V31 | ProtocolVersion::V311 => 0b1111_1100,
         ProtocolVersion::V5 => 0b1100_0000,
     };
     if byte & reserved != 0 {
@@ -76,10 +76,14 @@ pub(super) fn suback(body: &mut Reader, context: Context) -> Parsed<SubAck> {
     let packet_id = body.packet_id()?;
     let properties = match context.version {
         ProtocolVersion::V5 => ack::properties(body)?,
-        ProtocolVersion::V311 => AckProperties::default(),
+        ProtocolVersion::V31 | ProtocolVersion::V311 => AckProperties::default(),
     };
     let reasons = reasons(PacketType::SubAck, body)?;
-    let in_version = |reason: &ReasonCode| context.version == ProtocolVersion::V5 || reason.as_u8() <= 0x80;
+    let in_version = |reason: &ReasonCode| match context.version {
+        ProtocolVersion::V31 => !reason.is_error(),
+        ProtocolVersion::V311 => reason.as_u8() <= 0x80,
+        ProtocolVersion::V5 => true,
+    };
     match reasons.iter().find(|reason| !in_version(reason)) {
         Some(reason) => Err(Problem::ReasonCode(reason.as_u8()).at("reason code")),
         None => Ok(SubAck { packet_id, reasons, properties }),
@@ -89,7 +93,7 @@ pub(super) fn suback(body: &mut Reader, context: Context) -> Parsed<SubAck> {
 pub(super) fn unsubscribe(body: &mut Reader, context: Context) -> Parsed<Unsubscribe> {
     let packet_id = body.packet_id()?;
     let mut user_properties = UserProperties::new();
-    if context.version == ProtocolVersion::V5 {
+    if context.version.is_v5() {
         let mut properties = Properties::read(body)?;
         while let Some(property) = properties.next()? {
             match property {
@@ -112,7 +116,7 @@ pub(super) fn unsuback(body: &mut Reader, context: Context) -> Parsed<UnsubAck> 
     let packet_id = body.packet_id()?;
     let (properties, reasons) = match context.version {
         ProtocolVersion::V5 => (ack::properties(body)?, reasons(PacketType::UnsubAck, body)?),
-        ProtocolVersion::V311 => Default::default(),
+        ProtocolVersion::V31 | ProtocolVersion::V311 => Default::default(),
     };
     Ok(UnsubAck { packet_id, reasons, properties })
 }

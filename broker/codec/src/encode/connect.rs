@@ -7,11 +7,14 @@ use crate::property::id;
 use crate::reason::ReasonCode;
 
 pub(super) fn connect<S: Sink>(connect: &Connect, out: &mut S) {
-    out.string("MQTT");
-    out.u8(match connect.version {
-        ProtocolVersion::V311 => 4,
-        ProtocolVersion::V5 => 5,
-    });
+    let bridge = u8::from(connect.bridge) << 7;
+    let (name, level) = match connect.version {
+        ProtocolVersion::V31 => ("MQIsdp", 3 | bridge),
+        ProtocolVersion::V311 => ("MQTT", 4 | bridge),
+        ProtocolVersion::V5 => ("MQTT", 5),
+    };
+    out.string(name);
+    out.u8(level);
     let (will_qos, will_retain) =
         connect.will.as_ref().map_or((QoS::AtMostOnce, false), |will| (will.qos, will.retain));
     out.u8(u8::from(connect.clean_start) << 1
@@ -21,12 +24,12 @@ pub(super) fn connect<S: Sink>(connect: &Connect, out: &mut S) {
         | u8::from(connect.password.is_some()) << 6
         | u8::from(connect.username.is_some()) << 7);
     out.u16(connect.keep_alive);
-    if connect.version == ProtocolVersion::V5 {
+    if connect.version.is_v5() {
         out.properties(connect);
     }
     out.string(&connect.client_id);
     if let Some(will) = &connect.will {
-        if connect.version == ProtocolVersion::V5 {
+        if connect.version.is_v5() {
             out.properties(will);
         }
         out.string(will.message.topic.as_str());
@@ -66,10 +69,11 @@ impl WriteProperties for Will {
 }
 
 pub(super) fn connack<S: Sink>(connack: &ConnAck, version: ProtocolVersion, out: &mut S) {
-    // `[MQTT-3.2.2-6]`: a refusal says that there is no session.
-    out.u8(u8::from(connack.session_present && connack.code == ReasonCode::Success));
+    // `[MQTT-3.2.2-6]`: a refusal says that there is no session. In 3.1 the whole byte is reserved.
+    let says_present = version != ProtocolVersion::V31 && connack.code == ReasonCode::Success;
+    out.u8(u8::from(connack.session_present && says_present));
     match version {
-        ProtocolVersion::V311 => out.u8(connack.code.connect_return_code()),
+        ProtocolVersion::V31 | ProtocolVersion::V311 => out.u8(connack.code.connect_return_code()),
         ProtocolVersion::V5 => {
             out.u8(connack.code.as_u8());
             out.properties(connack);

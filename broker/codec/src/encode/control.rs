@@ -12,7 +12,7 @@ use crate::reason::ReasonCode;
 pub(super) fn ack<S: Sink>(ack: &Ack, version: ProtocolVersion, out: &mut S) {
     out.u16(ack.packet_id.get());
     let properties = ack.properties.as_deref().filter(|properties| **properties != AckProperties::default());
-    if version == ProtocolVersion::V311 || ack.reason == ReasonCode::Success && properties.is_none() {
+    if !version.is_v5() || ack.reason == ReasonCode::Success && properties.is_none() {
         return;
     }
     out.u8(ack.reason.as_u8());
@@ -30,14 +30,14 @@ impl WriteProperties for AckProperties {
 
 pub(super) fn subscribe<S: Sink>(subscribe: &Subscribe, version: ProtocolVersion, out: &mut S) {
     out.u16(subscribe.packet_id.get());
-    if version == ProtocolVersion::V5 {
+    if version.is_v5() {
         out.properties(subscribe);
     }
     for entry in &subscribe.filters {
         out.string(&entry.filter);
         out.u8(match version {
             ProtocolVersion::V5 => options(entry.options),
-            ProtocolVersion::V311 => entry.options.qos.as_u8(),
+            ProtocolVersion::V31 | ProtocolVersion::V311 => entry.options.qos.as_u8(),
         });
     }
 }
@@ -65,20 +65,22 @@ fn options(options: SubscriptionOptions) -> u8 {
 
 pub(super) fn suback<S: Sink>(suback: &SubAck, version: ProtocolVersion, out: &mut S) {
     out.u16(suback.packet_id.get());
-    if version == ProtocolVersion::V5 {
+    if version.is_v5() {
         out.properties(&suback.properties);
     }
     for reason in &suback.reasons {
         out.u8(match version {
+            // 3.1 has no word for a refusal and asks for the answer all the same: the least that can be granted.
+            ProtocolVersion::V31 if reason.is_error() => ReasonCode::Success.as_u8(),
             ProtocolVersion::V311 if reason.is_error() => ReasonCode::UnspecifiedError.as_u8(),
-            ProtocolVersion::V311 | ProtocolVersion::V5 => reason.as_u8(),
+            ProtocolVersion::V31 | ProtocolVersion::V311 | ProtocolVersion::V5 => reason.as_u8(),
         });
     }
 }
 
 pub(super) fn unsubscribe<S: Sink>(unsubscribe: &Unsubscribe, version: ProtocolVersion, out: &mut S) {
     out.u16(unsubscribe.packet_id.get());
-    if version == ProtocolVersion::V5 {
+    if version.is_v5() {
         out.properties(unsubscribe);
     }
     for filter in &unsubscribe.filters {
@@ -94,7 +96,7 @@ impl WriteProperties for Unsubscribe {
 
 pub(super) fn unsuback<S: Sink>(unsuback: &UnsubAck, version: ProtocolVersion, out: &mut S) {
     out.u16(unsuback.packet_id.get());
-    if version == ProtocolVersion::V5 {
+    if version.is_v5() {
         out.properties(&unsuback.properties);
         for reason in &unsuback.reasons {
             out.u8(reason.as_u8());
@@ -105,7 +107,7 @@ pub(super) fn unsuback<S: Sink>(unsuback: &UnsubAck, version: ProtocolVersion, o
 pub(super) fn disconnect<S: Sink>(disconnect: &Disconnect, version: ProtocolVersion, out: &mut S) {
     let bare = Disconnect { reason: disconnect.reason, ..Disconnect::default() };
     let has_properties = *disconnect != bare;
-    if version == ProtocolVersion::V311 || disconnect.reason == ReasonCode::Success && !has_properties {
+    if !version.is_v5() || disconnect.reason == ReasonCode::Success && !has_properties {
         return;
     }
     out.u8(disconnect.reason.as_u8());

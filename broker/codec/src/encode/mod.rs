@@ -66,13 +66,11 @@ const fn frame_len(remaining: usize) -> usize {
 /// Refuses packets whose parts contradict each other or the version.
 fn check(packet: &Packet, version: ProtocolVersion) -> Result<(), EncodeError> {
     let why = match packet {
-        Packet::Auth(_) if version == ProtocolVersion::V311 => {
+        Packet::Auth(_) if !version.is_v5() => {
             return Err(EncodeError::NotInVersion(PacketType::Auth.name()));
         }
         Packet::Connect(connect)
-            if connect.version == ProtocolVersion::V311
-                && connect.password.is_some()
-                && connect.username.is_none() =>
+            if !connect.version.is_v5() && connect.password.is_some() && connect.username.is_none() =>
         {
             return Err(EncodeError::NotInVersion("a password without user name"));
         }

@@ -40,7 +40,7 @@ pub fn encode_publish<K: AsRef<str>, V: AsRef<str>>(
     if header.dup && header.qos == QoS::AtMostOnce {
         return Err(EncodeError::Contradiction("PUBLISH with DUP at QoS 0"));
     }
-    if topic.is_empty() && (version == ProtocolVersion::V311 || header.topic_alias.is_none()) {
+    if topic.is_empty() && (!version.is_v5() || header.topic_alias.is_none()) {
         return Err(EncodeError::Contradiction("PUBLISH without topic name or topic alias"));
     }
     let body = Body { version, header, topic, properties, extra: extra_user_properties };
@@ -76,7 +76,7 @@ impl<K: AsRef<str>, V: AsRef<str>> Body<'_, K, V> {
         if let Some(packet_id) = self.header.packet_id {
             out.u16(packet_id.get());
         }
-        if self.version == ProtocolVersion::V5 {
+        if self.version.is_v5() {
             out.properties(self);
         }
         out.put(payload);

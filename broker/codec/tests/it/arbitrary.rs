@@ -15,7 +15,7 @@ use weir_codec::{
 };
 use weir_topic::TopicName;
 
-use crate::support::{Side, V5, V311};
+use crate::support::{Side, V5, V31};
 
 /// A packet that the other side sends to `side`, other than CONNECT.
 pub(crate) fn packet(side: Side, version: ProtocolVersion) -> BoxedStrategy<Packet> {
@@ -42,7 +42,7 @@ pub(crate) fn packet(side: Side, version: ProtocolVersion) -> BoxedStrategy<Pack
         ]
         .boxed(),
     };
-    if version == V311 {
+    if version != V5 {
         return prop_oneof![either_side, of_side].boxed();
     }
     let of_v5 = prop_oneof![
@@ -54,14 +54,15 @@ pub(crate) fn packet(side: Side, version: ProtocolVersion) -> BoxedStrategy<Pack
 
 /// A CONNECT.
 pub(crate) fn connect(version: ProtocolVersion) -> impl Strategy<Value = Packet> {
-    let payload = (text(), of(will(version)), of(text()), of(binary()));
+    let payload = (text(), of(will(version)), of(text()), of(binary()), any::<bool>());
     let limits = (of(any::<u32>()), of(non_zero_u16()), of(non_zero_u32()), any::<u16>());
     let requests = (any::<bool>(), of(any::<bool>()), of((text(), of(binary()))), user_properties());
     (any::<bool>(), any::<u16>(), payload, limits, requests).prop_map(
         move |(clean_start, keep_alive, payload, limits, requests)| {
-            let (client_id, will, username, password) = payload;
+            let (client_id, will, username, password, bridge) = payload;
             let mut connect = Connect {
                 version,
+                bridge: bridge && version != V5,
                 clean_start,
                 keep_alive,
                 client_id,
@@ -111,7 +112,7 @@ fn will(version: ProtocolVersion) -> impl Strategy<Value = Will> {
 fn connack(version: ProtocolVersion) -> impl Strategy<Value = ConnAck> {
     let code = match version {
         ProtocolVersion::V5 => reason(PacketType::ConnAck),
-        ProtocolVersion::V311 => {
+        ProtocolVersion::V31 | ProtocolVersion::V311 => {
             (0..=5_u8).prop_map(|code| ReasonCode::from_connect_return_code(code).unwrap()).boxed()
         }
     };
@@ -142,8 +143,8 @@ fn connack(version: ProtocolVersion) -> impl Strategy<Value = ConnAck> {
             ..ConnAck::default()
         });
     (any::<bool>(), code, only_v5(version, ConnAck::default(), properties)).prop_map(
-        |(present, code, properties)| ConnAck {
-            session_present: present && code == ReasonCode::Success,
+        move |(present, code, properties)| ConnAck {
+            session_present: present && code == ReasonCode::Success && version != V31,
             code,
             ..properties
         },
@@ -240,8 +241,14 @@ fn subscribe(version: ProtocolVersion) -> impl Strategy<Value = Subscribe> {
 }
 
 fn suback(version: ProtocolVersion) -> impl Strategy<Value = SubAck> {
-    let reasons = reason(PacketType::SubAck)
-        .prop_filter("3.1.1 has four codes", move |reason| version == V5 || reason.as_u8() <= 0x80);
+    let reasons =
+        reason(PacketType::SubAck).prop_filter("3.1 has three codes and 3.1.1 four", move |reason| {
+            match version {
+                ProtocolVersion::V31 => !reason.is_error(),
+                ProtocolVersion::V311 => reason.as_u8() <= 0x80,
+                ProtocolVersion::V5 => true,
+            }
+        });
     (packet_id(), vec(reasons, 1..4), only_v5(version, AckProperties::default(), ack_properties()))
         .prop_map(|(packet_id, reasons, properties)| SubAck { packet_id, reasons, properties })
 }

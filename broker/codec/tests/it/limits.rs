@@ -114,6 +114,39 @@ fn check_refused(packet: Packet, expected: EncodeError) {
 }
 
 // Conformance v5: 4.7.3-3
+// Conformance v311: 4.7.3-3
+#[test]
+fn topics_over_two_bytes_of_length_do_not_exist() {
+    let (header, properties) = (PublishHeader::default(), MessageProperties::default());
+    let publish = |length: usize| {
+        let topic = "x".repeat(length);
+        encode_publish(&mut BytesMut::new(), V311, &header, &topic, &properties, NO_EXTRA, b"")
+    };
+    assert_eq!(publish(65_535), Ok(()));
+    assert_eq!(publish(65_536), Err(EncodeError::FieldTooLong { bytes: 65_536 }));
+    for subscribe in [true, false] {
+        let filter = |length: usize| {
+            let (filter, packet_id) = ("x".repeat(length), id(1));
+            let packet = if subscribe {
+                let options = SubscriptionOptions::default();
+                let filters = vec![SubscribeFilter { filter: filter.into(), options }];
+                Packet::Subscribe(Box::new(Subscribe {
+                    packet_id,
+                    filters,
+                    subscription_identifier: None,
+                    user_properties: vec![],
+                }))
+            } else {
+                let filters = vec![filter.into()];
+                Packet::Unsubscribe(Box::new(Unsubscribe { packet_id, filters, user_properties: vec![] }))
+            };
+            encode(&packet, V311, &mut BytesMut::new())
+        };
+        assert_eq!(filter(65_535), Ok(()));
+        assert_eq!(filter(65_536), Err(EncodeError::FieldTooLong { bytes: 65_536 }));
+    }
+}
+
 #[test]
 fn strings_over_two_bytes_of_length_are_not_encoded() {
     let too_long = EncodeError::FieldTooLong { bytes: 65_536 };

@@ -11,6 +11,7 @@ mod properties;
 mod reasons;
 mod refusals;
 mod support;
+mod vectors_v31;
 mod vectors_v311;
 mod vectors_v5;
 mod wire;

@@ -5,7 +5,7 @@ use weir_codec::{DecodeError, Problem, ProtocolVersion, ReasonCode, Role};
 use weir_topic::TopicError;
 
 use crate::support::Side::{Client, Server};
-use crate::support::{Side, V5, V311, check_refused, connected, decoder, frame, wire};
+use crate::support::{Side, V5, V31, V311, check_refused, connected, decoder, frame, wire};
 
 #[track_caller]
 fn malformed(side: Side, version: ProtocolVersion, text: &str, problem: Problem) {
@@ -107,14 +107,18 @@ fn packets_of_the_other_side_are_protocol_errors() {
 // Conformance v5: 3.1.2-1, 3.1.2-2
 #[test]
 fn an_unsupported_version_can_be_answered() {
-    let check = |text, problem, version| {
+    let check = |text: &str, problem, version| {
         let error = first_packet(text);
         assert_eq!(error.reason(), ReasonCode::UnsupportedProtocolVersion);
         assert_eq!((error.problem, error.version), (problem, version));
     };
-    check("10 0c 00 06 'MQIsdp' 03 02 00 00", Problem::ProtocolLevel(3), Some(V311));
+    for level in [0x02, 0x04, 0x05, 0x84] {
+        let text = format!("10 0a 00 06 'MQIsdp' {level:x} 02");
+        check(&text, Problem::ProtocolLevel(level), Some(V31));
+    }
     check("10 08 00 04 'MQTT' 03 02", Problem::ProtocolLevel(3), Some(V311));
-    check("10 08 00 04 'MQTT' 84 02", Problem::ProtocolLevel(0x84), Some(V311)); // a bridge of level 4
+    check("10 08 00 04 'MQTT' 83 02", Problem::ProtocolLevel(0x83), Some(V311));
+    check("10 08 00 04 'MQTT' 85 02", Problem::ProtocolLevel(0x85), Some(V5)); // 5.0 has no bit for bridges
     check("10 08 00 04 'MQTT' 06 02", Problem::ProtocolLevel(6), Some(V5));
     check("10 08 00 04 'MqTT' 05 02", Problem::ProtocolName, None);
     check("10 08 00 00 05 02 00 00 00 00", Problem::ProtocolName, None);

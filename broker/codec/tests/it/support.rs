@@ -7,6 +7,7 @@ use weir_codec::{
 };
 use weir_topic::TopicName;
 
+pub(crate) const V31: ProtocolVersion = ProtocolVersion::V31;
 pub(crate) const V311: ProtocolVersion = ProtocolVersion::V311;
 pub(crate) const V5: ProtocolVersion = ProtocolVersion::V5;
 

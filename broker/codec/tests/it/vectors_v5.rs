@@ -63,6 +63,7 @@ fn connect_with_everything() {
          00 02 00 ff      # password",
         Packet::Connect(Box::new(Connect {
             version: V5,
+            bridge: false,
             clean_start: true,
             keep_alive: 60,
             client_id: "id".into(),

@@ -2,7 +2,7 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 use proptest::collection::vec;
-use proptest::prelude::{Strategy, any, prop_assert, prop_assert_eq, prop_oneof, proptest};
+use proptest::prelude::{Strategy, any, prop_assert, prop_assert_eq, proptest};
 use proptest::sample::Index;
 use weir_codec::{
     Decoder, MessageProperties, Packet, ProtocolVersion, PublishHeader, Role, encode, encode_publish,
@@ -10,10 +10,10 @@ use weir_codec::{
 };
 
 use crate::arbitrary::{connect, packet};
-use crate::support::{Side, V5, V311, connected, decoder, topic};
+use crate::support::{Side, V5, V31, V311, connected, decoder, topic};
 
 fn version() -> impl Strategy<Value = ProtocolVersion> {
-    prop_oneof![proptest::strategy::Just(V311), proptest::strategy::Just(V5)]
+    proptest::sample::select(vec![V31, V311, V5])
 }
 
 /// What one side sends in one connection, CONNECT included.
@@ -169,7 +169,7 @@ proptest! {
                 publish.properties.user_properties.extend(extra);
                 publish
             }
-            ProtocolVersion::V311 => {
+            ProtocolVersion::V31 | ProtocolVersion::V311 => {
                 publish.properties = MessageProperties::default();
                 publish.header = PublishHeader {
                     topic_alias: None,

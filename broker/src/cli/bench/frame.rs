@@ -114,7 +114,7 @@ mod tests {
             {
                 let user_properties = match version {
                     ProtocolVersion::V5 => vec![("name".into(), "x".repeat(200).into())],
-                    ProtocolVersion::V311 => vec![],
+                    ProtocolVersion::V31 | ProtocolVersion::V311 => vec![],
                 };
                 let publish = Publish {
                     header: PublishHeader { qos, packet_id: PacketId::new(id), ..PublishHeader::default() },
