@@ -16,6 +16,7 @@ mod slow;
 mod streams;
 mod sys;
 mod traces;
+mod v311;
 mod v5;
 mod wills;
 

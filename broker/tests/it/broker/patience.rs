@@ -45,6 +45,7 @@ async fn publisher(version: ProtocolVersion) -> Publisher {
     Publisher { client, faults, clock, shutdown }
 }
 
+// Conformance v311: 3.3.5-2, 4.8.0-2
 #[tokio::test(start_paused = true)]
 async fn a_publisher_that_cannot_be_told_is_closed_after_a_while() {
     for failing in [

@@ -17,6 +17,29 @@ the specifications: `3.1.2-4` is `[MQTT-3.1.2-4]`.
 * **deviates**: what Weir does instead, and why.
 ";
 
+/// A version without numbered statements: what it has else than 3.1.1.
+const MQTT_3_1: &str = "
+## MQTT 3.1
+
+Protocol name `MQIsdp`, level 3, is taken and treated as 3.1.1, except that
+
+* CONNACK does not say whether a session is present: 3.1 has no such bit;
+* a client identifier must be there, with a clean session too; one of more than 23 characters is taken;
+* user name and password may be missing although their flags are set, and bits of CONNECT that 3.1 calls unused are
+  not looked at;
+* flags of the fixed header are not looked at outside of PUBLISH, because clients set DUP on whatever they send again;
+* SUBACK has no word for a refusal, so that a filter which is refused is answered with QoS 0, and the refusal logged.
+
+Any other pair of name and level is refused: with CONNACK 0x01 up to level 4 and for every level of `MQIsdp`, with 0x84
+in the form of MQTT 5 above, and without an answer if the name is no name of MQTT.
+
+Bridges that set the highest bit of the level (0x83 with `MQIsdp`, 0x84 with `MQTT`, as mosquitto's do) are taken, and
+get what an MQTT 5 client would ask for: their subscriptions are No Local and Retain As Published, except to filters
+that begin with `$`.
+
+Tests: [`v31.rs`](../broker/tests/it/broker/v311/v31.rs), [`vectors_v31.rs`](../broker/codec/tests/it/vectors_v31.rs).
+";
+
 /// The whole document.
 pub(super) fn document(evidence: &Evidence) -> String {
     let mut text = ABOUT.to_owned();
@@ -34,7 +57,7 @@ pub(super) fn document(evidence: &Evidence) -> String {
             row(&mut text, version, *id, statement, evidence);
         }
     }
-    text
+    text + MQTT_3_1
 }
 
 fn summary(statements: &BTreeMap<Id, Statement>) -> String {
