@@ -230,4 +230,6 @@ impl fmt::Display for Lines<'_> {
 }
 
 #[cfg(test)]
+mod docs;
+#[cfg(test)]
 mod tests;

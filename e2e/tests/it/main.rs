@@ -13,6 +13,7 @@ mod lifecycle;
 mod matrix;
 mod peers;
 mod scenarios;
+mod sys;
 mod transports;
 mod wire;
 
