@@ -147,6 +147,14 @@ impl Broker {
             qos = inbound.qos.as_u8(),
             client = %inbound.publisher.client_id
         );
+        // In line before anybody gets it: who subscribes in between finds it retained.
+        let retained = match inbound.retain {
+            true => match Box::pin(self.retain(&inbound)).await {
+                Ok(retained) => Some(retained),
+                Err(error) => return refused(&error),
+            },
+            false => None,
+        };
         let message = &inbound.message;
         let mut matched = self.router.matches(message, inbound.qos, inbound.retain, inbound.from);
         let targets = self.core.targets(&message.topic);
@@ -160,25 +168,33 @@ impl Broker {
             }
             live => live.map(Box::new),
         };
-        if targets.is_empty() && inboxes.is_empty() && !inbound.retain {
+        if targets.is_empty() && inboxes.is_empty() && retained.is_none() {
             return Accepted::Done(Outcome { reason, live });
         }
-        let now = self.clock.wall();
-        let kept = convert::to_core(message, inbound.qos, inbound.retain, inbound.expiry, now);
-        match Box::pin(
-            self.enqueue(inbound, Arc::new(kept), inboxes, live, &targets).instrument(span.clone()),
-        )
-        .await
-        {
+        let (kept, retained) = match retained {
+            Some((kept, completion)) => (kept, Some(completion)),
+            None => (self.kept(&inbound), None),
+        };
+        let durable = self.enqueue(inbound, kept, inboxes, live, retained, &targets);
+        match Box::pin(durable.instrument(span.clone())).await {
             Ok(durable) => {
                 let commit = tracing::debug_span!(parent: &span, "commit");
                 Accepted::Pending(Box::pin(durable.settle().instrument(commit)))
             }
-            Err(error) => {
-                tracing::debug!(%error, "publish refused");
-                Accepted::Done(Outcome { reason: ReasonCode::ServerShuttingDown, live: None })
-            }
+            Err(error) => refused(&error),
         }
+    }
+
+    /// A message as it is kept.
+    fn kept(&self, inbound: &Inbound) -> Arc<Message> {
+        let Inbound { message, qos, retain, expiry, .. } = inbound;
+        Arc::new(convert::to_core(message, *qos, *retain, *expiry, self.clock.wall()))
+    }
+
+    async fn retain(&self, inbound: &Inbound) -> Result<(Arc<Message>, Completion), Error> {
+        let kept = self.kept(inbound);
+        let completion = self.retained.set(Arc::clone(&kept)).await?;
+        Ok((kept, completion))
     }
 
     async fn enqueue(
@@ -187,6 +203,7 @@ impl Broker {
         message: Arc<Message>,
         inboxes: SmallVec<[InboxTarget; 2]>,
         live: Option<Box<Live>>,
+        retained: Option<Completion>,
         targets: &[Arc<Object>],
     ) -> Result<Durable, Error> {
         let under_way = self.under_way.enter(message.size());
@@ -199,8 +216,6 @@ impl Broker {
             let completion = self.inbox_writer.append(append.clone()).await?;
             Some((append, completion))
         };
-        let retained =
-            if inbound.retain { Some(self.retained.set(Arc::clone(&message)).await?) } else { None };
         Ok(Durable { broker: Arc::clone(self), message, inbound, live, appends, inbox, retained, under_way })
     }
 
@@ -348,6 +363,12 @@ pub(crate) fn session_limits(limits: &Limits) -> weir_session::Limits {
         session_expiry_maximum: u32::try_from(limits.session_expiry_max.as_secs()).unwrap_or(u32::MAX),
         ..defaults
     }
+}
+
+/// The broker stops, and takes no more.
+fn refused(error: &Error) -> Accepted {
+    tracing::debug!(%error, "publish refused");
+    Accepted::Done(Outcome { reason: ReasonCode::ServerShuttingDown, live: None })
 }
 
 /// Seconds, the last one perhaps not over; what is beyond the largest counts as that.

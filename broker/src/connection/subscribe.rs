@@ -57,6 +57,8 @@ impl RetainedScan {
             return Ok(false);
         }
         if self.cursor.is_none() {
+            // What was published before the subscription may be on its way to the store.
+            broker.retained.caught_up().await;
             self.messages.extend(broker.sys.matching(broker, &self.filter));
         }
         let retained = &broker.retained;

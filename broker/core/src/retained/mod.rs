@@ -17,7 +17,7 @@ use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::registry::Registry;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use weir_env::clock::{Clock, Timestamp};
@@ -99,11 +99,27 @@ pub struct RetainedPage {
 #[derive(Clone)]
 pub struct Retained {
     shared: Arc<Shared>,
-    task_txs: Arc<[mpsc::Sender<Request>]>,
+    lines: Arc<[Line]>,
     pending_bytes: Arc<Semaphore>,
     pending_bytes_max: u32,
     /// Where the sweep goes on.
     swept: Arc<Mutex<Option<RetainedCursor>>>,
+}
+
+/// The way to one task.
+struct Line {
+    task_tx: mpsc::Sender<Request>,
+    /// Requests put in line, each counted before it can be done.
+    taken: AtomicU64,
+    /// Requests done, one way or another.
+    done_rx: watch::Receiver<u64>,
+}
+
+impl Line {
+    fn put(&self, permit: mpsc::Permit<'_, Request>, request: Request) {
+        self.taken.fetch_add(1, Ordering::Relaxed);
+        permit.send(request);
+    }
 }
 
 /// What the handle and the tasks have in common.
@@ -183,15 +199,16 @@ impl Retained {
         let metrics = metrics.clone();
         let shared = Arc::new(Shared { store, clock, seed, virtual_shards, options, metrics, usage });
         // Each bucket belongs to one task, so that tasks do not conflict about its usage.
-        let task_txs = (0..options.tasks.clamp(1, RetainedUsage::BUCKETS)).map(|_| {
+        let lines = (0..options.tasks.clamp(1, RetainedUsage::BUCKETS)).map(|_| {
             let (task_tx, task_rx) = mpsc::channel(QUEUE_MAX);
-            tracker.spawn(Task::new(Arc::clone(&shared), stop.clone()).run(task_rx));
-            task_tx
+            let (done_tx, done_rx) = watch::channel(0);
+            tracker.spawn(Task::new(Arc::clone(&shared), done_tx, stop.clone()).run(task_rx));
+            Line { task_tx, taken: AtomicU64::new(0), done_rx }
         });
-        let task_txs = task_txs.collect();
+        let lines = lines.collect();
         let pending_bytes = Arc::new(Semaphore::new(options.pending_bytes_max as usize));
         let pending_bytes_max = options.pending_bytes_max;
-        Ok(Self { shared, task_txs, pending_bytes, pending_bytes_max, swept: Arc::default() })
+        Ok(Self { shared, lines, pending_bytes, pending_bytes_max, swept: Arc::default() })
     }
 
     /// Keeps `message` as the one retained at its topic; an empty payload keeps none. Waits while too much is
@@ -221,15 +238,24 @@ impl Retained {
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX).min(self.pending_bytes_max);
         let permit = Arc::clone(&self.pending_bytes).acquire_many_owned(bytes).await;
         let (waiter, completion) = Waiter::new(permit.map_err(|_| Error::Closed)?);
-        let task_tx = self.task_of(&topic).ok_or(Error::Closed)?;
-        let request = Request { topic, change, waiter: Some(waiter) };
-        task_tx.send(request).await.map_err(|_| Error::Closed)?;
+        let line = self.line_of(&topic).ok_or(Error::Closed)?;
+        let place = line.task_tx.reserve().await.map_err(|_| Error::Closed)?;
+        line.put(place, Request { topic, change, waiter: Some(waiter) });
         Ok(completion)
     }
 
-    fn task_of(&self, topic: &TopicName) -> Option<&mpsc::Sender<Request>> {
+    fn line_of(&self, topic: &TopicName) -> Option<&Line> {
         let bucket = usize::from(RetainedUsage::bucket(topic));
-        self.task_txs.get(bucket % self.task_txs.len())
+        self.lines.get(bucket % self.lines.len())
+    }
+
+    /// Waits until everything that is in line now can be read, or has failed. Cancel-safe.
+    pub async fn caught_up(&self) {
+        for line in &*self.lines {
+            let taken = line.taken.load(Ordering::Relaxed);
+            // A task that has stopped does no more.
+            let _ = line.done_rx.clone().wait_for(|done| *done >= taken).await;
+        }
     }
 
     /// How much is retained.
@@ -308,8 +334,10 @@ impl Retained {
 
     /// Has an expired message removed, if its task has room: the sweep meets it again otherwise.
     fn expire(&self, topic: TopicName) {
-        if let Some(task_tx) = self.task_of(&topic) {
-            let _ = task_tx.try_send(Request { topic, change: Change::Expire, waiter: None });
+        if let Some(line) = self.line_of(&topic)
+            && let Ok(place) = line.task_tx.try_reserve()
+        {
+            line.put(place, Request { topic, change: Change::Expire, waiter: None });
         }
     }
 

@@ -190,6 +190,22 @@ async fn the_last_call_for_a_topic_wins() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_waits_for_what_is_in_line_finds_it_and_never_waits_for_a_stopped_task() {
+    let it = RetainedBench::new().await;
+    it.retained.caught_up().await;
+    for n in 0..100 {
+        // Nobody waits for its completion.
+        drop(it.retained.set(message(&format!("t/{n}"), "x")).await.unwrap());
+    }
+    it.retained.caught_up().await;
+    assert_eq!(it.matching("t/+").await.len(), 100);
+    it.stop.cancel();
+    it.tracker.close();
+    it.tracker.wait().await;
+    it.retained.caught_up().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_limit_refuses_new_messages_and_keeps_the_old_ones() {
     let options = RetainedOptions { messages_max: 3, bytes_max: 2_000, ..RetainedOptions::default() };
     let it = RetainedBench::with(options).await;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use weir_env::clock::Timestamp;
 use weir_storage::{Isolation, RangeQuery, Transaction};
@@ -87,12 +87,14 @@ enum Outcome {
 
 pub(super) struct Task {
     shared: Arc<Shared>,
+    /// Counts what is done.
+    done_tx: watch::Sender<u64>,
     stop: CancellationToken,
 }
 
 impl Task {
-    pub(super) fn new(shared: Arc<Shared>, stop: CancellationToken) -> Self {
-        Self { shared, stop }
+    pub(super) fn new(shared: Arc<Shared>, done_tx: watch::Sender<u64>, stop: CancellationToken) -> Self {
+        Self { shared, done_tx, stop }
     }
 
     pub(super) async fn run(self, mut task_rx: mpsc::Receiver<Request>) {
@@ -115,7 +117,9 @@ impl Task {
             {
                 queue.push_back(request);
             }
+            let before = queue.len();
             self.commit(&mut queue).await;
+            self.done_tx.send_modify(|done| *done += (before - queue.len()) as u64);
         }
     }
 

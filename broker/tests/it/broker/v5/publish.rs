@@ -151,6 +151,27 @@ async fn only_retained_publishes_change_what_is_retained() {
     }
 }
 
+// Conformance v5: 3.3.1-5, 3.3.1-9
+#[tokio::test]
+async fn a_subscription_finds_what_the_same_client_has_just_retained() {
+    let broker = TestBroker::start().await;
+    let mut client = broker.clean("c").await;
+    for n in 1..=50 {
+        let topic = format!("t/{n}");
+        let subscribe = weir_codec::Subscribe {
+            packet_id: super::super::client::id(n),
+            subscription_identifier: None,
+            user_properties: Vec::new(),
+            filters: vec![filter(&topic, AtMostOnce)],
+        };
+        let retained = retained(AtMostOnce, 0, &topic, "kept");
+        client.send_all([Packet::Publish(Box::new(retained)), Packet::Subscribe(Box::new(subscribe))]).await;
+        assert!(matches!(client.recv().await, Packet::SubAck(_)));
+        let message = client.message().await;
+        assert_eq!((text(&message), message.header.retain), ("kept", true));
+    }
+}
+
 // Conformance v5: 3.3.4-1
 #[tokio::test]
 async fn each_qos_has_its_answer() {
