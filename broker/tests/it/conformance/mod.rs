@@ -48,9 +48,9 @@ fn every_statement_has_tests_or_a_reason() {
         for (id, statement) in &statements {
             let tests = evidence.contains_key(&(version, *id));
             match (statement.state(), tests) {
-                (Ok(State::Holds), true) | (Ok(State::NotServer(_) | State::Deviates(_)), false) => {}
+                (Ok(State::Holds(_)), true) | (Ok(State::NotServer(_) | State::Deviates(_)), false) => {}
                 (Ok(State::Open), false) => *open.entry(version).or_insert(0) += 1,
-                (Ok(State::Holds), false) => {
+                (Ok(State::Holds(_)), false) => {
                     wrong.push(format!("{version} {id}: neither tests nor a reason"))
                 }
                 (Ok(_), true) => wrong.push(format!("{version} {id}: tests and a reason for having none")),

@@ -84,14 +84,16 @@ pub(super) struct Statement {
     pub(super) says: String,
     not_server: Option<String>,
     deviates: Option<String>,
+    /// Where it does not hold, although it has tests.
+    except: Option<String>,
     #[serde(default)]
     open: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum State<'a> {
-    /// If there are tests.
-    Holds,
+    /// If there are tests; except in this case.
+    Holds(Option<&'a str>),
     NotServer(&'a str),
     Deviates(&'a str),
     /// Nobody has looked yet.
@@ -100,12 +102,12 @@ pub(super) enum State<'a> {
 
 impl Statement {
     pub(super) fn state(&self) -> Result<State<'_>, &'static str> {
-        match (&self.not_server, &self.deviates, self.open) {
-            (None, None, false) => Ok(State::Holds),
-            (Some(why), None, false) => Ok(State::NotServer(why)),
-            (None, Some(why), false) => Ok(State::Deviates(why)),
-            (None, None, true) => Ok(State::Open),
-            _ => Err("more than one of not_server, deviates, open"),
+        match (&self.not_server, &self.deviates, &self.except, self.open) {
+            (None, None, except, false) => Ok(State::Holds(except.as_deref())),
+            (Some(why), None, None, false) => Ok(State::NotServer(why)),
+            (None, Some(why), None, false) => Ok(State::Deviates(why)),
+            (None, None, None, true) => Ok(State::Open),
+            _ => Err("more than one of not_server, deviates, except, open"),
         }
     }
 }

@@ -12,7 +12,7 @@ const ABOUT: &str = "\
 Every normative statement of MQTT 5.0 and 3.1.1, in words of our own, and what Weir makes of it. The ids are those of
 the specifications: `3.1.2-4` is `[MQTT-3.1.2-4]`.
 
-* **holds**: these tests fail if it does not.
+* **holds**: these tests fail if it does not. Where there is an exception, it is said.
 * **not ours**: it asks nothing of a server, or nothing of one that can do what Weir can.
 * **deviates**: what Weir does instead, and why.
 ";
@@ -64,7 +64,7 @@ fn summary(statements: &BTreeMap<Id, Statement>) -> String {
     let count = |wanted: fn(State<'_>) -> bool| {
         statements.values().filter(|statement| statement.state().is_ok_and(wanted)).count()
     };
-    let holds = count(|state| state == State::Holds);
+    let holds = count(|state| matches!(state, State::Holds(_)));
     let not_ours = count(|state| matches!(state, State::NotServer(_)));
     let deviates = count(|state| matches!(state, State::Deviates(_)));
     let all = statements.len();
@@ -73,11 +73,13 @@ fn summary(statements: &BTreeMap<Id, Statement>) -> String {
 
 fn row(text: &mut String, version: Version, id: Id, statement: &Statement, evidence: &Evidence) {
     let verdict = match statement.state() {
-        Ok(State::Holds) => {
+        Ok(State::Holds(except)) => {
             let proofs = evidence.get(&(version, id)).into_iter().flatten();
             let tests: Vec<String> =
                 proofs.map(|proof| format!("[`{}`](../{})", proof.test, proof.path)).collect();
-            format!("**holds**: {}", tests.join(", "))
+            let except = except.map(|except| format!("**Except**: {except}"));
+            let proofs = tests.join(", ");
+            [format!("**holds**: {proofs}")].into_iter().chain(except).collect::<Vec<_>>().join(". ")
         }
         Ok(State::NotServer(why)) => format!("**not ours**: {why}"),
         Ok(State::Deviates(why)) => format!("**deviates**: {why}"),
