@@ -19,4 +19,5 @@ mod shared;
 mod slots;
 mod sys;
 pub mod telemetry;
+pub mod transport;
 mod under_way;

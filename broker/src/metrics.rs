@@ -34,6 +34,8 @@ pub struct Inner {
     pub connections: Gauge,
     /// Connections accepted, before anything is read from them.
     pub connections_opened: Counter,
+    /// Waits before the next connection was accepted, because `limits.connectionRate` was reached.
+    pub accept_waits: Counter,
     /// Connections ended, by who or what ended them.
     pub connections_closed: CounterBy<Closed>,
     /// CONNECTs refused for who the client is or what it may do.
@@ -133,6 +135,8 @@ labels! {
         ConnectTimeout = "connect_timeout",
         /// Nothing came for one and a half times the keep-alive.
         KeepAliveTimeout = "keep_alive_timeout",
+        /// No MQTT came through: PROXY header, TLS or WebSocket failed.
+        TransportError = "transport_error",
         /// The client broke the protocol.
         ProtocolError = "protocol_error",
         /// CONNECT was refused.
@@ -325,6 +329,7 @@ impl Metrics {
         Self(Arc::new(Inner {
             connections: gauge(r, "connections", "Clients connected now"),
             connections_opened: counter(r, "connections_opened", "Connections accepted"),
+            accept_waits: counter(r, "accept_waits", "Waits because of limits.connectionRate"),
             connections_closed: counter_by(r, "connections_closed", "Connections ended"),
             auth_refusals: counter_by(r, "auth_refusals", "Clients refused"),
             packets_received: counter_by(r, "packets_received", "Packets read from clients"),

@@ -26,7 +26,7 @@ use weir_storage::{EmbeddedOptions, EmbeddedStore, MemoryStore, SharedStore};
 
 use crate::broker::{Broker, session_limits};
 use crate::clients::Clients;
-use crate::config::{Config, StoreConfig};
+use crate::config::{self, Config, StoreConfig};
 use crate::http::{self, Readiness, ReadyState};
 use crate::listen::{self, Accepting};
 use crate::metrics::Metrics;
@@ -49,7 +49,7 @@ const SWEEP_TICKS: u64 = 60;
 /// A broker that has started.
 #[derive(Debug)]
 pub struct Started {
-    /// Where clients connect, in the order of the configuration; free ports have been taken by now.
+    /// Where clients connect over TCP, in the order of the configuration; free ports have been taken by now.
     pub mqtt: Vec<SocketAddr>,
     /// `/healthz`, `/readyz` and `/metrics`.
     pub http: SocketAddr,
@@ -135,13 +135,13 @@ async fn serve(
         manifests::load_and_apply(&broker.core, watcher).await?;
     }
 
-    let listeners = listen::bind_all(config)?;
+    let listeners = listen::bind_all(config, clock, &mut registry)?;
     let http_listener =
         listen::bind(config.http).with_context(|| format!("listen on http://{}", config.http))?;
     let admin_listener =
         listen::bind(config.admin).with_context(|| format!("listen on grpc://{}", config.admin))?;
     let started_as = Started {
-        mqtt: listeners.iter().map(|bound| bound.addr).collect(),
+        mqtt: listeners.iter().filter_map(|bound| bound.addr).collect(),
         http: http_listener.local_addr()?,
         admin: admin_listener.local_addr()?,
         core: Arc::clone(&broker.core),
@@ -164,13 +164,14 @@ async fn serve(
     }
     let clients = TaskTracker::new();
     let accepting = Accepting::new(&broker, &clients, &shutdown);
+    let ways_in = listeners.iter().map(|bound| Arc::clone(&bound.listener)).collect();
+    background.spawn(listen::follow(ways_in, stop_background.child_token()));
     for bound in listeners {
-        let addr = bound.addr;
-        tracing::info!(listener = %bound.listener.name, url = %format!("mqtt://{addr}"), "listening");
-        if addr.ip().is_loopback() && !config.allow_anonymous {
-            tracing::info!(%addr, "no authentication is configured: only this machine can connect");
-        }
+        tracing::info!(listener = %bound.listener.name, url = %bound.url, "listening");
         clients.spawn(accepting.clone().run(bound));
+    }
+    if !config.allow_anonymous && config.listeners.iter().all(config::Listener::is_local) {
+        tracing::info!("no authentication is configured: only this machine can connect");
     }
     readiness.set(ReadyState::Ready);
     tracing::info!("ready");

@@ -1,5 +1,6 @@
 //! Flags that several commands share, and parsers of their values.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::anyhow;
@@ -9,7 +10,8 @@ use clap::Args;
 use weir_codec::{ProtocolVersion, QoS};
 use weir_env::seed::Seed;
 
-use crate::client::{Client, ConnectOptions, Endpoint, Error};
+use crate::client::{Client, ClientTls, ConnectOptions, Endpoint, Error, TlsFiles};
+use crate::transport::UpgradeError;
 
 /// Which broker to talk to, and as whom.
 #[derive(Clone, Debug, Args)]
@@ -30,6 +32,18 @@ pub struct BrokerArgs {
     /// Password; the variable keeps it out of process lists
     #[arg(long, env = "WEIR_PASSWORD", hide_env_values = true, requires = "username")]
     pub password: Option<String>,
+    /// Authorities (PEM) whose brokers are trusted, for mqtts:// and wss:// [default: those of the system]
+    #[arg(long, env = "WEIR_CA_FILE", value_name = "FILE")]
+    pub ca_file: Option<PathBuf>,
+    /// Certificate (PEM) to show the broker
+    #[arg(long, env = "WEIR_CERT", value_name = "FILE", requires = "key")]
+    pub cert: Option<PathBuf>,
+    /// Its private key (PEM)
+    #[arg(long, env = "WEIR_KEY", value_name = "FILE", requires = "cert")]
+    pub key: Option<PathBuf>,
+    /// Trust any broker, whoever it is: for tests only
+    #[arg(long, conflicts_with = "ca_file")]
+    pub insecure: bool,
     /// Longest wait for an answer of the broker
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = duration)]
     pub deadline: Duration,
@@ -37,17 +51,33 @@ pub struct BrokerArgs {
 
 impl BrokerArgs {
     /// Options to connect as these flags say.
-    #[must_use]
-    pub fn connect_options(&self, purpose: &str) -> ConnectOptions {
+    ///
+    /// # Errors
+    /// If the files for TLS are not what they should be.
+    pub fn connect_options(&self, purpose: &str) -> anyhow::Result<ConnectOptions> {
         let client_id = self.id.clone().unwrap_or_else(|| random_id(purpose));
-        ConnectOptions {
+        Ok(ConnectOptions {
+            tls: self.tls()?,
             version: self.version,
             client_id: ByteString::from(client_id),
             username: self.username.clone().map(ByteString::from),
             password: self.password.clone().map(Bytes::from),
             deadline: self.deadline,
             ..ConnectOptions::default()
+        })
+    }
+
+    fn tls(&self) -> anyhow::Result<Option<ClientTls>> {
+        if !self.url.is_tls() {
+            return Ok(None);
         }
+        let Self { ca_file: ca, cert, key, insecure, .. } = self.clone();
+        if insecure {
+            eprintln!(
+                "WARNING: --insecure: whoever answers is trusted; passwords and messages may go to anyone"
+            );
+        }
+        ClientTls::load(&TlsFiles { ca, cert, key, insecure }).map(Some)
     }
 
     /// Connects, and says what to do if nothing is there.
@@ -59,7 +89,14 @@ impl BrokerArgs {
 /// Says what to do where that is known.
 pub(super) fn explain(error: Error) -> anyhow::Error {
     match error {
-        Error::Connect { address, source } => no_broker(&address, &source),
+        Error::Connect { address, source } => match source.get_ref() {
+            Some(tls) if tls.is::<rustls::Error>() => anyhow!(
+                "no TLS with {address} ({tls}); --ca-file names the authority to trust, --cert and --key show a \
+                 certificate of this client"
+            ),
+            Some(other) if other.is::<UpgradeError>() => anyhow!("connect to {address}: {other}"),
+            _ => no_broker(&address, &source),
+        },
         other => other.into(),
     }
 }

@@ -59,7 +59,7 @@ pub(super) async fn run(args: &PublishArgs) -> anyhow::Result<()> {
     }
     let fixed = fixed_message(args).await?;
     let mut publisher = Publisher {
-        client: args.broker.connect(&args.broker.connect_options("pub")).await?,
+        client: args.broker.connect(&args.broker.connect_options("pub")?).await?,
         publication: Publication {
             topic: &args.topic,
             qos: args.qos,

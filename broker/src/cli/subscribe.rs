@@ -74,7 +74,7 @@ pub(super) async fn run(args: &SubscribeArgs) -> anyhow::Result<()> {
             .then(|| u32::try_from(args.session_expiry.as_secs()).unwrap_or(u32::MAX)),
         receive_maximum: Some(UNACKNOWLEDGED_MAX),
         acks: Acks::Manual,
-        ..args.broker.connect_options("sub")
+        ..args.broker.connect_options("sub")?
     };
     let mut client = args.broker.connect(&options).await?;
     subscribe(&mut client, args, properties).await?;

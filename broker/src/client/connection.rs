@@ -1,12 +1,12 @@
-//! Bytes and packets of one TCP connection, and its pings. Knows no packet's meaning except PINGRESP.
+//! Bytes and packets of one connection, and its pings. Knows no packet's meaning except PINGRESP.
 
 use std::collections::VecDeque;
 use std::io;
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
-use tokio::io::{AsyncWriteExt, Interest};
-use tokio::net::TcpStream;
+use tokio::io::Interest;
+use tokio::net::{TcpStream, UnixStream};
 use tokio::time::Instant;
 use weir_codec::{
     Decoder, DecoderConfig, MessageProperties, Packet, ProtocolVersion, Publish, PublishHeader, Role, encode,
@@ -14,7 +14,9 @@ use weir_codec::{
 };
 use weir_env::clock::Clock;
 
+use super::tls::{ClientTls, TlsFiles};
 use super::{ConnectOptions, Endpoint, Error};
+use crate::transport::Stream;
 
 /// Bytes asked for in one read.
 const READ_BYTES: usize = 64 << 10;
@@ -24,7 +26,7 @@ const BUFFER_BYTES_MAX: usize = 32 << 20;
 
 #[derive(Debug)]
 pub(super) struct Connection {
-    stream: TcpStream,
+    stream: Stream,
     decoder: Decoder,
     input: BytesMut,
     output: BytesMut,
@@ -40,8 +42,8 @@ pub(super) struct Connection {
 /// A connection after its CONNACK, without the client around it.
 #[derive(Debug)]
 pub struct Parts {
-    /// The socket.
-    pub stream: TcpStream,
+    /// The connection below.
+    pub stream: Stream,
     /// Decodes what the server sends.
     pub decoder: Decoder,
     /// Received and not yet decoded.
@@ -55,12 +57,12 @@ pub struct Parts {
 impl Connection {
     pub(super) async fn open(endpoint: &Endpoint, options: &ConnectOptions) -> Result<Self, Error> {
         let failed = |source| Error::Connect { address: endpoint.to_string(), source };
-        let connecting = TcpStream::connect((endpoint.host.as_str(), endpoint.port));
+        let mut input = BytesMut::new();
+        let connecting = establish(endpoint, options, &mut input);
         let stream = tokio::time::timeout(options.deadline, connecting)
             .await
             .map_err(|_| failed(io::ErrorKind::TimedOut.into()))?
             .map_err(failed)?;
-        stream.set_nodelay(true)?;
         let config = DecoderConfig {
             max_packet_size: options.max_packet_size,
             role: Role::Client { version: options.version },
@@ -68,7 +70,7 @@ impl Connection {
         Ok(Self {
             stream,
             decoder: Decoder::new(config),
-            input: BytesMut::new(),
+            input,
             output: BytesMut::new(),
             version: options.version,
             clock: options.clock,
@@ -116,7 +118,7 @@ impl Connection {
     /// Writes all that is buffered, and reads what comes meanwhile, so that two sides that both write don't wait for
     /// each other for ever. Cancel-safe.
     pub(super) async fn flush(&mut self, limit: Option<Instant>) -> Result<(), Error> {
-        while !self.output.is_empty() {
+        while !self.output.is_empty() || self.stream.pending() > 0 {
             self.transfer(limit).await?;
         }
         Ok(())
@@ -124,8 +126,7 @@ impl Connection {
 
     /// Ends the connection when all is written.
     pub(super) async fn shutdown(mut self) {
-        // The server may have been faster, which is as good.
-        let _ = self.stream.shutdown().await;
+        self.stream.shutdown().await;
     }
 
     pub(super) fn into_parts(self, received: VecDeque<Publish>) -> Parts {
@@ -154,12 +155,14 @@ impl Connection {
             return if ping_limit.is_some_and(|limit| limit <= now) { self.ping(now) } else { Ok(()) };
         };
         let ready = ready?;
-        if ready.is_writable() && !self.output.is_empty() {
+        if ready.is_writable() && self.output.is_empty() {
+            self.stream.try_flush()?;
+        } else if ready.is_writable() {
             match self.stream.try_write(&self.output) {
                 Ok(written) => {
                     self.output.advance(written);
                     self.last_write = self.now();
-                    if self.output.is_empty() {
+                    if self.output.is_empty() && self.stream.pending() == 0 {
                         // Who only wanted to write must not fail because the server ends the connection after it.
                         return Ok(());
                     }
@@ -197,4 +200,32 @@ impl Connection {
         self.pinged = Some(now);
         self.encode(&Packet::PingReq)
     }
+}
+
+/// Connects, through TLS and WebSocket if the endpoint says so. What came already is added to `input`.
+async fn establish(
+    endpoint: &Endpoint,
+    options: &ConnectOptions,
+    input: &mut BytesMut,
+) -> io::Result<Stream> {
+    let (transport, host, port, path) = match endpoint {
+        Endpoint::Unix(path) => return UnixStream::connect(path).await.map(Stream::new),
+        Endpoint::Net { transport, host, port, path } => (transport, host.as_str(), *port, path.as_str()),
+    };
+    let socket = TcpStream::connect((host, port)).await?;
+    socket.set_nodelay(true)?;
+    let mut stream = Stream::new(socket);
+    if transport.is_tls() {
+        let tls = match &options.tls {
+            Some(tls) => tls.clone(),
+            None => ClientTls::load(&TlsFiles::default()).map_err(io::Error::other)?,
+        };
+        let alpn: &[u8] = if transport.is_websocket() { b"http/1.1" } else { b"mqtt" };
+        let connection = tls.connection(host, alpn).map_err(io::Error::other)?;
+        stream.start_tls(connection, input).await?;
+    }
+    if transport.is_websocket() {
+        stream.connect_websocket((&endpoint.to_string(), path), input).await.map_err(io::Error::other)?;
+    }
+    Ok(stream)
 }

@@ -8,6 +8,7 @@
 mod connection;
 mod error;
 mod options;
+mod tls;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::num::NonZeroU16;
@@ -25,6 +26,7 @@ use connection::Connection;
 pub use connection::Parts;
 pub use error::Error;
 pub use options::{Acks, ConnectOptions, Endpoint};
+pub use tls::{ClientTls, TlsFiles};
 
 /// Bytes of payload received and not yet taken by [`Client::recv`]; beyond, the connection fails.
 pub const RECEIVED_BYTES_MAX: usize = 64 << 20;

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::num::NonZeroU16;
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -10,13 +11,26 @@ use bytestring::ByteString;
 use weir_codec::{Connect, ProtocolVersion, UserProperties, Will};
 use weir_env::clock::Clock;
 
-/// Where a server listens, written `mqtt://HOST[:PORT]`.
+use super::tls::ClientTls;
+use crate::config::Transport;
+
+/// Where a server listens, written `mqtt://HOST[:PORT]`, `mqtts://`, `ws://`, `wss://HOST[:PORT][/PATH]` or
+/// `unix:PATH`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Endpoint {
-    /// Host name or IP address, without brackets.
-    pub host: String,
-    /// TCP port.
-    pub port: u16,
+pub enum Endpoint {
+    /// On the network.
+    Net {
+        /// What is spoken.
+        transport: Transport,
+        /// Host name or IP address, without brackets.
+        host: String,
+        /// TCP port.
+        port: u16,
+        /// Path of a WebSocket; empty for others.
+        path: String,
+    },
+    /// A socket on this machine.
+    Unix(PathBuf),
 }
 
 /// Who acknowledges received messages.
@@ -62,6 +76,8 @@ pub struct ConnectOptions {
     pub deadline: Duration,
     /// Where the client reads the time.
     pub clock: Clock,
+    /// For `mqtts://` and `wss://`; `None`: authorities of the system are trusted.
+    pub tls: Option<ClientTls>,
 }
 
 impl Default for ConnectOptions {
@@ -82,6 +98,7 @@ impl Default for ConnectOptions {
             acks: Acks::Auto,
             deadline: Duration::from_secs(10),
             clock: Clock::system(),
+            tls: None,
         }
     }
 }
@@ -105,20 +122,45 @@ impl ConnectOptions {
     }
 }
 
+impl Endpoint {
+    /// Plain MQTT over TCP.
+    #[must_use]
+    pub fn tcp(host: impl Into<String>, port: u16) -> Self {
+        Self::Net { transport: Transport::Mqtt, host: host.into(), port, path: String::new() }
+    }
+
+    /// Whether TLS is spoken there.
+    #[must_use]
+    pub fn is_tls(&self) -> bool {
+        matches!(self, Self::Net { transport, .. } if transport.is_tls())
+    }
+}
+
 impl FromStr for Endpoint {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let refused = || format!("`{text}` is not allowed; allowed: mqtt://HOST[:PORT]");
-        let rest = match text.split_once("://") {
-            Some(("mqtt", rest)) => rest,
-            Some((scheme @ ("mqtts" | "ws" | "wss"), _)) => {
-                return Err(format!("{scheme}:// is not supported by this version yet; supported: mqtt://"));
-            }
-            Some(_) => return Err(refused()),
-            None => text,
+        let refused = || {
+            format!(
+                "`{text}` is not allowed; allowed: mqtt://HOST[:PORT], mqtts://HOST[:PORT], ws://HOST[:PORT][/PATH], \
+                 wss://HOST[:PORT][/PATH], unix:PATH"
+            )
         };
-        let rest = rest.strip_suffix('/').unwrap_or(rest);
+        if let Some(path) = text.strip_prefix("unix:") {
+            let path = path.strip_prefix("//").unwrap_or(path);
+            return if path.is_empty() { Err(refused()) } else { Ok(Self::Unix(path.into())) };
+        }
+        let (transport, rest) = match text.split_once("://") {
+            Some((scheme, rest)) => (Transport::of_scheme(scheme).ok_or_else(refused)?, rest),
+            None => (Transport::Mqtt, text),
+        };
+        let (rest, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+        let path = match path {
+            "" | "/" if transport.is_websocket() => "/mqtt",
+            "" | "/" => "",
+            path if transport.is_websocket() => path,
+            _ => return Err(refused()),
+        };
         let (host, port) = match rest.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
             Some((host, "")) => (host, None),
             Some((host, port)) => (host, Some(port.strip_prefix(':').ok_or_else(refused)?)),
@@ -127,20 +169,21 @@ impl FromStr for Endpoint {
                 None => (rest, None),
             },
         };
-        let port = port.map_or(Ok(1883), |port| port.parse().map_err(|_| refused()))?;
-        if host.is_empty() || host.contains(|c: char| c.is_whitespace() || c == '/' || c == '@') {
+        let port = port.map_or(Ok(transport.default_port()), |port| port.parse().map_err(|_| refused()))?;
+        let odd = |c: char| c.is_whitespace() || c.is_control() || c == '@';
+        if host.is_empty() || host.contains(odd) || path.contains(odd) {
             return Err(refused());
         }
-        Ok(Self { host: host.to_owned(), port })
+        Ok(Self::Net { transport, host: host.to_owned(), port, path: path.to_owned() })
     }
 }
 
 impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.host.contains(':') {
-            write!(f, "[{}]:{}", self.host, self.port)
-        } else {
-            write!(f, "{}:{}", self.host, self.port)
+        match self {
+            Self::Net { host, port, .. } if host.contains(':') => write!(f, "[{host}]:{port}"),
+            Self::Net { host, port, .. } => write!(f, "{host}:{port}"),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
         }
     }
 }
@@ -157,12 +200,26 @@ mod tests {
         assert_eq!(parsed("localhost:1").as_deref(), Ok("localhost:1"));
         assert_eq!(parsed("mqtt://[::1]").as_deref(), Ok("[::1]:1883"));
         assert_eq!(parsed("mqtt://[::1]:7").as_deref(), Ok("[::1]:7"));
-        for text in
-            ["", "mqtt://", "mqtt://a:b", "mqtt://a:70000", "http://a", "mqtt://u@h", "mqtt://::1", "[::1]x"]
-        {
+        for text in [
+            "",
+            "mqtt://",
+            "mqtt://a:b",
+            "mqtt://a:70000",
+            "http://a",
+            "mqtt://u@h",
+            "mqtt://::1",
+            "[::1]x",
+            "unix:",
+        ] {
             assert!(parsed(text).is_err(), "{text}");
         }
-        let wss = parsed("wss://a").expect_err("is refused");
-        assert_eq!(wss, "wss:// is not supported by this version yet; supported: mqtt://");
+        assert_eq!(parsed("mqtts://a").as_deref(), Ok("a:8883"));
+        assert_eq!(parsed("unix:/run/s").as_deref(), Ok("unix:/run/s"));
+        let path = |text: &str| match text.parse::<Endpoint>() {
+            Ok(Endpoint::Net { path, port, .. }) => format!("{port} {path}"),
+            other => panic!("{text}: {other:?}"),
+        };
+        assert_eq!(path("ws://a"), "8083 /mqtt");
+        assert_eq!(path("wss://a/b/c"), "8084 /b/c");
     }
 }

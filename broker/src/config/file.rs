@@ -2,21 +2,38 @@
 
 use std::path::Path;
 
-use toml::de::{DeTable, DeValue};
+use toml::Spanned;
+use toml::de::{DeString, DeTable, DeValue};
 
 use super::settings::{self, Setting};
-use super::{Config, Problem};
+use super::{Config, Listener, Problem, listeners};
 
-/// Applies `text`, the contents of `path`, to `config`.
-pub(super) fn apply(config: &mut Config, path: &Path, text: &str, problems: &mut Vec<Problem>) {
+/// The key of the tables of listeners.
+const LISTENERS: &str = "listeners";
+
+/// Applies `text`, the contents of `path`, to `config`; the listeners that have tables of their own.
+pub(super) fn apply(
+    config: &mut Config,
+    path: &Path,
+    text: &str,
+    problems: &mut Vec<Problem>,
+) -> Vec<Listener> {
     let file = File { path, text };
+    let mut named = Vec::new();
     match DeTable::parse(text) {
-        Ok(table) => file.apply_table(config, "", table.get_ref(), problems),
+        Ok(mut table) => {
+            if let Some((key, value)) = table.get_mut().remove_entry(LISTENERS) {
+                let origin = file.origin(key.span().start, LISTENERS);
+                named = file.listeners(value.get_ref(), &origin, problems);
+            }
+            file.apply_table(config, "", table.get_ref(), problems);
+        }
         Err(error) => problems.push(Problem {
             origin: Some(file.origin(error.span().map_or(0, |span| span.start), "")),
             message: error.message().to_owned(),
         }),
     }
+    named
 }
 
 struct File<'a> {
@@ -55,6 +72,69 @@ impl File<'_> {
         }
     }
 
+    /// `[[listeners]]`
+    fn listeners(&self, value: &DeValue<'_>, origin: &str, problems: &mut Vec<Problem>) -> Vec<Listener> {
+        let tables = match value {
+            DeValue::Array(tables) => tables.iter().map(|table| table.get_ref().as_table()).collect(),
+            _ => None,
+        };
+        let tables: Vec<&DeTable<'_>> = tables.unwrap_or_else(|| {
+            let message = format!("not a list of tables; allowed: [[{LISTENERS}]] with {}", listeners::KEYS);
+            problems.push(Problem { origin: Some(origin.to_owned()), message });
+            Vec::new()
+        });
+        tables
+            .into_iter()
+            .enumerate()
+            .filter_map(|(n, table)| self.listener(n, table, origin, problems))
+            .collect()
+    }
+
+    fn listener(
+        &self,
+        n: usize,
+        table: &DeTable<'_>,
+        origin: &str,
+        problems: &mut Vec<Problem>,
+    ) -> Option<Listener> {
+        let url = table.iter().find(|(name, _)| name.get_ref() == "url");
+        let first = url.or_else(|| table.iter().next());
+        let url = url.and_then(|(_, value)| scalar(value.get_ref())).ok_or_else(|| {
+            format!("{LISTENERS}[{n}] has no url; allowed: url = \"mqtts://ADDRESS[:PORT]\" and others")
+        });
+        let mut listener = match url.and_then(|url| Listener::parse(&url)) {
+            Ok(listener) => listener,
+            Err(message) => {
+                let of = |(name, _): (&Spanned<DeString<'_>>, _)| {
+                    self.origin(name.span().start, &format!("{LISTENERS}[{n}].{}", name.get_ref()))
+                };
+                let origin = first.map_or_else(|| origin.to_owned(), of);
+                problems.push(Problem { origin: Some(origin), message });
+                return None;
+            }
+        };
+        for (name, value) in table {
+            let key = name.get_ref();
+            let result = match (&**key, value.get_ref()) {
+                ("tls", DeValue::Table(table)) => {
+                    // The settings of `[tls]`, for this one alone.
+                    let mut alone = Config::default();
+                    self.apply_table(&mut alone, "tls.", table, problems);
+                    listener.tls = alone.tls;
+                    Ok(())
+                }
+                (key, value) => scalar(value)
+                    .ok_or_else(|| "a value of this type is not allowed".to_owned())
+                    .and_then(|text| listener.set(key, &text)),
+            };
+            if let Err(message) = result {
+                let origin = self.origin(name.span().start, &format!("{LISTENERS}[{n}].{key}"));
+                problems.push(Problem { origin: Some(origin), message });
+            }
+        }
+        Some(listener)
+    }
+
     fn origin(&self, offset: usize, key: &str) -> String {
         let line = 1 + self.text.bytes().take(offset).filter(|byte| *byte == b'\n').count();
         let separator = if key.is_empty() { "" } else { ": " };
@@ -69,6 +149,9 @@ fn siblings(prefix: &str) -> String {
         .map(|rest| rest.split('.').next().unwrap_or(rest))
         .collect();
     names.dedup();
+    if prefix.is_empty() {
+        names.push(LISTENERS);
+    }
     names.join(", ")
 }
 

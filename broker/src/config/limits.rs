@@ -47,6 +47,9 @@ limits! {
     /// Clients connected at once; more are turned away
     max_connections: u32 = 50_000, 1..=1_000_000;
         "limits.maxConnections", "max-connections", "WEIR_MAX_CONNECTIONS";
+    /// Connections accepted in a second, and at once after a quiet one; who comes faster waits to be accepted
+    connection_rate: u32 = 10_000, 1..=1_000_000;
+        "limits.connectionRate", "connection-rate", "WEIR_CONNECTION_RATE";
     /// Time a new connection has to send its CONNECT
     connect_timeout: Duration = Duration::from_secs(10), Duration::from_millis(100)..=Duration::from_mins(5);
         "limits.connectTimeout", "connect-timeout", "WEIR_CONNECT_TIMEOUT";

@@ -6,6 +6,7 @@
 
 mod file;
 mod limits;
+mod listeners;
 mod settings;
 mod value;
 
@@ -15,6 +16,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use limits::Limits;
+pub use listeners::{ClientAuth, ListenAt, Listener, TlsConfig, Transport};
 pub use settings::Flags;
 pub use value::ByteCount;
 pub(crate) use value::{parse_duration, show_duration};
@@ -26,6 +28,8 @@ pub struct Config {
     pub store: StoreConfig,
     /// Where clients connect; never empty.
     pub listeners: Vec<Listener>,
+    /// What listeners that speak TLS have in common.
+    pub tls: TlsConfig,
     /// `/healthz`, `/readyz` and `/metrics`.
     pub http: SocketAddr,
     /// gRPC `weir.admin.v1`; on loopback.
@@ -53,13 +57,6 @@ pub enum StoreConfig {
     Embedded(PathBuf),
     /// In memory; gone when the process ends.
     Memory,
-}
-
-/// A plain TCP listener for MQTT. Port 0 takes a free port.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Listener {
-    /// Address to bind.
-    pub addr: SocketAddr,
 }
 
 /// What is logged and how.
@@ -120,15 +117,22 @@ pub struct Problem {
 /// # Errors
 /// If the file cannot be read, a setting is unknown or not allowed, or the settings together are unsafe.
 pub fn load(sources: &Sources<'_>) -> Result<Config, Error> {
-    let mut config = Config::default();
+    let mut config = Config { listeners: Vec::new(), ..Config::default() };
     let mut problems = Vec::new();
+    let mut named = Vec::new();
     if let Some(path) = sources.file {
         let text = std::fs::read_to_string(path)
             .map_err(|source| Error::Read { path: path.to_path_buf(), source })?;
-        file::apply(&mut config, path, &text, &mut problems);
+        named = file::apply(&mut config, path, &text, &mut problems);
     }
     settings::apply_env(&mut config, sources.env, &mut problems);
     settings::apply_flags(&mut config, sources.flags, &mut problems);
+    config.listeners.append(&mut named);
+    if config.listeners.is_empty() {
+        config.listeners = Config::default().listeners;
+    }
+    listeners::name(&mut config.listeners);
+    listeners::inherit(&mut config.listeners, &config.tls);
     if problems.is_empty() {
         problems.extend(config.contradictions());
     }
@@ -140,7 +144,8 @@ impl Default for Config {
         let loopback = |port| SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port);
         Self {
             store: StoreConfig::Embedded(PathBuf::from("./weir-data")),
-            listeners: vec![Listener { addr: loopback(1883) }],
+            listeners: vec![Listener::tcp(loopback(1883))],
+            tls: TlsConfig::default(),
             http: loopback(8080),
             admin: loopback(8081),
             manifests: None,
@@ -157,9 +162,10 @@ impl Default for Config {
 impl Config {
     /// Settings that are fine alone and wrong or unsafe together.
     fn contradictions(&self) -> Vec<Problem> {
-        let mut messages = Vec::new();
+        let mut messages = listeners::problems(&self.listeners);
         if !self.allow_anonymous {
-            messages.extend(self.listeners.iter().filter(|l| !l.addr.ip().is_loopback()).map(|listener| {
+            let open = self.listeners.iter().filter(|l| !l.is_local() && !l.requires_certificate());
+            messages.extend(open.map(|listener| {
                 format!(
                     "{listener} is reachable from other machines and no authentication is configured: listen on \
                      a loopback address, or let anyone connect with --allow-anonymous (allowAnonymous = true, \
@@ -182,12 +188,6 @@ impl Config {
             ));
         }
         messages.into_iter().map(|message| Problem { origin: None, message }).collect()
-    }
-}
-
-impl fmt::Display for Listener {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "mqtt://{}", self.addr)
     }
 }
 

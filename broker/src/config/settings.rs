@@ -7,7 +7,7 @@ use std::sync::LazyLock;
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
-use super::{Config, Problem, limits, value};
+use super::{Config, Problem, limits, listeners, value};
 
 /// One thing that can be set.
 pub(super) struct Setting {
@@ -34,7 +34,7 @@ pub(super) struct Setting {
 }
 
 /// A setting of which the rest follows from the defaults below.
-const PLAIN: Setting = Setting {
+pub(super) const PLAIN: Setting = Setting {
     key: "",
     flag: "",
     env: "",
@@ -61,25 +61,7 @@ const GENERAL: &[Setting] = &[
         show: |config| config.store.to_string(),
         ..PLAIN
     },
-    Setting {
-        key: "listen",
-        flag: "listen",
-        env: "WEIR_LISTEN",
-        value_name: "URL",
-        help: "Where MQTT clients connect: mqtt://ADDRESS[:PORT]; port 0 takes a free one; repeatable",
-        many: true,
-        set: |config, values| {
-            let listeners: Vec<_> =
-                values.iter().map(|text| value::listener(text)).collect::<Result<_, _>>()?;
-            if listeners.is_empty() {
-                return Err("an empty list is not allowed; allowed: mqtt://ADDRESS[:PORT], ...".to_owned());
-            }
-            config.listeners = listeners;
-            Ok(())
-        },
-        show: |config| config.listeners.iter().map(ToString::to_string).collect::<Vec<_>>().join(","),
-        ..PLAIN
-    },
+    listeners::LISTEN,
     Setting {
         key: "http",
         flag: "http",
@@ -208,7 +190,7 @@ pub struct Flags(Vec<(&'static str, Vec<String>)>);
 
 /// All settings, in the order of `--help`.
 pub(super) fn all() -> impl Iterator<Item = &'static Setting> {
-    GENERAL.iter().chain(limits::SETTINGS)
+    GENERAL.iter().chain(listeners::TLS).chain(limits::SETTINGS)
 }
 
 /// The only value, for settings that take one.
@@ -273,6 +255,8 @@ impl Setting {
     fn heading(&self) -> Option<&'static str> {
         if self.key.starts_with("limits.") {
             Some("Limits")
+        } else if self.key.starts_with("tls.") {
+            Some("TLS")
         } else if self.key.starts_with("log.") || self.key == "otlpEndpoint" {
             Some("Logs and traces")
         } else {

@@ -112,6 +112,7 @@ fn every_range_ends_where_it_says() {
     check("maxPacketSize", &["1KiB", "16MiB"], &["1023B", "16777217"]);
     check("maxConnections", &["1", "1000000"], &["0", "1000001"]);
     check("keepAliveMax", &["0s", "65535s"], &["65536s", "60"]);
+    check("connectionRate", &["1", "1000000"], &["0", "1000001"]);
     check("connectTimeout", &["100ms", "5m"], &["99ms", "301s", "10"]);
     check("receiveMaximum", &["1", "65535"], &["0", "65536", "-1"]);
     check("topicAliasMaximum", &["0", "65535"], &["65536"]);
@@ -187,12 +188,6 @@ fn what_this_version_lacks_is_said() {
     let fdb = "FoundationDB is not in this build yet; supported: embedded:DIR, memory:";
     check_refused("", &[], &["--store", "fdb:/etc/fdb.cluster"], &[fdb]);
     check_refused("", &[], &["--store", "disk"], &["`disk` is not allowed; allowed: embedded:DIR, memory:"]);
-    for scheme in ["mqtts", "ws", "wss"] {
-        let url = format!("{scheme}://127.0.0.1:1");
-        let expected = format!("{scheme}: is not supported by this version yet; supported: mqtt://");
-        check_refused("", &[], &["--listen", &url], &[&expected]);
-    }
-    check_refused("", &[], &["--listen", "unix:/tmp/s"], &["unix: is not supported by this version yet"]);
 }
 
 #[test]
@@ -248,4 +243,69 @@ fn file_values_of_every_kind() {
     assert_eq!(config.limits.max_packet_size, ByteCount(2048));
     assert_eq!(config.limits.connect_timeout, Duration::from_secs(5));
     assert_eq!(config.log, LogConfig { format: LogFormat::Json, filter: "warn".to_owned() });
+}
+
+#[test]
+fn tables_of_listeners() {
+    let file = "[tls]\ncert = 'c'\nkey = 'k'\nclientCa = 'ca'\n[[listeners]]\nname = 'devices'\nurl = 'mqtts://[::]'\n\
+                [[listeners]]\nproxyProtocol = true\nurl = 'wss://127.0.0.1:7/x'\nmaxConnections = 5\n\
+                tls = { clientAuth = 'none' }\n[[listeners]]\nurl = 'unix:/s'\nmode = '0600'\n";
+    let loaded = load_from(&format!("allowAnonymous = true\n{file}"), &[], &[]).unwrap();
+    let [devices, web, local] = &loaded.listeners[..] else { panic!("{:?}", loaded.listeners) };
+    assert_eq!((&*devices.name, devices.to_string()), ("devices", "mqtts://[::]:8883".to_owned()));
+    assert_eq!(devices.tls, loaded.tls, "as [tls] says");
+    assert!(devices.requires_certificate());
+    assert_eq!((&*web.name, web.to_string()), ("wss", "wss://127.0.0.1:7/x".to_owned()));
+    assert_eq!(web.tls.cert, loaded.tls.cert);
+    assert_eq!((web.tls.client_auth(), &web.tls.client_ca), (ClientAuth::None, &None), "its own decision");
+    assert_eq!((web.proxy_protocol, web.max_connections), (true, Some(5)));
+    assert_eq!((local.socket_mode, local.is_local()), (0o600, true));
+
+    let url = "wss://127.0.0.1:7/x is reachable from other machines";
+    check_refused(file, &[], &[], &[url]);
+    let both = load_from(&format!("listen = 'mqtt://127.0.0.1:0'\nallowAnonymous = true\n{file}"), &[], &[]);
+    assert_eq!(both.unwrap().listeners.len(), 4, "beside `listen`");
+}
+
+#[test]
+fn wrong_tables_of_listeners() {
+    check_refused(
+        "[[listeners]]\nurl = 'mqtt://h'\n\n[[listeners]]\nname = 'x'\n[[listeners]]\nport = 1\nname = 'a b'\n\
+         url = 'mqtt://127.0.0.1'\nmode = 'rw'\ntls = { certs = 'x' }\n",
+        &[],
+        &[],
+        &[
+            "DIR/weir.toml:2: listeners[0].url: `mqtt://h` is not allowed; allowed: mqtt://ADDRESS[:PORT], mqtts://",
+            "DIR/weir.toml:5: listeners[1].name: listeners[1] has no url",
+            "DIR/weir.toml:7: listeners[2].port: unknown key; allowed here: name, url, tls",
+            "DIR/weir.toml:8: listeners[2].name: `a b` is not allowed; allowed: letters",
+            "DIR/weir.toml:10: listeners[2].mode: `rw` is not allowed; allowed: an octal mode",
+            "DIR/weir.toml:11: tls.certs: unknown key; allowed here: cert, key, clientCa",
+        ],
+    );
+    check_refused("listeners = 1", &[], &[], &["DIR/weir.toml:1: listeners: not a list of tables"]);
+}
+
+#[test]
+fn listeners_that_contradict_themselves_or_each_other() {
+    let listen =
+        |more: &str, parts: &[&str]| check_refused(more, &[], &["--listen", "mqtts://127.0.0.1"], parts);
+    listen("", &["listener mqtts: mqtts://127.0.0.1:8883 needs a certificate: set tls.cert and tls.key"]);
+    listen(
+        "tls.cert = ['a', 'b']\ntls.key = 'k'",
+        &["2 tls.cert and 1 tls.key: each certificate needs its key"],
+    );
+    let pair = "tls.cert = 'c'\ntls.key = 'k'\n";
+    listen(&format!("{pair}tls.clientAuth = 'optional'"), &["nobody's are trusted: set tls.clientCa"]);
+    listen(&format!("{pair}tls.clientCa = 'a'\ntls.clientAuth = 'none'"), &["mean nothing"]);
+    listen(&format!("{pair}tls.clientAuth = 'maybe'"), &["allowed: none, optional, required"]);
+    let twice = "[[listeners]]\nname = 'a'\nurl = 'mqtt://127.0.0.1:1'\n[[listeners]]\nname = 'a'\nurl = 'ws://127.0.0.1:1'";
+    check_refused(
+        twice,
+        &[],
+        &[],
+        &["two listeners have the name a", "two listeners are at the address of ws://"],
+    );
+    let plain = "[[listeners]]\nurl = 'ws://127.0.0.1'\ntls = { clientAuth = 'required' }";
+    check_refused(plain, &[], &[], &["ws://127.0.0.1:8083 does not speak TLS: use mqtts:// or wss://"]);
 }

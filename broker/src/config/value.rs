@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use weir_core::inbox::InboxOverflow;
 
-use super::{Listener, LogFormat, StoreConfig};
+use super::{LogFormat, StoreConfig};
 
 /// A number of bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -74,21 +74,6 @@ pub(super) fn store(text: &str) -> Result<StoreConfig, String> {
     }
 }
 
-pub(super) fn listener(text: &str) -> Result<Listener, String> {
-    let allowed = "mqtt://ADDRESS[:PORT]";
-    match text.split_once(':') {
-        Some(("mqtt", rest)) => rest
-            .strip_prefix("//")
-            .and_then(|address| socket_addr(address, Some(1883)))
-            .map(|addr| Listener { addr })
-            .ok_or_else(|| format!("`{text}` is not allowed; allowed: {allowed} with an IP address")),
-        Some((scheme @ ("mqtts" | "ws" | "wss" | "unix"), _)) => {
-            Err(format!("{scheme}: is not supported by this version yet; supported: mqtt://"))
-        }
-        _ => Err(format!("`{text}` is not allowed; allowed: {allowed}")),
-    }
-}
-
 pub(super) fn address(text: &str) -> Result<SocketAddr, String> {
     socket_addr(text, None)
         .ok_or_else(|| format!("`{text}` is not allowed; allowed: ADDRESS:PORT with an IP address"))
@@ -118,7 +103,7 @@ pub(super) fn otlp_endpoint(text: &str) -> Result<String, String> {
 
 /// `localhost` stands for 127.0.0.1; other host names are not resolved, because what they resolve to decides
 /// whether a listener is safe.
-fn socket_addr(text: &str, default_port: Option<u16>) -> Option<SocketAddr> {
+pub(super) fn socket_addr(text: &str, default_port: Option<u16>) -> Option<SocketAddr> {
     let text = match text.strip_prefix("localhost") {
         Some(rest) if rest.is_empty() || rest.starts_with(':') => format!("{}{rest}", Ipv4Addr::LOCALHOST),
         _ => text.to_owned(),

@@ -32,6 +32,7 @@ impl Connection {
             // The client may be gone, or not read: then the last packets are lost with the connection.
             let _ = tokio::time::timeout(FAREWELL_TIMEOUT, write_all(&mut self.wire)).await;
             self.settle_written().await;
+            self.wire.close();
         }
         if let Some(writing) = self.inbox.writing.take()
             && let Err(error) = writing.await

@@ -133,6 +133,7 @@ async fn refuse_for_room(wire: &mut Wire, version: ProtocolVersion, client_id: &
 }
 
 async fn read_connect(broker: &Broker, wire: &mut Wire, decoder: &mut Decoder) -> Result<Connect, Closed> {
+    wire.establish().await?;
     loop {
         match decoder.decode(&mut wire.input) {
             Ok(Some(Packet::Connect(connect))) => {
@@ -229,6 +230,7 @@ async fn refuse(wire: &mut Wire, version: ProtocolVersion, code: ReasonCode, tex
     if wire.put(&Transmit::Packet(packet), version).is_ok() {
         // The client may be gone; then nobody misses the answer.
         let _ = tokio::time::timeout(FAREWELL_TIMEOUT, write_all(wire)).await;
+        wire.close();
     }
 }
 

@@ -25,7 +25,6 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesOrdered;
 use futures_util::{FutureExt, StreamExt};
 use smallvec::SmallVec;
-use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use weir_codec::{Decoder, Packet, PacketId, ProtocolVersion, ReasonCode};
@@ -42,11 +41,11 @@ use weir_topic::Subscription;
 
 use crate::broker::{Broker, Outcome};
 use crate::clients::Place;
-use crate::listen::Peer;
+use crate::listen::{Entry, Peer};
 use crate::mailbox::{Eviction, Mailbox};
 use crate::metrics::{self, Metrics};
 use crate::router::{Group, Subscriber};
-use crate::slots::Slot;
+use crate::transport::Stream;
 use external::{External, StreamBatch};
 use inlet::Inlet;
 use pace::Pace;
@@ -183,22 +182,17 @@ struct InboxState {
 /// Serves one client from its first byte to its last.
 pub(crate) async fn serve(
     broker: Arc<Broker>,
-    stream: TcpStream,
+    stream: Stream,
     peer: Peer,
-    mut slot: Slot,
+    mut entry: Entry,
     shutdown: CancellationToken,
 ) {
     let metrics = broker.metrics.clone();
-    // Latency matters more than full segments: writes are gathered before they get here.
-    let _ = stream.set_nodelay(true);
     let wire = Wire::new(stream, peer, metrics.clone());
     // What is rare is boxed, here and below: a task is as large as its largest state, for as long as it lives.
-    let connection = match Box::pin(handshake::accept(broker, wire, &mut slot, &shutdown)).await {
+    let connection = match Box::pin(handshake::accept(broker, wire, &mut entry.slot, &shutdown)).await {
         Ok(connection) => connection,
-        Err(ended) => {
-            metrics.connections_closed.inc(ended);
-            return;
-        }
+        Err(ended) => return entry.ended(&metrics, ended),
     };
     let persistent = i64::from(connection.stored.persistent);
     metrics.connections.inc();
@@ -206,7 +200,7 @@ pub(crate) async fn serve(
     let ended = Box::pin(Box::new(connection).run()).await;
     metrics.sessions_connected.dec_by(persistent);
     metrics.connections.dec();
-    metrics.connections_closed.inc(ended);
+    entry.ended(&metrics, ended);
 }
 
 impl Connection {

@@ -7,12 +7,12 @@ use std::io;
 
 use bytes::BytesMut;
 use tokio::io::Interest;
-use tokio::net::TcpStream;
 use weir_codec::{EncodeError, ProtocolVersion};
 use weir_session::Transmit;
 
-use crate::listen::Peer;
-use crate::metrics::Metrics;
+use crate::listen::{self, Peer};
+use crate::metrics::{Closed, Metrics};
+use crate::transport::Stream;
 
 /// Bytes read in one go at most.
 const READ_BYTES: usize = 64 * 1024;
@@ -26,24 +26,33 @@ const KEEP_CAPACITY: usize = 256 * 1024;
 /// One client's socket.
 #[derive(Debug)]
 pub(super) struct Wire {
-    stream: TcpStream,
+    stream: Stream,
     peer: Peer,
     /// Largest packet the client takes, once its CONNECT has said so.
     pub(super) packet_size_max: u32,
     pub(super) input: BytesMut,
     output: BytesMut,
+    /// Bytes that the stream has taken.
     written: u64,
     metrics: Metrics,
 }
 
 impl Wire {
-    pub(super) fn new(stream: TcpStream, peer: Peer, metrics: Metrics) -> Self {
+    pub(super) fn new(stream: Stream, peer: Peer, metrics: Metrics) -> Self {
         let packet_size_max = u32::MAX;
         let (input, output) = (BytesMut::new(), BytesMut::new());
         Self { stream, peer, packet_size_max, input, output, written: 0, metrics }
     }
 
-    /// Who is at the other end. Known as a whole once a byte of MQTT has come.
+    /// Goes through what the listener asks for before MQTT.
+    ///
+    /// # Errors
+    /// If the connection is to be closed: why. Not cancel-safe.
+    pub(super) async fn establish(&mut self) -> Result<(), Closed> {
+        listen::establish(&mut self.stream, &mut self.peer, &mut self.input).await
+    }
+
+    /// Who is at the other end. Known as a whole once it is established.
     pub(super) fn peer(&self) -> &Peer {
         &self.peer
     }
@@ -68,6 +77,7 @@ impl Wire {
             Ok(0) => Ok(false),
             Ok(n) => {
                 self.metrics.bytes_received.inc_by(n as u64);
+                self.peer.listener.metrics.received.inc_by(n as u64);
                 Ok(true)
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(true),
@@ -103,11 +113,13 @@ impl Wire {
                     let _ = self.output.split_to(n);
                     self.written += n as u64;
                     self.metrics.bytes_sent.inc_by(n as u64);
+                    self.peer.listener.metrics.sent.inc_by(n as u64);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
                 Err(error) => return Err(error),
             }
         }
+        self.stream.try_flush()?;
         if self.output.capacity() > KEEP_CAPACITY {
             self.output = BytesMut::new();
         } else {
@@ -116,14 +128,20 @@ impl Wire {
         Ok(())
     }
 
-    /// Bytes that wait to be written.
+    /// Bytes that wait to be written, in TLS and WebSocket too.
     pub(super) fn backlog(&self) -> usize {
-        self.output.len()
+        self.output.len() + self.stream.pending()
     }
 
-    /// Bytes ever added, and bytes ever written.
+    /// Bytes ever added, and bytes that the socket has for certain.
     pub(super) fn positions(&self) -> (u64, u64) {
-        (self.written + self.output.len() as u64, self.written)
+        let written = self.written.saturating_sub(self.stream.pending() as u64);
+        (self.written + self.output.len() as u64, written)
+    }
+
+    /// Says that nothing more comes, where there is a way to say it.
+    pub(super) fn close(&mut self) {
+        self.stream.try_close();
     }
 
     /// Lets go of buffers that hold nothing.
@@ -134,5 +152,6 @@ impl Wire {
         if self.output.is_empty() && self.output.capacity() > 0 {
             self.output = BytesMut::new();
         }
+        self.stream.compact();
     }
 }

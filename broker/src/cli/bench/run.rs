@@ -17,6 +17,7 @@ use super::report::{self, Outcome, Times};
 use super::shared::{Counts, Member, Phase, Shared, read};
 use super::usage::{Processes, Used};
 use super::{idle, publisher, subscriber};
+use crate::client::Endpoint;
 
 /// Longest wait until all connections are made.
 const SETUP_MAX: Duration = Duration::from_mins(1);
@@ -40,7 +41,7 @@ enum Role {
 /// Runs `plan` and says what came of it. `run` marks its messages.
 pub(super) fn execute(plan: &Plan, common: &CommonArgs, run: u64) -> anyhow::Result<Outcome> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let shared = Arc::new(Shared::new(common.broker.clone(), plan, run));
+    let shared = Arc::new(Shared::new(common.broker.clone(), plan, run)?);
     if !common.allow_remote {
         runtime.block_on(check_loopback(common))?;
     }
@@ -65,7 +66,8 @@ pub(super) fn execute(plan: &Plan, common: &CommonArgs, run: u64) -> anyhow::Res
 
 async fn check_loopback(common: &CommonArgs) -> anyhow::Result<()> {
     let endpoint = &common.broker.url;
-    let addresses = tokio::net::lookup_host((endpoint.host.as_str(), endpoint.port)).await;
+    let Endpoint::Net { host, port, .. } = endpoint else { return Ok(()) };
+    let addresses = tokio::net::lookup_host((host.as_str(), *port)).await;
     for address in addresses.with_context(|| format!("look up {endpoint}"))? {
         ensure!(
             address.ip().is_loopback(),

@@ -41,6 +41,8 @@ pub(super) enum Phase {
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) broker: BrokerArgs,
+    /// What every connection begins with.
+    options: ConnectOptions,
     pub(super) clock: Clock,
     /// Zero of the times in payloads.
     base: Instant,
@@ -114,7 +116,7 @@ pub(super) fn read(counter: &AtomicU64) -> u64 {
 }
 
 impl Shared {
-    pub(super) fn new(broker: BrokerArgs, plan: &Plan, run: u64) -> Self {
+    pub(super) fn new(broker: BrokerArgs, plan: &Plan, run: u64) -> anyhow::Result<Self> {
         let backlog = plan.under_way.filter(|_| plan.copies > 0).map(|max| Backlog {
             copies: plan.copies,
             max,
@@ -122,7 +124,8 @@ impl Shared {
             room: Notify::new(),
         });
         let clock = Clock::system();
-        Self {
+        Ok(Self {
+            options: broker.connect_options("bench")?,
             broker,
             clock,
             base: clock.now(),
@@ -132,7 +135,7 @@ impl Shared {
             phase_tx: watch::Sender::new(Phase::Setup),
             connecting: Semaphore::new(CONNECTING_MAX),
             first_error: Mutex::new(None),
-        }
+        })
     }
 
     /// Nanoseconds from the start of the process's run to `at`.
@@ -211,7 +214,7 @@ impl Member {
     /// Connects, when it is this member's turn.
     pub(super) async fn connect(&self) -> anyhow::Result<Client> {
         let _turn = self.shared.connecting.acquire().await.context("wait for a turn to connect")?;
-        let options = self.shared.broker.connect_options("bench");
+        let options = self.shared.options.clone();
         let options = ConnectOptions {
             client_id: ByteString::from(format!("{}-{}", options.client_id, self.number)),
             // The load itself keeps the connection alive, and idle ones shall be idle.
@@ -259,7 +262,7 @@ mod tests {
         let plan = Plan { under_way, copies: 3, ..Plan::default() };
         let command = BrokerArgs::augment_args(clap::Command::new("test"));
         let broker = BrokerArgs::from_arg_matches(&command.get_matches_from(["test"])).unwrap();
-        Shared::new(broker, &plan, 7)
+        Shared::new(broker, &plan, 7).unwrap()
     }
 
     #[test]

@@ -4,12 +4,12 @@ use std::collections::VecDeque;
 use std::io;
 
 use bytes::{Buf, BytesMut};
-use tokio::io::{AsyncWriteExt, Interest};
-use tokio::net::TcpStream;
+use tokio::io::Interest;
 use weir_codec::{PacketType, Publish, ReasonCode};
 
 use super::frame::{self, Frame};
 use crate::client::Client;
+use crate::transport::Stream;
 
 /// Bytes read at once.
 const READ_BYTES: usize = 64 << 10;
@@ -18,7 +18,7 @@ pub(super) const OUTPUT_BYTES_MAX: usize = 64 << 10;
 
 #[derive(Debug)]
 pub(super) struct Wire {
-    stream: TcpStream,
+    stream: Stream,
     input: BytesMut,
     pub(super) output: BytesMut,
 }
@@ -59,7 +59,7 @@ impl Wire {
                 Err(error) => return Err(error),
             }
         }
-        Ok(())
+        self.stream.try_flush()
     }
 
     /// Hands every whole packet that was received to `take`, with the bytes to answer.
@@ -85,7 +85,7 @@ impl Wire {
         self.output.extend_from_slice(&frame::DISCONNECT);
         // Nobody is left to be told of a failure.
         let _ = self.write();
-        let _ = self.stream.shutdown().await;
+        self.stream.shutdown().await;
     }
 }
 

@@ -6,7 +6,7 @@ use std::num::{NonZeroU16, NonZeroU32};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use weir_codec::{
     Ack, ConnAck, Connect, Decoder, DecoderConfig, Disconnect, Message, Packet, PacketId, ProtocolVersion,
@@ -23,9 +23,14 @@ pub(super) use weir_codec::QoS::{AtLeastOnce, AtMostOnce, ExactlyOnce};
 /// Time in which nothing may come where nothing is expected.
 const QUIET: Duration = Duration::from_millis(200);
 
+/// What a client speaks MQTT over.
+pub(super) trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
+
 /// One connection.
 pub(super) struct Client {
-    stream: TcpStream,
+    stream: Box<dyn Io>,
     decoder: Decoder,
     input: BytesMut,
     version: ProtocolVersion,
@@ -120,9 +125,7 @@ fn ack(n: PacketId, reason: ReasonCode) -> Ack {
 pub(super) async fn open_at(addr: SocketAddr, version: ProtocolVersion) -> Client {
     let stream = TcpStream::connect(addr).await.unwrap();
     stream.set_nodelay(true).unwrap();
-    let role = Role::Client { version };
-    let decoder = Decoder::new(DecoderConfig { max_packet_size: 32 << 20, role });
-    Client { stream, decoder, input: BytesMut::new(), version, next_id: 0, skipped: VecDeque::new() }
+    Client::over(stream, version)
 }
 
 impl TestBroker {
@@ -176,6 +179,29 @@ impl TestBroker {
 }
 
 impl Client {
+    /// A client over something that is connected.
+    pub(super) fn over(stream: impl Io + 'static, version: ProtocolVersion) -> Self {
+        let role = Role::Client { version };
+        let decoder = Decoder::new(DecoderConfig { max_packet_size: 32 << 20, role });
+        let stream = Box::new(stream);
+        Self { stream, decoder, input: BytesMut::new(), version, next_id: 0, skipped: VecDeque::new() }
+    }
+
+    /// Sends a packet in pieces of one byte.
+    pub(super) async fn send_bytewise(&mut self, packet: Packet) {
+        let mut bytes = BytesMut::new();
+        encode(&packet, self.version, &mut bytes).unwrap();
+        for byte in bytes {
+            self.stream.write_all(&[byte]).await.unwrap();
+            self.stream.flush().await.unwrap();
+        }
+    }
+
+    /// The next packet, or the end.
+    pub(super) async fn try_recv(&mut self) -> Option<Packet> {
+        tokio::time::timeout(DEADLINE, self.next()).await.expect("a packet or the end")
+    }
+
     pub(super) async fn send(&mut self, packet: Packet) {
         self.send_all([packet]).await;
     }
@@ -193,10 +219,11 @@ impl Client {
         for packet in packets {
             encode(&packet, self.version, &mut bytes).unwrap();
         }
-        tokio::time::timeout(DEADLINE, self.stream.write_all(&bytes))
-            .await
-            .expect("room in the socket")
-            .unwrap();
+        let write = async {
+            self.stream.write_all(&bytes).await?;
+            self.stream.flush().await
+        };
+        tokio::time::timeout(DEADLINE, write).await.expect("room in the socket").unwrap();
     }
 
     /// Sends bytes that need not be a packet. The broker may have closed the connection already.

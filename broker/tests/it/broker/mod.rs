@@ -6,6 +6,7 @@ mod failed;
 mod faults;
 mod input;
 mod limits;
+mod listeners;
 mod messages;
 mod patience;
 mod queues;
@@ -43,7 +44,10 @@ pub(super) const DEADLINE: Duration = Duration::from_secs(20);
 
 /// A running broker with a runtime of its own, so that it can be killed at any moment.
 pub(super) struct TestBroker {
+    /// Of its first listener over TCP.
     pub(super) addr: SocketAddr,
+    /// Of all of them.
+    pub(super) addrs: Vec<SocketAddr>,
     http: SocketAddr,
     pub(super) core: Arc<Core>,
     shutdown: CancellationToken,
@@ -71,7 +75,7 @@ pub(super) fn refused() -> CommitFault {
 /// What tests begin with: free ports.
 pub(super) fn config() -> Config {
     let any = SocketAddr::from(([127, 0, 0, 1], 0));
-    Config { listeners: vec![Listener { addr: any }], http: any, admin: any, ..Config::default() }
+    Config { listeners: vec![Listener::tcp(any)], http: any, admin: any, ..Config::default() }
 }
 
 impl TestBroker {
@@ -99,7 +103,7 @@ impl TestBroker {
         let Ok(Started { mqtt, http, core, .. }) = started else {
             panic!("the broker did not start: {:?}", serving.await);
         };
-        Self { addr: mqtt[0], http, core, shutdown, serving, runtime: Some(runtime) }
+        Self { addr: mqtt[0], addrs: mqtt, http, core, shutdown, serving, runtime: Some(runtime) }
     }
 
     /// Makes the catalog consist of these.

@@ -102,7 +102,7 @@ async fn a_refusal_has_its_reason() {
 #[tokio::test]
 async fn nobody_there_is_told_from_nobody_answering() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let endpoint = Endpoint { host: "127.0.0.1".to_owned(), port: listener.local_addr().unwrap().port() };
+    let endpoint = Endpoint::tcp("127.0.0.1", listener.local_addr().unwrap().port());
     let options = ConnectOptions { deadline: Duration::from_millis(20), ..options() };
     // The kernel accepts, nobody answers.
     assert!(matches!(

@@ -32,7 +32,7 @@ async fn a_bad_configuration_ends_the_start_with_every_problem() {
     let path = dir.path().join("weir.toml");
     std::fs::write(&path, "htpp = 1\n").unwrap();
     let path = path.to_str().unwrap();
-    let failure = weir(&["serve", "--config", path, "--listen", "ws://127.0.0.1:0"], "")
+    let failure = weir(&["serve", "--config", path, "--listen", "tcp://127.0.0.1:0"], "")
         .await
         .failure()
         .replace(path, "FILE");

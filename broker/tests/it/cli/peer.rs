@@ -34,7 +34,7 @@ impl Listening {
 
     pub(super) fn endpoint(&self) -> Endpoint {
         let addr = self.0.local_addr().unwrap();
-        Endpoint { host: addr.ip().to_string(), port: addr.port() }
+        Endpoint::tcp(addr.ip().to_string(), addr.port())
     }
 
     pub(super) fn url(&self) -> String {

@@ -142,7 +142,7 @@ async fn command_lines_that_make_no_sense() {
         (&["pub", "a", "b", "-q", "3"], "allowed: 0, 1, 2"),
         (&["sub"], "<FILTER>"),
         (&["sub", "a", "--persistent"], "--id"),
-        (&["sub", "a", "--url", "wss://x"], "wss:// is not supported by this version yet"),
+        (&["sub", "a", "--url", "tcp://x"], "allowed: mqtt://HOST[:PORT], mqtts://"),
     ] {
         let finished = weir(args, "").await;
         assert_eq!(finished.code, 2, "{args:?}: {finished:?}");

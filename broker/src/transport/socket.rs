@@ -1,0 +1,115 @@
+//! A TCP or Unix socket.
+
+use std::io::{self, IoSlice};
+
+use bytes::BytesMut;
+use tokio::io::{AsyncWriteExt, Interest, Ready};
+use tokio::net::{TcpStream, UnixStream};
+
+/// A connected socket.
+#[derive(Debug)]
+pub enum Socket {
+    /// Over the network.
+    Tcp(TcpStream),
+    /// On this machine.
+    Unix(UnixStream),
+}
+
+impl Socket {
+    /// Waits until it is ready. Cancel-safe.
+    pub(super) async fn ready(&self, interest: Interest) -> io::Result<Ready> {
+        match self {
+            Self::Tcp(stream) => stream.ready(interest).await,
+            Self::Unix(stream) => stream.ready(interest).await,
+        }
+    }
+
+    pub(super) fn try_read_buf(&self, into: &mut BytesMut) -> io::Result<usize> {
+        match self {
+            Self::Tcp(stream) => stream.try_read_buf(into),
+            Self::Unix(stream) => stream.try_read_buf(into),
+        }
+    }
+
+    pub(super) fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(stream) => stream.try_write(bytes),
+            Self::Unix(stream) => stream.try_write(bytes),
+        }
+    }
+
+    pub(super) async fn shutdown(&mut self) {
+        // The other end may have been faster, which is as good.
+        let _ = match self {
+            Self::Tcp(stream) => stream.shutdown().await,
+            Self::Unix(stream) => stream.shutdown().await,
+        };
+    }
+
+    /// Fills `bytes`, and reads no byte more. False if the connection ended before.
+    ///
+    /// # Errors
+    /// If the socket fails. `check` sees what has come so far, each time more has come, and may refuse it. Not
+    /// cancel-safe.
+    pub(crate) async fn read_exact<E: From<io::Error>>(
+        &self,
+        bytes: &mut [u8],
+        check: impl Fn(&[u8]) -> Result<(), E>,
+    ) -> Result<bool, E> {
+        let mut filled = 0;
+        while filled < bytes.len() {
+            self.ready(Interest::READABLE).await?;
+            match io::Read::read(&mut &*self, &mut bytes[filled..]) {
+                Ok(0) => return Ok(false),
+                Ok(n) => {
+                    filled += n;
+                    check(&bytes[..filled])?;
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(true)
+    }
+}
+
+impl From<TcpStream> for Socket {
+    fn from(stream: TcpStream) -> Self {
+        Self::Tcp(stream)
+    }
+}
+
+impl From<UnixStream> for Socket {
+    fn from(stream: UnixStream) -> Self {
+        Self::Unix(stream)
+    }
+}
+
+/// What goes at once.
+impl io::Read for &Socket {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Socket::Tcp(stream) => stream.try_read(into),
+            Socket::Unix(stream) => stream.try_read(into),
+        }
+    }
+}
+
+/// What goes at once.
+impl io::Write for &Socket {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.try_write(bytes)
+    }
+
+    /// Several records in one call.
+    fn write_vectored(&mut self, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
+        match self {
+            Socket::Tcp(stream) => stream.try_write_vectored(pieces),
+            Socket::Unix(stream) => stream.try_write_vectored(pieces),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
