@@ -113,6 +113,14 @@ impl Setup {
         Ok(self)
     }
 
+    /// The same, where clients that come over TLS have to show their certificate.
+    pub fn with_client_certificates(self) -> Result<Self> {
+        let setup = self.with_every_transport()?;
+        let certificates = setup.certificates.as_deref().context("certificates")?;
+        let authority = certificates.authority.display().to_string();
+        Ok(setup.with_arguments(&["--tls-client-ca", &authority]))
+    }
+
     /// The folder for what a test gives to the broker; paths in arguments are relative to it.
     #[must_use]
     pub fn folder(&self) -> &Path {

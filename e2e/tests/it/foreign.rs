@@ -11,7 +11,7 @@ use weir_e2e::weir::Setup;
 use crate::matrix::matrix;
 use crate::scenarios::{backlog_many, downgrade, live_many, payloads, publish, received, retained, will};
 
-const MANIFEST: &str = "
+pub(crate) const MANIFEST: &str = "
 apiVersion: weir.dev/v1alpha1
 kind: MessageQueue
 metadata: { name: traffic }

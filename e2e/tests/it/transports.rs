@@ -1,11 +1,13 @@
-//! The drivers of foreign clients over TLS, WebSocket and both, against mosquitto's broker: what fails here is the
-//! driver's fault.
+//! Foreign clients over every transport: the same messages, wills and queues over TLS, WebSocket and both as over
+//! TCP, where `foreign` asks for more. What fails against mosquitto's broker too is the driver's fault.
 
 use anyhow::{Context, Result, ensure};
-use weir_e2e::clients::{Client, Connect, Publish, Subscribe};
+use weir_e2e::clients::{Client, Connect, Kind, Publish, Subscribe, Version};
 use weir_e2e::endpoint::{Endpoint, Transport};
 use weir_e2e::mosquitto::Mosquitto;
+use weir_e2e::weir::Setup;
 
+use crate::foreign::MANIFEST;
 use crate::scenarios::{payloads, publish, received};
 
 /// Messages with QoS 1 and 2, there and back, and a will.
@@ -31,6 +33,26 @@ async fn messages(client: Client, broker: &Endpoint) -> Result<()> {
     Ok(())
 }
 
+/// The same, and a queue.
+async fn messages_and_queue(client: Client, broker: &Endpoint) -> Result<()> {
+    messages(client, broker).await?;
+    let sent = payloads("work", 20);
+    publish(client, broker, Publish::to("sensor/7/data", 1, sent.clone())).await?;
+    let connect = Connect::clean(broker, "consumer");
+    let mut consumer = client.subscribe(connect, Subscribe::to("$queue/traffic", 1)).await?;
+    let consumed = consumer.collect(sent.len()).await?;
+    ensure!(received(&consumed) == sent, "{consumed:?}");
+    Ok(())
+}
+
+async fn against_weir(client: Client, transport: fn() -> Transport) -> Result<()> {
+    let setup = Setup::memory()?.with_manifest("city.yaml", MANIFEST)?.with_every_transport()?;
+    let weir = setup.start().await?;
+    let broker = weir.endpoint(transport()).await?;
+    messages_and_queue(client, &broker).await.with_context(|| format!("{client} against {weir}"))?;
+    weir.terminate().await
+}
+
 async fn against_mosquitto(client: Client, transport: fn() -> Transport) -> Result<()> {
     let broker = Mosquitto::start_for(transport()).await?;
     messages(client, broker.endpoint()).await.with_context(|| client.to_string())
@@ -46,6 +68,31 @@ fn ws() -> Transport {
 
 fn wss() -> Transport {
     Transport::Wss
+}
+
+#[tokio::test]
+async fn a_client_certificate_opens_the_door_and_nothing_else_does() -> Result<()> {
+    let setup = Setup::memory()?.with_client_certificates()?;
+    let weir = setup.start().await?;
+    for (kind, transport) in [(Kind::Mosquitto, Transport::Tls), (Kind::Rumqttc, Transport::Wss)] {
+        let client = Client { kind, version: Version::V5 };
+        let broker = weir.endpoint(transport).await?.with_client_certificate();
+        messages(client, &broker).await.with_context(|| format!("{client} against {weir}"))?;
+    }
+    let stranger = Client { kind: Kind::Rumqttc, version: Version::V5 };
+    for transport in [Transport::Tls, Transport::Wss] {
+        let connect = Connect::clean(weir.endpoint(transport).await?, "stranger");
+        let refused = stranger.subscribe(connect, Subscribe::to("way/#", 1)).await;
+        ensure!(refused.is_err(), "came in without a certificate by {transport:?}");
+    }
+    weir.terminate().await
+}
+
+mod weir {
+    use super::{against_weir, tls, ws, wss};
+    use crate::matrix::matrix;
+
+    matrix!(against_weir; [tls, ws, wss]);
 }
 
 mod control {
