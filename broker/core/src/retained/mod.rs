@@ -17,6 +17,7 @@ use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::registry::Registry;
+use smallvec::SmallVec;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -105,6 +106,10 @@ pub struct Retained {
     /// Where the sweep goes on.
     swept: Arc<Mutex<Option<RetainedCursor>>>,
 }
+
+/// A moment in the life of the line, for each task.
+#[derive(Clone, Debug)]
+pub struct LineEnd(SmallVec<[u64; 2]>);
 
 /// The way to one task.
 struct Line {
@@ -249,12 +254,17 @@ impl Retained {
         self.lines.get(bucket % self.lines.len())
     }
 
-    /// Waits until everything that is in line now can be read, or has failed. Cancel-safe.
-    pub async fn caught_up(&self) {
-        for line in &*self.lines {
-            let taken = line.taken.load(Ordering::Relaxed);
+    /// Where the line ends now, for [`Self::caught_up`].
+    #[must_use]
+    pub fn line_end(&self) -> LineEnd {
+        LineEnd(self.lines.iter().map(|line| line.taken.load(Ordering::Relaxed)).collect())
+    }
+
+    /// Waits until everything that was in line then can be read, or has failed. Cancel-safe.
+    pub async fn caught_up(&self, end: &LineEnd) {
+        for (line, taken) in self.lines.iter().zip(&end.0) {
             // A task that has stopped does no more.
-            let _ = line.done_rx.clone().wait_for(|done| *done >= taken).await;
+            let _ = line.done_rx.clone().wait_for(|done| done >= taken).await;
         }
     }
 

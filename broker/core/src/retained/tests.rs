@@ -192,17 +192,17 @@ async fn the_last_call_for_a_topic_wins() {
 #[tokio::test(start_paused = true)]
 async fn who_waits_for_what_is_in_line_finds_it_and_never_waits_for_a_stopped_task() {
     let it = RetainedBench::new().await;
-    it.retained.caught_up().await;
+    it.retained.caught_up(&it.retained.line_end()).await;
     for n in 0..100 {
         // Nobody waits for its completion.
         drop(it.retained.set(message(&format!("t/{n}"), "x")).await.unwrap());
     }
-    it.retained.caught_up().await;
+    it.retained.caught_up(&it.retained.line_end()).await;
     assert_eq!(it.matching("t/+").await.len(), 100);
     it.stop.cancel();
     it.tracker.close();
     it.tracker.wait().await;
-    it.retained.caught_up().await;
+    it.retained.caught_up(&it.retained.line_end()).await;
 }
 
 #[tokio::test(start_paused = true)]
