@@ -210,6 +210,8 @@ async fn exercise(mut client: Client) {
     client.disconnect().await;
 }
 
+// Conformance v311: 7.1.1-1
+// Conformance v5: 4.2-1
 #[tokio::test]
 async fn tcp_of_both_families_and_a_unix_socket() {
     let dir = tempfile::tempdir().unwrap();
@@ -376,6 +378,8 @@ async fn a_session_of_tls_is_resumed() {
     }
 }
 
+// Conformance v311: 6.0.0-1, 6.0.0-2, 6.0.0-4
+// Conformance v5: 6.0.0-1, 6.0.0-2, 6.0.0-4
 #[tokio::test]
 async fn websockets_whatever_frames_mqtt_is_cut_into() {
     let authority = Authority::new();
@@ -425,6 +429,8 @@ where
     assert!(matches!(end, None | Some(Ok(Message::Close(_)))), "{end:?}");
 }
 
+// Conformance v311: 6.0.0-1
+// Conformance v5: 6.0.0-1
 #[tokio::test]
 async fn text_is_no_mqtt() {
     let broker = start(vec![listener("web", "ws://127.0.0.1:0")]).await;
