@@ -111,6 +111,34 @@ mod tests {
     }
 
     #[test]
+    fn any_bytes_are_an_answer() {
+        let seed = weir_env::seed::Seed::fixed(1);
+        let bytes =
+            |bound| -> Vec<u8> { (0..seed.below(bound)).map(|_| seed.next_u64().to_le_bytes()[0]).collect() };
+        for n in 0..20_000_u64 {
+            let [known, family, ..] = seed.next_u64().to_le_bytes();
+            // Mostly what gets past the first two bytes.
+            let version = if known < 200 { 0x21 } else { known };
+            let family = if n % 4 == 0 { family } else { [0x11, 0x21, 0x31][usize::from(family % 3)] };
+            let body = bytes(300);
+            let long_enough = match family {
+                0x11 => body.len() >= 12,
+                0x21 => body.len() >= 36,
+                0x31 => body.len() >= 216,
+                _ => family == 0,
+            };
+            let expected = version == 0x20 || (version == 0x21 && long_enough);
+            assert_eq!(
+                parse(version, family, &body).is_ok(),
+                expected,
+                "{version:x} {family:x} {}",
+                body.len()
+            );
+            let _ = check_signature(&bytes(20));
+        }
+    }
+
+    #[test]
     fn what_is_no_header_shows_early() {
         for length in 0..=12 {
             assert!(check_signature(&SIGNATURE[..length]).is_ok());

@@ -211,7 +211,8 @@ mod tests {
                         Sec-WebSocket-Protocol: mqttv3.1, mqtt\r\n\r\n";
 
     fn judged(head: &str) -> Result<String, u16> {
-        let judged = parse(head.as_bytes()).and_then(|parsed| judge(&parsed.unwrap().1, &["/mqtt".to_owned()]));
+        let judged =
+            parse(head.as_bytes()).and_then(|parsed| judge(&parsed.unwrap().1, &["/mqtt".to_owned()]));
         judged.map_err(|Refusal(status, _)| status.as_u16())
     }
 
