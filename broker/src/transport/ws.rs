@@ -323,6 +323,52 @@ mod tests {
     }
 
     #[test]
+    fn any_bytes_come_to_the_same_whatever_they_are_cut_into() {
+        let seed = Seed::fixed(3);
+        let below = |bound: usize| usize::try_from(seed.below(bound as u64)).unwrap();
+        let opcodes = [
+            OpCode::Data(Data::Binary),
+            OpCode::Data(Data::Continue),
+            OpCode::Data(Data::Text),
+            OpCode::Control(Control::Ping),
+            OpCode::Control(Control::Pong),
+            OpCode::Control(Control::Close),
+        ];
+        let (mut broken, mut whole) = (0, 0);
+        for _ in 0..5_000 {
+            let (mut client, mut bytes) = (client(), BytesMut::new());
+            for n in 0..below(6) {
+                // Mostly what may come.
+                let opcode = if below(4) == 0 { opcodes[below(6)] } else { opcodes[usize::from(n > 0)] };
+                let mut one = frame(&mut client, opcode, &vec![7; below(140)]);
+                one[0] ^= if below(4) == 0 || n == 0 { 0x80 } else { 0 };
+                bytes.extend(one);
+            }
+            if !bytes.is_empty() && below(3) == 0 {
+                let at = below(bytes.len());
+                bytes[at] = seed.next_u64().to_le_bytes()[0];
+            }
+            let come_to = |piece: usize| {
+                let (mut server, mut data, mut failed) = (server(), BytesMut::new(), false);
+                for piece in bytes.chunks(piece) {
+                    server.received.extend_from_slice(piece);
+                    failed = server.parse(&mut data).is_err();
+                    if server.ended {
+                        break;
+                    }
+                }
+                (data, failed, server.ended, server.pong, server.output)
+            };
+            let at_once = come_to(bytes.len().max(1));
+            assert_eq!(at_once, come_to(1));
+            assert_eq!(at_once, come_to(1 + below(20)));
+            broken += usize::from(at_once.1);
+            whole += usize::from(!at_once.1 && !at_once.0.is_empty());
+        }
+        assert!(broken > 500 && whole > 500, "{broken} broken, {whole} whole");
+    }
+
+    #[test]
     fn a_message_of_several_frames_with_a_ping_between_them() {
         let (mut client, mut server) = (client(), server());
         let mut bytes = frame(&mut client, OpCode::Data(Data::Binary), b"ab");
