@@ -293,3 +293,17 @@ async fn the_server_tells_a_keep_alive_only_where_it_has_its_own() {
     let (_, connack) = broker.connack(connect(1)).await;
     assert_eq!(connack.server_keep_alive, None);
 }
+
+// Conformance v5: 4.12.0-1, 4.12.0-6, 4.12.0-7, 4.13.2-1
+#[tokio::test]
+async fn methods_of_authentication_are_known_or_the_connection_ends() {
+    let broker = TestBroker::start().await;
+    let connect = Connect { authentication_method: Some("unknown".into()), ..clean("c", V5) };
+    let (mut client, connack) = broker.connack(connect).await;
+    assert_eq!(connack.code, ReasonCode::BadAuthenticationMethod);
+    client.ended().await;
+    // Who names none hears of none, and cannot begin later.
+    let (_, connack) = broker.connack(clean("c", V5)).await;
+    assert_eq!((connack.code, connack.authentication_method), (ReasonCode::Success, None));
+    told(&broker, &frame(0xf0, "19 04 15 00 01 'm'"), ReasonCode::ProtocolError).await;
+}
