@@ -180,27 +180,31 @@ struct InboxState {
 }
 
 /// Serves one client from its first byte to its last.
-pub(crate) async fn serve(
+pub(crate) fn serve(
     broker: Arc<Broker>,
     stream: Stream,
     peer: Peer,
     mut entry: Entry,
     shutdown: CancellationToken,
-) {
+) -> impl Future<Output = ()> + Send {
     let metrics = broker.metrics.clone();
-    let wire = Wire::new(stream, peer, metrics.clone());
-    // What is rare is boxed, here and below: a task is as large as its largest state, for as long as it lives.
-    let connection = match Box::pin(handshake::accept(broker, wire, &mut entry.slot, &shutdown)).await {
-        Ok(connection) => connection,
-        Err(ended) => return entry.ended(&metrics, ended),
-    };
-    let persistent = i64::from(connection.stored.persistent);
-    metrics.connections.inc();
-    metrics.sessions_connected.inc_by(persistent);
-    let ended = Box::pin(Box::new(connection).run()).await;
-    metrics.sessions_connected.dec_by(persistent);
-    metrics.connections.dec();
-    entry.ended(&metrics, ended);
+    // A task is as large as what it began with and its largest state, for as long as it lives: what is rare or soon
+    // gone is boxed, here and below.
+    let wire = Box::new(Wire::new(stream, peer, metrics.clone()));
+    async move {
+        let accepting = Box::pin(handshake::accept(broker, *wire, &mut entry.slot, &shutdown));
+        let connection = match accepting.await {
+            Ok(connection) => connection,
+            Err(ended) => return entry.ended(&metrics, ended),
+        };
+        let persistent = i64::from(connection.stored.persistent);
+        metrics.connections.inc();
+        metrics.sessions_connected.inc_by(persistent);
+        let ended = Box::pin(Box::new(connection).run()).await;
+        metrics.sessions_connected.dec_by(persistent);
+        metrics.connections.dec();
+        entry.ended(&metrics, ended);
+    }
 }
 
 impl Connection {

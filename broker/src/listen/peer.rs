@@ -25,7 +25,7 @@ pub struct Peer {
 pub enum PeerAddr {
     /// On the network. IPv4 addresses are IPv4 addresses, also on a socket for both.
     Ip(SocketAddr),
-    /// On this machine, through a Unix socket, or hidden by a proxy that speaks for itself.
+    /// On this machine, through a Unix socket, or on that of a proxy that says so.
     Local,
 }
 

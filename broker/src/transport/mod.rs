@@ -19,7 +19,7 @@ use weir_env::seed::Seed;
 
 pub use socket::Socket;
 use tls::Tls;
-pub use upgrade::{UpgradeError, paths_allow};
+pub use upgrade::UpgradeError;
 use ws::WebSocket;
 
 /// Bytes that a layer takes at once and may hold unwritten, before its own overhead.

@@ -38,12 +38,6 @@ struct Refusal(StatusCode, &'static str);
 
 const WRONG_METHOD: Refusal = Refusal(StatusCode::METHOD_NOT_ALLOWED, "only GET can be upgraded");
 
-/// Whether a request for `path` is served.
-#[must_use]
-pub fn paths_allow(paths: &[String], path: &str) -> bool {
-    paths.iter().any(|allowed| allowed == path)
-}
-
 /// Reads a request and answers it; what came after it.
 pub(super) async fn accept(
     stream: &mut Stream,
@@ -86,7 +80,7 @@ fn parse(input: &[u8]) -> Result<Option<(usize, Request)>, Refusal> {
 
 /// The answer to a request that is granted.
 fn judge(request: &Request, paths: &[String]) -> Result<String, Refusal> {
-    if !paths_allow(paths, request.uri().path()) {
+    if !paths.iter().any(|path| path == request.uri().path()) {
         return Err(Refusal(StatusCode::NOT_FOUND, "no MQTT at this path"));
     }
     let response = create_response(request).map_err(|error| match error {
