@@ -28,6 +28,7 @@ use weir_env::clock::Clock;
 use weir_env::seed::{HashMap, Seed};
 use weir_topic::Subscription;
 
+use crate::auth::Auth;
 use crate::clients::Clients;
 use crate::config::Limits;
 use crate::convert;
@@ -51,6 +52,7 @@ const WILL_RETRY_WAIT: Duration = Duration::from_secs(10);
 /// The parts of a running broker. One per process, shared by its connections.
 pub(crate) struct Broker {
     pub(crate) core: Arc<Core>,
+    pub(crate) auth: Arc<Auth>,
     pub(crate) sessions: Sessions,
     pub(crate) inbox: Inbox,
     pub(crate) inbox_writer: InboxWriter,

@@ -1,6 +1,7 @@
 //! Weir as a library: what the `weir` binary is made of, so that tests can drive it.
 
 mod admin;
+pub mod auth;
 mod broker;
 pub mod cli;
 pub mod client;

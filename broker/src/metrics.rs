@@ -40,6 +40,16 @@ pub struct Inner {
     pub connections_closed: CounterBy<Closed>,
     /// CONNECTs refused for who the client is or what it may do.
     pub auth_refusals: CounterBy<AuthRefusal>,
+    /// Time to find out who a client is, the wait before a refusal included.
+    pub auth_seconds: Histogram,
+    /// Clients whose password was verified lately, and not again.
+    pub auth_recent: Counter,
+    /// Addresses and user names whose failures are remembered.
+    pub auth_throttled_entries: Gauge,
+    /// Times that users, rules and keys were read again.
+    pub auth_reloads: CounterBy<Reload>,
+    /// What access rules did not allow.
+    pub forbidden: CounterBy<Forbidden>,
     /// Packets read, by type.
     pub packets_received: CounterBy<PacketType>,
     /// Packets written, by type.
@@ -145,6 +155,8 @@ labels! {
         TakenOver = "taken_over",
         /// There are as many connections as there may be.
         TooManyConnections = "too_many_connections",
+        /// It may not do what it did, or its proof of who it is has ended.
+        NotAuthorized = "not_authorized",
         /// The client reads more slowly than it must.
         TooSlow = "too_slow",
         /// The broker stops.
@@ -159,6 +171,34 @@ labels! {
         BadCredentials = "bad_credentials",
         /// A known client that may not do this.
         NotAuthorized = "not_authorized",
+        /// It did not say who it is.
+        Anonymous = "anonymous",
+        /// An authentication method that there is not.
+        BadMethod = "bad_method",
+        /// Too many failures of its address or user.
+        Throttled = "throttled",
+        /// Too many passwords wait to be hashed.
+        Busy = "busy",
+    }
+
+    /// What a connected client may not do.
+    Forbidden("action") {
+        /// Publish to a topic.
+        Publish = "publish",
+        /// Subscribe to a filter, its own or that of a queue or stream.
+        Subscribe = "subscribe",
+        /// Consume a queue or stream of that name.
+        Consume = "consume",
+        /// Leave a will.
+        Will = "will",
+    }
+
+    /// What became of reading users, rules and keys again.
+    Reload("outcome") {
+        /// They are in force.
+        Done = "done",
+        /// There is a mistake; what was in force stays.
+        Failed = "failed",
     }
 
     /// Why a subscriber did not get a message.
@@ -177,6 +217,8 @@ labels! {
         TopicNotAllowed = "topic_not_allowed",
         /// A QoS 0 publish whose payload is not the text it says.
         PayloadFormatInvalid = "payload_format_invalid",
+        /// A QoS 0 publish that access rules do not allow.
+        NotAuthorized = "not_authorized",
         /// A QoS 0 publish that the store did not take.
         StoreFailed = "store_failed",
     }
@@ -332,6 +374,15 @@ impl Metrics {
             accept_waits: counter(r, "accept_waits", "Waits because of limits.connectionRate"),
             connections_closed: counter_by(r, "connections_closed", "Connections ended"),
             auth_refusals: counter_by(r, "auth_refusals", "Clients refused"),
+            auth_seconds: seconds(r, "auth", "Time to find out who a client is"),
+            auth_recent: counter(r, "auth_recent", "Passwords verified lately and not again"),
+            auth_throttled_entries: gauge(
+                r,
+                "auth_throttled_entries",
+                "Addresses and users that have failed",
+            ),
+            auth_reloads: counter_by(r, "auth_reloads", "Times that users, rules and keys were read again"),
+            forbidden: counter_by(r, "forbidden", "Requests that access rules did not allow"),
             packets_received: counter_by(r, "packets_received", "Packets read from clients"),
             packets_sent: counter_by(r, "packets_sent", "Packets written to clients"),
             bytes_received: bytes(r, "received", "Bytes read from clients"),
@@ -470,6 +521,8 @@ mod tests {
         check::<QoS>();
         check::<Closed>();
         check::<AuthRefusal>();
+        check::<Forbidden>();
+        check::<Reload>();
         check::<Dropped>();
         check::<DurableOutcome>();
         check::<ProtocolError>();

@@ -24,6 +24,7 @@ use weir_env::seed::{HashMap, Seed};
 use weir_manifest::Watcher;
 use weir_storage::{EmbeddedOptions, EmbeddedStore, MemoryStore, SharedStore};
 
+use crate::auth::{Auth, Method};
 use crate::broker::{Broker, session_limits};
 use crate::clients::Clients;
 use crate::config::{self, Config, StoreConfig};
@@ -93,11 +94,28 @@ pub async fn run_on(
     shutdown: CancellationToken,
     started: oneshot::Sender<Started>,
 ) -> anyhow::Result<()> {
+    run_with(config, store, clock, seed, shutdown, started, Vec::new()).await
+}
+
+/// As [`run_on`], with methods of enhanced authentication besides the built-in one.
+///
+/// # Errors
+/// If it cannot start, or stopped because it cannot go on: the message says what to do. Not cancel-safe.
+pub async fn run_with(
+    config: &Config,
+    store: SharedStore,
+    clock: Clock,
+    seed: &Seed,
+    shutdown: CancellationToken,
+    started: oneshot::Sender<Started>,
+    methods: Vec<Arc<dyn Method>>,
+) -> anyhow::Result<()> {
     let background = TaskTracker::new();
     let stop_background = CancellationToken::new();
     // A child: a broker that stops by itself does not stop its caller.
     let shutdown = shutdown.child_token();
-    let result = serve(config, store, clock, seed, shutdown, started, (&background, &stop_background)).await;
+    let background_of = (&background, &stop_background, methods);
+    let result = serve(config, store, clock, seed, shutdown, started, background_of).await;
     // Also after a start that failed, so that nothing is left behind.
     stop_background.cancel();
     background.close();
@@ -123,18 +141,20 @@ async fn serve(
     seed: &Seed,
     shutdown: CancellationToken,
     started: oneshot::Sender<Started>,
-    (background, stop_background): (&TaskTracker, &CancellationToken),
+    (background, stop_background, methods): (&TaskTracker, &CancellationToken, Vec<Arc<dyn Method>>),
 ) -> anyhow::Result<()> {
     let mut registry = Registry::default();
     let readiness = Readiness::default();
     readiness.set(ReadyState::Starting("reading the store"));
-    let broker = build(config, store, clock, seed, (&mut registry, background, stop_background)).await?;
+    let parts = (&mut registry, background, stop_background, methods);
+    let broker = build(config, store, clock, seed, parts).await?;
     recover(&broker).await.context("read the store")?;
     let mut watcher = config.manifests.as_ref().map(|dir| Watcher::new(dir, MANIFEST_INTERVAL));
     if let Some(watcher) = &mut watcher {
         manifests::load_and_apply(&broker.core, watcher).await?;
     }
 
+    let admin_access = admin::Access::read(&config.admin_access).context("protect the admin API")?;
     let listeners = listen::bind_all(config, clock, &mut registry)?;
     let http_listener =
         listen::bind(config.http).with_context(|| format!("listen on http://{}", config.http))?;
@@ -151,7 +171,8 @@ async fn serve(
 
     let registry = Arc::new(registry);
     background.spawn(http::serve(http_listener, readiness.clone(), registry, stop_background.child_token()));
-    background.spawn(serve_admin(admin_listener, Arc::clone(&broker), shutdown.child_token()));
+    background.spawn(serve_admin(admin_listener, Arc::clone(&broker), admin_access, shutdown.child_token()));
+    background.spawn(Arc::clone(&broker.auth).follow(stop_background.child_token()));
     let panics = Panics::default();
     background.spawn(panics.watch(maintain(Arc::clone(&broker), stop_background.child_token())));
     if !config.sys_interval.is_zero() {
@@ -170,7 +191,8 @@ async fn serve(
         tracing::info!(listener = %bound.listener.name, url = %bound.url, "listening");
         clients.spawn(accepting.clone().run(bound));
     }
-    if !config.allow_anonymous && config.listeners.iter().all(config::Listener::is_local) {
+    let open = !config.allow_anonymous && !broker.auth.authenticates();
+    if open && config.listeners.iter().all(config::Listener::is_local) {
         tracing::info!("no authentication is configured: only this machine can connect");
     }
     readiness.set(ReadyState::Ready);
@@ -206,16 +228,17 @@ async fn serve(
     }
 }
 
-type Background<'a> = (&'a mut Registry, &'a TaskTracker, &'a CancellationToken);
+type Background<'a> = (&'a mut Registry, &'a TaskTracker, &'a CancellationToken, Vec<Arc<dyn Method>>);
 
 async fn build(
     config: &Config,
     store: SharedStore,
     clock: Clock,
     seed: &Seed,
-    (registry, tasks, stop): Background<'_>,
+    (registry, tasks, stop, methods): Background<'_>,
 ) -> anyhow::Result<Arc<Broker>> {
     let metrics = Metrics::register(registry);
+    let auth = Auth::open(config, methods, metrics.clone(), clock)?;
     let registry = registry.sub_registry_with_prefix("weir");
     let core_metrics = weir_core::metrics::Metrics::default();
     core_metrics.register(registry);
@@ -251,6 +274,7 @@ async fn build(
         .context("read retained messages")?;
     Ok(Arc::new(Broker {
         core: Arc::new(core),
+        auth,
         inbox: Inbox::new(&sessions),
         inbox_writer,
         retained,
@@ -291,8 +315,13 @@ async fn recover(broker: &Arc<Broker>) -> weir_core::Result<()> {
     Ok(())
 }
 
-async fn serve_admin(listener: TcpListener, broker: Arc<Broker>, shutdown: CancellationToken) {
-    if let Err(error) = admin::serve(listener, Arc::clone(&broker.core), shutdown).await {
+async fn serve_admin(
+    listener: TcpListener,
+    broker: Arc<Broker>,
+    access: admin::Access,
+    shutdown: CancellationToken,
+) {
+    if let Err(error) = admin::serve(listener, Arc::clone(&broker.core), access, shutdown).await {
         tracing::error!(%error, "admin API ended; `weir queue` and `weir stream` do not work until a restart");
     }
 }

@@ -49,3 +49,9 @@ impl fmt::Display for Problem {
         }
     }
 }
+
+/// Whether two secrets are the same, in a time that tells nothing of where they differ.
+#[must_use]
+pub fn is_same_secret(one: &[u8], other: &[u8]) -> bool {
+    aws_lc_rs::constant_time::verify_slices_are_equal(one, other).is_ok()
+}

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use weir_codec::{Message, PacketId, QoS, ReasonCode, Subscribe, Unsubscribe};
 
 /// Something the broker has to do or to know, in the order it happened.
@@ -37,6 +38,16 @@ pub enum Event<T> {
     Subscribe(Box<Subscribe>),
     /// Answer with [`Session::handle_unsubscribed`](crate::Session::handle_unsubscribed).
     Unsubscribe(Box<Unsubscribe>),
+    /// The client proves anew who it is, or goes on with that. Answer with
+    /// [`Session::handle_auth_continued`](crate::Session::handle_auth_continued),
+    /// [`Session::handle_authenticated`](crate::Session::handle_authenticated) or
+    /// [`Session::close`](crate::Session::close); until then another AUTH breaks the protocol.
+    Auth {
+        /// The first of an exchange.
+        begins: bool,
+        /// Authentication Data.
+        data: Option<Bytes>,
+    },
     /// A delivery is finished and its packet id free again: PUBACK, PUBCOMP, or a PUBREC that refuses.
     Acked {
         /// Of the delivery.

@@ -297,6 +297,7 @@ impl Driver {
                 Event::Closed(_) => self.closed = true,
                 Event::Publish { .. }
                 | Event::Release { .. }
+                | Event::Auth { .. }
                 | Event::Subscribe(_)
                 | Event::Unsubscribe(_)
                 | Event::Received { .. } => {}

@@ -12,6 +12,7 @@
 
 mod acks;
 mod alias;
+mod authentication;
 mod delivery;
 mod event;
 #[doc(hidden)]

@@ -4,13 +4,15 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use bytestring::ByteString;
 use weir_codec::{
-    Ack, AckProperties, ConnAck, Connect, Disconnect, Message, Packet, PacketId, ProtocolVersion, Publish,
-    ReasonCode, SubAck, UnsubAck,
+    Ack, AckProperties, Auth, ConnAck, Connect, Disconnect, Message, Packet, PacketId, ProtocolVersion,
+    Publish, ReasonCode, SubAck, UnsubAck,
 };
 
 use crate::acks::Answers;
+use crate::authentication::Authentication;
 use crate::inbound::{Answer, Arrival, Inbound, NO_TOKEN, Release};
 use crate::outbound::{Outbound, Received, refused};
 use crate::{
@@ -29,6 +31,8 @@ const REQUESTS_MAX: u16 = 16;
 #[derive(Debug)]
 pub struct Session<T> {
     answers: Answers,
+    /// Of a client that named an authentication method in CONNECT.
+    authentication: Option<Authentication>,
     inbound: Inbound,
     outbound: Outbound<T>,
     /// At most one for each packet handled and one for each restored delivery since the last drain, and
@@ -57,6 +61,19 @@ impl<T: Clone> Session<T> {
         restored: Option<Restored<T>>,
         now: Instant,
     ) -> Self {
+        Self::accept_authenticated(connect, assigned_client_id, None, limits, restored, now)
+    }
+
+    /// As [`Self::accept`], with the last Authentication Data of an enhanced authentication, for CONNACK.
+    #[must_use]
+    pub fn accept_authenticated(
+        connect: &Connect,
+        assigned_client_id: Option<ByteString>,
+        authentication_data: Option<Bytes>,
+        limits: &Limits,
+        restored: Option<Restored<T>>,
+        now: Instant,
+    ) -> Self {
         let v5 = connect.version.is_v5();
         let server_keep_alive = limits
             .keep_alive_maximum
@@ -74,12 +91,16 @@ impl<T: Clone> Session<T> {
             assigned_client_identifier: assigned_client_id.filter(|_| v5),
             topic_alias_maximum: if v5 { limits.topic_alias_maximum } else { 0 },
             server_keep_alive,
+            // [MQTT-4.12.0-5]
+            authentication_method: connect.authentication_method.clone(),
+            authentication_data,
             ..ConnAck::default()
         };
         let Restored { outgoing, incoming_qos2 } = restored.unwrap_or_default();
         let answers = Answers::new(connect);
         let mut session = Self {
             answers,
+            authentication: connect.authentication_method.clone().map(Authentication::new),
             inbound: Inbound::new(limits, connack.topic_alias_maximum, &incoming_qos2),
             outbound: Outbound::new(connect, answers, limits),
             events: VecDeque::new(),
@@ -157,8 +178,7 @@ impl<T: Clone> Session<T> {
             }
             Packet::Disconnect(disconnect) => self.handle_disconnect(&disconnect),
             Packet::Connect(_) => Err(violation("second CONNECT")),
-            // Authentication methods are refused at CONNECT, so there is none to go on with [MQTT-4.12.0-7].
-            Packet::Auth(_) => Err(violation("AUTH without an authentication method")),
+            Packet::Auth(auth) => self.handle_auth(*auth),
             Packet::ConnAck(_) | Packet::SubAck(_) | Packet::UnsubAck(_) | Packet::PingResp => {
                 Err(violation("packet that only a server sends"))
             }
@@ -232,6 +252,37 @@ impl<T: Clone> Session<T> {
         }
         self.end(CloseCause::Client(disconnect.reason), None);
         Ok(())
+    }
+
+    fn handle_auth(&mut self, auth: Auth) -> Result<(), ProtocolError> {
+        let Some(authentication) = &mut self.authentication else {
+            // [MQTT-4.12.0-7]
+            return Err(violation("AUTH without an authentication method"));
+        };
+        let begins = authentication.accept(&auth)?;
+        self.events.push_back(Event::Auth { begins, data: auth.authentication_data });
+        Ok(())
+    }
+
+    /// Answers [`Event::Auth`]: the client has to send more.
+    pub fn handle_auth_continued(&mut self, data: Bytes) {
+        self.send_auth(ReasonCode::ContinueAuthentication, Some(data));
+    }
+
+    /// Answers [`Event::Auth`]: the client has proved who it is. One that has not, is told by [`Self::close`].
+    pub fn handle_authenticated(&mut self, data: Option<Bytes>) {
+        self.send_auth(ReasonCode::Success, data);
+    }
+
+    fn send_auth(&mut self, reason: ReasonCode, authentication_data: Option<Bytes>) {
+        let Some(authentication) = &mut self.authentication else { return };
+        let packet = authentication.answer(reason, authentication_data);
+        if self.answers.fits(&packet) {
+            self.send(Some(packet));
+        } else {
+            // Without it the exchange can't go on.
+            self.end(CloseCause::Protocol(ReasonCode::PacketTooLarge), None);
+        }
     }
 
     fn finished(&mut self, event: Option<Event<T>>) {
@@ -509,7 +560,7 @@ impl<T: Clone> Session<T> {
     }
 }
 
-fn violation(what: &'static str) -> ProtocolError {
+pub(crate) fn violation(what: &'static str) -> ProtocolError {
     ProtocolError { reason: ReasonCode::ProtocolError, what }
 }
 

@@ -4,6 +4,7 @@
 //! It must never know sessions or connections of MQTT clients. The core owns all state; a call owns what it
 //! reads from.
 
+mod access;
 mod connections;
 mod convert;
 mod read;
@@ -19,6 +20,7 @@ use futures_util::{Stream, StreamExt, TryStreamExt, stream};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Server;
 use tonic::{Request, Response, Status};
 use weir_core::Core;
@@ -28,6 +30,7 @@ use weir_proto::admin::v1 as wire;
 use weir_proto::admin::v1::admin_server::{Admin, AdminServer};
 use weir_topic::ObjectName;
 
+pub(crate) use access::Access;
 use convert::{Reports, status};
 use read::Reading;
 
@@ -55,12 +58,18 @@ const SHUTDOWN_WAIT: Duration = Duration::from_secs(1);
 pub(crate) async fn serve(
     listener: TcpListener,
     core: Arc<Core>,
+    access: Access,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     let service = AdminServer::new(Service::new(core, shutdown.clone()))
         .max_decoding_message_size(REQUEST_BYTES_MAX)
         .max_encoding_message_size(ANSWER_BYTES_MAX);
-    let server = Server::builder()
+    let service = InterceptedService::new(service, access.guard);
+    let mut builder = Server::builder();
+    if let Some(tls) = access.tls {
+        builder = builder.tls_config(tls).context("use the certificate of the admin API")?;
+    }
+    let server = builder
         .max_concurrent_streams(CALLS_PER_CONNECTION_MAX)
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))

@@ -17,6 +17,7 @@ use weir_storage::{FaultHandle, FaultStore, MemoryStore};
 use weir_topic::TopicName;
 
 use super::*;
+use crate::config::AdminAccess;
 
 /// An admin API on a port of its own, over a core on a store that fails on request.
 struct Bench {
@@ -25,6 +26,10 @@ struct Bench {
     shutdown: CancellationToken,
     tasks: TaskTracker,
     client: AdminClient<Channel>,
+}
+
+fn open_to_all() -> Access {
+    Access::read(&AdminAccess::default()).unwrap()
 }
 
 impl Bench {
@@ -38,7 +43,7 @@ impl Bench {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
         let (shutdown, tasks) = (CancellationToken::new(), TaskTracker::new());
-        let server = serve(listener, Arc::clone(&core), shutdown.clone());
+        let server = serve(listener, Arc::clone(&core), open_to_all(), shutdown.clone());
         tasks.spawn(async { server.await.unwrap() });
         let client = AdminClient::connect(format!("http://{addr}")).await.unwrap();
         Self { core, faults, shutdown, tasks, client }

@@ -1,12 +1,16 @@
 //! The admin API from outside: connecting to it, and its errors in the words of people.
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::anyhow;
+use anyhow::{Context, anyhow};
 use clap::Args;
 use serde_json::{Value, json};
-use tonic::transport::{Channel, Endpoint};
-use tonic::{Code, Status};
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::service::Interceptor;
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
+use tonic::{Code, Request, Status};
 use weir_proto::admin::v1 as wire;
 use weir_proto::admin::v1::admin_client::AdminClient;
 
@@ -24,26 +28,55 @@ pub(super) struct AdminArgs {
     /// Address of the broker's admin API
     #[arg(long, env = "WEIR_ADMIN", value_name = "ADDRESS", default_value = "127.0.0.1:8081")]
     admin: String,
+    /// Secret that the broker asks for
+    #[arg(long, env = "WEIR_TOKEN_FILE", value_name = "FILE")]
+    token_file: Option<PathBuf>,
+    /// Authorities (PEM) that the broker's certificate must come from; speaks TLS
+    #[arg(long, env = "WEIR_CA_FILE", value_name = "FILE")]
+    ca_file: Option<PathBuf>,
+    /// Own certificate (PEM), for a broker that asks for one
+    #[arg(long, env = "WEIR_CERT", value_name = "FILE", requires_all = ["key", "ca_file"])]
+    cert: Option<PathBuf>,
+    /// Private key (PEM) of --cert
+    #[arg(long, env = "WEIR_KEY", value_name = "FILE", requires = "cert")]
+    key: Option<PathBuf>,
     /// How to print the result
     #[arg(short, long, value_enum, value_name = "FORMAT", default_value = "text")]
     pub(super) output: Format,
 }
 
 impl AdminArgs {
-    pub(super) async fn connect(&self) -> anyhow::Result<AdminClient<Channel>> {
-        // The broker's log says `grpc://`; HTTP/2 without TLS is what is meant.
-        let host = ["grpc://", "http://"].iter().find_map(|scheme| self.admin.strip_prefix(scheme));
-        let endpoint = Endpoint::from_shared(format!("http://{}", host.unwrap_or(&self.admin)))
+    pub(super) async fn connect(&self) -> anyhow::Result<AdminClient<Caller>> {
+        // The broker's log says `grpc://`; HTTP/2 is what is meant.
+        let host =
+            ["grpc://", "http://", "https://"].iter().find_map(|scheme| self.admin.strip_prefix(scheme));
+        let scheme = if self.ca_file.is_some() { "https" } else { "http" };
+        let endpoint = Endpoint::from_shared(format!("{scheme}://{}", host.unwrap_or(&self.admin)))
             .ok()
             .filter(|endpoint| endpoint.uri().path() == "/" && endpoint.uri().query().is_none())
             .ok_or_else(|| {
-                let allowed = "HOST:PORT, grpc://HOST:PORT, http://HOST:PORT";
+                let allowed = "HOST:PORT, grpc://HOST:PORT, http://HOST:PORT, https://HOST:PORT";
                 anyhow!("`{}` is not allowed for --admin; allowed: {allowed}", self.admin)
             })?
             .connect_timeout(DEADLINE);
+        let endpoint = match self.tls()? {
+            Some(tls) => endpoint.tls_config(tls).context("use --ca-file, --cert and --key")?,
+            None => endpoint,
+        };
+        let token = Token::read(self.token_file.as_deref())?;
         let channel =
             endpoint.connect().await.map_err(|error| no_broker(&self.admin, &root_cause(&error)))?;
-        Ok(AdminClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX))
+        let caller = InterceptedService::new(channel, token);
+        Ok(AdminClient::new(caller).max_decoding_message_size(ANSWER_BYTES_MAX))
+    }
+
+    fn tls(&self) -> anyhow::Result<Option<ClientTlsConfig>> {
+        let Some(authorities) = &self.ca_file else { return Ok(None) };
+        let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read(authorities)?));
+        Ok(Some(match (&self.cert, &self.key) {
+            (Some(cert), Some(key)) => tls.identity(Identity::from_pem(read(cert)?, read(key)?)),
+            _ => tls,
+        }))
     }
 
     /// The answer to one call, within the deadline.
@@ -64,12 +97,44 @@ impl AdminArgs {
         match status.code() {
             Code::NotFound | Code::InvalidArgument | Code::FailedPrecondition => anyhow!("{said}"),
             Code::Unavailable => anyhow!("the broker at {} can't answer now: {said}", self.admin),
+            Code::Unauthenticated => anyhow!("the broker at {} does not know you: {said}", self.admin),
             Code::Unimplemented => {
                 anyhow!("what answers at {} is no broker, or one without this call", self.admin)
             }
             code => anyhow!("the broker at {} failed: {said} ({code:?})", self.admin),
         }
     }
+}
+
+/// Sends calls, with the token if there is one.
+pub(super) type Caller = InterceptedService<Channel, Token>;
+
+/// What is put before each call.
+#[derive(Clone)]
+pub(super) struct Token(Option<MetadataValue<Ascii>>);
+
+impl Token {
+    fn read(path: Option<&Path>) -> anyhow::Result<Self> {
+        let Some(path) = path else { return Ok(Self(None)) };
+        let mut value: MetadataValue<Ascii> = format!("Bearer {}", read(path)?.trim())
+            .parse()
+            .map_err(|_| anyhow!("{} holds no token: allowed: visible characters", path.display()))?;
+        value.set_sensitive(true);
+        Ok(Self(Some(value)))
+    }
+}
+
+impl Interceptor for Token {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        if let Some(token) = &self.0 {
+            request.metadata_mut().insert("authorization", token.clone());
+        }
+        Ok(request)
+    }
+}
+
+fn read(path: &Path) -> anyhow::Result<String> {
+    std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))
 }
 
 fn root_cause(error: &dyn std::error::Error) -> String {

@@ -6,6 +6,7 @@
 
 mod admin;
 mod args;
+mod auth;
 mod bench;
 mod output;
 mod publish;
@@ -44,6 +45,9 @@ enum Command {
     /// Look at streams and read them
     #[command(subcommand)]
     Stream(stream::StreamCommand),
+    /// Hash passwords, check access rules and explain their decisions
+    #[command(subcommand)]
+    Auth(auth::AuthCommand),
     /// Measure throughput and latency of a broker
     #[command(subcommand)]
     Bench(bench::Scenario),
@@ -78,6 +82,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Sub(args) => runtime.block_on(subscribe::run(&args)),
         Command::Queue(command) => runtime.block_on(queue::run(&command)),
         Command::Stream(command) => runtime.block_on(stream::run(&command)),
+        Command::Auth(command) => auth::run(&command),
         Command::Bench(scenario) => bench::run(&scenario),
     }
 }

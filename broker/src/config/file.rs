@@ -4,6 +4,7 @@ use std::path::Path;
 
 use toml::Spanned;
 use toml::de::{DeString, DeTable, DeValue};
+use weir_auth::Rules;
 
 use super::settings::{self, Setting};
 use super::{Config, Listener, Problem, listeners};
@@ -57,6 +58,10 @@ impl File<'_> {
                     Ok(values) => setting.apply(config, &values, &origin, problems),
                     Err(message) => problems.push(Problem { origin: Some(origin), message }),
                 }
+                continue;
+            }
+            if key == "auth.rules" {
+                self.check_rules(config, problems);
                 continue;
             }
             let inner = format!("{key}.");
@@ -133,6 +138,16 @@ impl File<'_> {
             }
         }
         Some(listener)
+    }
+
+    /// Rules are a list of tables, and read where they are used; here they are only checked.
+    fn check_rules(&self, config: &mut Config, problems: &mut Vec<Problem>) {
+        config.auth.rules_in = Some(self.path.to_path_buf());
+        let found = Rules::parse_configuration(self.text).err().unwrap_or_default();
+        problems.extend(found.into_iter().map(|problem| Problem {
+            origin: Some(format!("{}:{}: auth.rules", self.path.display(), problem.line)),
+            message: problem.message,
+        }));
     }
 
     fn origin(&self, offset: usize, key: &str) -> String {

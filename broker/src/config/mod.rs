@@ -4,6 +4,8 @@
 //! Every setting is one entry of [`settings`]: its flag, key, variable, help and parser stand together, so that
 //! none of them can be forgotten. The result is plain data. This module opens no socket and no store.
 
+mod admin;
+mod auth;
 mod file;
 mod limits;
 mod listeners;
@@ -15,6 +17,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+pub use admin::AdminAccess;
+pub use auth::{AuthConfig, JwtSettings};
 pub use limits::Limits;
 pub use listeners::{ClientAuth, ListenAt, Listener, TlsConfig, Transport};
 pub use settings::Flags;
@@ -32,12 +36,16 @@ pub struct Config {
     pub tls: TlsConfig,
     /// `/healthz`, `/readyz` and `/metrics`.
     pub http: SocketAddr,
-    /// gRPC `weir.admin.v1`; on loopback.
+    /// gRPC `weir.admin.v1`.
     pub admin: SocketAddr,
+    /// Who may call it.
+    pub admin_access: AdminAccess,
     /// Folder of `MessageQueue` and `Stream` manifests to follow.
     pub manifests: Option<PathBuf>,
     /// Clients may connect without saying who they are, also from other machines.
     pub allow_anonymous: bool,
+    /// Who may connect and what they may do.
+    pub auth: AuthConfig,
     /// A subscription to a queue or stream that does not exist is granted and starts when it appears.
     pub wait_for_queue: bool,
     /// How often changed figures are published under `$SYS`; zero: there is nothing under `$SYS`.
@@ -148,8 +156,10 @@ impl Default for Config {
             tls: TlsConfig::default(),
             http: loopback(8080),
             admin: loopback(8081),
+            admin_access: AdminAccess::default(),
             manifests: None,
             allow_anonymous: false,
+            auth: AuthConfig::default(),
             wait_for_queue: true,
             sys_interval: Duration::ZERO,
             limits: Limits::default(),
@@ -163,23 +173,18 @@ impl Config {
     /// Settings that are fine alone and wrong or unsafe together.
     fn contradictions(&self) -> Vec<Problem> {
         let mut messages = listeners::problems(&self.listeners);
-        if !self.allow_anonymous {
+        if !self.allow_anonymous && !self.auth.authenticates() {
             let open = self.listeners.iter().filter(|l| !l.is_local() && !l.requires_certificate());
             messages.extend(open.map(|listener| {
                 format!(
                     "{listener} is reachable from other machines and no authentication is configured: listen on \
-                     a loopback address, or let anyone connect with --allow-anonymous (allowAnonymous = true, \
+                     a loopback address, say who may connect (--auth-users-file and others of [auth]), or let anyone connect with --allow-anonymous (allowAnonymous = true, \
                      WEIR_ALLOW_ANONYMOUS=true)"
                 )
             }));
         }
-        if !self.admin.ip().is_loopback() {
-            messages.push(format!(
-                "admin address {} is reachable from other machines, and the admin API has no authentication in \
-                 this version: use a loopback address",
-                self.admin
-            ));
-        }
+        messages.extend(self.admin_access.contradictions(self.admin));
+        messages.extend(self.auth.contradictions());
         if self.limits.outbox_bytes_per_client < self.limits.max_packet_size {
             messages.push(format!(
                 "limits.outboxBytesPerClient ({}) is below limits.maxPacketSize ({}): such a packet could never be \

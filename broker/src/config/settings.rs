@@ -7,7 +7,7 @@ use std::sync::LazyLock;
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
-use super::{Config, Problem, limits, listeners, value};
+use super::{Config, Problem, admin, auth, limits, listeners, value};
 
 /// One thing that can be set.
 pub(super) struct Setting {
@@ -80,7 +80,7 @@ const GENERAL: &[Setting] = &[
         flag: "admin",
         env: "WEIR_ADMIN",
         value_name: "ADDRESS",
-        help: "Serves the admin API (gRPC) that `weir queue` and `weir stream` use; loopback only",
+        help: "Serves the admin API (gRPC) that `weir queue` and `weir stream` use",
         set: |config, values| {
             config.admin = value::address(one(values)?)?;
             Ok(())
@@ -190,7 +190,7 @@ pub struct Flags(Vec<(&'static str, Vec<String>)>);
 
 /// All settings, in the order of `--help`.
 pub(super) fn all() -> impl Iterator<Item = &'static Setting> {
-    GENERAL.iter().chain(listeners::TLS).chain(limits::SETTINGS)
+    GENERAL.iter().chain(listeners::TLS).chain(admin::SETTINGS).chain(auth::SETTINGS).chain(limits::SETTINGS)
 }
 
 /// The only value, for settings that take one.
@@ -257,6 +257,10 @@ impl Setting {
             Some("Limits")
         } else if self.key.starts_with("tls.") {
             Some("TLS")
+        } else if self.key.starts_with("admin") && self.key != "admin" {
+            Some("Admin API")
+        } else if self.key.starts_with("auth.") {
+            Some("Who may do what")
         } else if self.key.starts_with("log.") || self.key == "otlpEndpoint" {
             Some("Logs and traces")
         } else {

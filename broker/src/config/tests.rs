@@ -208,6 +208,47 @@ fn only_loopback_is_safe_without_authentication() {
 }
 
 #[test]
+fn who_can_prove_who_they_are_may_come_from_elsewhere() {
+    let listen = "listen = 'mqtt://0.0.0.0:1883'\n[auth]\n";
+    for auth in
+        ["usersFile = '/u'", "certificateAsUser = true", "jwt.keyFile = '/k'", "jwt.secretFile = '/s'"]
+    {
+        assert!(load_from(&format!("{listen}{auth}"), &[], &[]).is_ok(), "{auth}");
+    }
+    check_refused(&format!("{listen}rulesFile = '/r'"), &[], &[], &["no authentication is configured"]);
+}
+
+#[test]
+fn the_admin_api_is_protected_off_loopback() {
+    let admin = "admin = '0.0.0.0:1'\n";
+    for access in [
+        "adminTokenFile = '/t'",
+        "adminClientCaFile = '/c'\nadminCertificateFile = '/c'\nadminKeyFile = '/k'",
+    ] {
+        assert!(load_from(&format!("{admin}{access}"), &[], &[]).is_ok(), "{access}");
+    }
+    let tls = "adminCertificateFile = '/c'\nadminKeyFile = '/k'";
+    check_refused(&format!("{admin}{tls}"), &[], &[], &["admin address 0.0.0.0:1 is reachable"]);
+    check_refused("adminKeyFile = '/k'", &[], &[], &["one of them is missing"]);
+    check_refused("adminClientCaFile = '/c'", &[], &[], &["needs adminCertificateFile"]);
+}
+
+#[test]
+fn rules_and_tokens_that_contradict_each_other() {
+    let both = "[auth]\nrulesFile = '/r'\n[[auth.rules]]\nallow = ['publish']\ntopics = ['#']\n";
+    check_refused(both, &[], &[], &["both hold rules"]);
+    check_refused("[auth.jwt]\nissuer = 'me'", &[], &[], &["no key to verify tokens"]);
+    check_refused(
+        "[auth.jwt]\nalgorithms = ['none']",
+        &[],
+        &[],
+        &["weir.toml:2: auth.jwt.algorithms: `none` is not allowed"],
+    );
+    let wrong = "[auth]\n[[auth.rules]]\nallow = ['read']\ntopics = ['#']\n";
+    check_refused(wrong, &[], &[], &["weir.toml:3: auth.rules: allow: `read` is not allowed"]);
+}
+
+#[test]
 fn limits_that_contradict_each_other() {
     let file = "[limits]\nmaxPacketSize = '8MiB'\noutboxBytesPerClient = '4MiB'";
     check_refused(file, &[], &[], &["outboxBytesPerClient (4MiB) is below limits.maxPacketSize (8MiB)"]);

@@ -19,6 +19,7 @@ use weir_core::wills::StoredWill;
 use weir_env::seed::{HashMap, HashSet};
 use weir_session::{Delivery, Outgoing, Restored, Session, Transmit};
 
+use super::auth::{self, Admitted, ClientAuth, NotAdmitted};
 use super::external::{QUEUE_CHANNEL, STREAM_CHANNEL};
 use super::inlet::Inlet;
 use super::pace::Pace;
@@ -71,6 +72,18 @@ pub(super) async fn accept(
     let assigned = connect.client_id.is_empty().then(|| assign_id(&broker));
     // A copy: the received buffer holds the password too.
     let client_id: ByteString = assigned.clone().unwrap_or_else(|| connect.client_id.to_string().into());
+    let admitted = tokio::select! {
+        admitted = auth::admit(&broker, &mut wire, &mut decoder, &connect, &client_id) => admitted,
+        () = shutdown.cancelled() => return Err(Closed::Shutdown),
+    };
+    let Admitted { auth, user, data } = match admitted {
+        Ok(admitted) => admitted,
+        Err(NotAdmitted::Refused(refused)) => {
+            refuse(&mut wire, version, refused.reason, Some(refused.text.into())).await;
+            return Err(Closed::Refused);
+        }
+        Err(NotAdmitted::Ended(ended)) => return Err(ended),
+    };
     let mailbox = Arc::new(Mailbox::new(
         usize::try_from(broker.limits.outbox_bytes_per_client.0).unwrap_or(usize::MAX),
     ));
@@ -110,11 +123,8 @@ pub(super) async fn accept(
     if let Some(replaced) = &opened.replaced {
         broker.forget(replaced);
     }
-    let publisher = Publisher {
-        client_id: client_id.clone(),
-        username: connect.username.as_ref().map(|name| name.to_string().into()),
-    };
-    let parts = Parts { broker, wire, decoder, mailbox, place, publisher };
+    let publisher = Publisher { client_id: client_id.clone(), username: user };
+    let parts = Parts { broker, wire, decoder, mailbox, place, publisher, auth, data };
     match parts.build(&connect, assigned, opened).await {
         Ok(connection) => Ok(connection),
         Err((mut wire, error)) => {
@@ -162,9 +172,6 @@ async fn read_connect(broker: &Broker, wire: &mut Wire, decoder: &mut Decoder) -
 }
 
 fn check(connect: &Connect) -> Result<(), (ReasonCode, &'static str)> {
-    if connect.authentication_method.is_some() {
-        return Err((ReasonCode::BadAuthenticationMethod, "no enhanced authentication is configured"));
-    }
     if connect.client_id.len() > CLIENT_ID_BYTES_MAX {
         return Err((ReasonCode::ClientIdentifierNotValid, "client identifier is longer than 256 bytes"));
     }
@@ -252,6 +259,9 @@ struct Parts {
     mailbox: Arc<Mailbox>,
     place: crate::clients::Place,
     publisher: Publisher,
+    auth: Option<Box<ClientAuth>>,
+    /// Authentication Data for CONNACK.
+    data: Option<Bytes>,
 }
 
 impl Parts {
@@ -261,7 +271,7 @@ impl Parts {
         assigned: Option<ByteString>,
         opened: Opened,
     ) -> Result<Connection, (Wire, weir_core::Error)> {
-        let Self { broker, wire, decoder, mailbox, place, publisher } = self;
+        let Self { broker, wire, decoder, mailbox, place, publisher, auth, data } = self;
         let client_id = publisher.client_id.clone();
         let (mut restored, in_flight) = match restore(&broker, &opened).await {
             Ok(restored) => restored,
@@ -280,12 +290,20 @@ impl Parts {
         }
         let now = broker.clock.now().into_std();
         let limits = &broker.session_limits;
-        let session = Session::accept(connect, assigned, limits, opened.present.then_some(restored), now);
+        let session = Session::accept_authenticated(
+            connect,
+            assigned,
+            data,
+            limits,
+            opened.present.then_some(restored),
+            now,
+        );
         subscriber.connect(Arc::clone(&mailbox));
         let window = connection_window(connect, &broker, session.inflight());
         let recorded = opened.outgoing.iter().map(|entry| entry.packet_id).collect();
         let mut connection = Connection {
             metrics: broker.metrics.clone(),
+            auth,
             session,
             version: connect.version,
             bridge: connect.bridge,

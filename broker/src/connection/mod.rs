@@ -5,6 +5,7 @@
 //! publishes that wait to become durable are bounded by the session's Receive Maximum, those of QoS 0 by
 //! [`PENDING_MAX`]; the mailbox, queue windows and stream channels have bounds of their own.
 
+mod auth;
 mod close;
 mod deliver;
 mod external;
@@ -126,6 +127,8 @@ struct Connection {
     bridge: bool,
     stored: SessionRef,
     subscriber: Arc<Subscriber>,
+    /// `None`: everybody may everything, for ever.
+    auth: Option<Box<auth::ClientAuth>>,
     publisher: Arc<Publisher>,
     mailbox: Arc<Mailbox>,
     place: Place,
@@ -261,6 +264,7 @@ impl Connection {
                 delivery = self.queue.recv(), if take_queue => self.held.push_back(delivery),
                 batch = self.stream.recv(), if take_stream => self.batch = Some(batch),
                 result = write_of(&mut self.inbox.writing) => self.handle_written(result),
+                event = auth::event(&mut self.auth) => self.handle_auth_event(event),
                 () = catalog_change(&mut self.catalog_changes) => Box::pin(self.refresh_externals()).await,
                 () = tokio::time::sleep_until(wake_at.unwrap_or(now)), if wake_at.is_some() => {
                     let now = self.broker.clock.now();
@@ -404,6 +408,7 @@ impl Connection {
                     self.handle_publishes(&mut publishes).await;
                     Box::pin(self.handle_unsubscribe(*unsubscribe)).await;
                 }
+                Event::Auth { begins, data } => self.handle_auth(begins, data),
                 Event::Closed(closed) => self.closed = Some(closed),
             }
         }
@@ -480,6 +485,7 @@ fn close_label(cause: CloseCause) -> metrics::Closed {
         CloseCause::KeepAlive => metrics::Closed::KeepAliveTimeout,
         CloseCause::Server(ReasonCode::SessionTakenOver) => metrics::Closed::TakenOver,
         CloseCause::Server(ReasonCode::ServerShuttingDown) => metrics::Closed::Shutdown,
+        CloseCause::Server(ReasonCode::NotAuthorized) => metrics::Closed::NotAuthorized,
         CloseCause::Server(_) => metrics::Closed::Internal,
         CloseCause::Lost => metrics::Closed::ConnectionLost,
     }

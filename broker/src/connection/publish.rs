@@ -39,7 +39,10 @@ impl Connection {
     /// Takes publishes in the order they came. Those of QoS 2 in a persistent session are first noted in the
     /// store, all in one transaction, so that a repeat after a crash is known for one.
     pub(super) async fn handle_publishes(&mut self, publishes: &mut Vec<Event<Tag>>) {
-        if publishes.is_empty() || !self.note_incoming(publishes).await {
+        if publishes.is_empty() {
+            return;
+        }
+        if !self.refresh_access() || !self.note_incoming(publishes).await {
             publishes.clear();
             return;
         }
@@ -62,6 +65,18 @@ impl Connection {
                 }
                 if qos == QoS::AtMostOnce && !self.version.is_v5() {
                     self.session.close(reason, None);
+                }
+                continue;
+            }
+            if let Err(denied) = self.may_publish(&message.topic, retain) {
+                self.log_refused(&message.topic, &denied);
+                match qos {
+                    QoS::AtMostOnce => self.metrics.messages_dropped.inc(Dropped::NotAuthorized),
+                    // A 3.1.1 client can't be told: its connection ends, as it must or else be lied to [MQTT-3.3.5-2].
+                    QoS::AtLeastOnce | QoS::ExactlyOnce => {
+                        let text = denied.text().into();
+                        self.session.handle_published(token, ReasonCode::NotAuthorized, Some(text));
+                    }
                 }
                 continue;
             }
@@ -133,11 +148,12 @@ impl Connection {
         let mut ops = Vec::new();
         for event in publishes {
             if let Event::Publish {
-                packet_id: Some(id), qos: QoS::ExactlyOnce, repeated: false, dup, message, ..
+                packet_id: Some(id), qos: QoS::ExactlyOnce, repeated: false, dup, retain, message, ..
             } = event
                 // Without DUP it is another publish [MQTT-3.3.1-1], which has the id of one that failed.
                 && (!*dup || !self.incoming.contains_key(&id.get()))
                 && unfit(message).is_none()
+                && self.may_publish(&message.topic, *retain).is_ok()
             {
                 let publish = PublishId::new(self.broker.clock.wall(), self.broker.seed.next_id());
                 self.incoming.insert(id.get(), Incoming { publish, tried: false, left: false });

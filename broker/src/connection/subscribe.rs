@@ -104,6 +104,9 @@ struct Grant {
 
 impl Connection {
     pub(super) async fn handle_subscribe(&mut self, subscribe: Subscribe) {
+        if !self.refresh_access() {
+            return;
+        }
         let identifier = subscribe.subscription_identifier.map(std::num::NonZero::get);
         let mut reasons = Vec::with_capacity(subscribe.filters.len());
         let mut notes = Vec::new();
@@ -156,6 +159,7 @@ impl Connection {
         // A copy: the subscription outlives the packet it came in.
         let text = ByteString::from(entry.filter.to_string());
         let to = Subscription::parse(text.clone()).map_err(|error| invalid(format!("{text}: {error}")))?;
+        self.check_allowed(&text, &to)?;
         // What this packet has been granted so far counts; a filter that it repeats, twice.
         let held = self.subscriptions.len() + self.externals.len() + granted.len();
         let known = self.subscriptions.contains_key(&text) || self.externals.iter().any(|e| e.text == text);
@@ -271,6 +275,12 @@ impl Connection {
         let Some(external) = self.externals.get(at) else { return };
         let view = self.broker.core.catalog().view();
         let Ok(Some(object)) = resolve(&view, &external.to) else { return };
+        // It did not exist when it was subscribed to, or has come back as another.
+        if let Err(denied) = self.may_have(&external.to) {
+            self.metrics.forbidden.inc(denied.what);
+            let text = format!("not allowed to consume what {} names now", external.text);
+            return self.banish(text);
+        }
         let attached = match external.kind() {
             Kind::Queue => self.consume(external.qos, object).await,
             Kind::Stream => self.read(external.start.clone(), object).await,
@@ -446,8 +456,14 @@ impl Connection {
 
     /// Brings the subscriptions of a resumed session back to life.
     pub(super) async fn resubscribe(&mut self, subscriptions: Vec<(ByteString, StoredSubscription)>) {
+        let mut lost = Vec::new();
         for (text, stored) in subscriptions {
             let Ok(to) = Subscription::parse(text.clone()) else { continue };
+            if self.may_have(&to).is_err() {
+                self.broker.router.unsubscribe(self.subscriber.id, &text, &to);
+                lost.push(text);
+                continue;
+            }
             let wish = wish_of(&stored);
             if kind_of(&to).is_some() {
                 let start = std::str::from_utf8(&stored.extra).ok().and_then(super::parse_start);
@@ -456,6 +472,13 @@ impl Connection {
                 self.broker.router.subscribe(&self.subscriber, &text, &to, wish);
                 self.subscriptions.insert(text, to);
             }
+        }
+        if lost.is_empty() {
+            return;
+        }
+        tracing::info!(client = %self.stored.client_id, ?lost, "subscriptions that are not allowed any more are removed");
+        if let Err(error) = self.broker.sessions.unsubscribe(&self.stored, &lost).await {
+            self.fail(&error);
         }
     }
 }

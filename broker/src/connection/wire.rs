@@ -57,6 +57,11 @@ impl Wire {
         &self.peer
     }
 
+    /// Counts a packet that was decoded.
+    pub(super) fn count_received(&self, packet: weir_codec::PacketType) {
+        self.metrics.packets_received.inc(packet);
+    }
+
     /// Waits until the socket can be read or written, as asked. Cancel-safe.
     pub(super) async fn ready(&self, read: bool) -> io::Result<tokio::io::Ready> {
         let interest = match (read, self.output.is_empty()) {

@@ -325,6 +325,7 @@ impl Runner {
                     + if repeated { " repeated" } else { "" }
             }
             Event::Release { packet_id } => format!("release {}", packet_id.get()),
+            Event::Auth { begins, .. } => format!("auth {}", if begins { "begins" } else { "goes on" }),
             Event::Subscribe(packet) => format!("subscribe {}", packet.packet_id.get()),
             Event::Unsubscribe(packet) => format!("unsubscribe {}", packet.packet_id.get()),
             Event::Acked { packet_id, tag, reason } => {

@@ -1,6 +1,8 @@
 //! A whole broker in this process, on a store that the test chooses, seen through a client that sends and expects
 //! single packets.
 
+mod auth;
+mod auth_methods;
 mod client;
 mod failed;
 mod faults;
@@ -31,6 +33,7 @@ use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use weir::auth::Method;
 use weir::config::{Config, Listener};
 use weir::server::{self, Started};
 use weir_core::Core;
@@ -88,6 +91,14 @@ impl TestBroker {
     }
 
     pub(super) async fn start_with(config: Config, store: &SharedStore) -> Self {
+        Self::start_with_methods(config, store, Vec::new()).await
+    }
+
+    pub(super) async fn start_with_methods(
+        config: Config,
+        store: &SharedStore,
+        methods: Vec<Arc<dyn Method>>,
+    ) -> Self {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let (started_tx, started) = oneshot::channel();
@@ -96,7 +107,7 @@ impl TestBroker {
             let (store, shutdown) = (Arc::clone(store), shutdown.clone());
             async move {
                 let seed = Seed::from_entropy();
-                server::run_on(&config, store, Clock::system(), &seed, shutdown, started_tx).await
+                server::run_with(&config, store, Clock::system(), &seed, shutdown, started_tx, methods).await
             }
         });
         let started = tokio::time::timeout(DEADLINE, started).await.expect("a start in time");

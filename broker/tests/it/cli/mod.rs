@@ -2,6 +2,7 @@
 //! written here, packet by packet, so that these tests stand on the codec alone.
 
 mod admin;
+mod auth;
 mod bench;
 mod client;
 mod help;

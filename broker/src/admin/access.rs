@@ -1,0 +1,114 @@
+//! Who may call the admin API: the server's TLS, and the token that every call must bring. Knows no calls.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use secrecy::{ExposeSecret, SecretString};
+use tonic::service::Interceptor;
+use tonic::transport::{Certificate, Identity, ServerTlsConfig};
+use tonic::{Request, Status};
+
+use crate::config::AdminAccess;
+
+/// Shortest token, in bytes.
+const TOKEN_BYTES_MIN: usize = 16;
+
+/// What is read from the files of an [`AdminAccess`].
+pub(crate) struct Access {
+    pub(super) tls: Option<ServerTlsConfig>,
+    pub(super) guard: Guard,
+}
+
+/// Lets calls through that bring the token, or all if there is none.
+#[derive(Clone)]
+pub(super) struct Guard(Option<Arc<SecretString>>);
+
+impl Access {
+    /// Reads the files.
+    pub(crate) fn read(config: &AdminAccess) -> anyhow::Result<Self> {
+        let tls = match (&config.certificate_file, &config.key_file) {
+            (Some(certificate), Some(key)) => {
+                let identity = Identity::from_pem(file(certificate)?, file(key)?);
+                let tls = ServerTlsConfig::new().identity(identity);
+                Some(match &config.client_ca_file {
+                    Some(path) => tls.client_ca_root(Certificate::from_pem(file(path)?)),
+                    None => tls,
+                })
+            }
+            _ => None,
+        };
+        let token = config.token_file.as_deref().map(token).transpose()?;
+        if token.is_some() && tls.is_none() {
+            tracing::info!("the token of the admin API is sent as it is, without TLS");
+        }
+        Ok(Self { tls, guard: Guard(token.map(Arc::new)) })
+    }
+}
+
+fn file(path: &Path) -> anyhow::Result<String> {
+    std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))
+}
+
+fn token(path: &Path) -> anyhow::Result<SecretString> {
+    let token = file(path)?.trim().to_owned();
+    if token.len() < TOKEN_BYTES_MIN {
+        bail!(
+            "{}: a token of {} bytes can be guessed; allowed: from {TOKEN_BYTES_MIN}",
+            path.display(),
+            token.len()
+        );
+    }
+    Ok(token.into())
+}
+
+impl Interceptor for Guard {
+    fn call(&mut self, request: Request<()>) -> Result<Request<()>, Status> {
+        let Some(token) = &self.0 else { return Ok(request) };
+        let sent = request.metadata().get("authorization").map(|value| value.as_bytes());
+        let sent = sent.and_then(|value| value.strip_prefix(b"Bearer ")).unwrap_or_default();
+        if weir_auth::is_same_secret(sent, token.expose_secret().as_bytes()) {
+            return Ok(request);
+        }
+        tracing::info!("call of the admin API without the right token");
+        Err(Status::unauthenticated("the token is missing or wrong; `--token-file FILE` sends one"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn call(guard: &mut Guard, header: Option<&'static str>) -> Result<(), tonic::Code> {
+        let mut request = Request::new(());
+        if let Some(header) = header {
+            request.metadata_mut().insert("authorization", header.parse().unwrap());
+        }
+        guard.call(request).map(|_| ()).map_err(|status| status.code())
+    }
+
+    #[test]
+    fn only_the_token_opens() {
+        let mut guard = Guard(Some(Arc::new("0123456789abcdef".into())));
+        assert_eq!(call(&mut guard, Some("Bearer 0123456789abcdef")), Ok(()));
+        for header in
+            [None, Some(""), Some("Bearer "), Some("Bearer 0123456789abcdeF"), Some("0123456789abcdef")]
+        {
+            assert_eq!(call(&mut guard, header), Err(tonic::Code::Unauthenticated), "{header:?}");
+        }
+        assert_eq!(call(&mut Guard(None), None), Ok(()));
+    }
+
+    #[test]
+    fn a_token_that_is_short_or_absent_ends_the_start() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("token");
+        let config = AdminAccess { token_file: Some(path.clone()), ..AdminAccess::default() };
+        assert!(Access::read(&config).is_err(), "no file");
+        std::fs::write(&path, "short\n").unwrap();
+        let error = Access::read(&config).err().map(|error| error.to_string()).unwrap_or_default();
+        assert!(error.contains("5 bytes") && !error.contains("short"), "{error}");
+        std::fs::write(&path, "long enough for a token\n").unwrap();
+        assert!(Access::read(&config).is_ok());
+    }
+}

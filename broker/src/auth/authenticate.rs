@@ -1,0 +1,198 @@
+//! CONNECT: is the client who it says it is?
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use weir_auth::{JwtError, JwtVerifier, PasswordFile, Token};
+use weir_codec::{Connect, ReasonCode};
+
+use super::{Auth, HASHES_WAITING_MAX, Identity, Proved, Refused};
+use crate::listen::Peer;
+use crate::metrics::AuthRefusal;
+
+const WRONG: Refused = Refused {
+    reason: ReasonCode::BadUserNameOrPassword,
+    text: "user name or password is wrong",
+    label: AuthRefusal::BadCredentials,
+};
+const MISSING: Refused = Refused {
+    reason: ReasonCode::NotAuthorized,
+    text: "say who you are: user name and password, a token or a certificate",
+    label: AuthRefusal::Anonymous,
+};
+const THROTTLED: Refused = Refused {
+    reason: ReasonCode::ConnectionRateExceeded,
+    text: "too many failures from this address or for this user; try again in a minute",
+    label: AuthRefusal::Throttled,
+};
+const BUSY: Refused = Refused {
+    reason: ReasonCode::ServerBusy,
+    text: "too many clients connect at once; try again",
+    label: AuthRefusal::Busy,
+};
+
+/// One of those who wait for a hash.
+struct Waiting<'a>(&'a Auth);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Auth {
+    /// Who the client is, by what it says in CONNECT and what its transport knows. A refusal takes the longer the more
+    /// often it happens.
+    pub(crate) async fn authenticate(&self, connect: &Connect, peer: &Peer) -> Result<Identity, Refused> {
+        let started = self.clock.now();
+        let result = self.judge(connect, peer).await;
+        self.metrics.auth_seconds.observe((self.clock.now() - started).as_secs_f64());
+        result
+    }
+
+    async fn judge(&self, connect: &Connect, peer: &Peer) -> Result<Identity, Refused> {
+        if self.config.certificate_as_user
+            && let Some(name) = peer.certificate_name().filter(|name| !name.is_empty())
+        {
+            return Ok(Identity { user: Some(name.clone()), ..Identity::default() });
+        }
+        if !self.authenticates() {
+            return Ok(Identity::default());
+        }
+        let username = connect.username.as_deref().unwrap_or_default();
+        let password = connect.password.as_deref().unwrap_or_default();
+        if username.is_empty() && password.is_empty() {
+            return if self.admits_anonymous() { Ok(Identity::default()) } else { Err(MISSING) };
+        }
+        let state = self.state.load_full();
+        if state.jwt.is_some() && JwtVerifier::resembles_token(password) {
+            return self.judge_token(username, password, peer.ip()).await;
+        }
+        let Some(users) = &state.users else { return self.refuse(WRONG, peer.ip(), Some(username)).await };
+        self.judge_password(users, username, connect, peer.ip()).await
+    }
+
+    async fn judge_password(
+        &self,
+        users: &Arc<PasswordFile>,
+        username: &str,
+        connect: &Connect,
+        address: Option<IpAddr>,
+    ) -> Result<Identity, Refused> {
+        let password = connect.password.clone().unwrap_or_default();
+        let stamp = users.stamp(username);
+        let known =
+            |stamp| Identity { user: Some(username.to_owned().into()), expires_at: None, stamp: Some(stamp) };
+        let proof = stamp.map(|stamp| self.recent.lock().proof(username, &password, stamp));
+        // Before the throttle: what strangers fail at does not keep those out who have just been here.
+        if let (Some(stamp), Some(proof)) = (stamp, &proof)
+            && self.recent.lock().holds(proof, self.clock.now().into_std())
+        {
+            self.metrics.auth_recent.inc();
+            return Ok(known(stamp));
+        }
+        self.admit(address, Some(username))?;
+        if !self.verify(users, username, password).await? {
+            return self.refuse(WRONG, address, Some(username)).await;
+        }
+        let (Some(stamp), Some(proof)) = (stamp, proof) else {
+            return self.refuse(WRONG, address, Some(username)).await;
+        };
+        self.recent.lock().add(proof, self.clock.now().into_std());
+        self.throttle.lock().succeeded(username);
+        Ok(known(stamp))
+    }
+
+    /// Verifies a password on a thread of its own, when there is one.
+    async fn verify(
+        &self,
+        users: &Arc<PasswordFile>,
+        username: &str,
+        password: bytes::Bytes,
+    ) -> Result<bool, Refused> {
+        let others = self.waiting.fetch_add(1, Ordering::Relaxed);
+        let waiting = Waiting(self);
+        if others >= HASHES_WAITING_MAX {
+            return Err(BUSY);
+        }
+        let permit = Arc::clone(&self.hashes).acquire_owned().await.map_err(|_| BUSY)?;
+        drop(waiting);
+        let (users, username) = (Arc::clone(users), username.to_owned());
+        let hash = move || {
+            let right = users.verify(&username, &password);
+            // Here, so that it is held as long as the work goes on, whatever becomes of the connection.
+            drop(permit);
+            right
+        };
+        tokio::task::spawn_blocking(hash).await.map_err(|_| BUSY)
+    }
+
+    /// A token in place of a password.
+    async fn judge_token(
+        &self,
+        username: &str,
+        token: &[u8],
+        address: Option<IpAddr>,
+    ) -> Result<Identity, Refused> {
+        self.admit(address, None)?;
+        match self.verify_token(token) {
+            Ok(token) if username.is_empty() || username == token.user => Ok(identity(token)),
+            Ok(_) => {
+                tracing::info!("a token came with another user name than it has");
+                self.refuse(WRONG, address, None).await
+            }
+            Err(error) => {
+                tracing::info!(%error, "token refused");
+                self.refuse(WRONG, address, None).await
+            }
+        }
+    }
+
+    pub(super) fn verify_token(&self, token: &[u8]) -> Result<Token, JwtError> {
+        let state = self.state.load();
+        state.jwt.as_ref().ok_or(JwtError::KeyUnknown)?.verify(token, self.clock.wall())
+    }
+
+    /// Whether an enhanced method may be tried from there.
+    pub(crate) fn admit(&self, address: Option<IpAddr>, user: Option<&str>) -> Result<(), Refused> {
+        let admitted = self.throttle.lock().admits(address, user, self.clock.now().into_std());
+        if admitted { Ok(()) } else { Err(THROTTLED) }
+    }
+
+    /// Counts a failure and waits before it is told.
+    async fn refuse<T>(
+        &self,
+        refused: Refused,
+        address: Option<IpAddr>,
+        user: Option<&str>,
+    ) -> Result<T, Refused> {
+        self.failed(address, user).await;
+        Err(refused)
+    }
+
+    /// The same for an enhanced method.
+    pub(crate) async fn failed(&self, address: Option<IpAddr>, user: Option<&str>) {
+        let delay = self.count_failure(address, user);
+        tokio::time::sleep(delay).await;
+    }
+
+    /// Counts a failure. How long it should take until it is told.
+    pub(crate) fn count_failure(&self, address: Option<IpAddr>, user: Option<&str>) -> Duration {
+        let mut throttle = self.throttle.lock();
+        let delay = throttle.failed(address, user, self.clock.now().into_std());
+        self.metrics.auth_throttled_entries.set(i64::try_from(throttle.entries()).unwrap_or(i64::MAX));
+        delay
+    }
+}
+
+fn identity(token: Token) -> Identity {
+    Identity { user: Some(token.user.into()), expires_at: Some(token.expires_at), stamp: None }
+}
+
+impl From<&Proved> for Identity {
+    fn from(proved: &Proved) -> Self {
+        Self { user: Some(proved.user.clone()), expires_at: proved.expires_at, stamp: None }
+    }
+}

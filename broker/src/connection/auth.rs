@@ -1,0 +1,365 @@
+//! Who the client is and what it may do: at CONNECT, when it proves itself anew, when rules change, when its proof ends.
+//! The answers come from [`crate::auth`]; here they become packets and ends of connections.
+
+use bytes::Bytes;
+use bytestring::ByteString;
+use futures_util::future::BoxFuture;
+use weir_codec::{Auth as AuthPacket, Connect, Decoder, Packet, PacketType, ReasonCode};
+use weir_session::Transmit;
+use weir_topic::{Subscription, TopicName};
+
+use super::Connection;
+use super::external::{Refusal, resolve};
+use super::handshake::write_all;
+use super::wire::Wire;
+use crate::auth::{Claim, ClientAccess, Denied, Exchange, Identity, Proved, Refused, Step};
+use crate::broker::Broker;
+use crate::metrics::{AuthRefusal, Closed, Forbidden};
+
+/// Steps that an exchange may take.
+const STEPS_MAX: u8 = 16;
+
+const UNKNOWN_METHOD: Refused = Refused {
+    reason: ReasonCode::BadAuthenticationMethod,
+    text: "there is no such authentication method",
+    label: AuthRefusal::BadMethod,
+};
+const NOT_PROVED: Refused = Refused {
+    reason: ReasonCode::NotAuthorized,
+    text: "authentication failed",
+    label: AuthRefusal::BadCredentials,
+};
+const OUT_OF_TURN: Refused = Refused {
+    reason: ReasonCode::ProtocolError,
+    text: "before CONNACK only AUTH of the same method may come",
+    label: AuthRefusal::BadCredentials,
+};
+
+/// A client that may come in.
+pub(super) struct Admitted {
+    /// `None`: everybody may everything.
+    pub(super) auth: Option<Box<ClientAuth>>,
+    pub(super) user: Option<ByteString>,
+    /// Authentication Data for CONNACK.
+    pub(super) data: Option<Bytes>,
+}
+
+/// Why a client does not come in.
+pub(super) enum NotAdmitted {
+    /// Tell it so.
+    Refused(Refused),
+    /// There is nobody to tell.
+    Ended(Closed),
+}
+
+/// What a connection keeps of who its client is.
+pub(super) struct ClientAuth {
+    access: Box<ClientAccess>,
+    /// Named in CONNECT.
+    method: Option<ByteString>,
+    /// What a new exchange begins with.
+    claim: Claim,
+    /// A re-authentication that waits for the client.
+    exchange: Option<Box<dyn Exchange>>,
+    /// One whose next step is being worked out.
+    step: Option<BoxFuture<'static, (Box<dyn Exchange>, Step)>>,
+    steps: u8,
+    /// A refused publish has been logged; the others would fill the log.
+    logged: bool,
+}
+
+/// Something that concerns who the client is.
+pub(super) enum AuthEvent {
+    Stepped(Box<dyn Exchange>, Step),
+    Changed,
+    Expired,
+}
+
+/// Finds out whether the client of `connect` may come in.
+pub(super) async fn admit(
+    broker: &Broker,
+    wire: &mut Wire,
+    decoder: &mut Decoder,
+    connect: &Connect,
+    client_id: &ByteString,
+) -> Result<Admitted, NotAdmitted> {
+    let result = judge(broker, wire, decoder, connect, client_id).await;
+    if let Err(NotAdmitted::Refused(refused)) = &result {
+        broker.metrics.auth_refusals.inc(refused.label);
+        tracing::info!(
+            client = %client_id, peer = %wire.peer(), user = connect.username.as_deref().unwrap_or_default(),
+            reason = %refused.reason, text = refused.text, "client is not let in"
+        );
+    }
+    result
+}
+
+async fn judge(
+    broker: &Broker,
+    wire: &mut Wire,
+    decoder: &mut Decoder,
+    connect: &Connect,
+    client_id: &ByteString,
+) -> Result<Admitted, NotAdmitted> {
+    let claim = Claim {
+        client_id: connect.client_id.to_string().into(),
+        // A copy: the received buffer holds the password too.
+        username: connect.username.as_ref().map(|name| name.to_string().into()),
+        address: wire.peer().ip(),
+    };
+    let method = connect.authentication_method.as_ref().map(|method| ByteString::from(method.to_string()));
+    let mut data = None;
+    let identity = match &method {
+        None => broker.auth.authenticate(connect, wire.peer()).await.map_err(NotAdmitted::Refused)?,
+        Some(method) => {
+            let proved = exchange(broker, wire, decoder, connect, (method, &claim)).await?;
+            data.clone_from(&proved.data);
+            Identity::from(&proved)
+        }
+    };
+    let user = if broker.auth.authenticates() { identity.user.clone() } else { claim.username.clone() };
+    let access = broker.auth.access(identity, client_id, wire.peer());
+    let auth = access.map(|access| {
+        Box::new(ClientAuth { access, method, claim, exchange: None, step: None, steps: 0, logged: false })
+    });
+    if let (Some(will), Some(auth)) = (&connect.will, &auth)
+        && let Err(denied) = auth.access.will(&will.message.topic, will.retain)
+    {
+        broker.metrics.forbidden.inc(denied.what);
+        let (reason, label) = (ReasonCode::NotAuthorized, AuthRefusal::NotAuthorized);
+        return Err(NotAdmitted::Refused(Refused { reason, text: denied.text(), label }));
+    }
+    Ok(Admitted { auth, user, data })
+}
+
+/// An enhanced authentication from CONNECT to its end.
+async fn exchange(
+    broker: &Broker,
+    wire: &mut Wire,
+    decoder: &mut Decoder,
+    connect: &Connect,
+    (method, claim): (&ByteString, &Claim),
+) -> Result<Proved, NotAdmitted> {
+    broker.auth.admit(claim.address, None).map_err(NotAdmitted::Refused)?;
+    let begun = broker.auth.begin(method, claim.clone());
+    let mut exchange = begun.ok_or(NotAdmitted::Refused(UNKNOWN_METHOD))?;
+    let give_up_at = broker.clock.now() + broker.limits.connect_timeout;
+    let mut data = connect.authentication_data.clone();
+    for _ in 0..STEPS_MAX {
+        let step = tokio::time::timeout_at(give_up_at, exchange.step(data.take())).await;
+        match step.map_err(|_| NotAdmitted::Ended(Closed::ConnectTimeout))? {
+            Step::Continue(ask) => {
+                let asked =
+                    tokio::time::timeout_at(give_up_at, ask_for_more(wire, decoder, connect, ask)).await;
+                data = asked.map_err(|_| NotAdmitted::Ended(Closed::ConnectTimeout))??;
+            }
+            Step::Success(proved) => return Ok(proved),
+            Step::Failure(why) => {
+                tracing::info!(peer = %wire.peer(), method = &**method, why, "authentication failed");
+                broker.auth.failed(claim.address, None).await;
+                return Err(NotAdmitted::Refused(NOT_PROVED));
+            }
+        }
+    }
+    Err(NotAdmitted::Refused(NOT_PROVED))
+}
+
+/// Sends AUTH and waits for the client's. Between CONNECT and CONNACK nothing else may come [MQTT-3.1.2-30].
+async fn ask_for_more(
+    wire: &mut Wire,
+    decoder: &mut Decoder,
+    connect: &Connect,
+    data: Bytes,
+) -> Result<Option<Bytes>, NotAdmitted> {
+    let lost = |_| NotAdmitted::Ended(Closed::ConnectionLost);
+    let ask = AuthPacket {
+        reason: ReasonCode::ContinueAuthentication,
+        authentication_method: connect.authentication_method.clone(),
+        authentication_data: Some(data),
+        ..AuthPacket::default()
+    };
+    let transmit = Transmit::Packet(Packet::Auth(Box::new(ask)));
+    wire.put(&transmit, connect.version).map_err(|_| NotAdmitted::Ended(Closed::Internal))?;
+    write_all(wire).await.map_err(lost)?;
+    loop {
+        match decoder.decode(&mut wire.input) {
+            Ok(Some(Packet::Auth(auth)))
+                if auth.reason == ReasonCode::ContinueAuthentication
+                    && auth.authentication_method == connect.authentication_method =>
+            {
+                wire.count_received(PacketType::Auth);
+                return Ok(auth.authentication_data);
+            }
+            Ok(Some(Packet::Disconnect(_))) => {
+                return Err(NotAdmitted::Ended(Closed::Disconnect));
+            }
+            Ok(Some(_)) | Err(_) => return Err(NotAdmitted::Refused(OUT_OF_TURN)),
+            Ok(None) => {}
+        }
+        wire.ready(true).await.map_err(lost)?;
+        if !wire.fill().map_err(lost)? {
+            return Err(NotAdmitted::Ended(Closed::ConnectionLost));
+        }
+    }
+}
+
+/// The next event of a client's authentication, for ever if there is none. Cancel-safe.
+pub(super) async fn event(auth: &mut Option<Box<ClientAuth>>) -> AuthEvent {
+    match auth {
+        // Boxed, so that connections without authentication hold no room for it.
+        Some(auth) => Box::pin(auth.event()).await,
+        None => std::future::pending().await,
+    }
+}
+
+impl ClientAuth {
+    async fn event(&mut self) -> AuthEvent {
+        let Self { access, step, .. } = self;
+        let expires_at = access.expires_at();
+        let stepped = async {
+            match step {
+                Some(step) => step.await,
+                None => std::future::pending().await,
+            }
+        };
+        let expired = async {
+            match expires_at {
+                Some(at) => tokio::time::sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            (exchange, step) = stepped => AuthEvent::Stepped(exchange, step),
+            () = expired => AuthEvent::Expired,
+            () = access.changed() => AuthEvent::Changed,
+        }
+    }
+}
+
+impl Connection {
+    pub(super) fn handle_auth_event(&mut self, event: AuthEvent) {
+        match event {
+            AuthEvent::Stepped(exchange, step) => self.handle_step(exchange, step),
+            AuthEvent::Changed => {
+                self.recheck();
+            }
+            AuthEvent::Expired => {
+                self.banish("the token has expired: re-authenticate in time, or connect with a fresh one");
+            }
+        }
+    }
+
+    /// AUTH of the client, whose turn it is.
+    pub(super) fn handle_auth(&mut self, begins: bool, data: Option<Bytes>) {
+        let Some(auth) = &mut self.auth else { return self.banish("authentication failed") };
+        let known = if begins {
+            auth.steps = 0;
+            let method = auth.method.as_deref().unwrap_or_default();
+            auth.access.auth().begin(method, auth.claim.clone())
+        } else {
+            auth.exchange.take()
+        };
+        let Some(mut exchange) = known.filter(|_| auth.steps < STEPS_MAX) else {
+            return self.banish("authentication failed");
+        };
+        auth.steps += 1;
+        auth.step = Some(Box::pin(async move {
+            let step = exchange.step(data).await;
+            (exchange, step)
+        }));
+    }
+
+    fn handle_step(&mut self, exchange: Box<dyn Exchange>, step: Step) {
+        let Some(auth) = &mut self.auth else { return };
+        auth.step = None;
+        match step {
+            Step::Continue(data) => {
+                auth.exchange = Some(exchange);
+                self.session.handle_auth_continued(data);
+            }
+            Step::Success(proved) if Some(&proved.user) == auth.access.identity().user.as_ref() => {
+                auth.access.renew(Identity::from(&proved));
+                self.session.handle_authenticated(proved.data);
+            }
+            Step::Success(_) => {
+                self.metrics.auth_refusals.inc(AuthRefusal::BadCredentials);
+                self.banish("re-authenticated as another user: connect anew for that");
+            }
+            Step::Failure(why) => {
+                tracing::info!(client = %self.stored.client_id, why, "re-authentication failed");
+                self.metrics.auth_refusals.inc(AuthRefusal::BadCredentials);
+                auth.access.auth().count_failure(auth.claim.address, None);
+                self.banish("re-authentication failed");
+            }
+        }
+    }
+
+    /// Takes up other rules if there are any. What the client has and may not have any more, ends its connection: it
+    /// learns of it, and its session goes on without.
+    /// False if the connection ends for that.
+    pub(super) fn refresh_access(&mut self) -> bool {
+        !self.auth.as_ref().is_some_and(|auth| auth.access.is_outdated()) || self.recheck()
+    }
+
+    fn recheck(&mut self) -> bool {
+        let Some(auth) = &mut self.auth else { return true };
+        if !auth.access.refresh() {
+            self.banish("the user is gone or has another password: connect anew");
+            return false;
+        }
+        let plain = self.subscriptions.iter();
+        let others = self.externals.iter().map(|external| (&external.text, &external.to));
+        let lost = plain.chain(others).find(|(_, to)| self.may_have(to).is_err());
+        if let Some((text, _)) = lost {
+            let text = format!("access rules have changed: not allowed to subscribe to {text} any more");
+            self.metrics.forbidden.inc(Forbidden::Subscribe);
+            self.banish(text);
+            return false;
+        }
+        true
+    }
+
+    /// Ends the connection of a client that may not stay.
+    pub(super) fn banish(&mut self, text: impl Into<ByteString>) {
+        let text = text.into();
+        tracing::info!(client = %self.stored.client_id, text = &*text, "client must go");
+        self.session.close(ReasonCode::NotAuthorized, Some(text));
+    }
+
+    /// Whether the client may publish there.
+    pub(super) fn may_publish(&self, topic: &TopicName, retain: bool) -> Result<(), Denied> {
+        self.auth.as_ref().map_or(Ok(()), |auth| auth.access.publish(topic, retain))
+    }
+
+    /// Logs a publish that was refused: the first of a connection for everybody, the others for who looks closely.
+    pub(super) fn log_refused(&mut self, topic: &TopicName, denied: &Denied) {
+        self.metrics.forbidden.inc(denied.what);
+        let Some(auth) = &mut self.auth else { return };
+        let (client, rule) = (&self.stored.client_id, denied.line);
+        if std::mem::replace(&mut auth.logged, true) {
+            tracing::debug!(%client, %topic, rule, "publish is not allowed");
+        } else {
+            tracing::info!(%client, %topic, rule, "publish is not allowed; others of this connection at level debug");
+        }
+    }
+
+    /// Whether the client may have a subscription, to what it names now.
+    pub(super) fn may_have(&self, to: &Subscription) -> Result<(), Denied> {
+        let Some(auth) = &self.auth else { return Ok(()) };
+        auth.access.subscribe(to)?;
+        // One that does not exist yet is looked at when it appears.
+        match resolve(&self.broker.core.catalog().view(), to) {
+            Ok(Some(object)) => auth.access.attach(&object),
+            Ok(None) | Err(_) => Ok(()),
+        }
+    }
+
+    /// The same, as the answer to a SUBSCRIBE.
+    pub(super) fn check_allowed(&self, text: &ByteString, to: &Subscription) -> Result<(), Refusal> {
+        self.may_have(to).map_err(|denied| {
+            self.metrics.forbidden.inc(denied.what);
+            tracing::debug!(client = %self.stored.client_id, filter = %text, rule = denied.line, "not allowed");
+            Refusal { reason: ReasonCode::NotAuthorized, text: format!("{text}: {}", denied.text()) }
+        })
+    }
+}

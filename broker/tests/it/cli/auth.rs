@@ -1,0 +1,90 @@
+//! `weir auth`: hashes that work, mistakes with their line, decisions with their reason.
+
+use super::weir;
+
+const RULES: &str = r##"[[rules]]
+deny = ["publish"]
+topics = ["config/#"]
+retain = true
+
+[[rules]]
+allow = ["publish", "subscribe"]
+users = ["anna"]
+topics = ["home/%u/#", "config/#"]
+
+[[rules]]
+allow = ["consume"]
+addresses = ["10.0.0.0/8"]
+names = ["jobs"]
+"##;
+
+async fn explain(args: &[&str]) -> String {
+    let dir = tempfile::tempdir().unwrap();
+    let rules = dir.path().join("rules.toml");
+    std::fs::write(&rules, RULES).unwrap();
+    let args = [&["auth", "explain", "--rules-file", rules.to_str().unwrap()], args].concat();
+    weir(&args, "").await.output()
+}
+
+#[tokio::test]
+async fn a_hash_is_of_the_password_alone() {
+    let line = weir(&["auth", "hash", "--user", "anna"], "secret\n").await.output();
+    let users = weir_auth::PasswordFile::parse(&line).unwrap();
+    assert!(users.verify("anna", b"secret") && !users.verify("anna", b"secret\n"));
+    let bare = weir(&["auth", "hash"], "secret").await.output();
+    assert!(bare.starts_with("$argon2id$v=19$m=19456,t=2,p=1$"), "{bare}");
+    for input in ["", "\n", "a\nb\n"] {
+        let failure = weir(&["auth", "hash"], input).await.failure();
+        assert_eq!(failure, "weir: standard input must hold one line, the password\n");
+    }
+    let failure = weir(&["auth", "hash", "--user", "#anna"], "secret").await.failure();
+    assert!(failure.contains("`#anna` is not allowed"), "{failure}");
+}
+
+#[tokio::test]
+async fn decisions_have_their_reason() {
+    let anna: &[&str] = &["--user", "anna", "--client-id", "c1"];
+    let mut all = String::new();
+    for args in [
+        &["publish", "home/anna/door"][..],
+        &["publish", "--retain", "config/x"],
+        &["publish", "$queue/jobs"],
+        &["subscribe", "home/+/door"],
+        &["subscribe", "$share/g/home/anna/#"],
+        &["subscribe", "$queue/jobs"],
+        &["--address", "10.1.2.3", "subscribe", "$queue/jobs"],
+        &["--address", "10.1.2.3", "consume", "jobs"],
+        &["create", "auto-1", "jobs/#"],
+    ] {
+        all.push_str(&format!("# {}\n{}\n", args.join(" "), explain(&[anna, args].concat()).await));
+    }
+    all.push_str(&format!("# anonymous\n{}", explain(&["publish", "home/anna/door"]).await));
+    insta::assert_snapshot!(all);
+}
+
+#[tokio::test]
+async fn files_are_checked() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let shown = |text: String| text.replace(dir.path().to_str().unwrap(), "DIR");
+    let hash = weir_auth::hash_password(b"x").unwrap();
+    std::fs::write(path("users"), format!("anna:{hash}\n")).unwrap();
+    std::fs::write(path("rules"), RULES).unwrap();
+    let config = |text: String| std::fs::write(path("weir.toml"), text).unwrap();
+    let check = async || weir(&["auth", "check", "--config", &path("weir.toml")], "").await;
+    config(format!("[auth]\nusersFile = '{}'\nrulesFile = '{}'\n", path("users"), path("rules")));
+    assert_eq!(shown(check().await.output()), "DIR/users: 1 users\nDIR/rules: 3 rules\n");
+
+    std::fs::write(path("users"), "anna:hunter2\n").unwrap();
+    std::fs::write(path("rules"), "[[rules]]\nallow = [\"publish\"]\n").unwrap();
+    let failure = shown(check().await.failure());
+    insta::assert_snapshot!(failure);
+    assert!(!failure.contains("hunter2"));
+
+    config("[auth]\n[[auth.rules]]\nallow = [\"read\"]\ntopics = [\"a\"]\n".to_owned());
+    insta::assert_snapshot!(shown(check().await.failure()));
+    config("[auth]\n[[auth.rules]]\nallow = [\"publish\"]\ntopics = [\"a\"]\n".to_owned());
+    assert_eq!(shown(check().await.output()), "DIR/weir.toml: 1 rules\n");
+    config(String::new());
+    assert!(check().await.failure().contains("nothing says who may do what"));
+}
