@@ -260,7 +260,7 @@ impl Connection {
                         self.answer(asker, outcome);
                     }
                 }
-                () = self.mailbox.changed() => self.handle_mail(),
+                () = self.mailbox.changed() => Box::pin(self.handle_mail()).await,
                 delivery = self.queue.recv(), if take_queue => self.held.push_back(delivery),
                 batch = self.stream.recv(), if take_stream => self.batch = Some(batch),
                 result = write_of(&mut self.inbox.writing) => self.handle_written(result),
@@ -286,14 +286,18 @@ impl Connection {
         }
     }
 
-    fn handle_mail(&mut self) {
+    async fn handle_mail(&mut self) {
         if self.mailbox.take_inbox_changed() {
             self.inbox.more = true;
         }
         // Closing a closed session does nothing.
         match self.mailbox.eviction() {
             None => {}
-            Some(Eviction::TakenOver) => self.session.close(ReasonCode::SessionTakenOver, None),
+            Some(Eviction::TakenOver) => {
+                // What the client sent before it came back counts: after a DISCONNECT its will is withdrawn.
+                self.handle_ready(self.wants_read() && !self.input_ended, false).await;
+                self.session.close(ReasonCode::SessionTakenOver, None);
+            }
             Some(Eviction::TooSlow) => self.shed("limits.outboxBytesPerClient"),
         }
     }

@@ -44,6 +44,19 @@ async fn a_will_follows_every_end_but_disconnect() {
     watcher.quiet().await;
 }
 
+/// Its DISCONNECT is in the socket when its next connection takes the session over.
+// Conformance v311: 3.1.2-10, 3.14.4-3
+#[tokio::test]
+async fn who_says_goodbye_and_comes_back_at_once_has_withdrawn_its_will() {
+    let broker = TestBroker::start().await;
+    let mut watcher = broker.watcher().await;
+    for _ in 0..100 {
+        let mut raw = broker.raw_after("10: `MQTT` 04 06 00 00 `c` `will` `gone`", "20: 00 00").await;
+        raw.send("e0:").await;
+    }
+    watcher.quiet().await;
+}
+
 // Conformance v311: 3.1.2-12
 #[tokio::test]
 async fn who_has_no_will_leaves_none() {
