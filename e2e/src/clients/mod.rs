@@ -32,6 +32,8 @@ pub enum Kind {
 /// The version of MQTT to speak.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Version {
+    /// MQTT 3.1. Not in [`Client::all`], because not every client speaks it.
+    V31,
     /// MQTT 3.1.1.
     V311,
     /// MQTT 5.0.
@@ -257,6 +259,7 @@ impl fmt::Display for Client {
             Kind::Rumqttc => "rumqttc",
         };
         let version = match self.version {
+            Version::V31 => "3.1",
             Version::V311 => "3.1.1",
             Version::V5 => "5",
         };
@@ -442,7 +445,7 @@ impl fmt::Display for Source {
 
 /// Fails unless `version` is MQTT 5 or there are no `properties`.
 fn check_properties(version: Version, properties: &[(String, String)]) -> Result<()> {
-    ensure!(version == Version::V5 || properties.is_empty(), "MQTT 3.1.1 has no user properties");
+    ensure!(version == Version::V5 || properties.is_empty(), "only MQTT 5 has user properties");
     if properties.iter().any(|(name, _)| name.is_empty()) {
         bail!("a user property without a name");
     }

@@ -64,6 +64,7 @@ async fn programs(connect: &Connect) -> Result<&'static tools::Mosquitto> {
 
 fn connection(command: &mut Command, version: Version, connect: &Connect) {
     let version = match version {
+        Version::V31 => "mqttv31",
         Version::V311 => "mqttv311",
         Version::V5 => "mqttv5",
     };

@@ -90,7 +90,7 @@ options = {"clean_session": not task["persistent"]} if not v5 else {}
 client = mqtt.Client(
     mqtt.CallbackAPIVersion.VERSION2,
     client_id=task["clientId"],
-    protocol=mqtt.MQTTv5 if v5 else mqtt.MQTTv311,
+    protocol={3: mqtt.MQTTv31, 4: mqtt.MQTTv311, 5: mqtt.MQTTv5}[task["level"]],
     manual_ack=True,
     transport="websockets" if task["scheme"] in ("ws", "wss") else "tcp",
     **options,

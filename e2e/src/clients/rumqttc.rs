@@ -144,6 +144,7 @@ fn client(version: Version, connect: &Connect, requests_max: usize) -> Result<(R
     let (id, broker, port) = (&connect.client_id, &connect.broker, connect.broker.address.port());
     let (host, transport) = transport(broker)?;
     Ok(match version {
+        Version::V31 => bail!("rumqttc does not speak MQTT 3.1"),
         Version::V311 => {
             let mut options = rumqttc::MqttOptions::new(id, host, port);
             options.set_keep_alive(KEEP_ALIVE).set_clean_session(!connect.persistent);

@@ -45,6 +45,11 @@ fn connection(version: Version, connect: &Connect) -> Value {
         "key": own.map(|own| &own.key),
         "login": broker.login,
         "v5": version == Version::V5,
+        "level": match version {
+            Version::V31 => 3,
+            Version::V311 => 4,
+            Version::V5 => 5,
+        },
         "clientId": connect.client_id,
         "persistent": connect.persistent,
         "will": will.map(|will| json!({ "topic": will.topic, "payload": will.payload, "qos": will.qos })),

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Context, Result, ensure};
-use weir_e2e::clients::{Client, Connect, Message, Publish, Subscribe, Subscriber, Version};
+use weir_e2e::clients::{Client, Connect, Kind, Message, Publish, Subscribe, Subscriber, Version};
 use weir_e2e::endpoint::Endpoint;
 use weir_e2e::now_rfc3339;
 use weir_e2e::weir::Setup;
@@ -56,6 +56,20 @@ matrix!(against_weir; [
     stream_from_time,
 ]);
 
+/// MQTT 3.1, with the clients that still speak it.
+#[tokio::test]
+async fn mqtt_3_1() -> Result<()> {
+    for kind in [Kind::Mosquitto, Kind::Paho, Kind::NpmMqtt] {
+        let client = Client { kind, version: Version::V31 };
+        against_weir(client, live_many).await?;
+        against_weir(client, backlog_many).await?;
+        against_weir(client, will).await?;
+        against_weir(client, queue_backlog).await?;
+        against_weir(client, stream_from_earliest).await?;
+    }
+    Ok(())
+}
+
 async fn subscribe(client: Client, broker: &Endpoint, id: &str, filter: &str) -> Result<Subscriber> {
     let subscriber = client.subscribe(Connect::clean(broker, id), Subscribe::to(filter, 1)).await?;
     ensure!(subscriber.granted() == [1], "`{filter}` granted {:?}", subscriber.granted());
@@ -65,7 +79,7 @@ async fn subscribe(client: Client, broker: &Endpoint, id: &str, filter: &str) ->
 /// A subscription to the stream of vehicles that starts at `start`: said in the way that the version has.
 fn stream(client: Client, start: &str) -> Subscribe {
     match client.version {
-        Version::V311 => Subscribe::to(format!("$s/{start}/{VEHICLES}"), 1),
+        Version::V31 | Version::V311 => Subscribe::to(format!("$s/{start}/{VEHICLES}"), 1),
         Version::V5 => Subscribe::to("$stream/telemetry", 1).property("stream-offset", start),
     }
 }
