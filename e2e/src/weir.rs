@@ -12,6 +12,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::Signal;
 use tempfile::TempDir;
+use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 use tokio::sync::OnceCell;
 
@@ -121,10 +122,16 @@ impl Setup {
         Ok(setup.with_arguments(&["--tls-client-ca", &authority]))
     }
 
-    /// The folder for what a test gives to the broker; paths in arguments are relative to it.
-    #[must_use]
-    pub fn folder(&self) -> &Path {
-        self.folder.path()
+    /// The same with one user, whom `weir auth hash` makes a line for; nobody else may connect.
+    pub async fn with_user(self, user: &str, password: &str) -> Result<Self> {
+        let mut command = Command::new(binary().await?);
+        command.args(["auth", "hash", "--user", user]);
+        let mut process = Process::spawn("weir auth hash", command)?;
+        process.take_stdin().context("its input")?.write_all(password.as_bytes()).await?;
+        process.wait_success().await?;
+        let users = self.folder.path().join("users");
+        std::fs::write(&users, process.log().lines().join("\n"))?;
+        Ok(self.with_arguments(&["--auth-users-file", &users.display().to_string()]))
     }
 
     /// The command that starts the broker, listening on free loopback ports.

@@ -88,6 +88,25 @@ async fn a_client_certificate_opens_the_door_and_nothing_else_does() -> Result<(
     weir.terminate().await
 }
 
+#[tokio::test]
+async fn a_password_opens_the_door_and_no_other_does() -> Result<()> {
+    let setup = Setup::memory()?.with_every_transport()?.with_user("anna", "open sesame").await?;
+    let weir = setup.start().await?;
+    for client in Client::all() {
+        let transport = if client.version == Version::V5 { Transport::Wss } else { Transport::Tcp };
+        let broker = weir.endpoint(transport).await?.with_login("anna", "open sesame");
+        let came = publish(client, &broker, Publish::to("way/in", 1, ["here I am"])).await;
+        came.with_context(|| format!("{client} against {weir}"))?;
+    }
+    let stranger = Client { kind: Kind::Rumqttc, version: Version::V311 };
+    let anonymous = weir.endpoint(Transport::Tcp).await?;
+    for broker in [anonymous.clone().with_login("anna", "sesame"), anonymous] {
+        let refused = publish(stranger, &broker, Publish::to("way/in", 1, ["me too"])).await;
+        ensure!(refused.is_err(), "came in as {:?}", broker.login);
+    }
+    weir.terminate().await
+}
+
 mod weir {
     use super::{against_weir, tls, ws, wss};
     use crate::matrix::matrix;
