@@ -86,8 +86,6 @@ pub(super) struct Statement {
     deviates: Option<String>,
     /// Where it does not hold, although it has tests.
     except: Option<String>,
-    #[serde(default)]
-    open: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,18 +94,15 @@ pub(super) enum State<'a> {
     Holds(Option<&'a str>),
     NotServer(&'a str),
     Deviates(&'a str),
-    /// Nobody has looked yet.
-    Open,
 }
 
 impl Statement {
     pub(super) fn state(&self) -> Result<State<'_>, &'static str> {
-        match (&self.not_server, &self.deviates, &self.except, self.open) {
-            (None, None, except, false) => Ok(State::Holds(except.as_deref())),
-            (Some(why), None, None, false) => Ok(State::NotServer(why)),
-            (None, Some(why), None, false) => Ok(State::Deviates(why)),
-            (None, None, None, true) => Ok(State::Open),
-            _ => Err("more than one of not_server, deviates, except, open"),
+        match (&self.not_server, &self.deviates, &self.except) {
+            (None, None, except) => Ok(State::Holds(except.as_deref())),
+            (Some(why), None, None) => Ok(State::NotServer(why)),
+            (None, Some(why), None) => Ok(State::Deviates(why)),
+            _ => Err("more than one of not_server, deviates, except"),
         }
     }
 }

@@ -83,7 +83,7 @@ fn row(text: &mut String, version: Version, id: Id, statement: &Statement, evide
         }
         Ok(State::NotServer(why)) => format!("**not ours**: {why}"),
         Ok(State::Deviates(why)) => format!("**deviates**: {why}"),
-        Ok(State::Open) | Err(_) => "open".to_owned(),
+        Err(why) => why.to_owned(),
     };
     writeln!(text, "| {id} | {} | {verdict} |", statement.says).unwrap();
 }
