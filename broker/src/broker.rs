@@ -119,6 +119,14 @@ pub(crate) struct Live {
     span: tracing::Span,
 }
 
+/// A publish that has begun.
+pub(crate) enum Begun {
+    /// It is as far as it goes without waiting.
+    Accepted(Accepted),
+    /// It is to be put in line.
+    Enqueue(BoxFuture<'static, Accepted>),
+}
+
 /// What is waited for before a publisher is told.
 struct Durable {
     broker: Arc<Broker>,
@@ -143,20 +151,44 @@ impl Broker {
     /// Takes a message: gives it to live subscribers and puts it in line for whatever must keep it. Waits only
     /// while too much is in line already.
     pub(crate) async fn publish(self: &Arc<Self>, inbound: Inbound) -> Accepted {
+        match self.begin_publish(inbound) {
+            Begun::Accepted(accepted) => accepted,
+            Begun::Enqueue(enqueue) => enqueue.await,
+        }
+    }
+
+    /// The part of [`Self::publish`] that never waits, and all of it for a message that nothing must keep.
+    pub(crate) fn begin_publish(self: &Arc<Self>, inbound: Inbound) -> Begun {
         let span = tracing::debug_span!(
             "publish",
             topic = inbound.message.topic.as_str(),
             qos = inbound.qos.as_u8(),
             client = %inbound.publisher.client_id
         );
+        if !inbound.retain {
+            return self.forward(inbound, None, span);
+        }
         // In line before anybody gets it: who subscribes in between finds it retained.
-        let retained = match inbound.retain {
-            true => match Box::pin(self.retain(&inbound)).await {
-                Ok(retained) => Some(retained),
+        let broker = Arc::clone(self);
+        Begun::Enqueue(Box::pin(async move {
+            let retained = match broker.retain(&inbound).await {
+                Ok(retained) => retained,
                 Err(error) => return refused(&error),
-            },
-            false => None,
-        };
+            };
+            match broker.forward(inbound, Some(retained), span) {
+                Begun::Accepted(accepted) => accepted,
+                Begun::Enqueue(enqueue) => enqueue.await,
+            }
+        }))
+    }
+
+    /// Gives a message to everybody it is for. `retained` is how it is kept and when it is, if it is retained.
+    fn forward(
+        self: &Arc<Self>,
+        inbound: Inbound,
+        retained: Option<(Arc<Message>, Completion)>,
+        span: tracing::Span,
+    ) -> Begun {
         let message = &inbound.message;
         let mut matched = self.router.matches(message, inbound.qos, inbound.retain, inbound.from);
         let targets = self.core.targets(&message.topic);
@@ -171,20 +203,23 @@ impl Broker {
             live => live.map(Box::new),
         };
         if targets.is_empty() && inboxes.is_empty() && retained.is_none() {
-            return Accepted::Done(Outcome { reason, live });
+            return Begun::Accepted(Accepted::Done(Outcome { reason, live }));
         }
         let (kept, retained) = match retained {
             Some((kept, completion)) => (kept, Some(completion)),
             None => (self.kept(&inbound), None),
         };
-        let durable = self.enqueue(inbound, kept, inboxes, live, retained, &targets);
-        match Box::pin(durable.instrument(span.clone())).await {
-            Ok(durable) => {
-                let commit = tracing::debug_span!(parent: &span, "commit");
-                Accepted::Pending(Box::pin(durable.settle().instrument(commit)))
+        let (broker, parent) = (Arc::clone(self), span.clone());
+        let enqueue = async move {
+            match broker.enqueue(inbound, kept, inboxes, live, retained, &targets).await {
+                Ok(durable) => {
+                    let commit = tracing::debug_span!(parent: &parent, "commit");
+                    Accepted::Pending(Box::pin(durable.settle().instrument(commit)))
+                }
+                Err(error) => refused(&error),
             }
-            Err(error) => refused(&error),
-        }
+        };
+        Begun::Enqueue(Box::pin(enqueue.instrument(span)))
     }
 
     /// A message as it is kept.

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use bytestring::ByteString;
 use parking_lot::Mutex;
-use tokio_util::sync::CancellationToken;
 use weir_env::seed::HashMap;
 
 use crate::mailbox::{Eviction, Mailbox};
@@ -18,7 +17,6 @@ const EVICTION_WAIT_MAX: Duration = Duration::from_secs(5);
 struct Entry {
     id: u64,
     mailbox: Arc<Mailbox>,
-    ended: CancellationToken,
 }
 
 /// The connected clients of this process. Bounded by the limit on connections.
@@ -35,7 +33,7 @@ pub(crate) struct Place {
     clients: Arc<Clients>,
     client_id: ByteString,
     id: u64,
-    ended: CancellationToken,
+    mailbox: Arc<Mailbox>,
 }
 
 impl Clients {
@@ -46,22 +44,18 @@ impl Clients {
         client_id: &ByteString,
         mailbox: &Arc<Mailbox>,
     ) -> Option<Place> {
-        let entry = Entry {
-            id: self.next.fetch_add(1, Ordering::Relaxed),
-            mailbox: Arc::clone(mailbox),
-            ended: CancellationToken::new(),
-        };
+        let entry = Entry { id: self.next.fetch_add(1, Ordering::Relaxed), mailbox: Arc::clone(mailbox) };
         let place = Place {
             clients: Arc::clone(self),
             client_id: client_id.clone(),
             id: entry.id,
-            ended: entry.ended.clone(),
+            mailbox: Arc::clone(mailbox),
         };
         let older = self.by_id.lock().insert(client_id.clone(), entry);
         if let Some(older) = older {
             older.mailbox.evict(Eviction::TakenOver);
             // An older connection that hangs in its store loses its session by the fence, not by this wait.
-            let _ = tokio::time::timeout(EVICTION_WAIT_MAX, older.ended.cancelled()).await;
+            let _ = tokio::time::timeout(EVICTION_WAIT_MAX, older.mailbox.left()).await;
         }
         mailbox.eviction().is_none().then_some(place)
     }
@@ -94,7 +88,7 @@ impl Clients {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.ended.cancel();
+        self.mailbox.leave();
         let mut by_id = self.clients.by_id.lock();
         if by_id.get(&self.client_id).is_some_and(|entry| entry.id == self.id) {
             by_id.remove(&self.client_id);

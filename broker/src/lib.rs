@@ -14,6 +14,7 @@ pub mod listen;
 mod mailbox;
 mod manifests;
 pub mod metrics;
+mod process;
 mod router;
 pub mod server;
 mod shared;

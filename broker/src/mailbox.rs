@@ -59,6 +59,7 @@ struct State {
     droppable: usize,
     inbox_changed: bool,
     eviction: Option<Eviction>,
+    left: bool,
 }
 
 /// A client's mailbox.
@@ -67,11 +68,12 @@ pub(crate) struct Mailbox {
     state: Mutex<State>,
     bytes_max: usize,
     changed: Notify,
+    left: Notify,
 }
 
 impl Mailbox {
     pub(crate) fn new(bytes_max: usize) -> Self {
-        Self { state: Mutex::default(), bytes_max, changed: Notify::new() }
+        Self { state: Mutex::default(), bytes_max, changed: Notify::new(), left: Notify::new() }
     }
 
     /// Adds a message, one at least.
@@ -89,7 +91,7 @@ impl Mailbox {
             dropped = state.drop_droppable();
             if !state.has_room(size, self.bytes_max) {
                 dropped += state.letters.len() as u64;
-                let shed = State { eviction: Some(Eviction::TooSlow), ..State::default() };
+                let shed = State { eviction: Some(Eviction::TooSlow), left: state.left, ..State::default() };
                 let shed = std::mem::replace(&mut *state, shed);
                 drop(state);
                 drop(shed);
@@ -155,6 +157,21 @@ impl Mailbox {
 
     pub(crate) fn eviction(&self) -> Option<Eviction> {
         self.state.lock().eviction
+    }
+
+    /// The connection has given up its place.
+    pub(crate) fn leave(&self) {
+        self.state.lock().left = true;
+        self.left.notify_waiters();
+    }
+
+    /// Waits until the connection has given up its place. Cancel-safe.
+    pub(crate) async fn left(&self) {
+        let mut left = std::pin::pin!(self.left.notified());
+        left.as_mut().enable();
+        if !self.state.lock().left {
+            left.await;
+        }
     }
 
     /// Waits until something has been added or said. May wake for no reason; cancel-safe.

@@ -34,7 +34,7 @@ use crate::metrics::Metrics;
 use crate::router::Router;
 use crate::sys::{self, Sys};
 use crate::under_way::UnderWay;
-use crate::{admin, manifests};
+use crate::{admin, manifests, process};
 
 /// How often due wills, expired sessions and leftovers are looked for.
 const MAINTAIN_INTERVAL: Duration = Duration::from_secs(1);
@@ -68,6 +68,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     let clock = Clock::system();
     let seed = Seed::from_entropy();
     seed.install_for_hashing();
+    process::raise_file_limit();
     let store = open_store(&config.store, clock)?;
     // Nobody asks.
     let (started, _) = oneshot::channel();
@@ -239,6 +240,7 @@ async fn build(
 ) -> anyhow::Result<Arc<Broker>> {
     let metrics = Metrics::register(registry);
     let auth = Auth::open(config, methods, metrics.clone(), clock)?;
+    process::register(registry);
     let registry = registry.sub_registry_with_prefix("weir");
     let core_metrics = weir_core::metrics::Metrics::default();
     core_metrics.register(registry);

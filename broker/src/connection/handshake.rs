@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use bytestring::ByteString;
-use futures_util::stream::FuturesOrdered;
 use tokio_util::sync::CancellationToken;
 use weir_codec::{
     ConnAck, Connect, Decoder, DecoderConfig, Packet, ProtocolVersion, ReasonCode, Role, encoded_len,
@@ -23,6 +22,7 @@ use super::auth::{self, Admitted, ClientAuth, NotAdmitted};
 use super::external::{QUEUE_CHANNEL, STREAM_CHANNEL};
 use super::inlet::Inlet;
 use super::pace::Pace;
+use super::pending::Pending;
 use super::queue_slot::QueueSlot;
 use super::wire::Wire;
 use super::{Connection, FAREWELL_TIMEOUT, InboxState, Incoming, Tag};
@@ -315,7 +315,7 @@ impl Parts {
             subscriptions: HashMap::default(),
             externals: Vec::new(),
             catalog_changes: None,
-            pending: FuturesOrdered::new(),
+            pending: Pending::default(),
             incoming,
             window: Arc::new(window),
             queue: Inlet::new(QUEUE_CHANNEL),

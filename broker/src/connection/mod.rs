@@ -12,6 +12,7 @@ mod external;
 mod handshake;
 mod inlet;
 mod pace;
+mod pending;
 mod publish;
 mod queue_slot;
 mod subscribe;
@@ -22,9 +23,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytestring::ByteString;
+use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use futures_util::stream::FuturesOrdered;
-use futures_util::{FutureExt, StreamExt};
 use smallvec::SmallVec;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -50,6 +50,7 @@ use crate::transport::Stream;
 use external::{External, StreamBatch};
 use inlet::Inlet;
 use pace::Pace;
+use pending::Pending;
 use queue_slot::QueueSlot;
 use wire::Wire;
 
@@ -137,7 +138,7 @@ struct Connection {
     externals: Vec<External>,
     catalog_changes: Option<watch::Receiver<u64>>,
     /// Publishes that are becoming durable, in the order in which they came: so are they answered and delivered.
-    pending: FuturesOrdered<BoxFuture<'static, Answer>>,
+    pending: Pending,
     /// Publish ids of QoS 2 publishes under way, stored with the session.
     incoming: HashMap<u16, Incoming>,
     window: Arc<Window>,
@@ -253,10 +254,10 @@ impl Connection {
                     Ok(ready) => self.handle_ready(ready.is_readable() && read, ready.is_error()).await,
                     Err(_) => self.session.handle_lost(),
                 },
-                Some((asker, outcome)) = self.pending.next(), if !self.pending.is_empty() => {
+                (asker, outcome) = self.pending.next() => {
                     self.answer(asker, outcome);
                     // Others of the same batch are likely done too.
-                    while let Some(Some((asker, outcome))) = self.pending.next().now_or_never() {
+                    while let Some((asker, outcome)) = self.pending.next().now_or_never() {
                         self.answer(asker, outcome);
                     }
                 }
@@ -277,6 +278,7 @@ impl Connection {
                     } else if idle_at.is_some_and(|at| at <= now) {
                         self.wire.compact();
                         self.session.compact();
+                        self.pending.compact();
                         idle = true;
                     }
                 }

@@ -8,7 +8,7 @@ use weir_core::sessions::SessionOp;
 use weir_session::{Event, PublishToken};
 
 use super::{Connection, Incoming, Tag};
-use crate::broker::{Accepted, Inbound, Outcome};
+use crate::broker::{Accepted, Begun, Inbound, Outcome};
 use crate::convert;
 use crate::metrics::Dropped;
 
@@ -98,7 +98,11 @@ impl Connection {
                 live: true,
             };
             let asker = packet_id.map(|id| (token, id));
-            match self.broker.publish(inbound).await {
+            let accepted = match self.broker.begin_publish(inbound) {
+                Begun::Accepted(accepted) => accepted,
+                Begun::Enqueue(enqueue) => enqueue.await,
+            };
+            match accepted {
                 // Behind those before it, if it is still to be delivered.
                 Accepted::Done(outcome) if outcome.live.is_some() && !self.pending.is_empty() => {
                     self.pending.push_back(Box::pin(async move { (asker, outcome) }));

@@ -3,6 +3,7 @@
 //! Reading takes what the socket has; writing gathers packets and hands them over in one piece. Both buffers
 //! are let go when they are empty, so that an idle connection holds none.
 
+use std::cell::RefCell;
 use std::io;
 
 use bytes::BytesMut;
@@ -16,12 +17,16 @@ use crate::transport::Stream;
 
 /// Bytes read in one go at most.
 const READ_BYTES: usize = 64 * 1024;
-/// First size of a read buffer.
-const READ_BUFFER: usize = 4 * 1024;
 /// Bytes that may wait to be written before sources of deliveries are asked for no more.
 pub(super) const WRITE_HIGH_WATER: usize = 128 * 1024;
 /// Capacity from which an empty write buffer is let go at once.
 const KEEP_CAPACITY: usize = 256 * 1024;
+
+thread_local! {
+    /// Where reads go first, so that a connection holds just what has come: most packets are tiny, and a payload keeps
+    /// alive the whole buffer that it is part of.
+    static SCRATCH: RefCell<BytesMut> = RefCell::default();
+}
 
 /// One client's socket.
 #[derive(Debug)]
@@ -76,18 +81,21 @@ impl Wire {
 
     /// Reads what there is. False at the end of the stream.
     pub(super) fn fill(&mut self) -> io::Result<bool> {
-        let want = READ_BUFFER.max(self.input.len()).min(READ_BYTES);
-        self.input.reserve(want);
-        match self.stream.try_read_buf(&mut self.input) {
-            Ok(0) => Ok(false),
-            Ok(n) => {
-                self.metrics.bytes_received.inc_by(n as u64);
-                self.peer.listener.metrics.received.inc_by(n as u64);
-                Ok(true)
+        SCRATCH.with_borrow_mut(|scratch| {
+            scratch.clear();
+            scratch.reserve(READ_BYTES);
+            match self.stream.try_read_buf(scratch) {
+                Ok(0) => Ok(false),
+                Ok(n) => {
+                    self.input.extend_from_slice(scratch);
+                    self.metrics.bytes_received.inc_by(n as u64);
+                    self.peer.listener.metrics.received.inc_by(n as u64);
+                    Ok(true)
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(true),
+                Err(error) => Err(error),
             }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(true),
-            Err(error) => Err(error),
-        }
+        })
     }
 
     /// Adds a packet to what will be written.

@@ -32,7 +32,7 @@ use weir_topic::TopicName;
 
 use super::args::{self, BrokerArgs};
 use super::output::{Format, Output};
-use plan::{Plan, PublisherPlan, Rate, SubscriberPlan};
+use plan::{IdlePlan, Plan, PublisherPlan, Rate, SubscriberPlan};
 use report::Report;
 
 /// Longest run.
@@ -203,6 +203,21 @@ pub(super) struct ConnectArgs {
     /// Connections
     #[arg(short = 'n', long, value_name = "N", default_value_t = 1_000, value_parser = connections())]
     connections: u32,
+    /// Connections opened per second (open loop) [default: as many as can be, 64 at a time]
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    rate: Option<u32>,
+    /// Sessions that outlive their connections, for an hour
+    #[arg(long)]
+    persistent: bool,
+    /// A will for each connection
+    #[arg(long)]
+    will: bool,
+    /// Subscribe each at QoS 1; {} stands for the number of the connection
+    #[arg(long, value_name = "FILTER")]
+    subscribe: Option<String>,
+    /// Keep-alive; 0 is none, and the clients send no pings
+    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+    keep_alive: u16,
     #[command(flatten)]
     common: CommonArgs,
 }
@@ -350,10 +365,33 @@ impl ReplayArgs {
 }
 
 impl ConnectArgs {
+    fn title(&self) -> String {
+        let mut title = format!("connect: {} idle connections", self.connections);
+        let parts = [
+            self.rate.map(|rate| format!("{rate}/s")),
+            self.persistent.then(|| "persistent".to_owned()),
+            self.will.then(|| "with a will".to_owned()),
+            self.subscribe.as_ref().map(|filter| format!("subscribed to {filter} at QoS 1")),
+            (self.keep_alive > 0).then(|| format!("keep-alive {} s", self.keep_alive)),
+        ];
+        for part in parts.into_iter().flatten() {
+            title.push_str(", ");
+            title.push_str(&part);
+        }
+        title
+    }
+
     fn plan(&self) -> Plan {
         Plan {
-            title: format!("connect: {} idle connections", self.connections),
+            title: self.title(),
             idle: self.connections,
+            idle_as: IdlePlan {
+                rate: self.rate.map(f64::from),
+                persistent: self.persistent,
+                will: self.will,
+                filter: self.subscribe.clone(),
+                keep_alive: self.keep_alive,
+            },
             duration: self.common.duration,
             ..Plan::default()
         }

@@ -15,6 +15,8 @@ pub(super) struct Plan {
     pub(super) subscribers: Vec<SubscriberPlan>,
     /// Connections that do nothing.
     pub(super) idle: u32,
+    /// How those connect.
+    pub(super) idle_as: IdlePlan,
     /// Deliveries that one message makes.
     pub(super) copies: u64,
     /// Messages that may be sent and not yet arrived, over all publishers; `None` if the arrivals set no pace.
@@ -47,6 +49,21 @@ pub(super) struct SubscriberPlan {
     pub(super) properties: UserProperties,
     /// Subscribes when the clock starts, not before.
     pub(super) at_start: bool,
+}
+
+/// How connections that do nothing connect.
+#[derive(Clone, Debug, Default)]
+pub(super) struct IdlePlan {
+    /// So many a second, whatever becomes of them; `None`: as they can.
+    pub(super) rate: Option<f64>,
+    /// The session outlives the connection.
+    pub(super) persistent: bool,
+    /// There is a will.
+    pub(super) will: bool,
+    /// Subscribed to at QoS 1; `{}` stands for the number of the connection.
+    pub(super) filter: Option<String>,
+    /// Seconds.
+    pub(super) keep_alive: u16,
 }
 
 /// How fast to publish.

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::CommonArgs;
 use super::latency::Latencies;
-use super::plan::{Plan, PublisherPlan, SubscriberPlan};
+use super::plan::{IdlePlan, Plan, PublisherPlan, SubscriberPlan};
 use super::report::{self, Outcome, Times};
 use super::shared::{Counts, Member, Phase, Shared, read};
 use super::usage::{Processes, Used};
@@ -35,7 +35,7 @@ const CLOSE_MAX: Duration = Duration::from_secs(5);
 enum Role {
     Publisher(PublisherPlan),
     Subscriber(SubscriberPlan),
-    Idle,
+    Idle(IdlePlan),
 }
 
 /// Runs `plan` and says what came of it. `run` marks its messages.
@@ -165,7 +165,7 @@ impl Workers {
     fn spawn(plan: &Plan, shared: &Arc<Shared>, threads: usize) -> anyhow::Result<Self> {
         let subscribers = plan.subscribers.iter().cloned().map(Role::Subscriber);
         let publishers = plan.publishers.iter().cloned().map(Role::Publisher);
-        let idle = (0..plan.idle).map(|_| Role::Idle);
+        let idle = (0..plan.idle).map(|_| Role::Idle(plan.idle_as.clone()));
         let roles: Vec<Role> = subscribers.chain(publishers).chain(idle).collect();
         let members = roles.len() as u64;
         let mut shares: Vec<Vec<(usize, Role)>> = (0..threads).map(|_| Vec::new()).collect();
@@ -242,7 +242,7 @@ async fn play(role: Role, member: Member) {
     let played = match role {
         Role::Publisher(plan) => publisher::run(plan, member).await,
         Role::Subscriber(plan) => subscriber::run(plan, member).await,
-        Role::Idle => idle::run(member).await,
+        Role::Idle(plan) => idle::run(plan, member).await,
     };
     if let Err(error) = played {
         shared.fail(&error);

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use bytestring::ByteString;
 use parking_lot::Mutex;
-use tokio::sync::{Notify, Semaphore, watch};
+use tokio::sync::{Notify, Semaphore, SemaphorePermit, watch};
 use tokio::time::Instant;
 use weir_codec::QoS;
 use weir_env::clock::Clock;
@@ -213,18 +213,31 @@ impl Shared {
 impl Member {
     /// Connects, when it is this member's turn.
     pub(super) async fn connect(&self) -> anyhow::Result<Client> {
-        let _turn = self.shared.connecting.acquire().await.context("wait for a turn to connect")?;
+        let _turn = self.turn().await?;
+        self.connect_since(self.shared.now(), |options| options).await
+    }
+
+    /// Waits until it is this member's turn to connect, which lasts until the permit is dropped.
+    pub(super) async fn turn(&self) -> anyhow::Result<SemaphorePermit<'_>> {
+        self.shared.connecting.acquire().await.context("wait for a turn to connect")
+    }
+
+    /// Connects now, with these changes; latency counts from `due`.
+    pub(super) async fn connect_since(
+        &self,
+        due: u64,
+        change: impl FnOnce(ConnectOptions) -> ConnectOptions,
+    ) -> anyhow::Result<Client> {
         let options = self.shared.options.clone();
-        let options = ConnectOptions {
+        let options = change(ConnectOptions {
             client_id: ByteString::from(format!("{}-{}", options.client_id, self.number)),
             // The load itself keeps the connection alive, and idle ones shall be idle.
             keep_alive: 0,
             receive_maximum: Some(NonZeroU16::MAX),
             ..options
-        };
-        let before = self.shared.now();
+        });
         let client = self.shared.broker.connect(&options).await?;
-        self.latencies.lock().connect.record(self.shared.now() - before);
+        self.latencies.lock().connect.record(self.shared.now().saturating_sub(due));
         Ok(client)
     }
 

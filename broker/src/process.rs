@@ -1,0 +1,80 @@
+//! This process as the operating system sees it: how many files it may open, and what it uses, for `/metrics`.
+//!
+//! Where the system does not say (it is Linux that does), a metric is absent.
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::{Registry, Unit};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+/// Lets this process open as many files as it may: each client is one. Says how many that is.
+pub(crate) fn raise_file_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, ..limit };
+    let files = match setrlimit(Resource::Nofile, raised) {
+        Ok(()) => raised.current,
+        Err(error) => {
+            tracing::warn!(%error, "the limit on open files stays as it is");
+            limit.current
+        }
+    };
+    match files {
+        Some(files) => tracing::info!(files, "open files are limited: each client takes one"),
+        None => tracing::info!("open files are not limited"),
+    }
+}
+
+/// Adds what the process uses to `registry`, read when it is asked for.
+pub(crate) fn register(registry: &mut Registry) {
+    registry.register_collector(Box::new(Process));
+}
+
+#[derive(Debug)]
+struct Process;
+
+impl Collector for Process {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let mut gauge = |name: &str, help: &str, unit: Option<&Unit>, value: Option<u64>| {
+            let Some(value) = value.and_then(|value| i64::try_from(value).ok()) else { return Ok(()) };
+            let gauge = ConstGauge::new(value);
+            let metric = encoder.encode_descriptor(name, help, unit, gauge.metric_type())?;
+            gauge.encode(metric)
+        };
+        gauge("process_resident_memory", "Memory in use", Some(&Unit::Bytes), resident_bytes())?;
+        gauge("process_open_fds", "Files open, sockets included", None, open_files())?;
+        gauge("process_max_fds", "Files that may be open", None, getrlimit(Resource::Nofile).current)
+    }
+}
+
+/// Resident memory.
+fn resident_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    kib.checked_mul(1024)
+}
+
+fn open_files() -> Option<u64> {
+    Some(std::fs::read_dir("/proc/self/fd").ok()?.count() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_process_uses_is_told() {
+        let mut registry = Registry::default();
+        register(&mut registry);
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        if cfg!(target_os = "linux") {
+            for name in ["process_resident_memory_bytes", "process_open_fds", "process_max_fds"] {
+                let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+                let value: u64 = line.unwrap_or_else(|| panic!("no {name} in {text}")).parse().unwrap();
+                assert!(value > 3, "{name} {value}");
+            }
+        }
+    }
+}
