@@ -63,7 +63,7 @@ impl Connection {
     /// Whether a delivery of this QoS would be taken now.
     fn can_take(&self, qos: QoS) -> bool {
         // The last slot may be kept for a queue.
-        let least = usize::from(self.queue_slot.is_kept());
+        let least = usize::from(self.queue_slot.is_kept(!self.held.is_empty()));
         let quota = qos == QoS::AtMostOnce || self.session.send_quota() > least;
         quota && self.has_room() && self.session.can_send()
     }
@@ -426,7 +426,7 @@ impl Connection {
         match tag {
             Tag::Queue { log, consumer, offset, .. } => {
                 let verdict = if reason.is_error() { Verdict::Rejected } else { Verdict::Acknowledged };
-                self.settle(log, consumer, offset, true, verdict).await;
+                Box::pin(self.settle(log, consumer, offset, true, verdict)).await;
                 return;
             }
             Tag::Inbox(id) => {
@@ -438,7 +438,7 @@ impl Connection {
             Tag::Live { .. } | Tag::Stream => {}
         }
         if self.window.give_back() {
-            self.kick_queues().await;
+            Box::pin(self.kick_queues()).await;
         }
     }
 

@@ -184,6 +184,9 @@ struct InboxState {
 }
 
 /// Serves one client from its first byte to its last.
+///
+/// A task is as large as its largest state, for as long as it lives. So what is rare is boxed, here and below, and the
+/// arguments go into the box of the handshake at once.
 pub(crate) fn serve(
     broker: Arc<Broker>,
     stream: Stream,
@@ -192,19 +195,22 @@ pub(crate) fn serve(
     shutdown: CancellationToken,
 ) -> impl Future<Output = ()> + Send {
     let metrics = broker.metrics.clone();
-    // A task is as large as what it began with and its largest state, for as long as it lives: what is rare or soon
-    // gone is boxed, here and below.
-    let wire = Box::new(Wire::new(stream, peer, metrics.clone()));
+    let wire = Wire::new(stream, peer, metrics.clone());
+    let handshake = Box::pin(async move {
+        match handshake::accept(broker, wire, &mut entry.slot, &shutdown).await {
+            Ok(connection) => Ok((Box::new(connection), entry)),
+            Err(ended) => Err((ended, entry)),
+        }
+    });
     async move {
-        let accepting = Box::pin(handshake::accept(broker, *wire, &mut entry.slot, &shutdown));
-        let connection = match accepting.await {
-            Ok(connection) => connection,
-            Err(ended) => return entry.ended(&metrics, ended),
+        let (connection, entry) = match handshake.await {
+            Ok(accepted) => accepted,
+            Err((ended, entry)) => return entry.ended(&metrics, ended),
         };
         let persistent = i64::from(connection.stored.persistent);
         metrics.connections.inc();
         metrics.sessions_connected.inc_by(persistent);
-        let ended = Box::pin(Box::new(connection).run()).await;
+        let ended = Box::pin(connection.run()).await;
         metrics.sessions_connected.dec_by(persistent);
         metrics.connections.dec();
         entry.ended(&metrics, ended);
@@ -273,7 +279,7 @@ impl Connection {
                     if slow_at.is_some_and(|at| at <= now) {
                         self.shed("limits.slowClientTimeout");
                     } else if timeout.is_some_and(|at| at <= now) {
-                        self.handle_timeout(read).await;
+                        Box::pin(self.handle_timeout(read)).await;
                         idle = was_idle;
                     } else if idle_at.is_some_and(|at| at <= now) {
                         self.wire.compact();
@@ -372,7 +378,8 @@ impl Connection {
                 Ok(Some(packet)) => {
                     self.metrics.packets_received.inc(packet.packet_type());
                     if let Packet::PubRel(ack) = &packet
-                        && !self.release_left(ack.packet_id).await
+                        && self.is_left(ack.packet_id)
+                        && !Box::pin(self.release_left(ack.packet_id)).await
                     {
                         break;
                     }
@@ -419,8 +426,12 @@ impl Connection {
             }
         }
         self.handle_publishes(&mut publishes).await;
-        self.handle_releases(releases).await;
-        self.handle_received(received).await;
+        if !releases.is_empty() {
+            Box::pin(self.handle_releases(releases)).await;
+        }
+        if !received.is_empty() {
+            Box::pin(self.handle_received(received)).await;
+        }
     }
 
     /// Moves deliveries into the session, packets out of it, and bytes into the socket, as far as all go. True if
@@ -435,7 +446,9 @@ impl Connection {
             if self.wire.flush().is_err() {
                 self.session.handle_lost();
             }
-            self.settle_written().await;
+            if !self.unwritten.is_empty() {
+                Box::pin(self.settle_written()).await;
+            }
             let (end, written) = self.wire.positions();
             self.pace.observe(end, written, self.broker.limits.slow_client_timeout, self.broker.clock);
             self.start_write();

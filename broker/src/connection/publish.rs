@@ -42,7 +42,8 @@ impl Connection {
         if publishes.is_empty() {
             return;
         }
-        if !self.refresh_access() || !self.note_incoming(publishes).await {
+        if !self.refresh_access() || self.stored.persistent && !Box::pin(self.note_incoming(publishes)).await
+        {
             publishes.clear();
             return;
         }
@@ -146,9 +147,6 @@ impl Connection {
     /// Stores the ids of new QoS 2 publishes. False if that failed: the connection then ends, and the client
     /// sends them again.
     async fn note_incoming(&mut self, publishes: &[Event<Tag>]) -> bool {
-        if !self.stored.persistent {
-            return true;
-        }
         let mut ops = Vec::new();
         for event in publishes {
             if let Event::Publish {
@@ -180,15 +178,16 @@ impl Connection {
         }
     }
 
-    /// PUBREL of a QoS 2 publish that an earlier life of the broker answered: the session does not know it, and
-    /// the next publish with this id is another one. False if that could not be stored.
+    /// Whether an earlier life of the broker answered this QoS 2 publish: the session does not know it.
+    pub(super) fn is_left(&self, packet_id: PacketId) -> bool {
+        self.incoming.get(&packet_id.get()).is_some_and(|noted| noted.left)
+    }
+
+    /// PUBREL of a QoS 2 publish that [is left](Self::is_left): the next publish with this id is another one. False if
+    /// that could not be stored.
     pub(super) async fn release_left(&mut self, packet_id: PacketId) -> bool {
-        let left = self.incoming.get(&packet_id.get()).is_some_and(|noted| noted.left);
-        if left {
-            self.incoming.remove(&packet_id.get());
-            return self.update_session(&[SessionOp::ClearIncoming(packet_id.get())]).await;
-        }
-        true
+        self.incoming.remove(&packet_id.get());
+        self.update_session(&[SessionOp::ClearIncoming(packet_id.get())]).await
     }
 
     /// Changes the stored session now, after what waits to be stored: a packet id may be in both. False if that

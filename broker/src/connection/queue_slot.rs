@@ -9,7 +9,7 @@ use std::time::Duration;
 use weir_env::clock::Instant;
 
 /// How long a slot is kept. A shard answers in much less; a queue that turns out to be empty costs this much.
-const KEPT_FOR: Duration = Duration::from_millis(20);
+const KEPT_FOR: Duration = Duration::from_millis(100);
 
 /// Whose turn it is.
 #[derive(Debug, Default)]
@@ -37,9 +37,9 @@ impl QueueSlot {
         }
     }
 
-    /// Whether the last slot is kept for a queue.
-    pub(super) fn is_kept(&self) -> bool {
-        self.kept_until.is_some()
+    /// Whether the last slot is kept for a queue, of which messages may be here already.
+    pub(super) fn is_kept(&self, any_here: bool) -> bool {
+        self.kept_until.is_some() || any_here && self.owed
     }
 
     /// When the slot is no longer kept.

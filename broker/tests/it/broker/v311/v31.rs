@@ -126,6 +126,8 @@ async fn a_bridge_gets_nothing_of_its_own_back_and_sees_what_is_retained() {
     }
     // Who is no bridge gets both, and no flag.
     let mut plain = broker.raw_clean("plain").await;
-    plain.send("82: 00 01 `t` 00; 31: `t` 'own'").await;
-    plain.expect("90: 00 01 00; 30: `t` 'own'").await;
+    plain.send("82: 00 01 `t` 00").await;
+    plain.expect("90: 00 01 00").await;
+    plain.send("31: `t` 'own'").await;
+    plain.expect("30: `t` 'own'").await;
 }
