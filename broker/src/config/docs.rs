@@ -1,8 +1,10 @@
-//! `docs/configuration.md` against the table of settings: one row each, with its names and its default.
+//! `docs/configuration.md` against the table of settings: one row each, with its names and its default. And the
+//! examples in `docs/examples` against what is read.
 
 use std::collections::BTreeSet;
 
-use super::{Config, settings};
+use super::{Config, Flags, Sources, load, settings};
+use crate::auth::load_rules;
 
 /// First cells of a row: key, flag, variables, default.
 type Row = [String; 4];
@@ -44,4 +46,20 @@ fn every_setting_has_one_row_and_every_row_a_setting() {
     let wrong: Vec<_> = found.difference(&wanted).collect();
     assert!(missing.is_empty() && wrong.is_empty(), "missing: {missing:#?}\nwrong: {wrong:#?}");
     assert_eq!(documented.len(), existing.len(), "a row twice");
+}
+
+#[test]
+fn every_example_loads_and_so_do_its_rules() {
+    let examples = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/examples");
+    let files = std::fs::read_dir(examples).unwrap().map(|entry| entry.unwrap().path());
+    let mut loaded = 0;
+    for file in files.filter(|file| file.extension().is_some_and(|extension| extension == "toml")) {
+        let config = load(&Sources { file: Some(&file), env: &|_| None, flags: &Flags::default() });
+        let config = config.unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+        if let Err(problems) = load_rules(&config.auth) {
+            panic!("{}: {problems}", file.display());
+        }
+        loaded += 1;
+    }
+    assert!(loaded > 0, "no example in {examples}");
 }
