@@ -13,6 +13,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use serde_json::Value;
 use tokio::time::Instant;
 use weir_env::clock::Clock;
 
@@ -28,8 +29,12 @@ use stats::{IdleSample, Sample};
 /// Idle connections that a broker is asked to hold: below the usual limit of 20,000 files for a process.
 const IDLE: u32 = 15_000;
 const IDLE_QUICK: u32 = 5_000;
-/// How long they are held.
-const IDLE_HOLD: Duration = Duration::from_secs(2);
+/// How long they are held: long enough for a broker to let go of what connecting took.
+const IDLE_HOLD: Duration = Duration::from_secs(6);
+/// How long to wait after a run that failed, until the ports of earlier connections are free again.
+const IDLE_WAIT: Duration = Duration::from_secs(20);
+/// Times that a run of idle connections is made before it counts as failed.
+const IDLE_ATTEMPTS: u32 = 3;
 /// The processor of the broker, and of the load, where they are pinned.
 const BROKER_CPU: Option<&str> = Some("0");
 const LOAD_CPU: Option<&str> = Some("1");
@@ -213,25 +218,32 @@ impl Comparison {
 
     /// A fresh broker each time, since memory that was used once stays.
     async fn idle(&mut self) -> Result<()> {
-        let connections = if self.options.quick { IDLE_QUICK } else { IDLE };
-        let generator = self.generator(Section::Idle);
-        let arguments = ["connect".to_owned(), "-n".to_owned(), connections.to_string()];
         for _ in 0..self.options.repeats {
             for peer in self.peers.clone() {
                 if self.is_over()? {
                     return Ok(());
                 }
-                let mut stage = Stage::new(self.weir.clone(), BROKER_CPU);
-                let outcome = async {
-                    let target = stage.broker(peer).await?.target()?;
-                    let raw = generator.run(target, &arguments, IDLE_HOLD).await?;
-                    Ok((IdleSample::read(&raw)?, raw))
-                };
-                let outcome = outcome.await;
+                let mut outcome = self.idle_run(peer).await;
+                for _ in 1..IDLE_ATTEMPTS {
+                    if outcome.is_err() {
+                        tokio::time::sleep(IDLE_WAIT).await;
+                        outcome = self.idle_run(peer).await;
+                    }
+                }
                 self.results.add_idle(peer, outcome)?;
             }
         }
         Ok(())
+    }
+
+    async fn idle_run(&self, peer: Peer) -> Result<(IdleSample, Value)> {
+        let connections = if self.options.quick { IDLE_QUICK } else { IDLE };
+        let arguments = ["connect".to_owned(), "-n".to_owned(), connections.to_string()];
+        let mut stage = Stage::new(self.weir.clone(), BROKER_CPU);
+        let broker = stage.broker(peer).await?;
+        let raw = self.generator(Section::Idle).run(broker.target()?, &arguments, IDLE_HOLD).await?;
+        broker.check()?;
+        Ok((IdleSample::read(&raw)?, raw))
     }
 
     async fn crowd(&mut self) -> Result<()> {
