@@ -155,7 +155,7 @@ impl Live {
         let millis = |pointer| Ok::<_, anyhow::Error>(number(pointer)?.as_f64().context("a time")? / 1e6);
         Ok(Self {
             sent: count("/sent")?,
-            lost: count("/lost")? + count("/notSent")?,
+            lost: count("/lost")?,
             p50_millis: millis("/latency/endToEnd/p50Nanos")?,
             p99_millis: millis("/latency/endToEnd/p99Nanos")?,
             max_millis: millis("/latency/endToEnd/maxNanos")?,
