@@ -33,6 +33,10 @@ impl PasswordFile {
     /// # Errors
     /// Every mistake, with its line and without what may be secret.
     pub fn parse(text: &str) -> Result<Self, Vec<Problem>> {
+        Self::parse_at_most(USERS_MAX, text)
+    }
+
+    fn parse_at_most(users_max: usize, text: &str) -> Result<Self, Vec<Problem>> {
         let mut users = HashMap::default();
         let mut problems = Vec::new();
         let mut params = None;
@@ -59,9 +63,9 @@ impl PasswordFile {
                 refuse(&format!("user `{user}` is there twice"));
             }
         }
-        if users.len() > USERS_MAX {
+        if users.len() > users_max {
             problems
-                .push(Problem { line: 0, message: format!("{} users; allowed: {USERS_MAX}", users.len()) });
+                .push(Problem { line: 0, message: format!("{} users; allowed: {users_max}", users.len()) });
         }
         if !problems.is_empty() {
             return Err(problems);
@@ -193,6 +197,14 @@ mod tests {
         assert_eq!(lines, [2, 3, 4, 5, 6, 7, 8], "{problems:?}");
         let all = format!("{problems:?}");
         assert!(!all.contains("hunter2") && !all.contains("$v="), "{all}");
+    }
+
+    #[test]
+    fn users_are_bounded() {
+        let text = format!("a:{0}\nb:{0}\n", cheap("x"));
+        assert_eq!(PasswordFile::parse_at_most(2, &text).unwrap().len(), 2);
+        let problems = PasswordFile::parse_at_most(1, &text).unwrap_err();
+        assert_eq!(problems[0].message, "2 users; allowed: 1");
     }
 
     #[test]

@@ -15,7 +15,7 @@ impl Rules {
     /// # Errors
     /// Every mistake; also a file without rules, which would deny everything or, worse, be read as no restriction.
     pub fn parse(text: &str) -> Result<Self, Vec<Problem>> {
-        let file = File { text };
+        let file = File::new(text);
         let table = file.table()?;
         let mut problems: Vec<Problem> = table
             .get_ref()
@@ -34,7 +34,7 @@ impl Rules {
     /// # Errors
     /// Every mistake in it.
     pub fn parse_configuration(text: &str) -> Result<Option<Self>, Vec<Problem>> {
-        let file = File { text };
+        let file = File::new(text);
         let table = file.table()?;
         let auth = table.get_ref().get("auth").and_then(|auth| auth.get_ref().as_table());
         let Some(value) = auth.and_then(|auth| auth.get("rules")) else { return Ok(None) };
@@ -60,9 +60,15 @@ type Spanned<T> = toml::Spanned<T>;
 
 struct File<'a> {
     text: &'a str,
+    /// Where lines end.
+    ends: Vec<usize>,
 }
 
 impl<'a> File<'a> {
+    fn new(text: &'a str) -> Self {
+        Self { text, ends: text.match_indices('\n').map(|(at, _)| at).collect() }
+    }
+
     fn table(&self) -> Result<Spanned<DeTable<'a>>, Vec<Problem>> {
         DeTable::parse(self.text).map_err(|error| {
             vec![self.problem(error.span().map_or(0, |span| span.start), error.message().to_owned())]
@@ -70,7 +76,7 @@ impl<'a> File<'a> {
     }
 
     fn line(&self, offset: usize) -> usize {
-        1 + self.text.bytes().take(offset).filter(|byte| *byte == b'\n').count()
+        1 + self.ends.partition_point(|end| *end < offset)
     }
 
     fn problem(&self, offset: usize, message: String) -> Problem {

@@ -207,3 +207,17 @@ fn key_files_that_are_none() {
     }
     assert!(Algorithms::parse(["none"]).is_err() && Algorithms::parse(["ES256", "EdDSA"]).is_ok());
 }
+
+#[test]
+fn tokens_and_keys_are_bounded() {
+    let issuer = Issuer::ec();
+    let mut large = claims();
+    large["x"] = json!("x".repeat(16 * 1024));
+    let token = issuer.sign(&large);
+    assert_eq!(issuer.verifier().verify(&token, at(NOW)), Err(JwtError::Malformed));
+    large["x"] = json!("x".repeat(8 * 1024));
+    assert!(issuer.verifier().verify(&issuer.sign(&large), at(NOW)).is_ok());
+    assert!(JwtKeys::from_pem(&issuer.public_pem.repeat(64)).is_ok());
+    let refused = JwtKeys::from_pem(&issuer.public_pem.repeat(65)).unwrap_err();
+    assert_eq!(refused, "65 keys; allowed: 64");
+}

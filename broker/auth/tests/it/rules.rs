@@ -244,3 +244,11 @@ topics = ["news/+"]
         explain(&tricky, "home/a/b").contains("line 7: the name of the client cannot stand for %u or %c")
     );
 }
+
+#[test]
+fn rules_are_bounded() {
+    let rule = "[[rules]]\nallow = [\"consume\"]\nnames = [\"a\"]\n";
+    assert_eq!(rules(&rule.repeat(10_000)).all().len(), 10_000);
+    let problems = Rules::parse(&rule.repeat(10_001)).unwrap_err();
+    assert_eq!(problems[0].message, "10001 rules; allowed: 10000");
+}
