@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use bytestring::ByteString;
 use weir_auth::{JwtError, JwtVerifier, PasswordFile, Token};
 use weir_codec::{Connect, ReasonCode};
 
@@ -15,6 +16,11 @@ use crate::metrics::AuthRefusal;
 const WRONG: Refused = Refused {
     reason: ReasonCode::BadUserNameOrPassword,
     text: "user name or password is wrong",
+    label: AuthRefusal::BadCredentials,
+};
+const OTHER_CERTIFICATE: Refused = Refused {
+    reason: ReasonCode::BadUserNameOrPassword,
+    text: "the certificate is of another user: leave the user name out, or send the one in the certificate",
     label: AuthRefusal::BadCredentials,
 };
 const MISSING: Refused = Refused {
@@ -56,7 +62,7 @@ impl Auth {
         if self.config.certificate_as_user
             && let Some(name) = peer.certificate_name().filter(|name| !name.is_empty())
         {
-            return Ok(Identity { user: Some(name.clone()), ..Identity::default() });
+            return self.judge_certificate(name, connect, peer.ip()).await;
         }
         if !self.authenticates() {
             return Ok(Identity::default());
@@ -72,6 +78,21 @@ impl Auth {
         }
         let Some(users) = &state.users else { return self.refuse(WRONG, peer.ip(), Some(username)).await };
         self.judge_password(users, username, connect, peer.ip()).await
+    }
+
+    /// A certificate, which the handshake has verified. A client that says it is somebody else is mistaken, or tries.
+    async fn judge_certificate(
+        &self,
+        name: &ByteString,
+        connect: &Connect,
+        address: Option<IpAddr>,
+    ) -> Result<Identity, Refused> {
+        match connect.username.as_deref() {
+            None | Some("") => {}
+            Some(username) if username == &**name => {}
+            Some(_) => return self.refuse(OTHER_CERTIFICATE, address, None).await,
+        }
+        Ok(Identity { user: Some(name.clone()), ..Identity::default() })
     }
 
     async fn judge_password(
@@ -94,7 +115,7 @@ impl Auth {
             return Ok(known(stamp));
         }
         self.admit(address, Some(username))?;
-        if !self.verify(users, username, password).await? {
+        if !self.verify(users, username, password, address).await? {
             return self.refuse(WRONG, address, Some(username)).await;
         }
         let (Some(stamp), Some(proof)) = (stamp, proof) else {
@@ -111,6 +132,7 @@ impl Auth {
         users: &Arc<PasswordFile>,
         username: &str,
         password: bytes::Bytes,
+        address: Option<IpAddr>,
     ) -> Result<bool, Refused> {
         let others = self.waiting.fetch_add(1, Ordering::Relaxed);
         let waiting = Waiting(self);
@@ -119,6 +141,8 @@ impl Auth {
         }
         let permit = Arc::clone(&self.hashes).acquire_owned().await.map_err(|_| BUSY)?;
         drop(waiting);
+        // Again: many guesses that waited together may have failed meanwhile.
+        self.admit(address, Some(username))?;
         let (users, username) = (Arc::clone(users), username.to_owned());
         let hash = move || {
             let right = users.verify(&username, &password);
@@ -194,5 +218,89 @@ fn identity(token: Token) -> Identity {
 impl From<&Proved> for Identity {
     fn from(proved: &Proved) -> Self {
         Self { user: Some(proved.user.clone()), expires_at: proved.expires_at, stamp: None }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+    use prometheus_client::registry::Registry;
+    use tokio::sync::SemaphorePermit;
+    use weir_auth::ThrottleConfig;
+    use weir_env::clock::Clock;
+
+    use super::*;
+    use crate::config::Config;
+    use crate::metrics::Metrics;
+
+    /// Knows the user anna, whose password is her name.
+    struct Bench {
+        auth: Arc<Auth>,
+        users: Arc<PasswordFile>,
+        connect: Connect,
+    }
+
+    impl Bench {
+        fn new() -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("users");
+            std::fs::write(&path, format!("anna:{}\n", weir_auth::hash_password(b"anna").unwrap())).unwrap();
+            let mut config = Config::default();
+            config.auth.users_file = Some(path);
+            let metrics = Metrics::register(&mut Registry::default());
+            let auth = Auth::open(&config, Vec::new(), metrics, Clock::system()).unwrap();
+            let users = auth.state.load().users.clone().unwrap();
+            let connect = Connect { password: Some("anna".into()), ..Connect::default() };
+            Self { auth, users, connect }
+        }
+
+        /// Every thread that hashes.
+        async fn busy(&self) -> SemaphorePermit<'_> {
+            let threads = u32::try_from(self.auth.hashes.available_permits()).unwrap();
+            self.auth.hashes.acquire_many(threads).await.unwrap()
+        }
+
+        async fn anna(&self, address: IpAddr) -> Result<Identity, Refused> {
+            self.auth.judge_password(&self.users, "anna", &self.connect, Some(address)).await
+        }
+    }
+
+    const HERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 1));
+    const ELSEWHERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 2));
+
+    #[tokio::test]
+    async fn who_may_wait_for_a_hash_is_bounded() {
+        let bench = Bench::new();
+        let busy = bench.busy().await;
+        let mut waiting = Vec::new();
+        for n in 0..HASHES_WAITING_MAX {
+            let mut one = Box::pin(bench.anna(HERE));
+            assert_eq!(one.as_mut().now_or_never(), None, "{n} waits");
+            waiting.push(one);
+        }
+        let refused = bench.anna(HERE).await.unwrap_err();
+        assert_eq!((refused.reason, refused.label), (ReasonCode::ServerBusy, AuthRefusal::Busy));
+        // Who gives up makes room.
+        waiting.truncate(1);
+        let mut second = Box::pin(bench.anna(HERE));
+        assert_eq!(second.as_mut().now_or_never(), None, "it waits");
+        drop(busy);
+        let (first, second) = tokio::join!(waiting.remove(0), second);
+        assert_eq!((first.unwrap().user, second.unwrap().user), (Some("anna".into()), Some("anna".into())));
+        assert_eq!(bench.auth.waiting.load(Ordering::Relaxed), 0);
+    }
+
+    #[tokio::test]
+    async fn guesses_that_wait_together_are_not_all_looked_at() {
+        let bench = Bench::new();
+        let busy = bench.busy().await;
+        let mut guess = Box::pin(bench.anna(HERE));
+        assert_eq!(guess.as_mut().now_or_never(), None, "it waits");
+        for _ in 0..ThrottleConfig::default().address_failures_max {
+            bench.auth.count_failure(Some(HERE), None);
+        }
+        drop(busy);
+        assert_eq!(guess.await.unwrap_err().label, AuthRefusal::Throttled);
+        assert!(bench.anna(ELSEWHERE).await.is_ok());
     }
 }

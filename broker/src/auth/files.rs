@@ -150,3 +150,19 @@ fn at(path: &Path, problems: &[Problem]) -> Vec<String> {
     };
     problems.iter().map(show).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_is_too_large_is_not_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("users");
+        let file = std::fs::File::create(&path).unwrap();
+        // Without blocks on the disk.
+        file.set_len(FILE_BYTES_MAX + 1).unwrap();
+        let problems = read(&path).unwrap_err();
+        assert!(problems[0].ends_with("268435457 bytes; allowed: 268435456"), "{problems:?}");
+    }
+}

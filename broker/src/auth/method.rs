@@ -69,13 +69,15 @@ pub struct Proved {
 /// The built-in method.
 struct JwtExchange {
     auth: Arc<Auth>,
+    /// Must be that of the token, if the client names one.
+    username: Option<ByteString>,
 }
 
 impl Auth {
     /// Begins an exchange by the method called `name`; `None` if there is none.
     pub(crate) fn begin(self: &Arc<Self>, name: &str, claim: Claim) -> Option<Box<dyn Exchange>> {
         if name == JWT && self.config.jwt.is_configured() {
-            return Some(Box::new(JwtExchange { auth: Arc::clone(self) }));
+            return Some(Box::new(JwtExchange { auth: Arc::clone(self), username: claim.username }));
         }
         self.methods.iter().find(|method| method.name() == name).map(|method| method.begin(claim))
     }
@@ -84,7 +86,11 @@ impl Auth {
 impl Exchange for JwtExchange {
     fn step(&mut self, data: Option<Bytes>) -> BoxFuture<'_, Step> {
         // A signature is checked in tens of microseconds.
+        let username = self.username.as_deref().unwrap_or_default();
         let step = match self.auth.verify_token(&data.unwrap_or_default()) {
+            Ok(token) if !username.is_empty() && username != token.user => {
+                Step::Failure("a token came with another user name than it has".to_owned())
+            }
             Ok(token) => Step::Success(Proved {
                 user: token.user.into(),
                 expires_at: Some(token.expires_at),

@@ -157,7 +157,7 @@ pub(super) const SETTINGS: &[Setting] = &[
         flag: "auth-certificate-as-user",
         env: "WEIR_AUTH_CERTIFICATE_AS_USER",
         value_name: "BOOL",
-        help: "The common name of a verified client certificate is the user name",
+        help: "The common name of a verified client certificate is the user name; CONNECT may name no other",
         switch: true,
         set: |config, values| {
             config.auth.certificate_as_user = value::boolean(one(values)?)?;
@@ -197,7 +197,7 @@ pub(super) const SETTINGS: &[Setting] = &[
         flag: "auth-jwt-jwks-file",
         env: "WEIR_AUTH_JWT_JWKS_FILE",
         value_name: "FILE",
-        help: "JSON Web Key Set that verifies tokens",
+        help: "JSON Web Key Set (JWKS file) that verifies tokens",
         set: |config, values| {
             config.auth.jwt.jwks_file = path(values)?;
             Ok(())
