@@ -1,5 +1,6 @@
 //! The admin API from outside: connecting to it, and its errors in the words of people.
 
+use std::error::Error as StdError;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -64,8 +65,9 @@ impl AdminArgs {
             None => endpoint,
         };
         let token = Token::read(self.token_file.as_deref())?;
-        let channel =
-            endpoint.connect().await.map_err(|error| no_broker(&self.admin, &root_cause(&error)))?;
+        let channel = endpoint.connect().await.map_err(|error| {
+            self.explain_tls(&error).unwrap_or_else(|| no_broker(&self.admin, &root_cause(&error)))
+        })?;
         let caller = InterceptedService::new(channel, token);
         Ok(AdminClient::new(caller).max_decoding_message_size(ANSWER_BYTES_MAX))
     }
@@ -93,7 +95,18 @@ impl AdminArgs {
 
     /// What a refusal of the broker means to a person.
     pub(super) fn explain(&self, status: &Status) -> anyhow::Error {
+        if let Some(explained) = self.explain_tls(status) {
+            return explained;
+        }
         let said = harmless(status.message());
+        // What a broker answers has no cause on this side. The cause that it names to TLS often comes too late to be read.
+        if self.ca_file.is_some() && status.source().is_some() {
+            let broker = &self.admin;
+            return anyhow!(
+                "the broker at {broker} ended the connection ({said}); it may want a certificate of an authority \
+                 that it knows: --cert and --key show one"
+            );
+        }
         match status.code() {
             Code::NotFound | Code::InvalidArgument | Code::FailedPrecondition => anyhow!("{said}"),
             Code::Unavailable => anyhow!("the broker at {} can't answer now: {said}", self.admin),
@@ -103,6 +116,19 @@ impl AdminArgs {
             }
             code => anyhow!("the broker at {} failed: {said} ({code:?})", self.admin),
         }
+    }
+}
+
+impl AdminArgs {
+    /// What to do if `error` comes from TLS. In TLS 1.3 a broker may refuse a certificate after the connection stands,
+    /// so that it is the first call which fails.
+    fn explain_tls(&self, error: &(dyn StdError + 'static)) -> Option<anyhow::Error> {
+        let tls = tls_error(error)?;
+        let advice = match tls {
+            rustls::Error::AlertReceived(_) => "--cert and --key show a certificate that it may want",
+            _ => "--ca-file names the authorities that its certificate may come from",
+        };
+        Some(anyhow!("no trust between you and the broker at {} ({tls}); {advice}", self.admin))
     }
 }
 
@@ -135,6 +161,12 @@ impl Interceptor for Token {
 
 fn read(path: &Path) -> anyhow::Result<String> {
     std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))
+}
+
+fn tls_error<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a rustls::Error> {
+    let wrapped = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+    let here = error.downcast_ref().or_else(|| wrapped.and_then(|wrapped| wrapped.downcast_ref()));
+    here.or_else(|| tls_error(error.source()?))
 }
 
 fn root_cause(error: &dyn std::error::Error) -> String {

@@ -2,6 +2,8 @@
 //! against scripted servers, its commands as processes. And what all tests together prove of the specifications.
 
 #[cfg(test)]
+mod authority;
+#[cfg(test)]
 mod broker;
 #[cfg(test)]
 mod cli;

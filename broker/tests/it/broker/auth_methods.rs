@@ -110,7 +110,7 @@ async fn a_fresh_token_keeps_a_client_in() {
     assert_eq!(long.authed("JWT").await.reason, ReasonCode::Success);
     short.told(ReasonCode::NotAuthorized).await;
     long.synced().await;
-    assert_eq!(broker.metric("weir_connections_closed_total{reason=\"not_authorized\"}").await, 1.0);
+    broker.metric_reaches("weir_connections_closed_total{reason=\"not_authorized\"}", 1.0).await;
 }
 
 // Conformance v5: 4.12.0-1, 4.12.0-4
@@ -129,6 +129,12 @@ async fn methods_and_tokens_that_are_wrong_at_connect() {
         let (mut client, connack) = broker.connack(by_method("c", method, data)).await;
         assert_eq!(connack.code, told, "{method}");
         client.ended().await;
+    }
+    for (user, told) in [("bob", ReasonCode::NotAuthorized), ("anna", ReasonCode::Success)] {
+        let username = Some(user.to_owned().into());
+        let connect = Connect { username, ..by_method("c", "JWT", Some(issuer.token("anna", 9))) };
+        let (_, connack) = broker.connack(connect).await;
+        assert_eq!(connack.code, told, "the token is anna's, the user name {user}");
     }
     assert_eq!(broker.metric("weir_auth_refusals_total{reason=\"bad_method\"}").await, 2.0);
     let open = TestBroker::start().await;
@@ -282,6 +288,53 @@ async fn a_client_without_a_method_hears_of_none() {
     let password = Connect { password: Some(issuer.token("anna", 99)), ..clean("c", V5) };
     let (_, connack) = broker.connack(password).await;
     assert_eq!((connack.code, connack.authentication_method), (ReasonCode::Success, None));
+}
+
+/// Never has enough, once it has begun anew.
+struct Endless;
+
+impl Method for Endless {
+    fn name(&self) -> &'static str {
+        "ENDLESS"
+    }
+
+    fn begin(&self, _: Claim) -> Box<dyn Exchange> {
+        Box::new(Self)
+    }
+}
+
+impl Exchange for Endless {
+    fn step(&mut self, data: Option<Bytes>) -> BoxFuture<'_, Step> {
+        let step = match data.as_deref() {
+            Some(b"let me in") => Step::Success(Proved { user: "patient".into(), ..Proved::default() }),
+            _ => Step::Continue(Bytes::from_static(b"more")),
+        };
+        std::future::ready(step).boxed()
+    }
+}
+
+#[tokio::test]
+async fn the_steps_of_an_exchange_are_bounded() {
+    let broker = TestBroker::start_with_methods(config(), &memory(), vec![Arc::new(Endless)]).await;
+    let begin = by_method("c", "ENDLESS", None);
+    let mut client = broker.open(V5).await;
+    client.send(Packet::Connect(Box::new(begin))).await;
+    for _ in 0..16 {
+        client.authed("ENDLESS").await;
+        client.send(auth(CONTINUE, "ENDLESS", b"")).await;
+    }
+    match client.recv().await {
+        Packet::ConnAck(connack) => assert_eq!(connack.code, ReasonCode::NotAuthorized),
+        other => panic!("not a CONNACK: {other:?}"),
+    }
+    let at_once = by_method("c", "ENDLESS", Some("let me in".into()));
+    let mut client = broker.connect(at_once).await;
+    client.send(auth(AGAIN, "ENDLESS", b"")).await;
+    for _ in 0..16 {
+        client.authed("ENDLESS").await;
+        client.send(auth(CONTINUE, "ENDLESS", b"")).await;
+    }
+    client.told(ReasonCode::NotAuthorized).await;
 }
 
 #[tokio::test]

@@ -2,15 +2,14 @@
 //! other side is tokio-rustls and tungstenite, not our own.
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use bytes::BytesMut;
 use futures_util::{SinkExt, StreamExt};
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
+use rustls::ClientConfig;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use rustls::{ClientConfig, RootCertStore};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsConnector;
@@ -24,100 +23,17 @@ use weir_codec::{Decoder, DecoderConfig, Packet, ReasonCode, Role, encode};
 
 use super::client::{AtLeastOnce, AtMostOnce, Client, V5, clean, filter, publish, text};
 use super::{DEADLINE, TestBroker, config, memory};
+use crate::authority::{Authority, Signed};
 
 const FAILED: &str = "weir_connections_closed_total{reason=\"transport_error\"}";
 
-/// An authority and a folder of what it signed.
-struct Authority {
-    dir: tempfile::TempDir,
-    issuer: Issuer<'static, KeyPair>,
-    pem: PathBuf,
-}
-
-/// A certificate and its key.
-#[derive(Clone)]
-struct Signed {
-    cert: PathBuf,
-    key: PathBuf,
-}
-
-impl Authority {
-    fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let mut params = CertificateParams::new(Vec::new()).unwrap();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        params.distinguished_name.push(DnType::CommonName, "test authority");
-        let key = KeyPair::generate().unwrap();
-        let pem = dir.path().join("ca.pem");
-        std::fs::write(&pem, params.self_signed(&key).unwrap().pem()).unwrap();
-        Self { dir, issuer: Issuer::new(params, key), pem }
-    }
-
-    /// Signs a certificate of `common_name` for `host`, into files of that name.
-    fn sign(&self, common_name: &str, host: &str) -> Signed {
-        let mut params = CertificateParams::new(vec![host.to_owned()]).unwrap();
-        params.distinguished_name.push(DnType::CommonName, common_name);
-        params.serial_number = Some(1234_u64.into());
-        let key = KeyPair::generate().unwrap();
-        let cert = params.signed_by(&key, &self.issuer).unwrap();
-        let path = |kind: &str| self.dir.path().join(format!("{common_name}.{kind}.pem"));
-        let signed = Signed { cert: path("cert"), key: path("key") };
-        std::fs::write(&signed.key, key.serialize_pem()).unwrap();
-        std::fs::write(&signed.cert, cert.pem()).unwrap();
-        signed
-    }
-
-    /// A list that revokes what [`sign`](Self::sign) made.
-    fn revoke(&self) -> PathBuf {
-        let now = rcgen::date_time_ymd(2020, 1, 1);
-        let revoked = rcgen::RevokedCertParams {
-            serial_number: 1234_u64.into(),
-            revocation_time: now,
-            reason_code: None,
-            invalidity_date: None,
-        };
-        let list = rcgen::CertificateRevocationListParams {
-            this_update: now,
-            next_update: rcgen::date_time_ymd(2120, 1, 1),
-            crl_number: 1_u64.into(),
-            issuing_distribution_point: None,
-            revoked_certs: vec![revoked],
-            key_identifier_method: rcgen::KeyIdMethod::Sha256,
-        };
-        let path = self.dir.path().join("crl.pem");
-        std::fs::write(&path, list.signed_by(&self.issuer).unwrap().pem().unwrap()).unwrap();
-        path
-    }
-
-    fn roots(&self) -> RootCertStore {
-        let mut roots = RootCertStore::empty();
-        roots.add(CertificateDer::from_pem_file(&self.pem).unwrap()).unwrap();
-        roots
-    }
-
-    /// A client that trusts this authority and shows `own`.
-    fn client(&self, own: Option<&Signed>) -> ClientConfig {
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let builder =
-            ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
-        let builder = builder.with_root_certificates(self.roots());
-        match own {
-            None => builder.with_no_client_auth(),
-            Some(Signed { cert, key }) => {
-                let cert = CertificateDer::from_pem_file(cert).unwrap();
-                builder.with_client_auth_cert(vec![cert], PrivateKeyDer::from_pem_file(key).unwrap()).unwrap()
-            }
-        }
-    }
-}
-
-fn tls(server: &Signed) -> TlsConfig {
+/// TLS as this server.
+pub(super) fn tls(server: &Signed) -> TlsConfig {
     TlsConfig { cert: vec![server.cert.clone()], key: vec![server.key.clone()], ..TlsConfig::default() }
 }
 
 /// A listener at a free port, or at a path.
-fn listener(name: &str, url: &str) -> Listener {
+pub(super) fn listener(name: &str, url: &str) -> Listener {
     Listener { name: name.to_owned(), ..Listener::parse(url).unwrap() }
 }
 
@@ -129,7 +45,8 @@ async fn start_with(config: Config) -> TestBroker {
     TestBroker::start_with(config, &memory()).await
 }
 
-async fn handshake(
+/// A connection over TLS to `host`.
+pub(super) async fn handshake(
     addr: SocketAddr,
     config: ClientConfig,
     host: &str,
@@ -462,7 +379,7 @@ async fn requests_that_are_no_upgrade_get_an_answer() {
 }
 
 /// The header of a proxy that passes on a connection from 10.1.2.3, with an extension.
-fn proxy_header(command: u8) -> Vec<u8> {
+pub(super) fn proxy_header(command: u8) -> Vec<u8> {
     let mut header = b"\r\n\r\n\0\r\nQUIT\n".to_vec();
     header.extend([command, 0x11, 0, 16, 10, 1, 2, 3, 10, 0, 0, 1, 0x1f, 0x90, 0x07, 0x5b, 0x04, 0, 1, 0]);
     header
@@ -628,7 +545,7 @@ async fn our_own_client_comes_in_everywhere() {
 
     let authority = Authority::new();
     let (server, own) = (authority.sign("server", "localhost"), authority.sign("own", "own.example"));
-    let path = authority.dir.path().join("weir.sock");
+    let path = authority.dir().join("weir.sock");
     let tls = TlsConfig { client_ca: Some(authority.pem.clone()), ..tls(&server) };
     let broker = start(vec![
         Listener { tls: tls.clone(), ..listener("mqtts", "mqtts://127.0.0.1:0") },

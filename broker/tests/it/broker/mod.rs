@@ -1,8 +1,10 @@
 //! A whole broker in this process, on a store that the test chooses, seen through a client that sends and expects
 //! single packets.
 
+mod admin_access;
 mod auth;
 mod auth_methods;
+mod auth_peers;
 mod client;
 mod failed;
 mod faults;
@@ -52,6 +54,8 @@ pub(super) struct TestBroker {
     /// Of all of them.
     pub(super) addrs: Vec<SocketAddr>,
     http: SocketAddr,
+    /// Of its admin API.
+    pub(super) admin: SocketAddr,
     pub(super) core: Arc<Core>,
     shutdown: CancellationToken,
     serving: JoinHandle<anyhow::Result<()>>,
@@ -111,10 +115,10 @@ impl TestBroker {
             }
         });
         let started = tokio::time::timeout(DEADLINE, started).await.expect("a start in time");
-        let Ok(Started { mqtt, http, core, .. }) = started else {
+        let Ok(Started { mqtt, http, admin, core }) = started else {
             panic!("the broker did not start: {:?}", serving.await);
         };
-        Self { addr: mqtt[0], addrs: mqtt, http, core, shutdown, serving, runtime: Some(runtime) }
+        Self { addr: mqtt[0], addrs: mqtt, http, admin, core, shutdown, serving, runtime: Some(runtime) }
     }
 
     /// Makes the catalog consist of these.

@@ -12,7 +12,7 @@ mod pub_sub;
 use std::process::{Command, Output};
 
 /// Runs `weir` with `args` and `input` on its standard input, until it ends.
-async fn weir(args: &[&str], input: &str) -> Finished {
+pub(crate) async fn weir(args: &[&str], input: &str) -> Finished {
     let mut command = Command::new(env!("CARGO_BIN_EXE_weir"));
     // Variables would change what is tested.
     command.args(args).env_clear();
@@ -31,7 +31,7 @@ async fn weir(args: &[&str], input: &str) -> Finished {
 
 /// What a command left behind.
 #[derive(Debug)]
-struct Finished {
+pub(crate) struct Finished {
     code: i32,
     stdout: String,
     stderr: String,
@@ -50,14 +50,14 @@ impl From<Output> for Finished {
 impl Finished {
     /// Standard output of a command that succeeded.
     #[track_caller]
-    fn output(self) -> String {
+    pub(crate) fn output(self) -> String {
         assert_eq!(self.code, 0, "{self:?}");
         self.stdout
     }
 
     /// Standard error of a command that failed.
     #[track_caller]
-    fn failure(self) -> String {
+    pub(crate) fn failure(self) -> String {
         assert_eq!(self.code, 1, "{self:?}");
         self.stderr
     }

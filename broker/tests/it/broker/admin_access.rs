@@ -1,0 +1,90 @@
+//! The admin API off this machine: `weir queue list` with the right and the wrong secrets.
+
+use weir::config::Config;
+
+use super::{TestBroker, config, memory, queue};
+use crate::authority::{Authority, Signed};
+use crate::cli::weir;
+
+/// A broker with the queue `jobs`, and what its callers need.
+struct Guarded {
+    authority: Authority,
+    broker: TestBroker,
+    token: String,
+}
+
+impl Guarded {
+    async fn start(configure: impl FnOnce(&mut Config, &Authority, &str)) -> Self {
+        let authority = Authority::new();
+        let server = authority.sign("server", "localhost");
+        let token = authority.dir().join("token").to_str().unwrap().to_owned();
+        std::fs::write(&token, "0123456789abcdef\n").unwrap();
+        let mut config = config();
+        config.admin_access.certificate_file = Some(server.cert);
+        config.admin_access.key_file = Some(server.key);
+        configure(&mut config, &authority, &token);
+        let broker = TestBroker::start_with(config, &memory()).await;
+        broker.declare(&[queue("jobs", "jobs/#")]).await;
+        Self { authority, broker, token }
+    }
+
+    /// `weir queue list` with `args`.
+    async fn list(&self, args: &[&str]) -> crate::cli::Finished {
+        let admin = format!("localhost:{}", self.broker.admin.port());
+        weir(&[&["queue", "list", "--admin", &admin], args].concat(), "").await
+    }
+
+    /// The same of a caller that trusts this authority.
+    async fn list_trusting(&self, authority: &Authority, args: &[&str]) -> crate::cli::Finished {
+        self.list(&[&["--ca-file", authority.pem.to_str().unwrap()], args].concat()).await
+    }
+}
+
+fn shown(certificate: &Signed) -> [&str; 4] {
+    ["--cert", certificate.cert.to_str().unwrap(), "--key", certificate.key.to_str().unwrap()]
+}
+
+#[tokio::test]
+async fn a_token_over_tls_opens_the_admin_api() {
+    let guarded = Guarded::start(|config, _, token| {
+        config.admin_access.token_file = Some(token.into());
+    })
+    .await;
+    let (own, other) = (&guarded.authority, Authority::new());
+    let list = guarded.list_trusting(own, &["--token-file", &guarded.token]).await.output();
+    assert!(list.contains("jobs"), "{list}");
+
+    let wrong = own.dir().join("wrong");
+    std::fs::write(&wrong, "0123456789abcdeX").unwrap();
+    for args in [&[][..], &["--token-file", wrong.to_str().unwrap()]] {
+        let failure = guarded.list_trusting(own, args).await.failure();
+        assert!(
+            failure.contains("does not know you") && failure.contains("`--token-file FILE`"),
+            "{failure}"
+        );
+        assert!(!failure.contains("0123456789"), "{failure}");
+    }
+    let failure = guarded.list_trusting(&other, &["--token-file", &guarded.token]).await.failure();
+    assert!(failure.contains("certificate") && failure.contains("--ca-file"), "{failure}");
+    // Without TLS there is no answer, and above all no list.
+    guarded.list(&["--token-file", &guarded.token]).await.failure();
+}
+
+#[tokio::test]
+async fn a_certificate_opens_the_admin_api() {
+    let guarded = Guarded::start(|config, authority, _| {
+        config.admin_access.client_ca_file = Some(authority.pem.clone());
+    })
+    .await;
+    let (own, other) = (&guarded.authority, Authority::new());
+    let (operator, stranger) =
+        (own.sign("operator", "operator.example"), other.sign("stranger", "stranger.example"));
+    let list = guarded.list_trusting(own, &shown(&operator)).await.output();
+    assert!(list.contains("jobs"), "{list}");
+    for args in [&[][..], &shown(&stranger)] {
+        let failure = guarded.list_trusting(own, args).await.failure();
+        assert!(failure.contains("--cert"), "{failure}");
+    }
+    let failure = guarded.list_trusting(&other, &shown(&operator)).await.failure();
+    assert!(failure.contains("--ca-file"), "{failure}");
+}
