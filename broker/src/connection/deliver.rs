@@ -62,10 +62,14 @@ impl Connection {
 
     /// Whether a delivery of this QoS would be taken now.
     fn can_take(&self, qos: QoS) -> bool {
-        // The last slot may be kept for a queue.
-        let least = usize::from(self.queue_slot.is_kept(!self.held.is_empty()));
-        let quota = qos == QoS::AtMostOnce || self.session.send_quota() > least;
+        let quota = qos == QoS::AtMostOnce || self.free_slots() > 0;
         quota && self.has_room() && self.session.can_send()
+    }
+
+    /// Slots for all but queues, for which the last one may be kept.
+    fn free_slots(&self) -> usize {
+        let kept = usize::from(self.queue_slot.is_kept(!self.held.is_empty()));
+        self.session.send_quota().saturating_sub(kept)
     }
 
     fn can_take_from_queue(&self, qos: QoS) -> bool {
@@ -217,7 +221,7 @@ impl Connection {
 
     /// Tells the shards of all queues consumed here that there is room again.
     pub(super) async fn kick_queues(&mut self) {
-        self.queue_slot.keep(self.broker.clock.now());
+        self.queue_slot.queues_told(self.broker.clock.now());
         for external in &self.externals {
             if let Source::Queue { object, .. } = &external.source {
                 // At shutdown there is nobody left to hand out anything.
@@ -254,7 +258,7 @@ impl Connection {
         }
         let mut batch = Vec::new();
         let mut ops = Vec::new();
-        let room = self.session.send_quota().min(DELIVERIES_PER_TURN);
+        let room = self.free_slots().min(DELIVERIES_PER_TURN);
         while batch.len() < room {
             let Some(item) = self.inbox.items.pop_front() else { break };
             let id = item.id;
@@ -439,6 +443,8 @@ impl Connection {
         }
         if self.window.give_back() {
             Box::pin(self.kick_queues()).await;
+        } else {
+            self.queue_slot.freed(self.broker.clock.now());
         }
     }
 

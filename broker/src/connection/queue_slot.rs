@@ -1,8 +1,9 @@
 //! Keeps queues from starving where Receive Maximum is small: live messages are there at once when a slot becomes
 //! free, those of a queue only when its shard has heard of it.
 //!
-//! So after others have had a slot, the next one that queues wait for is kept for them, for a moment. Knows slots and
-//! time, nothing of messages. Owned by the connection's task.
+//! So after others have had a slot, the next one that queues wait for is kept for them, for a moment. Queues wait from
+//! when they are told of room until one of their messages comes: a shard that is slow to hear of it must not lose its
+//! turn to others that are quick. Knows slots and time, nothing of messages. Owned by the connection's task.
 
 use std::time::Duration;
 
@@ -16,6 +17,8 @@ const KEPT_FOR: Duration = Duration::from_millis(100);
 pub(super) struct QueueSlot {
     /// Others had a slot since a queue had one.
     owed: bool,
+    /// Queues have been told of room and have not answered.
+    told: bool,
     kept_until: Option<Instant>,
 }
 
@@ -30,9 +33,15 @@ impl QueueSlot {
         *self = Self::default();
     }
 
-    /// A slot is free, and queues that wait for one have been told.
-    pub(super) fn keep(&mut self, now: Instant) {
-        if std::mem::take(&mut self.owed) {
+    /// A slot is free, and queues that wait for one are told.
+    pub(super) fn queues_told(&mut self, now: Instant) {
+        self.told = true;
+        self.freed(now);
+    }
+
+    /// A slot is free; queues may have been told of an earlier one.
+    pub(super) fn freed(&mut self, now: Instant) {
+        if self.told && std::mem::take(&mut self.owed) {
             self.kept_until = Some(now + KEPT_FOR);
         }
     }
@@ -47,8 +56,62 @@ impl QueueSlot {
         self.kept_until
     }
 
-    /// The time may have come.
+    /// The time may have come: then nobody waits for an answer any more.
     pub(super) fn handle_timeout(&mut self, now: Instant) {
-        self.kept_until = self.kept_until.filter(|until| *until > now);
+        if self.kept_until.is_some_and(|until| until <= now) {
+            self.kept_until = None;
+            self.told = false;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use weir_env::clock::Clock;
+
+    use super::*;
+
+    #[test]
+    fn a_slot_is_kept_for_queues_that_wait_once_others_had_one() {
+        let now = Clock::system().now();
+        let mut slot = QueueSlot::default();
+        slot.queues_told(now);
+        assert!(!slot.is_kept(false), "nobody else had one");
+        slot.queue_took_one();
+        slot.others_took_one();
+        slot.freed(now);
+        assert!(!slot.is_kept(false), "no queue waits");
+        assert!(slot.is_kept(true));
+        slot.queues_told(now);
+        assert!(slot.is_kept(false));
+        slot.queue_took_one();
+        assert!(!slot.is_kept(true));
+    }
+
+    #[test]
+    fn queues_that_are_slow_to_answer_keep_their_turn() {
+        let now = Clock::system().now();
+        let mut slot = QueueSlot::default();
+        // Told when it was the others' turn, and these came and went before an answer did.
+        slot.queues_told(now);
+        slot.others_took_one();
+        slot.freed(now);
+        assert!(slot.is_kept(false));
+    }
+
+    #[test]
+    fn a_slot_is_not_kept_for_ever() {
+        let now = Clock::system().now();
+        let mut slot = QueueSlot::default();
+        slot.others_took_one();
+        slot.queues_told(now);
+        slot.handle_timeout(now);
+        assert!(slot.is_kept(false));
+        slot.handle_timeout(slot.poll_timeout().unwrap());
+        assert!(!slot.is_kept(false));
+        // Nor is the next one, until queues are told again.
+        slot.others_took_one();
+        slot.freed(now);
+        assert!(!slot.is_kept(false));
     }
 }
