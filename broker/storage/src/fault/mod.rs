@@ -11,8 +11,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use parking_lot::Mutex;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use weir_env::seed::Seed;
 
@@ -42,6 +43,8 @@ struct Faults {
     seed: Seed,
     /// Commits whose outcome was told as open and that happen later.
     delayed: Mutex<JoinSet<()>>,
+    /// Ends stalls.
+    release: Notify,
     /// Why nothing is committed any more.
     failure: watch::Sender<Option<Arc<str>>>,
 }
@@ -54,6 +57,7 @@ impl FaultStore {
             plan: Mutex::default(),
             seed,
             delayed: Mutex::default(),
+            release: Notify::new(),
             failure: watch::Sender::new(None),
         };
         Self { inner, faults: Arc::new(faults) }
@@ -128,6 +132,11 @@ impl FaultHandle {
         self.faults.failure.send_replace(Some(why.into()));
     }
 
+    /// Lets the commits that are stalled now take their course at once.
+    pub fn release_stalled(&self) {
+        self.faults.release.notify_waiters();
+    }
+
     /// No more faults. Commits that are to happen later still do; see [`FaultHandle::settle`].
     pub fn heal(&self) {
         let mut plan = self.faults.plan.lock();
@@ -149,6 +158,12 @@ impl FaultHandle {
 impl Faults {
     fn on_read(&self) -> Result<()> {
         self.plan.lock().next_read(&self.seed).map_or(Ok(()), Err)
+    }
+
+    /// Whether commits that touch these ranges fail for good.
+    fn check_alive(&self, touched: &[(Bytes, Bytes)]) -> Result<()> {
+        let failure = self.failure.borrow().clone();
+        failure.filter(|_| !touched.is_empty()).map_or(Ok(()), |why| Err(Error::Unavailable(why)))
     }
 
     fn on_watch(&self, watch: Watch) -> Watch {

@@ -94,10 +94,9 @@ impl Transaction for FaultTransaction {
     }
 
     async fn commit(self: Box<Self>) -> Result<Committed> {
-        let failure = self.faults.failure.borrow().clone();
-        if let Some(why) = failure.filter(|_| !self.touched.is_empty()) {
-            return Err(Error::Unavailable(why));
-        }
+        self.faults.check_alive(&self.touched)?;
+        // From here on, so that whoever has counted the fault can end it.
+        let released = self.faults.release.notified();
         let fault = self.faults.plan.lock().next_commit(&self.faults.seed, &self.touched);
         match fault {
             None => self.inner.commit().await,
@@ -115,7 +114,9 @@ impl Transaction for FaultTransaction {
             Some(CommitFault::Panic) => panic!("a fault asked for by a test"),
             Some(CommitFault::OpenLost) => Err(Error::UnknownOpen),
             Some(CommitFault::Stalled(delay)) => {
-                tokio::time::sleep(delay).await;
+                // Either ends the stall.
+                let _ = tokio::time::timeout(delay, released).await;
+                self.faults.check_alive(&self.touched)?;
                 self.inner.commit().await
             }
         }

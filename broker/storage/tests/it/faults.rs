@@ -152,3 +152,23 @@ async fn a_store_that_fails_for_good_says_so_and_is_not_healed() {
     let outer = FaultStore::wrap(Arc::new(store), Seed::fixed(6));
     assert_eq!(outer.failed().now_or_never().as_deref(), Some("the disk is gone"), "told on");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_stalled_commit_can_be_released_and_fails_if_all_do_by_then() {
+    for is_dead in [false, true] {
+        let (store, faults) = faulty();
+        faults.fail_next_commit(CommitFault::Stalled(Duration::from_secs(3600)));
+        let clock = Clock::system();
+        let started = clock.now();
+        let mut put = Box::pin(put(&store, "key"));
+        assert!((&mut put).now_or_never().is_none());
+        assert_eq!(faults.injected(), 1);
+        if is_dead {
+            faults.fail_for_good("the disk is gone");
+        }
+        faults.release_stalled();
+        assert_eq!(put.await.is_err(), is_dead);
+        assert_eq!(has(&store, "key").await, !is_dead);
+        assert_eq!(clock.now(), started, "not in its own time");
+    }
+}

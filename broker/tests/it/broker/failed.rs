@@ -13,20 +13,27 @@ use super::{DEADLINE, TestBroker, config, faulty, queue};
 async fn a_store_that_commits_no_more_ends_the_broker() {
     let (store, faults) = faulty();
     let mut config = config();
-    config.limits.shutdown_grace = Duration::from_secs(3);
+    // A commit under way keeps the broker from being gone before anybody has asked: for longer than this test lasts.
+    config.limits.shutdown_grace = 4 * DEADLINE;
     let broker = TestBroker::start_with(config, &store).await;
     broker.declare(&[queue("work", "t")]).await;
     broker.publish("t", &["before"]).await;
     assert!(broker.get("/healthz").await.starts_with("HTTP/1.1 200 "));
-    // A publish under way keeps the broker from being gone at once.
-    faults.fail_commits_matching(&[tag::SEGMENT], CommitFault::Stalled(DEADLINE));
+    faults.fail_commits_matching(&[tag::SEGMENT], CommitFault::Stalled(4 * DEADLINE));
     let mut client = broker.connect(clean("c", V5)).await;
     client.post(publish(AtLeastOnce, 1, "t", "x")).await;
-    client.synced().await;
+    let stalled = async {
+        while faults.injected() == 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(DEADLINE, stalled).await.expect("a commit in time");
     faults.fail_for_good("the disk is gone");
     let unhealthy = async { while !broker.get("/healthz").await.starts_with("HTTP/1.1 503 ") {} };
     tokio::time::timeout(DEADLINE, unhealthy).await.expect("503 in time");
-    assert!(broker.get("/readyz").await.starts_with("HTTP/1.1 503 "));
+    let ready = broker.get("/readyz").await;
+    assert!(ready.starts_with("HTTP/1.1 503 ") && ready.ends_with("failed\n"), "{ready}");
+    faults.release_stalled();
     // The publish under way is answered first, if the broker still comes to it.
     match client.recv().await {
         Packet::PubAck(ack) => {
