@@ -17,6 +17,10 @@ use crate::router::Group;
 /// Bytes a waiting message takes beside its own: the entry and the shared message's counters.
 const ENTRY_BYTES: usize = 128;
 
+/// Letters for which an empty mailbox keeps room while its connection is busy, so that bursts up to this allocate
+/// nothing.
+const KEEP_LETTERS: usize = 256;
+
 /// A live message for one client.
 #[derive(Clone, Debug)]
 pub(crate) struct Letter {
@@ -122,10 +126,18 @@ impl Mailbox {
         let letter = state.letters.pop_front()?;
         state.bytes = state.bytes.saturating_sub(size(&letter));
         state.droppable -= usize::from(letter.qos == QoS::AtMostOnce);
-        if state.letters.is_empty() && state.letters.capacity() > 64 {
+        if state.letters.capacity() > KEEP_LETTERS && state.letters.is_empty() {
             state.letters = VecDeque::new();
         }
         Some(letter)
+    }
+
+    /// Lets go of room for letters, if there are none.
+    pub(crate) fn compact(&self) {
+        let mut state = self.state.lock();
+        if state.letters.is_empty() {
+            state.letters = VecDeque::new();
+        }
     }
 
     /// QoS of the next message, which stays.
@@ -236,6 +248,21 @@ mod tests {
         assert_eq!(mailbox.push(letter(1000)), Pushed::Refused);
         assert!(mailbox.pop().is_some());
         assert_eq!(mailbox.push(letter(1000)), ADDED);
+    }
+
+    #[test]
+    fn room_is_kept_for_the_next_burst_until_the_connection_is_idle() {
+        let mailbox = Mailbox::new(1 << 20);
+        let capacity_after = |burst: usize| {
+            (0..burst).for_each(|_| assert_eq!(mailbox.push(letter(1)), ADDED));
+            while mailbox.pop().is_some() {}
+            mailbox.state.lock().letters.capacity()
+        };
+        assert!((200..=KEEP_LETTERS).contains(&capacity_after(200)));
+        assert_eq!(capacity_after(KEEP_LETTERS + 1), 0, "a burst that is rarely so large");
+        assert!(capacity_after(200) > 0);
+        mailbox.compact();
+        assert_eq!(mailbox.state.lock().letters.capacity(), 0);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! The table is in memory and owned here; the store's copy of persistent sessions' subscriptions is read into
 //! it at the start. It knows neither queues nor streams, which have filters of their own.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -119,11 +120,29 @@ struct Receiver {
 }
 
 /// Everybody a message is for.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Matched {
-    live: SmallVec<[Receiver; 4]>,
+    live: Vec<Receiver>,
     /// Inboxes it must be added to before its publisher is told.
     pub(crate) inboxes: SmallVec<[InboxTarget; 2]>,
+}
+
+/// Room for receivers that a thread keeps for its next message.
+const SPARE_MAX: usize = 4096;
+
+thread_local! {
+    /// Empty, and with room for as many receivers as recent messages had: no message has to make it anew.
+    static SPARE: Cell<Vec<Receiver>> = const { Cell::new(Vec::new()) };
+}
+
+impl Drop for Matched {
+    fn drop(&mut self) {
+        let mut spare = std::mem::take(&mut self.live);
+        spare.clear();
+        if (1..=SPARE_MAX).contains(&spare.capacity()) {
+            SPARE.set(spare);
+        }
+    }
 }
 
 impl Matched {
@@ -250,7 +269,7 @@ impl Router {
         retain: bool,
         publisher: Option<SubscriberId>,
     ) -> Matched {
-        let mut receivers: SmallVec<[Receiver; 4]> = SmallVec::new();
+        let mut receivers = SPARE.take();
         let mut add = |subscriber: &Arc<Subscriber>, wish: &Wish, shared: Option<&Arc<Group>>| {
             if wish.options.no_local && publisher == Some(subscriber.id) {
                 return;
@@ -271,7 +290,8 @@ impl Router {
                 }
             }
         });
-        split(merge(receivers))
+        merge(&mut receivers);
+        split(receivers)
     }
 
     /// Puts a live message into the mailboxes of its receivers.
@@ -334,10 +354,7 @@ impl Group {
 }
 
 /// One receiver per session, with the highest QoS and all identifiers of its subscriptions [MQTT-3.3.4-2].
-fn merge(mut receivers: SmallVec<[Receiver; 4]>) -> SmallVec<[Receiver; 4]> {
-    if receivers.len() < 2 {
-        return receivers;
-    }
+fn merge(receivers: &mut Vec<Receiver>) {
     receivers.sort_unstable_by_key(|receiver| receiver.subscriber.id);
     receivers.dedup_by(|next, first| {
         let same = next.subscriber.id == first.subscriber.id;
@@ -349,26 +366,25 @@ fn merge(mut receivers: SmallVec<[Receiver; 4]>) -> SmallVec<[Receiver; 4]> {
         }
         same
     });
-    receivers
 }
 
 /// Sorts receivers into those that get the message from memory and those that get it from their inbox.
-fn split(receivers: SmallVec<[Receiver; 4]>) -> Matched {
-    let mut matched = Matched::default();
-    for receiver in receivers {
-        match receiver.subscriber.incarnation {
-            Some(incarnation) if receiver.qos != QoS::AtMostOnce => matched.inboxes.push(InboxTarget {
+fn split(mut receivers: Vec<Receiver>) -> Matched {
+    let mut inboxes = SmallVec::new();
+    receivers.retain(|receiver| match receiver.subscriber.incarnation {
+        Some(incarnation) if receiver.qos != QoS::AtMostOnce => {
+            inboxes.push(InboxTarget {
                 client_id: receiver.subscriber.client_id.clone(),
                 incarnation,
                 qos: receiver.qos.as_u8(),
                 retain: receiver.retain,
                 subscription_ids: receiver.identifiers.iter().copied().collect(),
-            }),
-            _ if receiver.subscriber.is_connected() => matched.live.push(receiver),
-            _ => {}
+            });
+            false
         }
-    }
-    matched
+        _ => receiver.subscriber.is_connected(),
+    });
+    Matched { live: receivers, inboxes }
 }
 
 #[cfg(test)]

@@ -28,7 +28,7 @@ use futures_util::future::BoxFuture;
 use smallvec::SmallVec;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use weir_codec::{Decoder, Packet, PacketId, ProtocolVersion, ReasonCode};
+use weir_codec::{Decoder, Packet, PacketId, ProtocolVersion, QoS, ReasonCode};
 use weir_core::inbox::InboxItem;
 use weir_core::key::Publisher;
 use weir_core::keyspace::inbox::InboxId;
@@ -92,8 +92,11 @@ enum Tag {
     Stream,
 }
 
+/// Who waits for the answer to a publish: nobody at QoS 0.
+type Asker = Option<(PublishToken, PacketId)>;
+
 /// Who waits for the answer to a publish, and what it is.
-type Answer = (Option<(PublishToken, PacketId)>, Outcome);
+type Answer = (Asker, Outcome);
 
 /// A QoS 2 publish of a persistent session whose id is stored.
 #[derive(Clone, Copy, Debug)]
@@ -267,7 +270,11 @@ impl Connection {
                         self.answer(asker, outcome);
                     }
                 }
-                () = self.mailbox.changed() => Box::pin(self.handle_mail()).await,
+                () = self.mailbox.changed() => {
+                    if let Some(eviction) = self.handle_mail() {
+                        Box::pin(self.handle_eviction(eviction)).await;
+                    }
+                }
                 delivery = self.queue.recv(), if take_queue => self.held.push_back(delivery),
                 batch = self.stream.recv(), if take_stream => self.batch = Some(batch),
                 result = write_of(&mut self.inbox.writing) => self.handle_written(result),
@@ -285,6 +292,7 @@ impl Connection {
                         self.wire.compact();
                         self.session.compact();
                         self.pending.compact();
+                        self.mailbox.compact();
                         idle = true;
                     }
                 }
@@ -294,19 +302,24 @@ impl Connection {
         }
     }
 
-    async fn handle_mail(&mut self) {
+    /// Takes note of what the mailbox says; what it holds is delivered by `pump`, which follows. If the connection is
+    /// to end, why.
+    fn handle_mail(&mut self) -> Option<Eviction> {
         if self.mailbox.take_inbox_changed() {
             self.inbox.more = true;
         }
+        self.mailbox.eviction()
+    }
+
+    async fn handle_eviction(&mut self, eviction: Eviction) {
         // Closing a closed session does nothing.
-        match self.mailbox.eviction() {
-            None => {}
-            Some(Eviction::TakenOver) => {
+        match eviction {
+            Eviction::TakenOver => {
                 // What the client sent before it came back counts: after a DISCONNECT its will is withdrawn.
                 self.handle_ready(self.wants_read() && !self.input_ended, false).await;
                 self.session.close(ReasonCode::SessionTakenOver, None);
             }
-            Some(Eviction::TooSlow) => self.shed("limits.outboxBytesPerClient"),
+            Eviction::TooSlow => self.shed("limits.outboxBytesPerClient"),
         }
     }
 
@@ -403,12 +416,25 @@ impl Connection {
     }
 
     async fn handle_events(&mut self) {
+        // Publishes from one on that must be noted first. Others wait for nothing.
         let mut publishes = Vec::new();
+        let mut allowed = None;
         let mut releases = Vec::new();
         let mut received = Vec::new();
         while let Some(event) = self.session.poll_event() {
             match event {
-                Event::Publish { .. } => publishes.push(event),
+                Event::Publish { qos, .. }
+                    if !publishes.is_empty() || self.stored.persistent && qos == QoS::ExactlyOnce =>
+                {
+                    publishes.push(event);
+                }
+                Event::Publish { .. } => {
+                    if *allowed.get_or_insert_with(|| self.refresh_access())
+                        && let Some(enqueued) = self.handle_publish(event)
+                    {
+                        self.enqueue(enqueued).await;
+                    }
+                }
                 Event::Release { packet_id } => releases.push(packet_id),
                 Event::Received { packet_id, tag } => received.push((packet_id, tag)),
                 Event::Acked { packet_id, tag, reason } => self.handle_acked(packet_id, tag, reason).await,

@@ -2,15 +2,19 @@
 
 use std::sync::Arc;
 
+use futures_util::future::BoxFuture;
 use weir_codec::{Message, PacketId, QoS, ReasonCode};
 use weir_core::keyspace::PublishId;
 use weir_core::sessions::SessionOp;
 use weir_session::{Event, PublishToken};
 
-use super::{Connection, Incoming, Tag};
+use super::{Asker, Connection, Incoming, Tag};
 use crate::broker::{Accepted, Begun, Inbound, Outcome};
 use crate::convert;
 use crate::metrics::Dropped;
+
+/// A publish that is to be put in line.
+pub(super) type Enqueued = (Asker, BoxFuture<'static, Accepted>);
 
 /// Why a publish is refused whoever sent it.
 struct Unfit {
@@ -48,76 +52,97 @@ impl Connection {
             return;
         }
         for event in publishes.drain(..) {
-            let Event::Publish { token, packet_id, qos, retain, message, expiry, repeated, .. } = event
-            else {
-                continue;
-            };
-            self.metrics.publishes.inc(qos);
-            self.metrics.published_bytes.inc_by(message.payload.len() as u64);
-            if repeated {
-                continue;
-            }
-            if let Some(Unfit { reason, text, dropped }) = unfit(&message) {
-                match qos {
-                    QoS::AtMostOnce => self.metrics.messages_dropped.inc(dropped),
-                    QoS::AtLeastOnce | QoS::ExactlyOnce => {
-                        self.session.handle_published(token, reason, Some(text.into()));
-                    }
-                }
-                if qos == QoS::AtMostOnce && !self.version.is_v5() {
-                    self.session.close(reason, None);
-                }
-                continue;
-            }
-            if let Err(denied) = self.may_publish(&message.topic, retain) {
-                self.log_refused(&message.topic, &denied);
-                match qos {
-                    QoS::AtMostOnce => self.metrics.messages_dropped.inc(Dropped::NotAuthorized),
-                    // A 3.1.1 client can't be told: its connection ends, as it must or else be lied to [MQTT-3.3.5-2].
-                    QoS::AtLeastOnce | QoS::ExactlyOnce => {
-                        let text = denied.text().into();
-                        self.session.handle_published(token, ReasonCode::NotAuthorized, Some(text));
-                    }
-                }
-                continue;
-            }
-            let noted = packet_id.filter(|_| qos == QoS::ExactlyOnce);
-            let publish = noted.and_then(|id| self.incoming.get_mut(&id.get())).map(|noted| {
-                // From now on it may have been stored: a repeat must look for it.
-                noted.left = false;
-                (noted.publish, std::mem::replace(&mut noted.tried, true))
-            });
-            let inbound = Inbound {
-                message,
-                qos,
-                retain,
-                expiry,
-                publish,
-                from: Some(self.subscriber.id),
-                publisher: Arc::clone(&self.publisher),
-                version: self.version,
-                live: true,
-            };
-            let asker = packet_id.map(|id| (token, id));
-            let accepted = match self.broker.begin_publish(inbound) {
-                Begun::Accepted(accepted) => accepted,
-                Begun::Enqueue(enqueue) => enqueue.await,
-            };
-            match accepted {
-                // Behind those before it, if it is still to be delivered.
-                Accepted::Done(outcome) if outcome.live.is_some() && !self.pending.is_empty() => {
-                    self.pending.push_back(Box::pin(async move { (asker, outcome) }));
-                }
-                Accepted::Done(outcome) => self.answer(asker, outcome),
-                Accepted::Pending(outcome) => {
-                    self.pending.push_back(Box::pin(async move { (asker, outcome.await) }));
-                }
+            if let Some(enqueued) = self.handle_publish(event) {
+                self.enqueue(enqueued).await;
             }
         }
     }
 
+    /// Takes one publish, as far as that goes without waiting. What is left is for [`Self::enqueue`].
+    pub(super) fn handle_publish(&mut self, event: Event<Tag>) -> Option<Enqueued> {
+        let Event::Publish { token, packet_id, qos, retain, message, expiry, repeated, .. } = event else {
+            return None;
+        };
+        self.metrics.publishes.inc(qos);
+        self.metrics.published_bytes.inc_by(message.payload.len() as u64);
+        if repeated || self.refuse(token, qos, retain, &message) {
+            return None;
+        }
+        let noted = packet_id.filter(|_| qos == QoS::ExactlyOnce);
+        let publish = noted.and_then(|id| self.incoming.get_mut(&id.get())).map(|noted| {
+            // From now on it may have been stored: a repeat must look for it.
+            noted.left = false;
+            (noted.publish, std::mem::replace(&mut noted.tried, true))
+        });
+        let inbound = Inbound {
+            message,
+            qos,
+            retain,
+            expiry,
+            publish,
+            from: Some(self.subscriber.id),
+            publisher: Arc::clone(&self.publisher),
+            version: self.version,
+            live: true,
+        };
+        let asker = packet_id.map(|id| (token, id));
+        match self.broker.begin_publish(inbound) {
+            Begun::Accepted(accepted) => {
+                self.handle_accepted(asker, accepted);
+                None
+            }
+            Begun::Enqueue(enqueue) => Some((asker, enqueue)),
+        }
+    }
+
+    /// Puts a publish in line. The next one must wait for that: they keep their order.
+    pub(super) async fn enqueue(&mut self, (asker, enqueue): Enqueued) {
+        let accepted = enqueue.await;
+        self.handle_accepted(asker, accepted);
+    }
+
+    fn handle_accepted(&mut self, asker: Asker, accepted: Accepted) {
+        match accepted {
+            // Behind those before it, if it is still to be delivered.
+            Accepted::Done(outcome) if outcome.live.is_some() && !self.pending.is_empty() => {
+                self.pending.push_back(Box::pin(async move { (asker, outcome) }));
+            }
+            Accepted::Done(outcome) => self.answer(asker, outcome),
+            Accepted::Pending(outcome) => {
+                self.pending.push_back(Box::pin(async move { (asker, outcome.await) }));
+            }
+        }
+    }
+
+    /// Whether nobody gets this publish: it is unfit, or not allowed. The client has been told then, if it can be.
+    fn refuse(&mut self, token: PublishToken, qos: QoS, retain: bool, message: &Message) -> bool {
+        if let Some(Unfit { reason, text, dropped }) = unfit(message) {
+            match qos {
+                QoS::AtMostOnce => self.metrics.messages_dropped.inc(dropped),
+                QoS::AtLeastOnce | QoS::ExactlyOnce => {
+                    self.session.handle_published(token, reason, Some(text.into()));
+                }
+            }
+            if qos == QoS::AtMostOnce && !self.version.is_v5() {
+                self.session.close(reason, None);
+            }
+            return true;
+        }
+        let Err(denied) = self.may_publish(&message.topic, retain) else { return false };
+        self.log_refused(&message.topic, &denied);
+        match qos {
+            QoS::AtMostOnce => self.metrics.messages_dropped.inc(Dropped::NotAuthorized),
+            // A 3.1.1 client can't be told: its connection ends, as it must or else be lied to [MQTT-3.3.5-2].
+            QoS::AtLeastOnce | QoS::ExactlyOnce => {
+                let text = denied.text().into();
+                self.session.handle_published(token, ReasonCode::NotAuthorized, Some(text));
+            }
+        }
+        true
+    }
+
     /// Tells the client what became of its publish, and delivers it if that is left to do.
-    pub(super) fn answer(&mut self, asker: Option<(PublishToken, PacketId)>, outcome: Outcome) {
+    pub(super) fn answer(&mut self, asker: Asker, outcome: Outcome) {
         let Outcome { reason, live } = outcome;
         if let Some(live) = live {
             self.broker.deliver(&live);

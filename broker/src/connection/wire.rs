@@ -6,7 +6,7 @@
 use std::cell::RefCell;
 use std::io;
 
-use bytes::BytesMut;
+use bytes::{Buf, BytesMut};
 use tokio::io::Interest;
 use weir_codec::{EncodeError, ProtocolVersion};
 use weir_session::Transmit;
@@ -123,7 +123,8 @@ impl Wire {
         while !self.output.is_empty() {
             match self.stream.try_write(&self.output) {
                 Ok(n) => {
-                    let _ = self.output.split_to(n);
+                    // Unlike a split, this leaves the buffer in one piece and allocates nothing.
+                    self.output.advance(n);
                     self.written += n as u64;
                     self.metrics.bytes_sent.inc_by(n as u64);
                     self.peer.listener.metrics.sent.inc_by(n as u64);
