@@ -106,9 +106,13 @@ fn a_name_that_cannot_be_put_in_does_not_escape_a_denial() {
         "##,
     );
     assert!(!publish(&rules, &ANNA, "home/c1/secret") && publish(&rules, &ANNA, "home/c2/secret"));
-    let tricky = Client { client_id: "a/b", ..ANNA };
-    assert!(!publish(&rules, &tricky, "home/a/b/secret"), "everything from the placeholder on");
-    assert!(publish(&rules, &tricky, "elsewhere"));
+    for name in ["a/b", "+", "#", "c+", ""] {
+        let tricky = Client { client_id: name, ..ANNA };
+        for topic in ["home/a/b/secret", "home/c1/secret", "home/x"] {
+            assert!(!publish(&rules, &tricky, topic), "{name} {topic}: everything from the placeholder on");
+        }
+        assert!(publish(&rules, &tricky, "elsewhere"));
+    }
 }
 
 #[test]
