@@ -278,7 +278,7 @@ mod tests {
             assert_eq!(one.as_mut().now_or_never(), None, "{n} waits");
             waiting.push(one);
         }
-        let refused = bench.anna(HERE).await.unwrap_err();
+        let refused = bench.anna(HERE).now_or_never().expect("an answer at once").unwrap_err();
         assert_eq!((refused.reason, refused.label), (ReasonCode::ServerBusy, AuthRefusal::Busy));
         // Who gives up makes room.
         waiting.truncate(1);

@@ -31,10 +31,15 @@ impl Print {
 }
 
 impl Auth {
-    /// Reads the files again when they change, and whenever the process gets SIGHUP, until `stop`.
-    pub(crate) async fn follow(self: Arc<Self>, stop: CancellationToken) {
+    /// Reads the files again when they change, and whenever the process gets SIGHUP, until `stop`. SIGHUP, which
+    /// would end the process, is heeded from this call on.
+    pub(crate) fn follow(self: Arc<Self>, stop: CancellationToken) -> impl Future<Output = ()> + Send {
         // Without it, files are still looked at.
-        let mut hangup = signal(SignalKind::hangup()).ok();
+        let hangup = signal(SignalKind::hangup()).ok();
+        self.follow_files(hangup, stop)
+    }
+
+    async fn follow_files(self: Arc<Self>, mut hangup: Option<Signal>, stop: CancellationToken) {
         let mut print = self.print().await;
         let interval = self.config.reload_interval;
         loop {

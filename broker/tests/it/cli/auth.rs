@@ -1,5 +1,10 @@
 //! `weir auth`: hashes that work, mistakes with their line, decisions with their reason.
 
+use std::io::{BufRead, BufReader, Lines};
+use std::path::Path;
+use std::process::{Child, ChildStderr, Command, Stdio};
+use std::time::Duration;
+
 use super::weir;
 
 const RULES: &str = r##"[[rules]]
@@ -87,4 +92,89 @@ async fn files_are_checked() {
     assert_eq!(shown(check().await.output()), "DIR/weir.toml: 1 rules\n");
     config(String::new());
     assert!(check().await.failure().contains("nothing says who may do what"));
+}
+
+/// `weir serve` until the end of the test, and what it logs.
+struct Serving {
+    child: Child,
+    lines: Option<Lines<BufReader<ChildStderr>>>,
+}
+
+impl Serving {
+    /// With these rules, which it reads again only when it is told to.
+    fn start(rules: &Path) -> Self {
+        let any = "127.0.0.1:0";
+        let mut child = Command::new(env!("CARGO_BIN_EXE_weir"))
+            .args([
+                "serve",
+                "--store",
+                "memory:",
+                "--listen",
+                "mqtt://127.0.0.1:0",
+                "--http",
+                any,
+                "--admin",
+                any,
+            ])
+            .args(["--auth-reload-interval", "0s", "--auth-rules-file", rules.to_str().unwrap()])
+            .env_clear()
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = Some(BufReader::new(child.stderr.take().unwrap()).lines());
+        Self { child, lines }
+    }
+
+    /// The next line of the log that has `text` in it.
+    async fn logged(&mut self, text: &'static str) -> String {
+        let mut lines = self.lines.take().unwrap();
+        let read = tokio::task::spawn_blocking(move || {
+            let line = lines.by_ref().map_while(Result::ok).find(|line| line.contains(text));
+            (line, lines)
+        });
+        let Ok(read) = tokio::time::timeout(Duration::from_secs(20), read).await else {
+            // Ends the log, and so the thread that reads it.
+            let _ = self.child.kill();
+            panic!("the broker does not say `{text}`");
+        };
+        let (line, lines) = read.unwrap();
+        self.lines = Some(lines);
+        line.unwrap_or_else(|| panic!("the broker ended and did not say `{text}`"))
+    }
+
+    fn hang_up(&self) {
+        let kill = format!("kill -HUP {}", self.child.id());
+        assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[tokio::test]
+async fn a_hangup_reads_the_files_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let rules = dir.path().join("rules.toml");
+    std::fs::write(&rules, RULES).unwrap();
+    let mut broker = Serving::start(&rules);
+    let read = "who may do what is read";
+    assert!(broker.logged(read).await.contains("rules=3"));
+    broker.logged("ready").await;
+
+    std::fs::write(&rules, RULES.repeat(2)).unwrap();
+    broker.hang_up();
+    assert!(broker.logged(read).await.contains("rules=6"));
+
+    std::fs::write(&rules, format!("{RULES}[[rules]]\nallow = [\"read\"]\n")).unwrap();
+    broker.hang_up();
+    let line = broker.logged("not read again").await;
+    assert!(line.contains("rules.toml:16: allow: `read` is not allowed"), "{line}");
+
+    std::fs::write(&rules, RULES).unwrap();
+    broker.hang_up();
+    assert!(broker.logged(read).await.contains("rules=3"));
 }
