@@ -155,7 +155,8 @@ async fn serve(
         manifests::load_and_apply(&broker.core, watcher).await?;
     }
 
-    let admin_access = admin::Access::read(&config.admin_access).context("protect the admin API")?;
+    let admin_access = admin::Access::read(&config.admin_access, config.auth.reload_interval)
+        .context("protect the admin API")?;
     let listeners = listen::bind_all(config, clock, &mut registry)?;
     let http_listener =
         listen::bind(config.http).with_context(|| format!("listen on http://{}", config.http))?;

@@ -1,9 +1,11 @@
 //! Who may call the admin API: the server's TLS, and the token that every call must bring. Knows no calls.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
+use arc_swap::ArcSwap;
 use secrecy::{ExposeSecret, SecretString};
 use tonic::service::Interceptor;
 use tonic::transport::{Certificate, Identity, ServerTlsConfig};
@@ -18,15 +20,18 @@ const TOKEN_BYTES_MIN: usize = 16;
 pub(crate) struct Access {
     pub(super) tls: Option<ServerTlsConfig>,
     pub(super) guard: Guard,
+    token_file: Option<PathBuf>,
+    /// How often the token is read again; zero: never.
+    interval: Duration,
 }
 
-/// Lets calls through that bring the token, or all if there is none.
+/// Lets calls through that bring the token, or all if there is none. Its clones have the same token.
 #[derive(Clone)]
-pub(super) struct Guard(Option<Arc<SecretString>>);
+pub(super) struct Guard(Option<Arc<ArcSwap<SecretString>>>);
 
 impl Access {
-    /// Reads the files.
-    pub(crate) fn read(config: &AdminAccess) -> anyhow::Result<Self> {
+    /// Reads the files. The token is followed in this `interval`.
+    pub(crate) fn read(config: &AdminAccess, interval: Duration) -> anyhow::Result<Self> {
         let tls = match (&config.certificate_file, &config.key_file) {
             (Some(certificate), Some(key)) => {
                 let identity = Identity::from_pem(file(certificate)?, file(key)?);
@@ -42,7 +47,41 @@ impl Access {
         if token.is_some() && tls.is_none() {
             tracing::info!("the token of the admin API is sent as it is, without TLS");
         }
-        Ok(Self { tls, guard: Guard(token.map(Arc::new)) })
+        let guard = Guard(token.map(|token| Arc::new(ArcSwap::from_pointee(token))));
+        Ok(Self { tls, guard, token_file: config.token_file.clone(), interval })
+    }
+
+    /// Takes another token over as soon as the file has one, for ever. A file without one changes nothing.
+    pub(super) fn follow(&self) -> impl Future<Output = ()> + Send + use<> {
+        let (guard, path, interval) = (self.guard.clone(), self.token_file.clone(), self.interval);
+        async move {
+            let (Guard(Some(current)), Some(path)) = (guard, path) else {
+                return std::future::pending().await;
+            };
+            if interval.is_zero() {
+                return std::future::pending().await;
+            }
+            let mut last_problem = None;
+            loop {
+                tokio::time::sleep(interval).await;
+                let path = path.clone();
+                let Ok(read) = tokio::task::spawn_blocking(move || token(&path)).await else { continue };
+                let problem = read.as_ref().err().map(|error| format!("{error:#}"));
+                if problem.is_some() && problem != last_problem {
+                    tracing::error!(
+                        problem,
+                        "the token of the admin API is not read again; the last one stays"
+                    );
+                }
+                last_problem = problem;
+                if let Ok(read) = read
+                    && read.expose_secret() != current.load().expose_secret()
+                {
+                    current.store(Arc::new(read));
+                    tracing::info!("the admin API has another token");
+                }
+            }
+        }
     }
 }
 
@@ -67,7 +106,7 @@ impl Interceptor for Guard {
         let Some(token) = &self.0 else { return Ok(request) };
         let sent = request.metadata().get("authorization").map(|value| value.as_bytes());
         let sent = sent.and_then(|value| value.strip_prefix(b"Bearer ")).unwrap_or_default();
-        if weir_auth::is_same_secret(sent, token.expose_secret().as_bytes()) {
+        if weir_auth::is_same_secret(sent, token.load().expose_secret().as_bytes()) {
             return Ok(request);
         }
         tracing::info!("call of the admin API without the right token");
@@ -89,7 +128,7 @@ mod tests {
 
     #[test]
     fn only_the_token_opens() {
-        let mut guard = Guard(Some(Arc::new("0123456789abcdef".into())));
+        let mut guard = Guard(Some(Arc::new(ArcSwap::from_pointee("0123456789abcdef".into()))));
         assert_eq!(call(&mut guard, Some("Bearer 0123456789abcdef")), Ok(()));
         for header in
             [None, Some(""), Some("Bearer "), Some("Bearer 0123456789abcdeF"), Some("0123456789abcdef")]
@@ -104,11 +143,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("token");
         let config = AdminAccess { token_file: Some(path.clone()), ..AdminAccess::default() };
-        assert!(Access::read(&config).is_err(), "no file");
+        assert!(Access::read(&config, Duration::ZERO).is_err(), "no file");
         std::fs::write(&path, "short\n").unwrap();
-        let error = Access::read(&config).err().map(|error| error.to_string()).unwrap_or_default();
+        let error =
+            Access::read(&config, Duration::ZERO).err().map(|error| error.to_string()).unwrap_or_default();
         assert!(error.contains("5 bytes") && !error.contains("short"), "{error}");
         std::fs::write(&path, "long enough for a token\n").unwrap();
-        assert!(Access::read(&config).is_ok());
+        assert!(Access::read(&config, Duration::ZERO).is_ok());
     }
 }

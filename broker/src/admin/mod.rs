@@ -64,6 +64,7 @@ pub(crate) async fn serve(
     let service = AdminServer::new(Service::new(core, shutdown.clone()))
         .max_decoding_message_size(REQUEST_BYTES_MAX)
         .max_encoding_message_size(ANSWER_BYTES_MAX);
+    let followed = access.follow();
     let service = InterceptedService::new(service, access.guard);
     let mut builder = Server::builder();
     if let Some(tls) = access.tls {
@@ -81,6 +82,7 @@ pub(crate) async fn serve(
     };
     tokio::select! {
         served = server => served.context("serve the admin API"),
+        () = followed => Ok(()),
         () = overdue => {
             tracing::debug!("clients of the admin API are cut off");
             Ok(())

@@ -29,7 +29,7 @@ struct Bench {
 }
 
 fn open_to_all() -> Access {
-    Access::read(&AdminAccess::default()).unwrap()
+    Access::read(&AdminAccess::default(), Duration::ZERO).unwrap()
 }
 
 impl Bench {

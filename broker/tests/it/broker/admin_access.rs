@@ -88,3 +88,24 @@ async fn a_certificate_opens_the_admin_api() {
     let failure = guarded.list_trusting(&other, &shown(&operator)).await.failure();
     assert!(failure.contains("--ca-file"), "{failure}");
 }
+
+#[tokio::test]
+async fn another_token_counts_without_a_restart() {
+    let guarded = Guarded::start(|config, _, token| {
+        config.admin_access.token_file = Some(token.into());
+        config.auth.reload_interval = std::time::Duration::from_millis(100);
+    })
+    .await;
+    let own = &guarded.authority;
+    let old = own.dir().join("old");
+    std::fs::copy(&guarded.token, &old).unwrap();
+    let old = ["--token-file", old.to_str().unwrap()];
+    // One that can be guessed is none: the last stays.
+    std::fs::write(&guarded.token, "short").unwrap();
+    guarded.list_trusting(own, &old).await.output();
+    std::fs::write(&guarded.token, "fedcba9876543210").unwrap();
+    let followed =
+        async { while guarded.list_trusting(own, &["--token-file", &guarded.token]).await.code != 0 {} };
+    tokio::time::timeout(super::DEADLINE, followed).await.expect("the new token in time");
+    guarded.list_trusting(own, &old).await.failure();
+}

@@ -32,7 +32,7 @@ pub(crate) async fn weir(args: &[&str], input: &str) -> Finished {
 /// What a command left behind.
 #[derive(Debug)]
 pub(crate) struct Finished {
-    code: i32,
+    pub(crate) code: i32,
     stdout: String,
     stderr: String,
 }
