@@ -11,6 +11,7 @@ use weir_topic::{Subscription, TopicName};
 use super::Connection;
 use super::external::{Refusal, resolve};
 use super::handshake::write_all;
+use super::subscribe::parsed;
 use super::wire::Wire;
 use crate::auth::{Claim, ClientAccess, Denied, Exchange, Identity, Proved, Refused, Step};
 use crate::broker::Broker;
@@ -307,10 +308,10 @@ impl Connection {
             self.banish("the user is gone or has another password: connect anew");
             return false;
         }
-        let plain = self.subscriptions.iter();
-        let others = self.externals.iter().map(|external| (&external.text, &external.to));
-        let lost = plain.chain(others).find(|(_, to)| self.may_have(to).is_err());
-        if let Some((text, _)) = lost {
+        let plain = self.subscriptions.iter().filter_map(parsed);
+        let lost = plain.filter(|(_, to)| self.may_have(to).is_err()).map(|(text, _)| text);
+        let others = self.externals.iter().filter(|external| self.may_have(&external.to).is_err());
+        if let Some(text) = lost.chain(others.map(|external| &external.text)).next() {
             let text = format!("access rules have changed: not allowed to subscribe to {text} any more");
             self.metrics.forbidden.inc(Forbidden::Subscribe);
             self.banish(text);

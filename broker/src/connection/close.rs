@@ -11,6 +11,7 @@ use weir_core::sessions::{CloseOptions, SessionRef, WillAction};
 use weir_session::{CloseCause, Closed, Delivery, Outgoing};
 
 use super::handshake::write_all;
+use super::subscribe::parsed;
 use super::wire::Wire;
 use super::{Connection, FAREWELL_TIMEOUT, Tag, close_label};
 use crate::broker::Broker;
@@ -83,8 +84,8 @@ impl Connection {
         let will = if closed.publish_will { WillAction::Fire } else { WillAction::Cancel };
         let options = CloseOptions { expiry_seconds: closed.session_expiry, will, outgoing };
         if !stored.persistent {
-            for (text, from) in &subscriptions {
-                broker.router.unsubscribe(subscriber.id, text, from);
+            for (text, from) in subscriptions.iter().filter_map(parsed) {
+                broker.router.unsubscribe(subscriber.id, text, &from);
             }
             // The session ends here, and with it this client's place in its groups.
             let unfinished = left.into_iter().filter_map(unfinished);

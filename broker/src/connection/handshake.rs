@@ -312,7 +312,7 @@ impl Parts {
             publisher: Arc::new(publisher),
             mailbox,
             place,
-            subscriptions: HashMap::default(),
+            subscriptions: HashSet::default(),
             externals: Vec::new(),
             catalog_changes: None,
             pending: Pending::default(),

@@ -38,7 +38,6 @@ use weir_core::sessions::{SessionOp, SessionRef};
 use weir_env::clock::Instant;
 use weir_env::seed::{HashMap, HashSet};
 use weir_session::{CloseCause, Closed, Event, PublishToken, Session};
-use weir_topic::Subscription;
 
 use crate::broker::{Broker, Outcome};
 use crate::clients::Place;
@@ -136,8 +135,8 @@ struct Connection {
     publisher: Arc<Publisher>,
     mailbox: Arc<Mailbox>,
     place: Place,
-    /// Plain and shared subscriptions.
-    subscriptions: HashMap<ByteString, Subscription>,
+    /// Plain and shared subscriptions: only their texts, which are small and say everything.
+    subscriptions: HashSet<ByteString>,
     externals: Vec<External>,
     catalog_changes: Option<watch::Receiver<u64>>,
     /// Publishes that are becoming durable, in the order in which they came: so are they answered and delivered.
@@ -293,6 +292,9 @@ impl Connection {
                         self.session.compact();
                         self.pending.compact();
                         self.mailbox.compact();
+                        if self.retained.is_empty() {
+                            self.retained = VecDeque::new();
+                        }
                         idle = true;
                     }
                 }

@@ -162,7 +162,7 @@ impl Connection {
         self.check_allowed(&text, &to)?;
         // What this packet has been granted so far counts; a filter that it repeats, twice.
         let held = self.subscriptions.len() + self.externals.len() + granted.len();
-        let known = self.subscriptions.contains_key(&text) || self.externals.iter().any(|e| e.text == text);
+        let known = self.subscriptions.contains(&text) || self.externals.iter().any(|e| e.text == text);
         let limit = self.broker.limits.max_subscriptions_per_client;
         if !known && held >= usize::try_from(limit).unwrap_or(usize::MAX) {
             let text = format!("limits.maxSubscriptionsPerClient is {limit}: unsubscribe from others first");
@@ -233,7 +233,7 @@ impl Connection {
             return None;
         }
         self.broker.router.subscribe(&self.subscriber, &text, &to, wish);
-        let new = self.subscriptions.insert(text, to.clone()).is_none();
+        let new = self.subscriptions.insert(text);
         let wanted = match wish.options.retain_handling {
             RetainHandling::OnSubscribe => true,
             RetainHandling::OnNewSubscription => new,
@@ -395,8 +395,9 @@ impl Connection {
         let mut reasons = Vec::with_capacity(unsubscribe.filters.len());
         for text in &unsubscribe.filters {
             self.forget_retained(text);
-            let removed = match self.subscriptions.remove(text) {
-                Some(from) => self.broker.router.unsubscribe(self.subscriber.id, text, &from),
+            let known = self.subscriptions.take(text);
+            let removed = match known.as_ref().and_then(parsed) {
+                Some((_, from)) => self.broker.router.unsubscribe(self.subscriber.id, text, &from),
                 None => self.remove_external(text, Lost::Left).await,
             };
             reasons.push(if removed { ReasonCode::Success } else { ReasonCode::NoSubscriptionExisted });
@@ -470,7 +471,7 @@ impl Connection {
                 self.install_external(text, to, wish, start.unwrap_or(Start::Latest)).await;
             } else {
                 self.broker.router.subscribe(&self.subscriber, &text, &to, wish);
-                self.subscriptions.insert(text, to);
+                self.subscriptions.insert(text);
             }
         }
         if lost.is_empty() {
@@ -481,6 +482,11 @@ impl Connection {
             self.fail(&error);
         }
     }
+}
+
+/// What the text of a subscription means. It was read before, so there is always an answer.
+pub(super) fn parsed(text: &ByteString) -> Option<(&ByteString, Subscription)> {
+    Subscription::parse(text.clone()).ok().map(|subscription| (text, subscription))
 }
 
 fn granted(qos: QoS) -> ReasonCode {
