@@ -2,6 +2,7 @@
 //!
 //! Each source is asked only while the session has a free slot and the socket keeps up.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use weir_codec::{PacketId, QoS, ReasonCode};
@@ -421,6 +422,10 @@ impl Connection {
             }
             self.transmit();
             any = true;
+        }
+        if self.retained.is_empty() {
+            // At once rather than when the connection is idle: the next one to subscribe takes the same memory.
+            self.retained = VecDeque::new();
         }
         any
     }

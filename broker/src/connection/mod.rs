@@ -292,9 +292,6 @@ impl Connection {
                         self.session.compact();
                         self.pending.compact();
                         self.mailbox.compact();
-                        if self.retained.is_empty() {
-                            self.retained = VecDeque::new();
-                        }
                         idle = true;
                     }
                 }
