@@ -117,11 +117,16 @@ impl Stream {
         Ok(())
     }
 
-    /// Waits until the socket is ready for `interest`, or to take what the layers hold. Cancel-safe.
+    /// Waits until the socket is ready for `interest`, or to take what the layers hold. An end that a layer has read
+    /// already is ready at once. Cancel-safe.
     ///
     /// # Errors
     /// If the socket fails.
     pub async fn ready(&self, interest: Interest) -> io::Result<Ready> {
+        let ws = self.layers.as_ref().and_then(|layers| layers.ws.as_ref());
+        if interest.is_readable() && ws.is_some_and(WebSocket::is_readable) {
+            return Ok(Ready::READABLE);
+        }
         let interest = if self.pending() > 0 { interest | Interest::WRITABLE } else { interest };
         self.socket.ready(interest).await
     }

@@ -16,8 +16,10 @@ pub enum Socket {
 }
 
 impl Socket {
-    /// Waits until it is ready. Cancel-safe.
+    /// Waits until it is ready. Cancel-safe. A socket that is always ready has its task yield now and then: nobody
+    /// sends so fast that timers and other tasks have no turn.
     pub(super) async fn ready(&self, interest: Interest) -> io::Result<Ready> {
+        tokio::task::coop::consume_budget().await;
         match self {
             Self::Tcp(stream) => stream.ready(interest).await,
             Self::Unix(stream) => stream.ready(interest).await,

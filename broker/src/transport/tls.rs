@@ -39,9 +39,14 @@ impl Tls {
             if !self.connection.is_handshaking() && !writes {
                 return Ok(());
             }
-            let interest = if writes { Interest::READABLE | Interest::WRITABLE } else { Interest::READABLE };
+            let interest = match (self.connection.is_handshaking(), writes) {
+                (true, true) => Interest::READABLE | Interest::WRITABLE,
+                (true, false) => Interest::READABLE,
+                // What comes now is read when the last of ours is written.
+                (false, _) => Interest::WRITABLE,
+            };
             let ready = socket.ready(interest).await?;
-            if self.connection.is_handshaking() && ready.is_readable() {
+            if interest.is_readable() && ready.is_readable() {
                 match self.read_records(socket, input) {
                     Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
                     Ok(_) => {}
@@ -77,10 +82,17 @@ impl Tls {
 
     pub(super) fn read(&mut self, socket: &Socket, into: &mut BytesMut) -> io::Result<usize> {
         let before = into.len();
+        let mut encrypted = 0;
         let ended = loop {
             match self.read_records(socket, into) {
-                Ok(read) if read == 0 || into.len() - before >= READ_BYTES => break Ok(0),
-                Ok(_) => {}
+                Ok(0) => break Ok(0),
+                Ok(read) => {
+                    encrypted += read;
+                    // Also if there is nothing in the records.
+                    if encrypted >= READ_BYTES {
+                        break Err(io::ErrorKind::WouldBlock.into());
+                    }
+                }
                 Err(error) if error.kind() == io::ErrorKind::InvalidData => return Err(error),
                 Err(error) => break Err(error),
             }

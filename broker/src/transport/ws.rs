@@ -64,24 +64,32 @@ impl WebSocket {
         Self { masks: Some(masks), ..Self::server(received) }
     }
 
+    /// Reads once from below: whoever sends frames without data, however many, holds nobody up.
     pub(super) fn read(&mut self, below: &mut Below<'_>, into: &mut BytesMut) -> io::Result<usize> {
-        let before = into.len();
-        loop {
-            if self.ended {
-                return Ok(0);
-            }
-            self.received.reserve(READ_ROOM);
-            let read = below.read(&mut self.received)?;
-            let parsed = self.parse(into);
-            // Answers to pings and close frames, and why it ends.
-            let flushed = self.flush(below);
-            let came = into.len() - before;
-            if came > 0 || read == 0 {
-                // What came before an end comes first; the end shows again.
-                return Ok(came);
-            }
-            parsed.and(flushed)?;
+        if self.ended {
+            return Ok(0);
         }
+        let before = into.len();
+        self.received.reserve(READ_ROOM);
+        let read = below.read(&mut self.received);
+        let parsed = self.parse(into);
+        // Answers to pings and close frames, and why it ends.
+        let flushed = self.flush(below);
+        let came = into.len() - before;
+        if came > 0 {
+            // What came before an end comes first; the end is the next that is read.
+            return Ok(came);
+        }
+        if read? == 0 {
+            return Ok(0);
+        }
+        parsed.and(flushed)?;
+        if self.ended { Ok(0) } else { Err(io::ErrorKind::WouldBlock.into()) }
+    }
+
+    /// Whether there is something to read that nothing below shows.
+    pub(super) fn is_readable(&self) -> bool {
+        self.ended
     }
 
     /// Adds the data of what has been received to `into`.
@@ -195,24 +203,28 @@ impl WebSocket {
     }
 
     pub(super) fn flush(&mut self, below: &mut Below<'_>) -> io::Result<()> {
-        if !self.closed
-            && self.output.is_empty()
-            && let Some(pong) = self.pong.take()
-        {
-            self.put_frame(OpCode::Control(Control::Pong), &pong);
-        }
-        while !self.output.is_empty() {
+        loop {
+            if self.output.is_empty()
+                && !self.closed
+                && let Some(pong) = self.pong.take()
+            {
+                self.put_frame(OpCode::Control(Control::Pong), &pong);
+            }
+            if self.output.is_empty() {
+                return Ok(());
+            }
             match below.write(&self.output) {
                 Ok(written) => self.output.advance(written),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
                 Err(error) => return Err(error),
             }
         }
-        Ok(())
     }
 
+    /// Bytes that wait to be written, a pong that waits for its turn included.
     pub(super) fn pending(&self) -> usize {
-        self.output.len()
+        let pong = self.pong.as_ref().filter(|_| !self.closed);
+        self.output.len() + pong.map_or(0, |pong| pong.len() + 2)
     }
 
     /// Says that nothing follows.

@@ -41,7 +41,7 @@ async fn start(listeners: Vec<Listener>) -> TestBroker {
     start_with(Config { listeners, ..config() }).await
 }
 
-async fn start_with(config: Config) -> TestBroker {
+pub(super) async fn start_with(config: Config) -> TestBroker {
     TestBroker::start_with(config, &memory()).await
 }
 
@@ -60,7 +60,7 @@ pub(super) async fn handshake(
 
 type WebSocket<S> = WebSocketStream<S>;
 
-async fn upgrade<S>(stream: S, path: &str) -> Result<WebSocket<S>, tungstenite::Error>
+pub(super) async fn upgrade<S>(stream: S, path: &str) -> Result<WebSocket<S>, tungstenite::Error>
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
 {
@@ -72,7 +72,7 @@ where
     Ok(stream)
 }
 
-fn bytes_of(packets: impl IntoIterator<Item = Packet>) -> Vec<u8> {
+pub(super) fn bytes_of(packets: impl IntoIterator<Item = Packet>) -> Vec<u8> {
     let mut bytes = BytesMut::new();
     for packet in packets {
         encode(&packet, V5, &mut bytes).unwrap();
@@ -80,23 +80,23 @@ fn bytes_of(packets: impl IntoIterator<Item = Packet>) -> Vec<u8> {
     bytes.to_vec()
 }
 
-fn connect(id: &str) -> Packet {
+pub(super) fn connect(id: &str) -> Packet {
     Packet::Connect(Box::new(clean(id, V5)))
 }
 
 /// Packets out of a WebSocket.
-struct Packets {
+pub(super) struct Packets {
     decoder: Decoder,
     input: BytesMut,
 }
 
 impl Packets {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let config = DecoderConfig { max_packet_size: 32 << 20, role: Role::Client { version: V5 } };
         Self { decoder: Decoder::new(config), input: BytesMut::new() }
     }
 
-    async fn next<S>(&mut self, from: &mut WebSocket<S>) -> Packet
+    pub(super) async fn next<S>(&mut self, from: &mut WebSocket<S>) -> Packet
     where
         S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
     {

@@ -23,6 +23,7 @@ mod sys;
 mod traces;
 mod v311;
 mod v5;
+mod websockets;
 mod wills;
 
 use std::net::SocketAddr;
