@@ -96,11 +96,13 @@ impl<T: Clone> Session<T> {
             authentication_data,
             ..ConnAck::default()
         };
+        let method = connect.authentication_method.as_ref();
         let Restored { outgoing, incoming_qos2 } = restored.unwrap_or_default();
         let answers = Answers::new(connect);
         let mut session = Self {
             answers,
-            authentication: connect.authentication_method.clone().map(Authentication::new),
+            // A copy: the received buffer holds the whole CONNECT.
+            authentication: method.map(|method| Authentication::new(method.to_string().into())),
             inbound: Inbound::new(limits, connack.topic_alias_maximum, &incoming_qos2),
             outbound: Outbound::new(connect, answers, limits),
             events: VecDeque::new(),

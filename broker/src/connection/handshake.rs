@@ -34,9 +34,9 @@ use crate::slots::Slot;
 
 /// Longest client identifier, in bytes: it is part of keys.
 const CLIENT_ID_BYTES_MAX: usize = 256;
-/// Largest CONNECT, in bytes: whoever sends one is nobody yet, and each of `limits.maxConnections` sockets may hold
-/// this much for `limits.connectTimeout`. User name, password and the payload of a will, of at most 64 KiB each,
-/// fit with room for the rest.
+/// Largest CONNECT, and AUTH until it is answered, in bytes: whoever sends one is nobody yet, and each of
+/// `limits.maxConnections` sockets may hold this much for `limits.connectTimeout`. User name, password and the payload
+/// of a will, of at most 64 KiB each, fit with room for the rest.
 const CONNECT_BYTES_MAX: u32 = 256 * 1024;
 /// Rows of the inbox looked at in one go for what was in flight.
 const RESTORE_PAGE: usize = 256;
@@ -60,7 +60,6 @@ pub(super) async fn accept(
         }
         () = shutdown.cancelled() => return Err(Closed::Shutdown),
     };
-    decoder.set_max_packet_size(max_packet_size);
     let version = connect.version;
     wire.packet_size_max = connect.maximum_packet_size.map_or(u32::MAX, std::num::NonZero::get);
     if let Err((reason, text)) = check(&connect) {
@@ -84,6 +83,8 @@ pub(super) async fn accept(
         }
         Err(NotAdmitted::Ended(ended)) => return Err(ended),
     };
+    // Until here it was nobody, and its AUTH packets were as small as its CONNECT.
+    decoder.set_max_packet_size(max_packet_size);
     let mailbox = Arc::new(Mailbox::new(
         usize::try_from(broker.limits.outbox_bytes_per_client.0).unwrap_or(usize::MAX),
     ));

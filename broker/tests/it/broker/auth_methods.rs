@@ -280,6 +280,19 @@ async fn nothing_else_comes_between_connect_and_connack() {
     }
 }
 
+#[tokio::test]
+async fn whoever_is_nobody_yet_sends_no_large_auth() {
+    let broker = counting().await;
+    let mut client = asked_twice(&broker).await;
+    // The beginning of an AUTH of 300,000 bytes is enough: the rest is not waited for.
+    client.send_bytes(&[0xf0, 0xe0, 0xa7, 0x12]).await;
+    match client.recv().await {
+        Packet::ConnAck(connack) => assert_eq!(connack.code, ReasonCode::ProtocolError),
+        other => panic!("not a CONNACK: {other:?}"),
+    }
+    client.ended().await;
+}
+
 // Conformance v5: 4.12.0-6
 #[tokio::test]
 async fn a_client_without_a_method_hears_of_none() {
