@@ -11,6 +11,7 @@ use tonic::service::Interceptor;
 use tonic::transport::{Certificate, Identity, ServerTlsConfig};
 use tonic::{Request, Status};
 
+use super::connections::FIRST_BYTES_WAIT;
 use crate::config::AdminAccess;
 
 /// Shortest token, in bytes.
@@ -35,7 +36,7 @@ impl Access {
         let tls = match (&config.certificate_file, &config.key_file) {
             (Some(certificate), Some(key)) => {
                 let identity = Identity::from_pem(file(certificate)?, file(key)?);
-                let tls = ServerTlsConfig::new().identity(identity);
+                let tls = ServerTlsConfig::new().identity(identity).timeout(FIRST_BYTES_WAIT);
                 Some(match &config.client_ca_file {
                     Some(path) => tls.client_ca_root(Certificate::from_pem(file(path)?)),
                     None => tls,

@@ -1,4 +1,5 @@
-//! Connections to the admin API, of which there are only so many at a time. Knows no calls.
+//! Connections to the admin API, of which there are only so many at a time: whoever says nothing has no place among
+//! them for long. Knows no calls.
 
 use std::io;
 use std::pin::Pin;
@@ -10,16 +11,25 @@ use futures_util::{Stream, stream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Sleep;
 use tonic::transport::server::Connected;
+
+use super::KEEPALIVE;
 
 /// Connections there may be; others wait in the operating system.
 pub(super) const CONNECTIONS_MAX: usize = 64;
+/// Time a handshake of TLS may take, and until the first byte without TLS.
+pub(super) const FIRST_BYTES_WAIT: Duration = Duration::from_secs(5);
+/// Longest silence afterwards: whoever speaks HTTP/2 answers a ping within this.
+const SILENCE_MAX: Duration = KEEPALIVE.saturating_mul(2);
 /// Wait after an error of `accept`, such as too many open files.
 const ACCEPT_WAIT: Duration = Duration::from_millis(100);
 
 /// A connection and its place among those there may be.
 pub(super) struct Connection {
     stream: TcpStream,
+    /// When it is over unless something comes.
+    overdue: Pin<Box<Sleep>>,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -37,7 +47,8 @@ pub(super) fn incoming(listener: TcpListener) -> impl Stream<Item = io::Result<C
                 }
             }
         };
-        Some((Ok(Connection { stream, _permit: permit }), (listener, permits)))
+        let overdue = Box::pin(tokio::time::sleep(FIRST_BYTES_WAIT));
+        Some((Ok(Connection { stream, overdue, _permit: permit }), (listener, permits)))
     })
 }
 
@@ -53,7 +64,13 @@ impl AsyncRead for Connection {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buffer)
+        match Pin::new(&mut self.stream).poll_read(cx, buffer) {
+            Poll::Ready(read) => {
+                self.overdue.set(tokio::time::sleep(SILENCE_MAX));
+                Poll::Ready(read)
+            }
+            Poll::Pending => self.overdue.as_mut().poll(cx).map(|()| Err(io::ErrorKind::TimedOut.into())),
+        }
     }
 }
 

@@ -1,8 +1,10 @@
 //! The admin API off this machine: `weir queue list` with the right and the wrong secrets.
 
+use tokio::io::AsyncReadExt;
 use weir::config::Config;
 
-use super::{TestBroker, config, memory, queue};
+use super::listeners::handshake;
+use super::{DEADLINE, TestBroker, config, memory, queue};
 use crate::authority::{Authority, Signed};
 use crate::cli::weir;
 
@@ -106,6 +108,25 @@ async fn another_token_counts_without_a_restart() {
     std::fs::write(&guarded.token, "fedcba9876543210").unwrap();
     let followed =
         async { while guarded.list_trusting(own, &["--token-file", &guarded.token]).await.code != 0 {} };
-    tokio::time::timeout(super::DEADLINE, followed).await.expect("the new token in time");
+    tokio::time::timeout(DEADLINE, followed).await.expect("the new token in time");
     guarded.list_trusting(own, &old).await.failure();
+}
+
+#[tokio::test]
+async fn connections_that_say_nothing_do_not_lock_the_admin_api() {
+    let guarded =
+        Guarded::start(|config, _, token| config.admin_access.token_file = Some(token.into())).await;
+    let admin = guarded.broker.admin;
+    let mut silent = Vec::new();
+    for _ in 0..64 {
+        silent.push(tokio::net::TcpStream::connect(admin).await.unwrap());
+    }
+    // Comes in when they are out.
+    handshake(admin, guarded.authority.client(None), "localhost").await.unwrap();
+    for mut stream in silent {
+        // A reset is an end, too.
+        let mut byte = [0];
+        let end = tokio::time::timeout(DEADLINE, stream.read(&mut byte));
+        assert!(matches!(end.await.expect("an end in time"), Ok(0) | Err(_)));
+    }
 }
