@@ -24,9 +24,9 @@ use weir_core::sessions::{EndedSession, Sessions};
 use weir_core::shard::AppendError;
 use weir_core::wills::{DueWill, Wills};
 use weir_core::{Core, Error};
-use weir_env::clock::Clock;
+use weir_env::clock::{Clock, Timestamp};
 use weir_env::seed::{HashMap, Seed};
-use weir_topic::Subscription;
+use weir_topic::{Subscription, TopicFilter};
 
 use crate::auth::Auth;
 use crate::clients::Clients;
@@ -81,6 +81,8 @@ pub(crate) struct Inbound {
     pub(crate) message: Arc<WireMessage>,
     pub(crate) qos: QoS,
     pub(crate) retain: bool,
+    /// Whether one with RETAIN is to replace what is retained at its topic.
+    pub(crate) keep: bool,
     /// Message Expiry Interval, seconds.
     pub(crate) expiry: Option<u32>,
     /// Names a QoS 2 publish of a persistent session, and says whether it may have been seen before.
@@ -106,6 +108,8 @@ pub(crate) enum Accepted {
 /// What a publisher is told, and what is left to do.
 pub(crate) struct Outcome {
     pub(crate) reason: ReasonCode,
+    /// Whether the topic's retained message is what it should be: none was to be kept, or it was.
+    pub(crate) retained: bool,
     /// A message of QoS 2 goes to live subscribers now that it is durable. Whoever published it hands it over with
     /// [`Broker::deliver`], in the order of the publishes [MQTT-4.6.0-5].
     pub(crate) live: Option<Box<Live>>,
@@ -165,7 +169,7 @@ impl Broker {
             qos = inbound.qos.as_u8(),
             client = %inbound.publisher.client_id
         );
-        if !inbound.retain {
+        if !inbound.retain || !inbound.keep {
             return self.forward(inbound, None, span);
         }
         // In line before anybody gets it: who subscribes in between finds it retained.
@@ -203,7 +207,7 @@ impl Broker {
             live => live.map(Box::new),
         };
         if targets.is_empty() && inboxes.is_empty() && retained.is_none() {
-            return Begun::Accepted(Accepted::Done(Outcome { reason, live }));
+            return Begun::Accepted(Accepted::Done(Outcome { reason, retained: true, live }));
         }
         let (kept, retained) = match retained {
             Some((kept, completion)) => (kept, Some(completion)),
@@ -277,6 +281,7 @@ impl Broker {
             message: convert::to_wire(message),
             qos: convert::qos(message.qos),
             retain: message.retain,
+            keep: !due.retained && (due.is_first || !self.has_newer(message, due.first_due).await),
             expiry: due.will.expiry_seconds,
             // Targets that took it at an earlier attempt do not take it again.
             publish: Some((due.publish_id(), true)),
@@ -285,7 +290,7 @@ impl Broker {
             version: ProtocolVersion::V5,
             live: due.is_first,
         };
-        let Outcome { reason, live } = match self.publish(inbound).await {
+        let Outcome { reason, retained, live } = match self.publish(inbound).await {
             Accepted::Done(outcome) => outcome,
             Accepted::Pending(outcome) => outcome.await,
         };
@@ -294,7 +299,9 @@ impl Broker {
         }
         let given_up = now.saturating_since(due.first_due) >= WILL_PATIENCE;
         let result = if reason.is_error() && !given_up {
-            self.wills.retry_at(&due, now.saturating_add(WILL_RETRY_WAIT)).await
+            // Tried again, it must not replace what is published meanwhile.
+            let retained = retained || due.retained;
+            self.wills.retry_at(&due, now.saturating_add(WILL_RETRY_WAIT), retained).await
         } else {
             if reason.is_error() {
                 self.metrics.messages_dropped.inc(Dropped::StoreFailed);
@@ -305,6 +312,17 @@ impl Broker {
         if let Err(error) = result {
             tracing::warn!(%error, "will stays due: the store did not take its end");
         }
+    }
+
+    /// Whether a message retained at the topic of `will` was published after `first_due`. One that is removed leaves
+    /// no trace.
+    async fn has_newer(&self, will: &Message, first_due: Timestamp) -> bool {
+        let Some(filter) = TopicFilter::parse(will.topic.as_str()).ok().filter(|_| will.retain) else {
+            return false;
+        };
+        let page = self.retained.matching(&filter, None, 1, 1).await;
+        // If the store does not answer, it does not take the will either.
+        page.is_ok_and(|page| page.messages.iter().any(|message| message.published_at > first_due))
     }
 
     /// The session of `client_id` as the router knows it, made if need be.
@@ -405,7 +423,7 @@ pub(crate) fn session_limits(limits: &Limits) -> weir_session::Limits {
 /// The broker stops, and takes no more.
 fn refused(error: &Error) -> Accepted {
     tracing::debug!(%error, "publish refused");
-    Accepted::Done(Outcome { reason: ReasonCode::ServerShuttingDown, live: None })
+    Accepted::Done(Outcome { reason: ReasonCode::ServerShuttingDown, retained: false, live: None })
 }
 
 /// Seconds, the last one perhaps not over; what is beyond the largest counts as that.
@@ -444,7 +462,11 @@ impl Durable {
             broker.metrics.messages_dropped.inc(Dropped::StoreFailed);
         }
         drop(under_way);
-        Outcome { live: live.filter(|_| reason.is_none()), reason: reason.unwrap_or(ReasonCode::Success) }
+        Outcome {
+            live: live.filter(|_| reason.is_none()),
+            retained: failures.retained.is_none(),
+            reason: reason.unwrap_or(ReasonCode::Success),
+        }
     }
 }
 

@@ -46,6 +46,8 @@ pub struct DueWill {
     pub first_due: Timestamp,
     /// Whether it has not been handed out before.
     pub is_first: bool,
+    /// Whether an earlier attempt saw to what is retained at its topic: what is there now is newer.
+    pub retained: bool,
     /// What to publish.
     pub will: StoredWill,
 }
@@ -122,17 +124,17 @@ impl Wills {
         self.change(will, None).await
     }
 
-    /// Hands out the will again at `at`: it could not be published.
+    /// Hands out the will again at `at`: it could not be published. `retained`: what is left to do is not to retain it.
     ///
     /// # Errors
     /// If the store fails; the will is then handed out again when its lease is over.
-    pub async fn retry_at(&self, will: &DueWill, at: Timestamp) -> Result<()> {
-        self.change(will, Some(at)).await
+    pub async fn retry_at(&self, will: &DueWill, at: Timestamp, retained: bool) -> Result<()> {
+        self.change(will, Some((at, retained))).await
     }
 
-    async fn change(&self, will: &DueWill, again: Option<Timestamp>) -> Result<()> {
+    async fn change(&self, will: &DueWill, again: Option<(Timestamp, bool)>) -> Result<()> {
         let shared = &*self.sessions.shared;
-        let again = again.map(|at| shared.timer_at(at));
+        let again = again.map(|(at, retained)| (shared.timer_at(at), retained));
         let mut retry = Retry::new(shared.clock);
         loop {
             let mut tx = shared.store.begin();
@@ -144,7 +146,7 @@ impl Wills {
     }
 }
 
-async fn change(tx: &mut dyn Transaction, id: &WillId, again: Option<TimerId>) -> Result<()> {
+async fn change(tx: &mut dyn Transaction, id: &WillId, again: Option<(TimerId, bool)>) -> Result<()> {
     match (header(tx, id).await?, again) {
         (None, _) => {}
         (Some(header), None) => {
@@ -153,7 +155,9 @@ async fn change(tx: &mut dyn Transaction, id: &WillId, again: Option<TimerId>) -
             }
             clear(tx, id);
         }
-        (Some(header), Some(timer)) => schedule(tx, id, header, timer, header.first_due),
+        (Some(header), Some((timer, retained))) => {
+            schedule(tx, id, WillHeader { retained, ..header }, timer, header.first_due);
+        }
     }
     Ok(())
 }
@@ -176,7 +180,9 @@ async fn claim(
     let is_first = header.first_due == Timestamp::default() || header.timer == Some(lease);
     let first_due = if header.first_due == Timestamp::default() { timer.due } else { header.first_due };
     schedule(tx, id, header, lease, first_due);
-    Ok(Some(DueWill { id: id.clone(), first_due, is_first, will: load(tx, id, &header).await? }))
+    let WillHeader { retained, .. } = header;
+    let will = load(tx, id, &header).await?;
+    Ok(Some(DueWill { id: id.clone(), first_due, is_first, retained, will }))
 }
 
 /// Writes the will of a connection, or a row that only says that the connection exists.
@@ -190,6 +196,7 @@ pub(crate) fn store(tx: &mut dyn Transaction, id: &WillId, shard: VirtualShard, 
     let header = WillHeader {
         shard,
         has_will: will.is_some(),
+        retained: false,
         delay_seconds: will.map_or(0, |will| will.delay_seconds),
         expiry_seconds: will.and_then(|will| will.expiry_seconds),
         timer: None,
@@ -247,7 +254,8 @@ pub(crate) async fn release(
     if hand_out && wait.is_zero() {
         schedule(tx, id, header, shared.timer_at(now.saturating_add(LEASE)), now);
         let will = load(tx, id, &header).await?;
-        return Ok(Some(DueWill { id: id.clone(), first_due: now, is_first: true, will }));
+        let id = id.clone();
+        return Ok(Some(DueWill { id, first_due: now, is_first: true, retained: false, will }));
     }
     if header.timer.is_none() {
         schedule(tx, id, header, shared.timer_at(now.saturating_add(wait)), Timestamp::default());

@@ -78,6 +78,7 @@ impl Connection {
             message,
             qos,
             retain,
+            keep: true,
             expiry,
             publish,
             from: Some(self.subscriber.id),
@@ -143,7 +144,7 @@ impl Connection {
 
     /// Tells the client what became of its publish, and delivers it if that is left to do.
     pub(super) fn answer(&mut self, asker: Asker, outcome: Outcome) {
-        let Outcome { reason, live } = outcome;
+        let Outcome { reason, live, .. } = outcome;
         if let Some(live) = live {
             self.broker.deliver(&live);
         }

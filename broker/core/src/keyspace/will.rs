@@ -2,8 +2,8 @@
 //!
 //! Keys begin with `W`, the pod of the connection (16), the client id (length-prefixed), incarnation u64 and
 //! epoch u64, then a part number u16. Part 0: format 1, virtual shard u16, flag u8 (1: a will follows; without
-//! it the row only says that a persistent session is connected to this pod), delay u32 (s), expiry flag u8
-//! with u32 (s), timer flag u8 with (due, seq), first due u64 (µs), parts u16. Parts 1 and up: format 1 in the first, then an
+//! it the row only says that a persistent session is connected to this pod; 2: its message has been retained), delay u32 (s),
+//! expiry flag u8 with u32 (s), timer flag u8 with (due, seq), first due u64 (µs), parts u16. Parts 1 and up: format 1 in the first, then an
 //! encoded message, cut into pieces.
 
 use bytes::Bytes;
@@ -96,6 +96,8 @@ pub struct WillHeader {
     pub shard: VirtualShard,
     /// Whether there is a will; without it the row only marks the connection.
     pub has_will: bool,
+    /// Whether an earlier attempt to publish it saw to what is retained at its topic.
+    pub retained: bool,
     /// Seconds from the end of the connection to the publish.
     pub delay_seconds: u32,
     /// Seconds the published message may wait.
@@ -112,7 +114,8 @@ impl WillHeader {
     /// The value.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
-        let out = Writer::new(FORMAT).u16(self.shard.0).u8(u8::from(self.has_will)).u32(self.delay_seconds);
+        let flags = u8::from(self.has_will) | u8::from(self.retained) << 1;
+        let out = Writer::new(FORMAT).u16(self.shard.0).u8(flags).u32(self.delay_seconds);
         let out = match self.expiry_seconds {
             None => out.u8(0),
             Some(seconds) => out.u8(1).u32(seconds),
@@ -126,9 +129,12 @@ impl WillHeader {
     /// If it is not one, or of a newer format.
     pub fn decode(value: Bytes) -> Result<Self, DecodeError> {
         let (mut reader, _) = Reader::value(value, "will", FORMAT)?;
+        let shard = VirtualShard(reader.u16("will shard")?);
+        let flags = reader.u8("will flags")?;
         Ok(Self {
-            shard: VirtualShard(reader.u16("will shard")?),
-            has_will: reader.u8("will flag")? != 0,
+            shard,
+            has_will: flags & 1 != 0,
+            retained: flags & 2 != 0,
             delay_seconds: reader.u32("will delay")?,
             expiry_seconds: match reader.u8("will expiry flag")? {
                 0 => None,
@@ -164,13 +170,14 @@ mod tests {
         let header = WillHeader {
             shard: VirtualShard(5),
             has_will: true,
+            retained: true,
             delay_seconds: 6,
             expiry_seconds: Some(7),
             timer: Some(TimerId { due: Timestamp::from_micros(8), seq: 9 }),
             first_due: Timestamp::from_micros(11),
             parts: 10,
         };
-        let mut expected = b"\x01\0\x05\x01\0\0\0\x06\x01\0\0\0\x07\x01\0\0\0\0\0\0\0\x08".to_vec();
+        let mut expected = b"\x01\0\x05\x03\0\0\0\x06\x01\0\0\0\x07\x01\0\0\0\0\0\0\0\x08".to_vec();
         expected.extend(b"\0\0\0\0\0\0\0\x09\0\0\0\0\0\0\0\x0b\0\x0a");
         assert_eq!(header.encode(), expected);
         assert_eq!(WillHeader::decode(header.encode().into()), Ok(header));
@@ -182,6 +189,7 @@ mod tests {
             shard: u16,
             parts: u16,
             has_will: bool,
+            retained: bool,
             delay_seconds: u32,
             expiry_seconds: Option<u32>,
             timer: Option<(u64, u64)>,
@@ -190,7 +198,7 @@ mod tests {
         ) {
             let timer = timer.map(|(due, seq)| TimerId { due: Timestamp::from_micros(due), seq });
             let header = WillHeader {
-                shard: VirtualShard(shard), has_will, delay_seconds, expiry_seconds, timer, parts,
+                shard: VirtualShard(shard), has_will, retained, delay_seconds, expiry_seconds, timer, parts,
                 first_due: Timestamp::from_micros(first_due),
             };
             prop_assert_eq!(WillHeader::decode(header.encode().into()).unwrap(), header);

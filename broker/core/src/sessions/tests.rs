@@ -364,11 +364,12 @@ async fn a_will_is_cancelled_or_handed_out_until_it_is_done() {
         assert_eq!(wills.due(bench.clock.wall(), 256).await.unwrap(), []);
         // It cannot publish it now.
         let later = bench.clock.wall().saturating_add(Duration::from_secs(100));
-        wills.retry_at(&again[0], later).await.unwrap();
+        wills.retry_at(&again[0], later, true).await.unwrap();
         tokio::time::advance(Duration::from_secs(99)).await;
         assert_eq!(wills.due(bench.clock.wall(), 256).await.unwrap(), []);
         tokio::time::advance(Duration::from_secs(1)).await;
-        assert_eq!(wills.due(bench.clock.wall(), 256).await.unwrap(), again);
+        let last = wills.due(bench.clock.wall(), 256).await.unwrap();
+        assert_eq!(last, [DueWill { retained: true, ..again[0].clone() }]);
         wills.done(&again[0]).await.unwrap();
         if expiry > 0 {
             let session = open(sessions, &options(true, 0)).await.session;

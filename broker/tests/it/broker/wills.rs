@@ -6,7 +6,7 @@ use weir_codec::{Connect, ReasonCode};
 use weir_core::keyspace::tag;
 use weir_storage::CommitFault;
 
-use super::client::{AtLeastOnce, AtMostOnce, Client, V5, V311, clean, persistent, text, will};
+use super::client::{AtLeastOnce, AtMostOnce, Client, V5, V311, clean, persistent, retained, text, will};
 use super::{DEADLINE, TestBroker, faulty, memory, queue};
 
 fn with_will(connect: Connect, delay_interval: u32) -> Connect {
@@ -102,4 +102,29 @@ async fn a_will_that_waits_for_its_queue_holds_up_no_other() {
     for _ in 0..300 {
         assert_eq!(text(&watcher.message().await), "gone");
     }
+}
+
+#[tokio::test]
+async fn a_will_that_is_tried_again_replaces_nothing_retained_since() {
+    let broker = TestBroker::start().await;
+    let mut full = queue("full", "state");
+    full.retention.max_messages = 1;
+    broker.declare(&[full]).await;
+    broker.publish("state", &["first"]).await;
+    let offline = weir_codec::Will { retain: true, ..will("state", "offline") };
+    broker.connect(Connect { will: Some(offline), ..clean("device", V5) }).await.vanish();
+    broker.metric_reaches("weir_durable_publishes_total{outcome=\"quota_exceeded\"}", 1.0).await;
+    // It waits for its queue, and is retained already.
+    let mut early = broker.subscriber("early", "state", AtLeastOnce).await;
+    assert_eq!(text(&early.take().await), "offline");
+    let mut consumer = broker.subscriber("consumer", "$queue/full", AtLeastOnce).await;
+    assert_eq!(text(&consumer.take().await), "first");
+    consumer.synced().await;
+    let mut device = broker.clean("device").await;
+    device.post(retained(AtLeastOnce, 1, "state", "online")).await;
+    assert_eq!(device.pubacked(1).await, ReasonCode::Success);
+    assert_eq!(text(&consumer.take().await), "online");
+    assert_eq!(text(&consumer.take().await), "offline");
+    let mut late = broker.subscriber("late", "state", AtLeastOnce).await;
+    assert_eq!(text(&late.take().await), "online");
 }
