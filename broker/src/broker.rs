@@ -268,8 +268,24 @@ impl Broker {
     }
 
     /// Gives a message to live subscribers.
-    pub(crate) fn deliver(&self, live: &Live) {
-        self.router.deliver(&live.matched, &live.message, live.expires_at, &live.span);
+    pub(crate) fn deliver(self: &Arc<Self>, live: &Live) {
+        self.deliver_to(&live.matched, &live.message, live.expires_at, &live.span);
+    }
+
+    /// Gives a message to those of `matched` that are connected, and what a group's member is no longer there for to
+    /// another member.
+    pub(crate) fn deliver_to(
+        self: &Arc<Self>,
+        matched: &Matched,
+        message: &Arc<WireMessage>,
+        expires_at: Option<std::time::Instant>,
+        span: &tracing::Span,
+    ) {
+        let left = self.router.deliver(matched, message, expires_at, span);
+        if !left.is_empty() {
+            let broker = Arc::clone(self);
+            self.tasks.spawn(async move { broker.hand_on(left.into_iter(), Duration::ZERO).await });
+        }
     }
 
     /// Publishes a will, and forgets it once it is durable.

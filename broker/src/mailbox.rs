@@ -2,12 +2,12 @@
 //!
 //! Bounded in bytes; a slow client costs only itself. A full mailbox refuses messages of QoS 0. For one of QoS 1
 //! or 2 it lets go of those of QoS 0; if that is not enough the client is shed, because what it was promised must
-//! not go missing unsaid. Whoever fills a mailbox counts what that cost.
+//! not go missing unsaid. What a shared subscription had for it is set aside for another member. Whoever fills a mailbox counts what that cost.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use smallvec::SmallVec;
 use tokio::sync::Notify;
 use weir_codec::{Message, QoS};
@@ -51,8 +51,10 @@ pub(crate) enum Pushed {
     Added { dropped: u64 },
     /// There is no room: it was not added.
     Refused,
-    /// Neither this one nor so many that waited will be delivered: the client is told to end.
+    /// So many, this one perhaps among them, will not be delivered: the client is told to end.
     Shed { dropped: u64 },
+    /// The client is ending: the message may go to somebody else.
+    Gone,
 }
 
 #[derive(Debug, Default)]
@@ -61,6 +63,9 @@ struct State {
     bytes: usize,
     /// Those of QoS 0 among the letters.
     droppable: usize,
+    /// Of a client that is shed: what another member of a shared subscription may have.
+    left_behind: Vec<Letter>,
+    closed: bool,
     inbox_changed: bool,
     eviction: Option<Eviction>,
     left: bool,
@@ -85,8 +90,11 @@ impl Mailbox {
         let size = size(&letter);
         let mut state = self.state.lock();
         let mut dropped = 0;
+        if state.closed {
+            return Pushed::Gone;
+        }
         if state.eviction == Some(Eviction::TooSlow) {
-            return Pushed::Shed { dropped: 0 };
+            return if letter.shared.is_empty() { Pushed::Shed { dropped: 1 } } else { Pushed::Gone };
         }
         if !state.has_room(size, self.bytes_max) {
             if letter.qos == QoS::AtMostOnce {
@@ -94,15 +102,33 @@ impl Mailbox {
             }
             dropped = state.drop_droppable();
             if !state.has_room(size, self.bytes_max) {
-                dropped += state.letters.len() as u64;
                 let shed = State { eviction: Some(Eviction::TooSlow), left: state.left, ..State::default() };
                 let shed = std::mem::replace(&mut *state, shed);
+                let letters = shed.letters.into_iter().chain([letter]);
+                let (kept, lost): (Vec<_>, Vec<_>) = letters.partition(|letter| !letter.shared.is_empty());
+                state.left_behind = kept;
                 drop(state);
-                drop(shed);
+                dropped += lost.len() as u64;
                 self.changed.notify_one();
                 return Pushed::Shed { dropped };
             }
         }
+        self.add(state, letter, size);
+        Pushed::Added { dropped }
+    }
+
+    /// Adds a message if there is room; costs nobody anything. Whether it was added.
+    pub(crate) fn offer(&self, letter: Letter) -> bool {
+        let size = size(&letter);
+        let state = self.state.lock();
+        let fits = !state.closed && state.eviction.is_none() && state.has_room(size, self.bytes_max);
+        if fits {
+            self.add(state, letter, size);
+        }
+        fits
+    }
+
+    fn add(&self, mut state: MutexGuard<'_, State>, letter: Letter, size: usize) {
         let wake = state.letters.is_empty();
         state.bytes += size;
         state.droppable += usize::from(letter.qos == QoS::AtMostOnce);
@@ -111,13 +137,22 @@ impl Mailbox {
         if wake {
             self.changed.notify_one();
         }
-        Pushed::Added { dropped }
+    }
+
+    /// Takes no more; what is in it.
+    pub(crate) fn close(&self) -> Vec<Letter> {
+        let mut state = self.state.lock();
+        state.closed = true;
+        (state.bytes, state.droppable) = (0, 0);
+        let mut letters = std::mem::take(&mut state.left_behind);
+        letters.extend(std::mem::take(&mut state.letters));
+        letters
     }
 
     /// Whether a message would be added now.
     pub(crate) fn has_room_for(&self, message: &Message) -> bool {
         let state = self.state.lock();
-        state.eviction.is_none() && state.has_room(size_of(message), self.bytes_max)
+        !state.closed && state.eviction.is_none() && state.has_room(size_of(message), self.bytes_max)
     }
 
     /// The next message.
@@ -212,7 +247,8 @@ fn size(letter: &Letter) -> usize {
     size_of(&letter.message) + letter.subscription_identifiers.len() * 4
 }
 
-fn size_of(message: &Message) -> usize {
+/// Bytes a waiting message takes.
+pub(crate) fn size_of(message: &Message) -> usize {
     let user = message.properties.user_properties.iter().map(|(name, value)| name.len() + value.len() + 64);
     message.topic.as_str().len() + message.payload.len() + user.sum::<usize>() + ENTRY_BYTES
 }
@@ -283,9 +319,11 @@ mod tests {
         assert_eq!(mailbox.push(letter_of(QoS::ExactlyOnce, 1000)), Pushed::Added { dropped: 2 });
         assert_eq!(mailbox.push(letter_of(QoS::AtLeastOnce, 1000)), ADDED);
         assert_eq!(mailbox.eviction(), None);
-        assert_eq!(mailbox.push(letter_of(QoS::AtLeastOnce, 1000)), Pushed::Shed { dropped: 3 });
+        assert_eq!(mailbox.push(letter_of(QoS::AtLeastOnce, 1000)), Pushed::Shed { dropped: 4 });
         assert_eq!(mailbox.eviction(), Some(Eviction::TooSlow));
         assert!(mailbox.pop().is_none());
-        assert_eq!(mailbox.push(letter_of(QoS::AtLeastOnce, 0)), Pushed::Shed { dropped: 0 });
+        assert_eq!(mailbox.push(letter_of(QoS::AtLeastOnce, 0)), Pushed::Shed { dropped: 1 });
+        mailbox.close();
+        assert_eq!(mailbox.push(letter(0)), Pushed::Gone);
     }
 }

@@ -12,13 +12,13 @@ use bytestring::ByteString;
 use parking_lot::{Mutex, RwLock};
 use smallvec::SmallVec;
 use weir_codec::{Message, PacketId, QoS, SubscriptionOptions};
-use weir_core::inbox::InboxTarget;
+use weir_core::inbox::{InboxRoom, InboxTarget};
 use weir_core::keyspace::PublishId;
 use weir_core::keyspace::session::Incarnation;
 use weir_env::seed::HashMap;
 use weir_topic::{MatchTrie, Subscription, TopicFilter};
 
-use crate::mailbox::{Letter, Mailbox, Pushed};
+use crate::mailbox::{Letter, Mailbox, Pushed, size_of};
 use crate::metrics::{Dropped, Metrics};
 
 /// Identifies a session in this process, clean or persistent.
@@ -71,6 +71,11 @@ impl Subscriber {
         self.received.lock().get(&packet_id) == Some(&publish)
     }
 
+    /// Whether a message of `qos` is added to its inbox: one of QoS 1 or 2, for a persistent session.
+    fn has_inbox_for(&self, qos: QoS, wish: &Wish) -> bool {
+        self.incarnation.is_some() && qos.min(wish.options.qos) != QoS::AtMostOnce
+    }
+
     fn is_connected(&self) -> bool {
         self.mailbox.read().is_some()
     }
@@ -89,10 +94,13 @@ enum Route {
     Group(Arc<Group>),
 }
 
+/// One of a shared subscription.
+type Member = (Arc<Subscriber>, Wish);
+
 /// The members of a shared subscription.
 #[derive(Debug)]
 pub(crate) struct Group {
-    members: RwLock<Vec<(Arc<Subscriber>, Wish)>>,
+    members: RwLock<Vec<Member>>,
     turn: AtomicUsize,
 }
 
@@ -105,6 +113,7 @@ pub(crate) struct Router {
     routes: RwLock<MatchTrie<u64, Route>>,
     groups: Mutex<Groups>,
     next_id: AtomicU64,
+    inboxes: InboxRoom,
     metrics: Metrics,
 }
 
@@ -153,8 +162,9 @@ impl Matched {
 }
 
 impl Router {
-    pub(crate) fn new(metrics: Metrics) -> Self {
-        Self { routes: RwLock::default(), groups: Mutex::default(), next_id: AtomicU64::new(1), metrics }
+    pub(crate) fn new(metrics: Metrics, inboxes: InboxRoom) -> Self {
+        let next_id = AtomicU64::new(1);
+        Self { routes: RwLock::default(), groups: Mutex::default(), next_id, inboxes, metrics }
     }
 
     /// A session that can subscribe.
@@ -285,7 +295,7 @@ impl Router {
         self.routes.read().for_each_match(&message.topic, |_, route| match route {
             Route::Direct(subscriber, wish) => add(subscriber, wish, None),
             Route::Group(group) => {
-                if let Some((subscriber, wish)) = group.choose(message) {
+                if let Some((subscriber, wish)) = group.choose(message, qos, &self.inboxes) {
                     add(&subscriber, &wish, Some(group));
                 }
             }
@@ -294,16 +304,20 @@ impl Router {
         split(receivers)
     }
 
-    /// Puts a live message into the mailboxes of its receivers.
+    /// Puts a live message into the mailboxes of its receivers. Returns it for each group whose member has left since.
     pub(crate) fn deliver(
         &self,
         matched: &Matched,
         message: &Arc<Message>,
         expires_at: Option<std::time::Instant>,
         span: &tracing::Span,
-    ) {
+    ) -> Vec<Letter> {
+        let mut left = Vec::new();
         for receiver in &matched.live {
-            let Some(mailbox) = receiver.subscriber.mailbox() else { continue };
+            let mailbox = receiver.subscriber.mailbox();
+            if mailbox.is_none() && receiver.shared.is_empty() {
+                continue;
+            }
             let letter = Letter {
                 message: Arc::clone(message),
                 qos: receiver.qos,
@@ -313,43 +327,79 @@ impl Router {
                 shared: receiver.shared.clone(),
                 span: span.clone(),
             };
-            self.push(&mailbox, letter);
+            match mailbox {
+                Some(mailbox) => left.extend(self.push(&mailbox, letter)),
+                None => left.push(letter),
+            }
         }
+        left
     }
 
-    /// Puts a message into the mailbox of one session, if it is connected.
-    pub(crate) fn put(&self, subscriber: &Subscriber, letter: Letter) {
-        if let Some(mailbox) = subscriber.mailbox() {
-            self.push(&mailbox, letter);
-        }
+    /// The next member of `group` that has room for a message of `qos`.
+    pub(crate) fn heir(&self, group: &Group, message: &Message, qos: QoS) -> Option<Member> {
+        group.with_room(group.turn(), message, qos, &self.inboxes)
     }
 
-    fn push(&self, mailbox: &Mailbox, letter: Letter) {
+    /// Offers a message to a session; true if it is connected and has room.
+    pub(crate) fn offer(&self, subscriber: &Subscriber, letter: Letter) -> bool {
+        subscriber.mailbox().is_some_and(|mailbox| mailbox.offer(letter))
+    }
+
+    /// Adds a message to a mailbox. Returns it if another member of a group is to have it.
+    fn push(&self, mailbox: &Mailbox, letter: Letter) -> Option<Letter> {
+        let shared = (!letter.shared.is_empty()).then(|| letter.clone());
         let dropped = &self.metrics.messages_dropped;
         match mailbox.push(letter) {
             Pushed::Added { dropped: 0 } => {}
             Pushed::Added { dropped: n } => dropped.add(Dropped::OutboxFull, n),
             Pushed::Refused => dropped.inc(Dropped::OutboxFull),
-            // This one and those that waited.
-            Pushed::Shed { dropped: n } => dropped.add(Dropped::ClientShed, n + 1),
+            Pushed::Shed { dropped: n } => dropped.add(Dropped::ClientShed, n),
+            Pushed::Gone => return shared,
         }
+        None
     }
 }
 
 impl Group {
-    /// The next member in turn: one that is connected and has room for `message`, else one with whom it can wait.
-    pub(crate) fn choose(&self, message: &Message) -> Option<(Arc<Subscriber>, Wish)> {
-        let members = self.members.read();
-        let count = members.len();
-        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
-        let in_turn = || (0..count).filter_map(|n| members.get((turn.wrapping_add(n)) % count.max(1)));
-        let takes_it = |member: &Subscriber| member.mailbox().is_some_and(|mail| mail.has_room_for(message));
-        let chosen = in_turn()
-            .find(|(member, _)| takes_it(member))
+    /// The next member in turn: one with room for `message`, else one with whom it can wait, else one that is
+    /// connected.
+    fn choose(&self, message: &Message, qos: QoS, inboxes: &InboxRoom) -> Option<Member> {
+        let turn = self.turn();
+        self.with_room(turn, message, qos, inboxes)
+            .or_else(|| self.next(turn, |(member, wish)| member.has_inbox_for(qos, wish)))
+            .or_else(|| self.next(turn, |(member, _)| member.is_connected()))
+    }
+
+    /// The next member with room: one that is connected, else one with whom it can wait.
+    fn with_room(&self, turn: usize, message: &Message, qos: QoS, inboxes: &InboxRoom) -> Option<Member> {
+        let inbox_has_room = |member: &Subscriber| {
+            let bytes = size_of(message) as u64;
+            member.incarnation.is_some_and(|session| inboxes.has_room(&member.client_id, session, bytes))
+        };
+        let takes_it = |(member, wish): &Member| {
+            member.mailbox().is_some_and(|mail| mail.has_room_for(message))
+                && (!member.has_inbox_for(qos, wish) || inbox_has_room(member))
+        };
+        self.next(turn, takes_it)
             // Somebody who is away gets it only if it can wait in an inbox.
-            .or_else(|| in_turn().find(|(member, _)| member.incarnation.is_some()))
-            .or_else(|| in_turn().find(|(member, _)| member.is_connected()))?;
-        Some(chosen.clone())
+            .or_else(|| {
+                self.next(turn, |(member, wish)| member.has_inbox_for(qos, wish) && inbox_has_room(member))
+            })
+    }
+
+    fn turn(&self) -> usize {
+        self.turn.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// The first from `turn` on.
+    fn next(&self, turn: usize, is_it: impl Fn(&Member) -> bool) -> Option<Member> {
+        let members = self.members.read();
+        let (before, from) = members.split_at_checked(turn.checked_rem(members.len())?)?;
+        from.iter().chain(before).find(|member| is_it(member)).cloned()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.members.read().is_empty()
     }
 }
 
@@ -409,7 +459,7 @@ mod tests {
         fn new() -> Self {
             let mut registry = prometheus_client::registry::Registry::default();
             let metrics = Metrics::register(&mut registry);
-            Self { router: Router::new(metrics), registry }
+            Self { router: Router::new(metrics, InboxRoom::default()), registry }
         }
 
         fn connected(&self, name: &str, incarnation: Option<u64>) -> (Arc<Subscriber>, Arc<Mailbox>) {
@@ -429,7 +479,7 @@ mod tests {
         fn publish(&self, topic: &str, publisher: Option<SubscriberId>) -> Matched {
             let message = Arc::new(message(topic));
             let matched = self.router.matches(&message, QoS::AtLeastOnce, false, publisher);
-            self.router.deliver(&matched, &message, None, &tracing::Span::none());
+            assert!(self.router.deliver(&matched, &message, None, &tracing::Span::none()).is_empty());
             matched
         }
     }

@@ -25,6 +25,8 @@ const CLOSE_PATIENCE: Duration = Duration::from_mins(10);
 const CLOSE_RETRY_WAIT: Duration = Duration::from_millis(100);
 /// Longest wait before it is tried again.
 const CLOSE_RETRY_WAIT_MAX: Duration = Duration::from_secs(5);
+/// How long other members of its groups are given to make room for what a client leaves.
+const HAND_ON_PATIENCE: Duration = Duration::from_secs(1);
 
 impl Connection {
     pub(super) async fn finish(mut self: Box<Self>, closed: Closed) -> metrics::Closed {
@@ -89,8 +91,9 @@ impl Connection {
             }
             // The session ends here, and with it this client's place in its groups.
             let unfinished = left.into_iter().filter_map(unfinished);
-            let waiting = std::iter::from_fn(|| mailbox.pop()).filter(|letter| !letter.shared.is_empty());
-            broker.hand_on(unfinished.chain(waiting)).await;
+            let waiting = mailbox.close().into_iter().filter(|letter| !letter.shared.is_empty());
+            let patience = if drain_until.is_some() { Duration::ZERO } else { HAND_ON_PATIENCE };
+            broker.hand_on(unfinished.chain(waiting), patience).await;
         }
         let patience = if drain_until.is_some() { Duration::ZERO } else { CLOSE_PATIENCE };
         put_away(&broker, &stored, &options, (place, wire), patience).await;

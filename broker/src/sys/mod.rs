@@ -101,11 +101,10 @@ impl Publisher {
                 }
             }
         }
-        let router = &self.broker.router;
         for message in changed {
             // At QoS 0 nobody gets it from an inbox.
-            let matched = router.matches(&message, QoS::AtMostOnce, true, None);
-            router.deliver(&matched, &message, None, &tracing::Span::none());
+            let matched = self.broker.router.matches(&message, QoS::AtMostOnce, true, None);
+            self.broker.deliver_to(&matched, &message, None, &tracing::Span::none());
         }
     }
 

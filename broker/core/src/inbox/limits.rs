@@ -2,6 +2,8 @@
 //!
 //! The map has one entry per persistent session that has been written to; it goes when the session ends.
 
+use std::sync::Arc;
+
 use bytestring::ByteString;
 use parking_lot::Mutex;
 use weir_env::seed::HashMap;
@@ -51,6 +53,23 @@ pub struct InboxUsage {
 #[derive(Debug, Default)]
 pub struct InboxCounters {
     inboxes: Mutex<HashMap<(ByteString, Incarnation), Counted>>,
+}
+
+/// Tells which inboxes have room. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct InboxRoom {
+    pub(super) counters: Arc<InboxCounters>,
+    pub(super) limits: InboxLimits,
+}
+
+impl InboxRoom {
+    /// Whether an inbox takes a message of about `bytes` and gives up nothing for it. One that this process has not
+    /// added to has room.
+    #[must_use]
+    pub fn has_room(&self, client_id: &ByteString, incarnation: Incarnation, bytes: u64) -> bool {
+        let usage = self.counters.usage(client_id, incarnation).unwrap_or_default();
+        !usage.plus(InboxUsage { messages: 1, bytes }).is_over(&self.limits)
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default)]

@@ -17,7 +17,7 @@ use bytestring::ByteString;
 use weir_env::clock::Timestamp;
 use weir_storage::{Isolation, RangeQuery, Transaction, key_after};
 
-pub use limits::{InboxCounters, InboxLimits, InboxOverflow, InboxUsage};
+pub use limits::{InboxCounters, InboxLimits, InboxOverflow, InboxRoom, InboxUsage};
 pub use waiter::Completion;
 pub(crate) use waiter::Waiter;
 pub use writer::{InboxAppend, InboxMetrics, InboxOptions, InboxTarget, InboxWriter, Notify};

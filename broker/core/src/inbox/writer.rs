@@ -17,7 +17,7 @@ use tokio_util::task::TaskTracker;
 use weir_storage::{Error as StoreError, Isolation, RangeQuery, Version};
 
 use super::batch::{Pending, Plan};
-use super::limits::Admission;
+use super::limits::{Admission, InboxRoom};
 use super::trim::trim;
 use super::waiter::{Completion, Waiter};
 use super::{InboxLimits, InboxOverflow, InboxUsage};
@@ -119,6 +119,7 @@ pub struct InboxWriter {
     task_txs: Arc<[mpsc::Sender<Pending>]>,
     pending_bytes: Arc<Semaphore>,
     options: InboxOptions,
+    room: InboxRoom,
 }
 
 impl fmt::Debug for InboxWriter {
@@ -156,7 +157,15 @@ impl InboxWriter {
             task_tx
         });
         let pending_bytes = Arc::new(Semaphore::new(options.pending_bytes_max as usize));
-        Self { task_txs: task_txs.collect(), pending_bytes, options }
+        let counters = Arc::clone(&sessions.shared.counters);
+        let room = InboxRoom { counters, limits: options.limits };
+        Self { task_txs: task_txs.collect(), pending_bytes, options, room }
+    }
+
+    /// Tells which inboxes have room.
+    #[must_use]
+    pub fn room(&self) -> InboxRoom {
+        self.room.clone()
     }
 
     /// Takes a message; waits while too much is pending. Its place in the order of its topic is fixed when this

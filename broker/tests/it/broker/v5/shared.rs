@@ -1,11 +1,15 @@
 //! Shared subscriptions (4.8.2).
 
+use std::time::Duration;
+
 use weir_codec::{Connect, Packet, ReasonCode};
+use weir_core::keyspace::tag;
+use weir_storage::CommitFault;
 
 use super::super::client::{
     AtLeastOnce, AtMostOnce, Client, ExactlyOnce, V5, clean, persistent, publish, receive_maximum, text,
 };
-use super::super::{TestBroker, config, memory};
+use super::super::{TestBroker, config, faulty, memory, queue};
 
 // Conformance v5: 4.8.2-1, 4.8.2-2
 #[tokio::test]
@@ -186,4 +190,89 @@ async fn a_member_without_room_is_passed_over() {
     assert!((30..=65).contains(&kept), "{kept}");
     assert_eq!(slow.take_texts(kept).await.len(), kept);
     slow.synced().await;
+}
+
+/// Dropped for want of room.
+const FULL: &str = "weir_messages_dropped_total{reason=\"outbox_full\"}";
+/// Clients that were shed.
+const TOO_SLOW: &str = "weir_connections_closed_total{reason=\"too_slow\"}";
+
+#[tokio::test]
+async fn what_a_member_leaves_behind_sheds_no_heir() {
+    let mut config = config();
+    config.limits.outbox_bytes_per_client = weir::config::ByteCount::kib(64);
+    let broker = TestBroker::start_with(config, &memory()).await;
+    let mut members = Vec::new();
+    for name in ["leaver", "a", "b"] {
+        let mut member = broker.connect(receive_maximum(clean(name, V5), 1)).await;
+        member.subscribe("$share/g/t", AtLeastOnce).await;
+        members.push(member);
+    }
+    // More than half of what each of them has room for.
+    let mut publisher = broker.clean("p").await;
+    for _ in 0..120 {
+        assert_eq!(publisher.publish("t", &"x".repeat(1000)).await, ReasonCode::Success);
+    }
+    members.remove(0).vanish();
+    broker.metric_reaches(FULL, 1.0).await;
+    for member in &mut members {
+        // Forty of its own, and what it had room for.
+        member.take_texts(55).await;
+    }
+    assert_eq!(broker.metric(TOO_SLOW).await, 0.0);
+    assert!(broker.metric(FULL).await <= 10.0);
+}
+
+#[tokio::test]
+async fn what_waited_for_a_member_that_is_shed_goes_to_another() {
+    let mut config = config();
+    config.limits.outbox_bytes_per_client = weir::config::ByteCount::kib(64);
+    let broker = TestBroker::start_with(config, &memory()).await;
+    let mut slow = broker.connect(receive_maximum(clean("slow", V5), 1)).await;
+    slow.subscribe("$share/g/t", AtLeastOnce).await;
+    slow.subscribe("own", AtLeastOnce).await;
+    let work: Vec<String> = (0..10).map(|n| n.to_string()).collect();
+    broker.publish("t", &work.iter().map(String::as_str).collect::<Vec<_>>()).await;
+    let mut heir = broker.subscriber("heir", "$share/g/t", AtLeastOnce).await;
+    let mut publisher = broker.clean("p").await;
+    while broker.metric(TOO_SLOW).await == 0.0 {
+        publisher.publish("own", &"x".repeat(10_000)).await;
+    }
+    let mut inherited = heir.take_texts(10).await;
+    inherited.sort();
+    assert_eq!(inherited, work);
+}
+
+#[tokio::test]
+async fn a_member_that_leaves_while_a_message_becomes_durable_loses_nothing() {
+    let (store, faults) = faulty();
+    let broker = TestBroker::start_on(&store).await;
+    broker.declare(&[queue("kept", "t")]).await;
+    let member = broker.subscriber("member", "$share/g/t", ExactlyOnce).await;
+    let mut publisher = broker.clean("p").await;
+    faults.fail_commits_matching(&[tag::SEGMENT], CommitFault::Stalled(Duration::from_secs(2)));
+    publisher.post(publish(ExactlyOnce, 1, "t", "x")).await;
+    publisher.synced().await;
+    // The member has been chosen.
+    let mut heir = broker.subscriber("heir", "$share/g/t", ExactlyOnce).await;
+    member.vanish();
+    assert_eq!(publisher.pubreced(1).await, ReasonCode::Success);
+    assert_eq!(text(&heir.message().await), "x");
+}
+
+#[tokio::test]
+async fn a_member_whose_inbox_is_full_is_passed_over() {
+    let mut config = config();
+    config.limits.inbox_messages_per_client = 3;
+    let broker = TestBroker::start_with(config, &memory()).await;
+    let mut full = broker.connect(persistent("full", V5)).await;
+    full.subscribe("$share/g/t", AtLeastOnce).await;
+    let mut idle = broker.subscriber("idle", "$share/g/t", AtLeastOnce).await;
+    let mut publisher = broker.clean("p").await;
+    for n in 0..20 {
+        assert_eq!(publisher.publish("t", &n.to_string()).await, ReasonCode::Success);
+    }
+    idle.take_texts(17).await;
+    full.take_texts(3).await;
+    assert_eq!(broker.metric("weir_inbox_dropped_full_total").await, 0.0);
 }
