@@ -61,7 +61,14 @@ impl FromStr for Network {
         if prefix > widest {
             return Err(refused());
         }
-        let network = Self { first, prefix };
+        // Addresses are compared as what they stand for, so networks are too.
+        let (first, prefix) = match first {
+            IpAddr::V6(v6) if prefix >= 96 => match v6.to_ipv4_mapped() {
+                Some(v4) => (IpAddr::V4(v4), prefix - 96),
+                None => (first, prefix),
+            },
+            _ => (first, prefix),
+        };
         let base = match first {
             IpAddr::V4(v4) => IpAddr::V4(Ipv4Addr::from_bits(v4.to_bits() & mask_v4(prefix))),
             IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() & mask_v6(prefix))),
@@ -69,7 +76,7 @@ impl FromStr for Network {
         if base != first {
             return Err(format!("`{text}` has bits behind its prefix; did you mean {base}/{prefix}?"));
         }
-        Ok(network)
+        Ok(Self { first, prefix })
     }
 }
 
@@ -93,6 +100,9 @@ mod tests {
             ("2001:db8::/32", "2001:db8:ffff::1", "2001:db9::1"),
             ("::1", "::1", "::2"),
             ("10.0.0.0/8", "::ffff:10.1.2.3", "::ffff:11.1.2.3"),
+            ("::ffff:10.0.0.0/104", "10.1.2.3", "11.1.2.3"),
+            ("::ffff:10.1.2.3", "::ffff:10.1.2.3", "10.1.2.4"),
+            ("::ffff:0:0/96", "1.2.3.4", "::1"),
         ] {
             let network: Network = network.parse().unwrap();
             assert!(network.contains(inside.parse().unwrap()), "{network} {inside}");
@@ -102,7 +112,17 @@ mod tests {
 
     #[test]
     fn nonsense_is_refused() {
-        for text in ["", "10.0.0.0/33", "::/129", "10.0.0.0/-1", "host", "10.0.0.0/8/8", "10.0.0.1/8", "/8"] {
+        for text in [
+            "",
+            "10.0.0.0/33",
+            "::/129",
+            "10.0.0.0/-1",
+            "host",
+            "10.0.0.0/8/8",
+            "10.0.0.1/8",
+            "/8",
+            "::ffff:10.0.0.1/104",
+        ] {
             assert!(text.parse::<Network>().is_err(), "{text}");
         }
     }
