@@ -41,6 +41,8 @@ const HASHES_WAITING_MAX: usize = 1024;
 pub(crate) struct Auth {
     config: crate::config::AuthConfig,
     allow_anonymous: bool,
+    /// The files as the broker found them when it started.
+    print: reload::Print,
     state: ArcSwap<State>,
     /// Grows with every reload.
     generation: watch::Sender<u64>,
@@ -91,12 +93,15 @@ impl Auth {
         metrics: Metrics,
         clock: Clock,
     ) -> anyhow::Result<Arc<Self>> {
+        // Before the files are read, so that no change is missed.
+        let print = reload::Print::of(&config.auth);
         let state = files::load(&config.auth).context("read who may do what")?;
         let hashes =
             std::thread::available_parallelism().map_or(1, |cores| (cores.get() / 2).clamp(1, HASHES_MAX));
         let auth = Self {
             config: config.auth.clone(),
             allow_anonymous: config.allow_anonymous,
+            print,
             state: ArcSwap::from_pointee(state),
             generation: watch::Sender::new(0),
             throttle: Mutex::new(Throttle::new(ThrottleConfig::default())),
