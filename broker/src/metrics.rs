@@ -183,6 +183,8 @@ labels! {
 
     /// What a connected client may not do.
     Forbidden("action") {
+        /// Connect with a client id.
+        Connect = "connect",
         /// Publish to a topic.
         Publish = "publish",
         /// Subscribe to a filter, its own or that of a queue or stream.
@@ -217,7 +219,7 @@ labels! {
         TopicNotAllowed = "topic_not_allowed",
         /// A QoS 0 publish whose payload is not the text it says.
         PayloadFormatInvalid = "payload_format_invalid",
-        /// A QoS 0 publish that access rules do not allow.
+        /// Access rules do not allow it: a QoS 0 publish, or what waited in the inbox of a client that may not receive it.
         NotAuthorized = "not_authorized",
         /// A QoS 0 publish that the store did not take.
         StoreFailed = "store_failed",

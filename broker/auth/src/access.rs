@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use bytestring::ByteString;
 
-use crate::rules::first_of;
 use crate::{Client, Decision, Request, Rules};
 
 /// What one client may do, by the rules that were in force when it was made.
@@ -64,6 +63,6 @@ impl Access {
     pub fn decide(&self, request: &Request<'_>) -> Decision<'_> {
         let all = self.rules.all();
         let concerning = self.concerning.iter().filter_map(|at| all.get(usize::from(*at)));
-        first_of(concerning, &self.client(), request)
+        self.rules.first_of(concerning, &self.client(), request)
     }
 }

@@ -43,8 +43,12 @@ impl Rules {
                 Err(miss) => passed.push(Passed { rule, why: miss.words() }),
             }
         }
-        let why = format!("no rule allows it to {request}, and what no rule allows is denied");
-        Explanation { decision: Decision { verdict: Verdict::Deny, rule: None }, why, passed }
+        let verdict = self.otherwise(request);
+        let why = match verdict {
+            Verdict::Allow => format!("no rule says who may {request}, so whoever comes in may"),
+            Verdict::Deny => format!("no rule allows it to {request}, and what no rule allows is denied"),
+        };
+        Explanation { decision: Decision { verdict, rule: None }, why, passed }
     }
 }
 
@@ -52,7 +56,7 @@ fn topics<'a>(request: &Request<'a>) -> Option<&'a str> {
     match request {
         Request::Publish { topic, .. } => Some(topic.as_str()),
         Request::Subscribe { filter } | Request::Create { filter, .. } => Some(filter.as_str()),
-        Request::Consume { .. } => None,
+        Request::Connect | Request::Consume { .. } => None,
     }
 }
 
@@ -101,6 +105,7 @@ impl Miss {
 impl fmt::Display for Request<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Request::Connect => f.write_str("connect with this client id"),
             Request::Publish { topic, retain, will } => {
                 let kind = match (retain, will) {
                     (false, false) => "",

@@ -255,6 +255,23 @@ impl NamePattern {
         Ok(Self { text: name.to_owned(), prefix })
     }
 
+    /// Whether the client id of `client` is meant, `%u` being its user name. Who has none is meant by no such
+    /// pattern, and by all of them if that is `otherwise`: a denial must not be escaped by coming without a name.
+    pub(crate) fn matches_client(&self, client: &Client<'_>, otherwise: bool) -> bool {
+        let Some((before, rest)) = self.text.split_once("%u") else { return self.matches(client.client_id) };
+        let Some(user) = client.user.filter(|user| !user.is_empty()) else {
+            return otherwise && client.client_id.starts_with(before);
+        };
+        let Some(mut left) = client.client_id.strip_prefix(before) else { return false };
+        for after in rest.split("%u") {
+            match left.strip_prefix(user).and_then(|left| left.strip_prefix(after)) {
+                Some(behind) => left = behind,
+                None => return false,
+            }
+        }
+        self.prefix || left.is_empty()
+    }
+
     /// Whether `name` is meant.
     #[must_use]
     pub fn matches(&self, name: &str) -> bool {

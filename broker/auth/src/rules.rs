@@ -34,6 +34,8 @@ pub struct Client<'a> {
 /// What a client wants to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Request<'a> {
+    /// Come in under the client id it names, and so have the session of that id.
+    Connect,
     /// Publish a message there.
     Publish {
         /// Where.
@@ -65,6 +67,8 @@ pub enum Request<'a> {
 /// What a rule speaks of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
+    /// [`Request::Connect`]
+    Connect,
     /// [`Request::Publish`]
     Publish,
     /// [`Request::Subscribe`]
@@ -95,7 +99,7 @@ pub struct Rule {
     pub actions: Vec<Action>,
     /// User names.
     pub users: Vec<NamePattern>,
-    /// Client identifiers.
+    /// Client identifiers, in which `%u` stands for the user name.
     pub clients: Vec<NamePattern>,
     /// Where clients come from.
     pub addresses: Vec<Network>,
@@ -122,7 +126,7 @@ pub struct Rules(pub(crate) Vec<Rule>);
 pub struct Decision<'a> {
     /// Whether the client may.
     pub verdict: Verdict,
-    /// The rule that decided; `None`: none applies, so it is denied.
+    /// The rule that decided; `None`: none applies, so it is denied, unless it is to connect and no rule speaks of that.
     pub rule: Option<&'a Rule>,
 }
 
@@ -155,19 +159,27 @@ impl Rules {
     /// What they say of a request. [`crate::Access`] says the same, faster for one client.
     #[must_use]
     pub fn decide(&self, client: &Client<'_>, request: &Request<'_>) -> Decision<'_> {
-        first_of(self.0.iter().filter(|rule| rule.concerns(client).is_ok()), client, request)
+        self.first_of(self.0.iter().filter(|rule| rule.concerns(client).is_ok()), client, request)
     }
-}
 
-/// The first of rules that concern `client` which applies.
-pub(crate) fn first_of<'a>(
-    mut rules: impl Iterator<Item = &'a Rule>,
-    client: &Client<'_>,
-    request: &Request<'_>,
-) -> Decision<'a> {
-    match rules.find(|rule| rule.applies(client, request).is_ok()) {
-        Some(rule) => Decision { verdict: rule.verdict, rule: Some(rule) },
-        None => Decision { verdict: Verdict::Deny, rule: None },
+    /// What the first of `concerning`, the rules that concern `client`, says which applies.
+    pub(crate) fn first_of<'a>(
+        &'a self,
+        mut concerning: impl Iterator<Item = &'a Rule>,
+        client: &Client<'_>,
+        request: &Request<'_>,
+    ) -> Decision<'a> {
+        match concerning.find(|rule| rule.applies(client, request).is_ok()) {
+            Some(rule) => Decision { verdict: rule.verdict, rule: Some(rule) },
+            None => Decision { verdict: self.otherwise(request), rule: None },
+        }
+    }
+
+    /// What is said of a request to which no rule applies: no, but rules that know nothing of connecting leave it to
+    /// whoever comes in.
+    pub(crate) fn otherwise(&self, request: &Request<'_>) -> Verdict {
+        let unspoken = || !self.0.iter().any(|rule| rule.actions.contains(&Action::Connect));
+        if *request == Request::Connect && unspoken() { Verdict::Allow } else { Verdict::Deny }
     }
 }
 
@@ -181,7 +193,9 @@ impl Rule {
         if !self.users.is_empty() && !client.user.is_some_and(named) {
             return Err(Miss::User);
         }
-        if !self.clients.is_empty() && !self.clients.iter().any(|pattern| pattern.matches(client.client_id)) {
+        let denies = self.verdict == Verdict::Deny;
+        let meant = |pattern: &NamePattern| pattern.matches_client(client, denies);
+        if !self.clients.is_empty() && !self.clients.iter().any(meant) {
             return Err(Miss::ClientId);
         }
         let near = |address| self.addresses.iter().any(|network| network.contains(address));
@@ -200,6 +214,7 @@ impl Rule {
             return Err(Miss::Action);
         }
         match *request {
+            Request::Connect => Ok(()),
             Request::Publish { topic, retain, will } => {
                 if self.retain.is_some_and(|wanted| wanted != retain) {
                     return Err(Miss::Retain);
@@ -246,6 +261,7 @@ impl Request<'_> {
     #[must_use]
     pub fn action(&self) -> Action {
         match self {
+            Request::Connect => Action::Connect,
             Request::Publish { .. } => Action::Publish,
             Request::Subscribe { .. } => Action::Subscribe,
             Request::Consume { .. } => Action::Consume,
@@ -264,12 +280,13 @@ impl Decision<'_> {
 
 impl Action {
     /// Every action.
-    pub const ALL: [Self; 4] = [Self::Publish, Self::Subscribe, Self::Consume, Self::Create];
+    pub const ALL: [Self; 5] = [Self::Connect, Self::Publish, Self::Subscribe, Self::Consume, Self::Create];
 
     /// Its word in files and on the command line.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
+            Self::Connect => "connect",
             Self::Publish => "publish",
             Self::Subscribe => "subscribe",
             Self::Consume => "consume",

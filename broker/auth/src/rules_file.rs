@@ -138,7 +138,7 @@ fn set(rule: &mut Rule, key: &str, value: &DeValue<'_>) -> Result<(), String> {
             rule.actions = list(value, |text| {
                 let known = Action::ALL.into_iter().find(|action| action.as_str() == text);
                 known.ok_or_else(|| {
-                    format!("`{text}` is not allowed; allowed: publish, subscribe, consume, create")
+                    format!("`{text}` is not allowed; allowed: connect, publish, subscribe, consume, create")
                 })
             })?;
         }

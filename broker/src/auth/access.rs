@@ -1,5 +1,6 @@
 //! What one connected client may do. Owned by the task of its connection.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use bytestring::ByteString;
@@ -9,8 +10,8 @@ use weir_core::catalog::Object;
 use weir_env::clock::Instant;
 use weir_topic::{Subscription, TopicFilter, TopicName};
 
-use super::{Auth, Identity};
-use crate::listen::Peer;
+use super::authenticate::WRONG;
+use super::{Auth, Identity, Refused};
 use crate::metrics::Forbidden;
 
 /// What a client may do under the rules in force, and how long it is who it is.
@@ -33,28 +34,31 @@ pub(crate) struct Denied {
 
 impl Auth {
     /// What a client may do; `None` if everybody may everything, for ever.
+    ///
+    /// # Errors
+    /// The user is gone since it has been proved.
     pub(crate) fn access(
         self: &Arc<Self>,
         identity: Identity,
         client_id: &ByteString,
-        peer: &Peer,
-    ) -> Option<Box<ClientAccess>> {
+        address: Option<IpAddr>,
+        certificate: bool,
+    ) -> Result<Option<Box<ClientAccess>>, Refused> {
         if !self.authenticates() && !self.has_rules() {
-            return None;
+            return Ok(None);
         }
-        // Before the rules are read, so that no change is missed.
+        // Before rules and users are looked at, so that no change is missed.
         let changes = self.generation.subscribe();
-        let client = Client {
-            user: identity.user.as_deref(),
-            client_id,
-            address: peer.ip(),
-            certificate: peer.certificate.is_some(),
-        };
+        // Since the proof began, which may wait for a hash, the user may have been removed.
+        if !self.still_knows(&identity) {
+            return Err(WRONG);
+        }
+        let client = Client { user: identity.user.as_deref(), client_id, address, certificate };
         let rules = self.state.load().rules.clone();
         let access = rules.map(|rules| Access::new(rules, &client));
         let mut access = ClientAccess { auth: Arc::clone(self), identity, access, changes, expires_at: None };
         access.set_expiry();
-        Some(Box::new(access))
+        Ok(Some(Box::new(access)))
     }
 }
 
@@ -84,11 +88,9 @@ impl ClientAccess {
         self.expires_at = left.and_then(|left| clock.now().checked_add(left));
     }
 
-    /// Waits for other rules or users. Cancel-safe.
-    pub(crate) async fn changed(&mut self) {
-        if self.changes.changed().await.is_err() {
-            std::future::pending::<()>().await;
-        }
+    /// Tells of other rules or users than those of the last [`Self::refresh`].
+    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.clone()
     }
 
     /// Whether rules or users have changed since the last [`Self::refresh`].
@@ -96,13 +98,23 @@ impl ClientAccess {
         self.changes.has_changed().unwrap_or(false)
     }
 
-    /// Takes up the rules in force. False if the client would not be let in any more.
+    /// Takes up the rules in force. False if the client's proof does not hold any more.
     pub(crate) fn refresh(&mut self) -> bool {
         self.changes.mark_unchanged();
         if let (Some(access), Some(rules)) = (&self.access, self.auth.state.load().rules.clone()) {
             self.access = Some(access.under(rules));
         }
         self.auth.still_knows(&self.identity)
+    }
+
+    /// Whether it may have the session of its client id.
+    pub(crate) fn connect(&self) -> Result<(), Denied> {
+        self.ask(&Request::Connect, Forbidden::Connect)
+    }
+
+    /// Whether it may receive what was published there. Without rules that costs nothing.
+    pub(crate) fn receive_from(&self, topic: &TopicName) -> Result<(), Denied> {
+        if self.access.is_none() { Ok(()) } else { self.receive(&topic.clone().into()) }
     }
 
     /// Whether it may publish there.
@@ -157,6 +169,7 @@ impl Denied {
     /// For the client and the log; names no rule, since clients need not know them.
     pub(crate) fn text(&self) -> &'static str {
         match self.what {
+            Forbidden::Connect => "not allowed to connect with this client id",
             Forbidden::Publish => "not allowed to publish there",
             Forbidden::Subscribe => "not allowed to subscribe to it",
             Forbidden::Consume => "not allowed to consume it",

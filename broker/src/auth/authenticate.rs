@@ -13,7 +13,7 @@ use super::{Auth, HASHES_WAITING_MAX, Identity, Proved, Refused};
 use crate::listen::Peer;
 use crate::metrics::AuthRefusal;
 
-const WRONG: Refused = Refused {
+pub(super) const WRONG: Refused = Refused {
     reason: ReasonCode::BadUserNameOrPassword,
     text: "user name or password is wrong",
     label: AuthRefusal::BadCredentials,
@@ -302,5 +302,16 @@ mod tests {
         drop(busy);
         assert_eq!(guess.await.unwrap_err().label, AuthRefusal::Throttled);
         assert!(bench.anna(ELSEWHERE).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_user_that_is_gone_when_its_password_is_hashed_stays_out() {
+        let bench = Bench::new();
+        let proved = bench.anna(HERE).await.unwrap();
+        let access =
+            |identity: Identity| bench.auth.access(identity, &"a".into(), Some(HERE), false).map(drop);
+        assert_eq!(access(proved.clone()), Ok(()));
+        bench.auth.state.store(Arc::default());
+        assert_eq!(access(proved).unwrap_err().label, AuthRefusal::BadCredentials);
     }
 }

@@ -65,6 +65,8 @@ pub(super) struct ExplainArgs {
 
 #[derive(Clone, Debug, Subcommand)]
 enum RequestArgs {
+    /// Connect with the client id, and so have the session of that id
+    Connect,
     /// Publish to a topic
     Publish {
         /// Where
@@ -167,6 +169,7 @@ fn explain(args: &ExplainArgs) -> anyhow::Result<String> {
         certificate: args.certificate,
     };
     match &args.request {
+        RequestArgs::Connect => Ok(rules.explain(&client, &Request::Connect).to_string()),
         RequestArgs::Publish { topic, retain, will } => {
             let topic = TopicName::parse(topic.clone()).map_err(|error| anyhow!("`{topic}`: {error}"))?;
             if weir_topic::is_publish_forbidden(&topic) {

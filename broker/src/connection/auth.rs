@@ -1,8 +1,11 @@
 //! Who the client is and what it may do: at CONNECT, when it proves itself anew, when rules change, when its proof ends.
 //! The answers come from [`crate::auth`]; here they become packets and ends of connections.
 
+use std::task::{Context, Poll};
+
 use bytes::Bytes;
 use bytestring::ByteString;
+use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use weir_codec::{Auth as AuthPacket, Connect, Decoder, Packet, PacketType, ReasonCode};
 use weir_session::Transmit;
@@ -60,11 +63,15 @@ pub(super) struct ClientAuth {
     method: Option<ByteString>,
     /// What a new exchange begins with.
     claim: Claim,
+    /// Topic of the will, and whether it is retained.
+    will: Option<(TopicName, bool)>,
     /// A re-authentication that waits for the client.
     exchange: Option<Box<dyn Exchange>>,
     /// One whose next step is being worked out.
     step: Option<BoxFuture<'static, (Box<dyn Exchange>, Step)>>,
     steps: u8,
+    /// The wait for other rules and for the end of the proof: kept, since every turn of the connection asks.
+    awaited: Option<BoxFuture<'static, AuthEvent>>,
     /// A refused publish has been logged; the others would fill the log.
     logged: bool,
 }
@@ -119,18 +126,30 @@ async fn judge(
         }
     };
     let user = if broker.auth.authenticates() { identity.user.clone() } else { claim.username.clone() };
-    let access = broker.auth.access(identity, client_id, wire.peer());
-    let auth = access.map(|access| {
-        Box::new(ClientAuth { access, method, claim, exchange: None, step: None, steps: 0, logged: false })
-    });
-    if let (Some(will), Some(auth)) = (&connect.will, &auth)
-        && let Err(denied) = auth.access.will(&will.message.topic, will.retain)
-    {
+    let (address, certificate) = (wire.peer().ip(), wire.peer().certificate.is_some());
+    let access =
+        broker.auth.access(identity, client_id, address, certificate).map_err(NotAdmitted::Refused)?;
+    let Some(access) = access else { return Ok(Admitted { auth: None, user, data }) };
+    let will = connect.will.as_ref().map(|will| (will.message.topic.to_string(), will.retain));
+    let will = will.and_then(|(topic, retain)| Some((TopicName::parse(topic).ok()?, retain)));
+    let auth = ClientAuth {
+        access,
+        method,
+        claim,
+        will,
+        exchange: None,
+        step: None,
+        steps: 0,
+        awaited: None,
+        logged: false,
+    };
+    // Before the client takes over the session of its client id.
+    if let Err(denied) = auth.access.connect().and_then(|()| auth.may_leave_will()) {
         broker.metrics.forbidden.inc(denied.what);
         let (reason, label) = (ReasonCode::NotAuthorized, AuthRefusal::NotAuthorized);
         return Err(NotAdmitted::Refused(Refused { reason, text: denied.text(), label }));
     }
-    Ok(Admitted { auth, user, data })
+    Ok(Admitted { auth: Some(Box::new(auth)), user, data })
 }
 
 /// An enhanced authentication from CONNECT to its end.
@@ -152,7 +171,15 @@ async fn exchange(
             Step::Continue(ask) => {
                 let asked =
                     tokio::time::timeout_at(give_up_at, ask_for_more(wire, decoder, connect, ask)).await;
-                data = asked.map_err(|_| NotAdmitted::Ended(Closed::ConnectTimeout))??;
+                match asked.map_err(|_| NotAdmitted::Ended(Closed::ConnectTimeout))? {
+                    Ok(more) => data = more,
+                    Err(why) => {
+                        if matches!(why, NotAdmitted::Refused(_)) {
+                            broker.auth.failed(claim.address, None).await;
+                        }
+                        return Err(why);
+                    }
+                }
             }
             Step::Success(proved) => return Ok(proved),
             Step::Failure(why) => {
@@ -162,6 +189,7 @@ async fn exchange(
             }
         }
     }
+    broker.auth.failed(claim.address, None).await;
     Err(NotAdmitted::Refused(NOT_PROVED))
 }
 
@@ -207,22 +235,47 @@ async fn ask_for_more(
 /// The next event of a client's authentication, for ever if there is none. Cancel-safe.
 pub(super) async fn event(auth: &mut Option<Box<ClientAuth>>) -> AuthEvent {
     match auth {
-        // Boxed, so that connections without authentication hold no room for it.
-        Some(auth) => Box::pin(auth.event()).await,
+        Some(auth) => std::future::poll_fn(|context| auth.poll_event(context)).await,
         None => std::future::pending().await,
     }
 }
 
 impl ClientAuth {
-    async fn event(&mut self) -> AuthEvent {
-        let Self { access, step, .. } = self;
-        let expires_at = access.expires_at();
-        let stepped = async {
-            match step {
-                Some(step) => step.await,
-                None => std::future::pending().await,
-            }
-        };
+    fn poll_event(&mut self, context: &mut Context<'_>) -> Poll<AuthEvent> {
+        if let Some(step) = &mut self.step
+            && let Poll::Ready((exchange, step)) = step.poll_unpin(context)
+        {
+            return Poll::Ready(AuthEvent::Stepped(exchange, step));
+        }
+        let Self { access, awaited, .. } = self;
+        let event = awaited.get_or_insert_with(|| Box::pin(changed_or_expired(access))).poll_unpin(context);
+        if event.is_ready() {
+            *awaited = None;
+        }
+        event
+    }
+
+    fn may_leave_will(&self) -> Result<(), Denied> {
+        self.will.as_ref().map_or(Ok(()), |(topic, retain)| self.access.will(topic, *retain))
+    }
+
+    /// Whether the will, which is due, may still be published.
+    pub(super) fn still_may_leave_will(&mut self) -> bool {
+        if !self.access.refresh() {
+            return false;
+        }
+        self.may_leave_will().is_ok()
+    }
+
+    pub(super) fn access(&self) -> &ClientAccess {
+        &self.access
+    }
+}
+
+/// Waits for other rules than `access` has taken up, and for the end of the client's proof.
+fn changed_or_expired(access: &ClientAccess) -> impl Future<Output = AuthEvent> + Send + use<> {
+    let (mut changes, expires_at) = (access.changes(), access.expires_at());
+    async move {
         let expired = async {
             match expires_at {
                 Some(at) => tokio::time::sleep_until(at).await,
@@ -230,9 +283,10 @@ impl ClientAuth {
             }
         };
         tokio::select! {
-            (exchange, step) = stepped => AuthEvent::Stepped(exchange, step),
             () = expired => AuthEvent::Expired,
-            () = access.changed() => AuthEvent::Changed,
+            // The sender lives as long as the broker.
+            Ok(()) = changes.changed() => AuthEvent::Changed,
+            else => std::future::pending().await,
         }
     }
 }
@@ -280,6 +334,7 @@ impl Connection {
             }
             Step::Success(proved) if Some(&proved.user) == auth.access.identity().user.as_ref() => {
                 auth.access.renew(Identity::from(&proved));
+                auth.awaited = None;
                 self.session.handle_authenticated(proved.data);
             }
             Step::Success(_) => {
@@ -306,6 +361,11 @@ impl Connection {
         let Some(auth) = &mut self.auth else { return true };
         if !auth.access.refresh() {
             self.banish("the user is gone or has another password: connect anew");
+            return false;
+        }
+        if let Err(denied) = auth.access.connect() {
+            self.metrics.forbidden.inc(denied.what);
+            self.banish("access rules have changed: not allowed to connect with this client id any more");
             return false;
         }
         let plain = self.subscriptions.iter().filter_map(parsed);

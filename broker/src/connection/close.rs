@@ -79,11 +79,18 @@ impl Connection {
             place,
             drain_until,
             wire,
+            mut auth,
             ..
         } = *self;
         let left = session.into_state().outgoing;
         let outgoing = left.iter().filter_map(outgoing_entry).collect();
-        let will = if closed.publish_will { WillAction::Fire } else { WillAction::Cancel };
+        // A will must not outlive the right to it.
+        let fires = closed.publish_will && auth.as_mut().is_none_or(|auth| auth.still_may_leave_will());
+        if closed.publish_will && !fires {
+            tracing::info!(client = %stored.client_id, "the will is not allowed any more and not published");
+            broker.metrics.forbidden.inc(metrics::Forbidden::Will);
+        }
+        let will = if fires { WillAction::Fire } else { WillAction::Cancel };
         let options = CloseOptions { expiry_seconds: closed.session_expiry, will, outgoing };
         if !stored.persistent {
             for (text, from) in subscriptions.iter().filter_map(parsed) {

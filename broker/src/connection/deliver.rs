@@ -260,9 +260,18 @@ impl Connection {
         let mut batch = Vec::new();
         let mut ops = Vec::new();
         let room = self.free_slots().min(DELIVERIES_PER_TURN);
-        while batch.len() < room {
+        let mut denied = 0;
+        while batch.len() < room && denied < DELIVERIES_PER_TURN {
             let Some(item) = self.inbox.items.pop_front() else { break };
             let id = item.id;
+            // Rules may have changed since it was put there, or its session may be another client's by now.
+            if self.auth.as_ref().is_some_and(|auth| auth.access().receive_from(&item.message.topic).is_err())
+            {
+                self.metrics.messages_dropped.inc(Dropped::NotAuthorized);
+                self.inbox.ops.push(SessionOp::Remove(id));
+                denied += 1;
+                continue;
+            }
             let reserved = if convert::qos(item.qos) == QoS::ExactlyOnce {
                 let Some(packet_id) = self.session.reserve_packet_id() else {
                     self.inbox.items.push_front(item);
@@ -280,7 +289,7 @@ impl Connection {
         if !ops.is_empty() && !self.update_session(&ops).await {
             return false;
         }
-        let any = !batch.is_empty();
+        let any = denied > 0 || !batch.is_empty();
         for (reserved, id, delivery) in batch {
             self.deliver_inbox_item(reserved, id, delivery);
             self.transmit();

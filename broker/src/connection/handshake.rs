@@ -7,13 +7,13 @@ use bytes::Bytes;
 use bytestring::ByteString;
 use tokio_util::sync::CancellationToken;
 use weir_codec::{
-    ConnAck, Connect, Decoder, DecoderConfig, Packet, ProtocolVersion, ReasonCode, Role, encoded_len,
+    ConnAck, Connect, Decoder, DecoderConfig, Packet, ProtocolVersion, QoS, ReasonCode, Role, encoded_len,
 };
 use weir_core::key::Publisher;
 use weir_core::keyspace::inbox::InboxId;
 use weir_core::keyspace::session::OutgoingPhase;
 use weir_core::queue::Window;
-use weir_core::sessions::{OpenOptions, Opened};
+use weir_core::sessions::{OpenOptions, Opened, SessionOp};
 use weir_core::wills::StoredWill;
 use weir_env::seed::{HashMap, HashSet};
 use weir_session::{Delivery, Outgoing, Restored, Session, Transmit};
@@ -26,10 +26,11 @@ use super::pending::Pending;
 use super::queue_slot::QueueSlot;
 use super::wire::Wire;
 use super::{Connection, FAREWELL_TIMEOUT, InboxState, Incoming, Tag};
+use crate::auth::ClientAccess;
 use crate::broker::{Broker, reason_of};
 use crate::convert;
 use crate::mailbox::Mailbox;
-use crate::metrics::{self, Closed};
+use crate::metrics::{self, Closed, Dropped};
 use crate::slots::Slot;
 
 /// Longest client identifier, in bytes: it is part of keys.
@@ -274,10 +275,11 @@ impl Parts {
     ) -> Result<Connection, (Wire, weir_core::Error)> {
         let Self { broker, wire, decoder, mailbox, place, publisher, auth, data } = self;
         let client_id = publisher.client_id.clone();
-        let (mut restored, in_flight) = match restore(&broker, &opened).await {
-            Ok(restored) => restored,
-            Err(error) => return Err((wire, error)),
-        };
+        let (mut restored, restored_inbox) =
+            match restore(&broker, auth.as_deref().map(ClientAuth::access), &opened).await {
+                Ok(restored) => restored,
+                Err(error) => return Err((wire, error)),
+            };
         let subscriber = if opened.session.persistent {
             broker.persistent_subscriber(&client_id, opened.session.incarnation)
         } else {
@@ -301,7 +303,6 @@ impl Parts {
         );
         subscriber.connect(Arc::clone(&mailbox));
         let window = connection_window(connect, &broker, session.inflight());
-        let recorded = opened.outgoing.iter().map(|entry| entry.packet_id).collect();
         let mut connection = Connection {
             metrics: broker.metrics.clone(),
             auth,
@@ -326,7 +327,7 @@ impl Parts {
             stream: Inlet::new(STREAM_CHANNEL),
             batch: None,
             retained: VecDeque::new(),
-            inbox: InboxState { more: true, restored: in_flight, recorded, ..InboxState::default() },
+            inbox: restored_inbox,
             turn: 0,
             undecoded: true,
             input_ended: false,
@@ -351,12 +352,17 @@ fn connection_window(connect: &Connect, broker: &Broker, inflight: usize) -> Win
     window
 }
 
-/// Deliveries that were in flight when the last connection ended, and the inbox rows they come from.
-async fn restore(broker: &Broker, opened: &Opened) -> weir_core::Result<(Restored<Tag>, HashSet<InboxId>)> {
+/// Deliveries that were in flight when the last connection ended, and what is known of the inbox they come from.
+async fn restore(
+    broker: &Broker,
+    access: Option<&ClientAccess>,
+    opened: &Opened,
+) -> weir_core::Result<(Restored<Tag>, InboxState)> {
     // Publishes to us that were not answered come again with their stored publish id: only those that were are
     // added by the caller.
     let mut restored = Restored::default();
-    let mut in_flight = HashSet::default();
+    let recorded = opened.outgoing.iter().map(|entry| entry.packet_id).collect();
+    let mut inbox = InboxState { more: true, recorded, ..InboxState::default() };
     let mut missing: HashMap<InboxId, u16> = HashMap::default();
     for entry in &opened.outgoing {
         if entry.phase == OutgoingPhase::Published {
@@ -385,13 +391,26 @@ async fn restore(broker: &Broker, opened: &Opened) -> weir_core::Result<(Restore
             OutgoingPhase::Released => restored.outgoing.push(Outgoing::Released { packet_id, tag }),
             OutgoingPhase::Published => {
                 let Some(item) = found.remove(&entry.inbox_id) else { continue };
-                in_flight.insert(entry.inbox_id);
+                inbox.restored.insert(entry.inbox_id);
+                if access.is_some_and(|access| access.receive_from(&item.message.topic).is_err()) {
+                    broker.metrics.messages_dropped.inc(Dropped::NotAuthorized);
+                    if convert::qos(item.qos) == QoS::ExactlyOnce {
+                        // Without the message, and so that the packet id is not taken for its when it is used again.
+                        inbox.ops.push(SessionOp::Release(entry.packet_id, entry.inbox_id));
+                        restored.outgoing.push(Outgoing::Released { packet_id, tag });
+                    } else {
+                        inbox.recorded.remove(&entry.packet_id);
+                        inbox.ops.push(SessionOp::Remove(entry.inbox_id));
+                        inbox.ops.push(SessionOp::ClearOutgoing(entry.packet_id));
+                    }
+                    continue;
+                }
                 let delivery = inbox_delivery(broker, item);
                 restored.outgoing.push(Outgoing::Published { packet_id, delivery });
             }
         }
     }
-    Ok((restored, in_flight))
+    Ok((restored, inbox))
 }
 
 /// A message of the inbox as the session takes it.
@@ -405,7 +424,7 @@ pub(super) fn inbox_delivery(broker: &Broker, item: weir_core::inbox::InboxItem)
         extra: Vec::new(),
         expires_at: convert::expires_at(broker.clock, item.message.expires_at),
         resumable: true,
-        store_release: qos == weir_codec::QoS::ExactlyOnce,
+        store_release: qos == QoS::ExactlyOnce,
         tag: Tag::Inbox(item.id),
     }
 }

@@ -166,7 +166,7 @@ fn mistakes_have_their_line() {
         (
             "[[rules]]\nallow = [\"read\"]\ntopics = [\"a\"]",
             2,
-            "allowed: publish, subscribe, consume, create",
+            "allowed: connect, publish, subscribe, consume, create",
         ),
         ("[[rules]]\nallow = [\"publish\"]\ntopics = [\"a/#/b\"]", 3, "no topic filter"),
         ("[[rules]]\nallow = [\"subscribe\"]\ntopics = [\"$queue/x\"]", 3, "names"),
@@ -255,4 +255,36 @@ fn rules_are_bounded() {
     assert_eq!(rules(&rule.repeat(10_000)).all().len(), 10_000);
     let problems = Rules::parse(&rule.repeat(10_001)).unwrap_err();
     assert_eq!(problems[0].message, "10001 rules; allowed: 10000");
+}
+
+#[test]
+fn who_may_have_a_client_id() {
+    let may = |rules: &Rules, user: Option<&'static str>, client_id: &'static str| {
+        rules.decide(&Client { user, client_id, ..ANNA }, &Request::Connect).is_allowed()
+    };
+    let silent = rule("allow = [\"publish\"]\ntopics = [\"a\"]");
+    assert!(may(&silent, None, "x"), "rules that do not speak of it leave it to everybody");
+    let own = rule("allow = [\"connect\"]\nclients = [\"%u\", \"%u-*\", \"dev-%u\"]");
+    for (user, client_id, expected) in [
+        (Some("anna"), "anna", true),
+        (Some("anna"), "anna-1", true),
+        (Some("anna"), "dev-anna", true),
+        (Some("anna"), "annab", false),
+        (Some("anna"), "dev-anna-1", false),
+        (Some("anna"), "bob", false),
+        (Some("a"), "anna", false),
+        (None, "", false),
+        (None, "-1", false),
+        (Some(""), "-1", false),
+    ] {
+        assert_eq!(may(&own, user, client_id), expected, "{user:?} {client_id}");
+    }
+    let denied =
+        rules("[[rules]]\ndeny = [\"connect\"]\nclients = [\"x-%u\"]\n[[rules]]\nallow = [\"connect\"]\n");
+    assert!(!may(&denied, Some("anna"), "x-anna") && may(&denied, Some("anna"), "x-bob"));
+    assert!(!may(&denied, None, "x-bob") && may(&denied, None, "y"), "no escape by having no name");
+    let said = own.explain(&Client { client_id: "bob", ..ANNA }, &Request::Connect).to_string();
+    assert!(said.starts_with("denied: no rule allows it to connect with this client id"), "{said}");
+    let said = silent.explain(&ANNA, &Request::Connect).to_string();
+    assert!(said.starts_with("allowed: no rule says who may connect"), "{said}");
 }

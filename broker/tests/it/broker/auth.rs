@@ -12,7 +12,7 @@ use super::client::{
 use super::{TestBroker, config, memory, queue, stream};
 
 /// Lets everybody do everything below `open/`, and some people some other things.
-const RULES: &str = r##"
+pub(super) const RULES: &str = r##"
 [[rules]]
 deny = ["publish", "subscribe"]
 topics = ["open/secret/#"]
@@ -38,7 +38,7 @@ names = ["jobs", "log"]
 "##;
 
 /// A broker with the users anna and bob, whose passwords are their names, and these rules.
-async fn guarded(rules: &str) -> (TestBroker, TempDir) {
+pub(super) async fn guarded(rules: &str) -> (TestBroker, TempDir) {
     let (config, dir) = guarded_config(rules);
     (TestBroker::start_with(config, &memory()).await, dir)
 }
@@ -59,27 +59,27 @@ fn guarded_config(rules: &str) -> (Config, TempDir) {
 }
 
 /// Replaces the rules as editors and Kubernetes do: by another file.
-fn write_rules(dir: &TempDir, rules: &str) {
+pub(super) fn write_rules(dir: &TempDir, rules: &str) {
     replace(&dir.path().join("rules.toml"), rules);
 }
 
-fn replace(path: &Path, text: &str) {
+pub(super) fn replace(path: &Path, text: &str) {
     let other = path.with_extension("new");
     std::fs::write(&other, text).unwrap();
     std::fs::rename(other, path).unwrap();
 }
 
-fn with(connect: Connect, user: &str, password: &str) -> Connect {
+pub(super) fn with(connect: Connect, user: &str, password: &str) -> Connect {
     let (username, password) = (Some(user.to_owned().into()), Some(password.to_owned().into()));
     Connect { username, password, ..connect }
 }
 
-fn anna(version: ProtocolVersion) -> Connect {
+pub(super) fn anna(version: ProtocolVersion) -> Connect {
     with(clean("anna-1", version), "anna", "anna")
 }
 
 impl TestBroker {
-    async fn told_at_connect(&self, connect: Connect) -> ReasonCode {
+    pub(super) async fn told_at_connect(&self, connect: Connect) -> ReasonCode {
         let (mut client, connack) = self.connack(connect).await;
         if connack.code.is_error() {
             client.ended().await;

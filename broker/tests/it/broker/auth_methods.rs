@@ -293,6 +293,23 @@ async fn whoever_is_nobody_yet_sends_no_large_auth() {
     client.ended().await;
 }
 
+#[tokio::test]
+async fn exchanges_that_break_off_the_rules_count_as_guesses() {
+    let broker = counting().await;
+    let mut clients = Vec::new();
+    for _ in 0..20 {
+        clients.push(asked_twice(&broker).await);
+    }
+    for client in &mut clients {
+        client.send(Packet::PingReq).await;
+    }
+    for mut client in clients {
+        assert!(matches!(client.recv().await, Packet::ConnAck(_)));
+    }
+    let (_, connack) = broker.connack(by_method("c", "COUNT", Some(Bytes::from_static(&[0])))).await;
+    assert_eq!(connack.code, ReasonCode::ConnectionRateExceeded);
+}
+
 // Conformance v5: 4.12.0-6
 #[tokio::test]
 async fn a_client_without_a_method_hears_of_none() {

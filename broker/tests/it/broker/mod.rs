@@ -5,6 +5,7 @@ mod admin_access;
 mod auth;
 mod auth_methods;
 mod auth_peers;
+mod auth_rights;
 mod client;
 mod failed;
 mod faults;
