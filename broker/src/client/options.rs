@@ -44,7 +44,7 @@ pub enum Acks {
 }
 
 /// How to connect.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct ConnectOptions {
     /// Protocol version.
     pub version: ProtocolVersion,
@@ -78,6 +78,17 @@ pub struct ConnectOptions {
     pub clock: Clock,
     /// For `mqtts://` and `wss://`; `None`: authorities of the system are trusted.
     pub tls: Option<ClientTls>,
+}
+
+/// Without the password, and short: what tells one connection from another.
+impl fmt::Debug for ConnectOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ConnectOptions")
+            .field("version", &self.version)
+            .field("client_id", &self.client_id)
+            .field("username", &self.username)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Default for ConnectOptions {

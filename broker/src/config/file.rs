@@ -128,6 +128,12 @@ impl File<'_> {
                     listener.tls = alone.tls;
                     Ok(())
                 }
+                (key @ ("proxyFrom" | "origins"), DeValue::Array(values)) => values
+                    .iter()
+                    .map(|value| scalar(value.get_ref()))
+                    .collect::<Option<Vec<_>>>()
+                    .ok_or_else(|| "allowed: a list of strings".to_owned())
+                    .and_then(|texts| listener.set(key, &texts.join(","))),
                 (key, value) => scalar(value)
                     .ok_or_else(|| "a value of this type is not allowed".to_owned())
                     .and_then(|text| listener.set(key, &text)),

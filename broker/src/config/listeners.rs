@@ -5,6 +5,9 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::str::FromStr;
+
+use weir_auth::Network;
 
 use super::settings::{PLAIN, Setting, one};
 use super::value::socket_addr;
@@ -33,6 +36,10 @@ pub struct Listener {
     pub tls: TlsConfig,
     /// Every connection begins with a header of the PROXY protocol, version 2.
     pub proxy_protocol: bool,
+    /// Who may send such a header; nobody named: everybody.
+    pub proxy_from: Vec<Network>,
+    /// Web sites beside its own whose pages may open a WebSocket, as `https://example.com`; `*`: all.
+    pub origins: Vec<String>,
     /// Connections at once; `None`: as many as the broker takes.
     pub max_connections: Option<u32>,
     /// Mode of a Unix socket.
@@ -183,7 +190,7 @@ pub(super) const TLS: &[Setting] = &[
 ];
 
 /// Keys of `[[listeners]]`.
-pub(super) const KEYS: &str = "name, url, tls, proxyProtocol, maxConnections, mode";
+pub(super) const KEYS: &str = "name, url, tls, proxyProtocol, proxyFrom, origins, maxConnections, mode";
 
 impl Listener {
     /// A listener of plain MQTT over TCP.
@@ -196,6 +203,8 @@ impl Listener {
             paths: Vec::new(),
             tls: TlsConfig::default(),
             proxy_protocol: false,
+            proxy_from: Vec::new(),
+            origins: Vec::new(),
             max_connections: None,
             socket_mode: DEFAULT_MODE,
         }
@@ -258,6 +267,8 @@ impl Listener {
             // What it was made of.
             "url" => {}
             "proxyProtocol" => self.proxy_protocol = super::value::boolean(text)?,
+            "proxyFrom" => self.proxy_from = listed(text, Network::from_str)?,
+            "origins" => self.origins = listed(text, origin)?,
             "maxConnections" => {
                 self.max_connections = Some(super::value::within(text, &(1..=1_000_000_u32))?);
             }
@@ -282,6 +293,15 @@ impl Listener {
     /// What is wrong with its own settings.
     fn problem(&self) -> Option<String> {
         let Self { name, tls, .. } = self;
+        if !self.proxy_from.is_empty() && !self.proxy_protocol {
+            return Some(format!("listener {name}: proxyFrom means nothing without proxyProtocol = true"));
+        }
+        if !self.proxy_from.is_empty() && matches!(self.at, ListenAt::Unix(_)) {
+            return Some(format!("listener {name}: proxyFrom means nothing for {self}: it has no addresses"));
+        }
+        if !self.origins.is_empty() && !self.transport.is_websocket() {
+            return Some(format!("listener {name}: origins mean nothing for {self}: it is no WebSocket"));
+        }
         if !self.transport.is_tls() {
             return (*tls != TlsConfig::default()).then(|| {
                 format!(
@@ -355,6 +375,20 @@ pub(super) fn problems(listeners: &[Listener]) -> Vec<String> {
         }
     }
     messages
+}
+
+/// What `parse` makes of each part of a list.
+fn listed<T>(text: &str, parse: impl Fn(&str) -> Result<T, String>) -> Result<Vec<T>, String> {
+    text.split(',').map(|part| parse(part.trim())).collect()
+}
+
+/// An origin as browsers write it.
+fn origin(text: &str) -> Result<String, String> {
+    let host = text.split_once("://").map_or("", |(_, host)| host);
+    if text == "*" || !(host.is_empty() || host.contains(['/', '?', '#', ' '])) {
+        return Ok(text.to_ascii_lowercase());
+    }
+    Err(format!("`{text}` is not allowed; allowed: an origin such as https://example.com, or *"))
 }
 
 fn is_name(text: &str) -> bool {

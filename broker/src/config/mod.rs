@@ -178,8 +178,8 @@ impl Config {
             messages.extend(open.map(|listener| {
                 format!(
                     "{listener} is reachable from other machines and no authentication is configured: listen on \
-                     a loopback address, say who may connect (--auth-users-file and others of [auth]), or let anyone connect with --allow-anonymous (allowAnonymous = true, \
-                     WEIR_ALLOW_ANONYMOUS=true)"
+                     a loopback address, say who may connect (--auth-users-file and others of [auth]), or let anyone \
+                     connect with --allow-anonymous (allowAnonymous = true, WEIR_ALLOW_ANONYMOUS=true)"
                 )
             }));
         }

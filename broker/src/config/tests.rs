@@ -289,7 +289,8 @@ fn file_values_of_every_kind() {
 #[test]
 fn tables_of_listeners() {
     let file = "[tls]\ncert = 'c'\nkey = 'k'\nclientCa = 'ca'\n[[listeners]]\nname = 'devices'\nurl = 'mqtts://[::]'\n\
-                [[listeners]]\nproxyProtocol = true\nurl = 'wss://127.0.0.1:7/x'\nmaxConnections = 5\n\
+                [[listeners]]\nproxyProtocol = true\nproxyFrom = ['10.0.0.0/8', '::1']\n\
+                origins = 'https://a.example'\nurl = 'wss://127.0.0.1:7/x'\nmaxConnections = 5\n\
                 tls = { clientAuth = 'none' }\n[[listeners]]\nurl = 'unix:/s'\nmode = '0600'\n";
     let loaded = load_from(&format!("allowAnonymous = true\n{file}"), &[], &[]).unwrap();
     let [devices, web, local] = &loaded.listeners[..] else { panic!("{:?}", loaded.listeners) };
@@ -300,6 +301,8 @@ fn tables_of_listeners() {
     assert_eq!(web.tls.cert, loaded.tls.cert);
     assert_eq!((web.tls.client_auth(), &web.tls.client_ca), (ClientAuth::None, &None), "its own decision");
     assert_eq!((web.proxy_protocol, web.max_connections), (true, Some(5)));
+    assert_eq!(web.proxy_from, ["10.0.0.0/8", "::1"].map(|network| network.parse().unwrap()));
+    assert_eq!(web.origins, ["https://a.example"]);
     assert_eq!((local.socket_mode, local.is_local()), (0o600, true));
 
     let url = "wss://127.0.0.1:7/x is reachable from other machines";

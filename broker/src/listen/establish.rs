@@ -24,6 +24,10 @@ pub(crate) async fn establish(
         return Ok(());
     }
     if listener.proxy_protocol {
+        if !listener.trusts_proxy(&peer.addr) {
+            listener.metrics.proxies_refused.inc();
+            return Err(failed(&listener, &peer.addr, &proxy::ProxyError::NotTrusted));
+        }
         match proxy::read(stream.socket()).await {
             Ok(Some(addr)) => peer.addr = addr,
             Ok(None) => {}
@@ -39,7 +43,7 @@ pub(crate) async fn establish(
         peer.certificate = stream.tls().and_then(tls::identity);
     }
     if listener.is_websocket
-        && let Err(error) = stream.accept_websocket(&listener.paths, input).await
+        && let Err(error) = stream.accept_websocket((&listener.paths, &listener.origins), input).await
     {
         let error: &(dyn std::error::Error + 'static) = match &error {
             UpgradeError::Io(error) => error,

@@ -21,6 +21,8 @@ pub struct ListenerMetrics {
     pub sent: Counter,
     /// TLS handshakes that failed.
     pub tls_failures: Counter,
+    /// Connections of proxies that are not trusted.
+    pub proxies_refused: Counter,
     closed: Box<[Counter]>,
 }
 
@@ -42,6 +44,7 @@ pub(super) struct ByListener {
     received: Family<Labels, Counter>,
     sent: Family<Labels, Counter>,
     tls_failures: Family<Labels, Counter>,
+    proxies_refused: Family<Labels, Counter>,
 }
 
 impl ByListener {
@@ -57,6 +60,8 @@ impl ByListener {
         let help = "Bytes of MQTT written to clients";
         r.register_with_unit("sent", help, Unit::Bytes, families.sent.clone());
         r.register("tls_handshake_failures", "TLS handshakes that failed", families.tls_failures.clone());
+        let help = "Connections refused because proxyFrom does not name them";
+        r.register("proxies_refused", help, families.proxies_refused.clone());
         families
     }
 
@@ -73,6 +78,7 @@ impl ByListener {
             received: self.received.get_or_create_owned(&labels),
             sent: self.sent.get_or_create_owned(&labels),
             tls_failures: self.tls_failures.get_or_create_owned(&labels),
+            proxies_refused: self.proxies_refused.get_or_create_owned(&labels),
             closed: Closed::ALL.iter().map(closed).collect(),
         }
     }

@@ -23,10 +23,11 @@ use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use weir_auth::Network;
 use weir_env::clock::{Clock, Instant};
 
 use crate::broker::Broker;
-use crate::config::{self, Config};
+use crate::config::{self, Config, ListenAt};
 use crate::connection;
 use crate::metrics::{Closed, Metrics};
 use crate::slots::{Slot, Slots};
@@ -56,7 +57,10 @@ pub struct Listener {
     tls: Option<TlsServer>,
     is_websocket: bool,
     paths: Vec<String>,
+    origins: Vec<String>,
     proxy_protocol: bool,
+    /// Who may send its header; nobody named: everybody.
+    proxy_from: Vec<Network>,
     /// One for each connection it may have, if it has a bound of its own.
     permits: Option<Arc<Semaphore>>,
     clock: Clock,
@@ -122,6 +126,13 @@ pub(crate) fn bind(addr: SocketAddr) -> std::io::Result<TcpListener> {
 impl Listener {
     fn load(config: &config::Listener, metrics: &ByListener, clock: Clock) -> anyhow::Result<Self> {
         use anyhow::Context;
+        if config.proxy_protocol && config.proxy_from.is_empty() && matches!(config.at, ListenAt::Ip(_)) {
+            let listener = &*config.name;
+            tracing::warn!(
+                listener,
+                "proxyProtocol without proxyFrom: whoever reaches this listener says what address it comes from"
+            );
+        }
         let tls =
             config.transport.is_tls().then(|| TlsServer::load(&config.tls, config.transport)).transpose();
         Ok(Self {
@@ -130,11 +141,23 @@ impl Listener {
             tls: tls.with_context(|| format!("TLS of {config}"))?,
             is_websocket: config.transport.is_websocket(),
             paths: config.paths.clone(),
+            origins: config.origins.clone(),
             proxy_protocol: config.proxy_protocol,
+            proxy_from: config.proxy_from.clone(),
             permits: config.max_connections.map(semaphore),
             clock,
             log: LogLimit::default(),
         })
+    }
+
+    /// Whether `peer` may say for whom it speaks. A Unix socket has its mode for that.
+    fn trusts_proxy(&self, peer: &PeerAddr) -> bool {
+        match peer {
+            PeerAddr::Ip(addr) if !self.proxy_from.is_empty() => {
+                self.proxy_from.iter().any(|network| network.contains(addr.ip()))
+            }
+            PeerAddr::Ip(_) | PeerAddr::Local => true,
+        }
     }
 
     /// Its connections begin with MQTT.

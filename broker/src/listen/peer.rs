@@ -34,8 +34,6 @@ pub enum PeerAddr {
 pub struct Certificate {
     /// The common name of its subject.
     pub name: Option<ByteString>,
-    /// Its alternative names: DNS names, e-mail addresses, URIs.
-    pub alternative_names: Vec<ByteString>,
 }
 
 impl Peer {

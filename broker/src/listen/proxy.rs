@@ -22,6 +22,8 @@ pub(super) enum ProxyError {
     Version1,
     #[error("no PROXY header; connect through the load balancer, or turn proxyProtocol off")]
     Missing,
+    #[error("no proxy that proxyFrom of the listener names")]
+    NotTrusted,
     #[error("PROXY header that is not understood: {0}")]
     Malformed(&'static str),
 }

@@ -230,18 +230,7 @@ pub(super) fn identity(connection: &rustls::Connection) -> Option<Box<Certificat
     let leaf = connection.peer_certificates()?.first()?;
     let (_, certificate) = X509Certificate::from_der(leaf).ok()?;
     let name = certificate.subject().iter_common_name().next().and_then(|name| name.as_str().ok());
-    let names = certificate.subject_alternative_name().ok().flatten();
-    let names = names.iter().flat_map(|extension| &extension.value.general_names);
-    let alternative_names = names.filter_map(|name| match name {
-        GeneralName::DNSName(text) | GeneralName::RFC822Name(text) | GeneralName::URI(text) => {
-            Some(ByteString::from(*text))
-        }
-        _ => None,
-    });
-    Some(Box::new(Certificate {
-        name: name.map(ByteString::from),
-        alternative_names: alternative_names.collect(),
-    }))
+    Some(Box::new(Certificate { name: name.map(ByteString::from) }))
 }
 
 #[cfg(test)]

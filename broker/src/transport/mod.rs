@@ -84,16 +84,17 @@ impl Stream {
     }
 
     /// Speaks WebSocket from here on, as the server: waits for the request, and answers it, also if it is refused.
-    /// `input` is what has been read already; afterwards, what came with the request. Not cancel-safe.
+    /// `input` is what has been read already; afterwards, what came with the request. Pages of other web sites than
+    /// those of `origins` and of the host that is asked are refused. Not cancel-safe.
     ///
     /// # Errors
     /// If the connection fails or ends, or the request is none or not for us.
     pub async fn accept_websocket(
         &mut self,
-        paths: &[String],
+        (paths, origins): (&[String], &[String]),
         input: &mut BytesMut,
     ) -> Result<(), UpgradeError> {
-        let received = upgrade::accept(self, paths, std::mem::take(input)).await?;
+        let received = upgrade::accept(self, (paths, origins), std::mem::take(input)).await?;
         self.start_websocket(WebSocket::server(received), input)
     }
 

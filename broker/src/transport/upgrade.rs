@@ -41,7 +41,7 @@ const WRONG_METHOD: Refusal = Refusal(StatusCode::METHOD_NOT_ALLOWED, "only GET 
 /// Reads a request and answers it; what came after it.
 pub(super) async fn accept(
     stream: &mut Stream,
-    paths: &[String],
+    (paths, origins): (&[String], &[String]),
     mut input: BytesMut,
 ) -> Result<BytesMut, UpgradeError> {
     let request = loop {
@@ -61,7 +61,7 @@ pub(super) async fn accept(
             Err(refusal) => return refuse(stream, &refusal).await,
         }
     };
-    match judge(&request, paths) {
+    match judge(&request, paths, origins) {
         Ok(response) => {
             write_all(stream, response.as_bytes()).await?;
             Ok(input)
@@ -79,9 +79,13 @@ fn parse(input: &[u8]) -> Result<Option<(usize, Request)>, Refusal> {
 }
 
 /// The answer to a request that is granted.
-fn judge(request: &Request, paths: &[String]) -> Result<String, Refusal> {
+fn judge(request: &Request, paths: &[String], origins: &[String]) -> Result<String, Refusal> {
     if !paths.iter().any(|path| path == request.uri().path()) {
         return Err(Refusal(StatusCode::NOT_FOUND, "no MQTT at this path"));
+    }
+    if !may_ask(request.headers(), origins) {
+        let why = "pages of this web site may not connect; `origins` of the listener lists those that may";
+        return Err(Refusal(StatusCode::FORBIDDEN, why));
     }
     let response = create_response(request).map_err(|error| match error {
         tungstenite::Error::Protocol(ProtocolError::WrongHttpMethod) => WRONG_METHOD,
@@ -101,6 +105,18 @@ fn judge(request: &Request, paths: &[String]) -> Result<String, Refusal> {
         "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
          Sec-WebSocket-Accept: {key}\r\nSec-WebSocket-Protocol: {protocol}\r\n\r\n"
     ))
+}
+
+/// Whether the page that asks may: browsers let any page open a WebSocket to anywhere, and say whose page it is
+/// [RFC 6455, 10.2]. Whoever says nothing is no browser.
+fn may_ask(headers: &HeaderMap, origins: &[String]) -> bool {
+    let host = headers.get("host").and_then(|host| host.to_str().ok()).unwrap_or_default();
+    headers.get_all("origin").iter().all(|origin| {
+        let origin = origin.to_str().unwrap_or_default();
+        let authority = origin.split_once("://").map_or("", |(_, authority)| authority);
+        (!authority.is_empty() && authority.eq_ignore_ascii_case(host))
+            || origins.iter().any(|known| known == "*" || known.eq_ignore_ascii_case(origin))
+    })
 }
 
 /// Whether `protocol` is in a list of sub-protocols, which may be several headers.
@@ -205,8 +221,12 @@ mod tests {
                         Sec-WebSocket-Protocol: mqttv3.1, mqtt\r\n\r\n";
 
     fn judged(head: &str) -> Result<String, u16> {
-        let judged =
-            parse(head.as_bytes()).and_then(|parsed| judge(&parsed.unwrap().1, &["/mqtt".to_owned()]));
+        judged_with(head, &[])
+    }
+
+    fn judged_with(head: &str, origins: &[String]) -> Result<String, u16> {
+        let paths = ["/mqtt".to_owned()];
+        let judged = parse(head.as_bytes()).and_then(|parsed| judge(&parsed.unwrap().1, &paths, origins));
         judged.map_err(|Refusal(status, _)| status.as_u16())
     }
 
@@ -229,5 +249,23 @@ mod tests {
             assert_eq!(judged(&GOOD.replace(from, to)), Err(status), "{to}");
         }
         assert!(judged(&GOOD.replace("/mqtt ", "/mqtt?token=1 ")).is_ok(), "a query is not part of the path");
+    }
+
+    #[test]
+    fn pages_of_other_web_sites_are_refused() {
+        let asks = |origin: &str, known: &str| {
+            let head = GOOD.replace("Host: h", &format!("Host: 127.0.0.1:8083\r\nOrigin: {origin}"));
+            let known: Vec<String> = known.split_whitespace().map(str::to_owned).collect();
+            judged_with(&head, &known).map(|_| ())
+        };
+        for origin in ["https://evil.example", "null", "http://127.0.0.1:8084", "http://127.0.0.1", "", "://"]
+        {
+            assert_eq!(asks(origin, ""), Err(403), "{origin}");
+            assert_eq!(asks(origin, "https://good.example"), Err(403), "{origin}");
+            assert_eq!(asks(origin, "*"), Ok(()), "{origin}");
+        }
+        assert_eq!(asks("http://127.0.0.1:8083", ""), Ok(()), "its own page");
+        assert_eq!(asks("https://Good.example", "https://a.example https://good.example"), Ok(()));
+        assert_eq!(asks("http://127.0.0.1:8083\r\nOrigin: https://evil.example", ""), Err(403), "both");
     }
 }
