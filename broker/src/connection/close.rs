@@ -1,5 +1,6 @@
 //! The end of a connection: everything it holds is given back, and its session is put away.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use weir_core::sessions::{CloseOptions, SessionRef, WillAction};
 use weir_session::{CloseCause, Closed, Delivery, Outgoing};
 
 use super::handshake::write_all;
+use super::pending::Pending;
 use super::subscribe::parsed;
 use super::wire::Wire;
 use super::{Connection, FAREWELL_TIMEOUT, Tag, close_label};
@@ -31,6 +33,10 @@ const HAND_ON_PATIENCE: Duration = Duration::from_secs(1);
 impl Connection {
     pub(super) async fn finish(mut self: Box<Self>, closed: Closed) -> metrics::Closed {
         self.transmit();
+        // Putting the session away may take long: what was to be sent and answered does not wait for that.
+        self.pending = Pending::default();
+        self.retained.clear();
+        self.inbox.items = VecDeque::new();
         if closed.cause != CloseCause::Lost {
             // The client may be gone, or not read: then the last packets are lost with the connection.
             let _ = tokio::time::timeout(FAREWELL_TIMEOUT, write_all(&mut self.wire)).await;

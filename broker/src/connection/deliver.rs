@@ -48,6 +48,8 @@ impl Connection {
         let mut any = false;
         for n in 0..SOURCES {
             any |= match (self.turn + n) % SOURCES {
+                // What is live comes behind retained messages that were read before it.
+                0 if self.retained.front().is_some_and(|scan| !scan.messages.is_empty()) => false,
                 0 => self.deliver_mailbox(),
                 1 if self.held.is_empty() && self.queue.is_empty() => false,
                 1 => Box::pin(self.deliver_queue()).await,
@@ -410,6 +412,11 @@ impl Connection {
             }
             let Some(mut scan) = self.retained.pop_front() else { break };
             let Some(message) = scan.messages.pop_front() else {
+                // Between two pages the mailbox has its turn.
+                if any && self.mailbox.peek_qos().is_some() {
+                    self.retained.push_front(scan);
+                    break;
+                }
                 // A page that holds nothing for the client is a step forward all the same.
                 any = true;
                 match self.read_retained(&mut scan).await {

@@ -28,7 +28,7 @@ use futures_util::future::BoxFuture;
 use smallvec::SmallVec;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use weir_codec::{Decoder, Packet, PacketId, ProtocolVersion, QoS, ReasonCode};
+use weir_codec::{Decoder, Packet, PacketId, PacketType, ProtocolVersion, QoS, ReasonCode};
 use weir_core::inbox::InboxItem;
 use weir_core::key::Publisher;
 use weir_core::keyspace::inbox::InboxId;
@@ -236,7 +236,7 @@ impl Connection {
                 continue;
             }
             // What has been read waits while too much is under way over all clients.
-            let held_up = self.undecoded && self.wants_read() && self.broker.under_way.is_full();
+            let held_up = self.undecoded && self.wants_read() && self.is_held_up();
             if self.undecoded && self.wants_read() && !held_up {
                 self.handle_input().await;
                 continue;
@@ -357,6 +357,13 @@ impl Connection {
             && self.wire.backlog() < 4 * wire::WRITE_HIGH_WATER
     }
 
+    /// Whether the next packet adds to what is under way, of which there is too much. All others are read: what is
+    /// acknowledged makes room.
+    fn is_held_up(&self) -> bool {
+        let is_publish = |byte: &u8| byte >> 4 == PacketType::Publish as u8;
+        self.wire.input.first().is_some_and(is_publish) && self.broker.under_way.is_full()
+    }
+
     /// Whether more deliveries may be prepared.
     fn has_room(&self) -> bool {
         self.wire.backlog() < wire::WRITE_HIGH_WATER && !self.session.is_closed()
@@ -383,7 +390,7 @@ impl Connection {
         let now = self.broker.clock.now().into_std();
         self.undecoded = true;
         for _ in 0..PACKETS_PER_TURN {
-            if !self.wants_read() || self.broker.under_way.is_full() {
+            if !self.wants_read() || self.is_held_up() {
                 break;
             }
             match self.decoder.decode(&mut self.wire.input) {

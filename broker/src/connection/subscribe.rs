@@ -16,7 +16,7 @@ use weir_core::inbox::{InboxAppend, InboxTarget};
 use weir_core::keyspace::session::StoredSubscription;
 use weir_core::message::Message;
 use weir_core::queue::{Consumer, Lost, QueueDelivery, Verdict, Window};
-use weir_core::retained::{LineEnd, RetainedCursor};
+use weir_core::retained::RetainedCursor;
 use weir_core::stream::Start;
 use weir_session::Delivery;
 use weir_topic::{Subscription, TopicFilter};
@@ -41,16 +41,14 @@ const RETAINED_BYTES: usize = 256 * 1024;
 pub(super) struct RetainedScan {
     filter: TopicFilter,
     wish: Wish,
-    /// When the subscription was made.
-    since: LineEnd,
     cursor: Option<RetainedCursor>,
     done: bool,
     pub(super) messages: VecDeque<Message>,
 }
 
 impl RetainedScan {
-    fn new(filter: TopicFilter, wish: Wish, since: LineEnd) -> Self {
-        Self { filter, wish, since, cursor: None, done: false, messages: VecDeque::new() }
+    fn new(filter: TopicFilter, wish: Wish) -> Self {
+        Self { filter, wish, cursor: None, done: false, messages: VecDeque::new() }
     }
 
     /// Reads on. False at the end.
@@ -58,9 +56,9 @@ impl RetainedScan {
         if self.done {
             return Ok(false);
         }
+        // What was published before the subscription, or has gone to the client since, may be on its way to the store.
+        broker.retained.caught_up(&broker.retained.line_end()).await;
         if self.cursor.is_none() {
-            // What was published before the subscription may be on its way to the store.
-            broker.retained.caught_up(&self.since).await;
             self.messages.extend(broker.sys.matching(broker, &self.filter));
         }
         let retained = &broker.retained;
@@ -240,9 +238,7 @@ impl Connection {
             RetainHandling::Never => false,
         };
         match to {
-            Subscription::Plain(filter) if wanted => {
-                Some(RetainedScan::new(filter, wish, self.broker.retained.line_end()))
-            }
+            Subscription::Plain(filter) if wanted => Some(RetainedScan::new(filter, wish)),
             _ => None,
         }
     }

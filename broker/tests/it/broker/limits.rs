@@ -189,6 +189,11 @@ async fn publishes_under_way_are_bounded_over_all_clients() {
     broker.metric_reaches(UNDER_WAY, 80_000.0).await;
     other.post(publish(AtLeastOnce, 1, "elsewhere", "waits")).await;
     other.quiet().await;
+    // Only what is published waits.
+    let mut reader = broker.clean("reader").await;
+    reader.synced().await;
+    reader.subscribe("news", AtLeastOnce).await;
+    assert!(broker.metric(UNDER_WAY).await > 80_000.0, "all of that while too much was under way");
     assert!(broker.metric(UNDER_WAY).await < 90_000.0);
     for n in [1, 2] {
         assert!(!busy.pubacked(n).await.is_error());

@@ -39,6 +39,26 @@ async fn a_repeated_subscription_replaces_the_retained_messages_that_wait_for_it
     client.quiet().await;
 }
 
+/// The last word about a topic is the newest, however few messages the client takes at a time.
+#[tokio::test]
+async fn a_retained_message_never_follows_a_newer_one_of_its_topic() {
+    let broker = TestBroker::start().await;
+    retain(&broker, &["a", "b", "old"]).await;
+    let mut client = broker.connect(receive_maximum(clean("c", V5), 1)).await;
+    client.subscribe("r/+", AtLeastOnce).await;
+    let mut message = client.message().await;
+    let mut publisher = broker.clean("publisher").await;
+    publisher.post(retained(AtLeastOnce, 1, "r/3", "new")).await;
+    assert!(!publisher.pubacked(1).await.is_error());
+    let mut texts = vec![text(&message).to_owned()];
+    for _ in 0..3 {
+        client.puback(&message, ReasonCode::Success).await;
+        message = client.message().await;
+        texts.push(text(&message).to_owned());
+    }
+    assert_eq!(texts, ["a", "b", "old", "new"]);
+}
+
 #[tokio::test]
 async fn an_ended_subscription_has_no_retained_messages_left() {
     let broker = TestBroker::start().await;
