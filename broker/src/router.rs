@@ -167,6 +167,11 @@ impl Router {
         Self { routes: RwLock::default(), groups: Mutex::default(), next_id, inboxes, metrics }
     }
 
+    /// Tells which inboxes have room.
+    pub(crate) fn inboxes(&self) -> &InboxRoom {
+        &self.inboxes
+    }
+
     /// A session that can subscribe.
     pub(crate) fn subscriber(
         &self,

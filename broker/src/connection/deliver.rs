@@ -254,6 +254,7 @@ impl Connection {
             return false;
         }
         // A page may hold nothing but what is in flight already.
+        let unread = self.inbox.items.is_empty() && self.inbox.more;
         while self.inbox.items.is_empty() && self.inbox.more {
             if !self.read_inbox().await {
                 return false;
@@ -291,7 +292,8 @@ impl Connection {
         if !ops.is_empty() && !self.update_session(&ops).await {
             return false;
         }
-        let any = denied > 0 || !batch.is_empty();
+        // An inbox that turns out to be empty is what a scan of retained messages waits for.
+        let any = denied > 0 || !batch.is_empty() || unread && !self.retained.is_empty();
         for (reserved, id, delivery) in batch {
             self.deliver_inbox_item(reserved, id, delivery);
             self.transmit();
@@ -412,8 +414,8 @@ impl Connection {
             }
             let Some(mut scan) = self.retained.pop_front() else { break };
             let Some(message) = scan.messages.pop_front() else {
-                // Between two pages the mailbox has its turn.
-                if any && self.mailbox.peek_qos().is_some() {
+                // Between two pages the mailbox has its turn, and the inbox too.
+                if any && self.mailbox.peek_qos().is_some() || !self.may_read_retained(&scan) {
                     self.retained.push_front(scan);
                     break;
                 }

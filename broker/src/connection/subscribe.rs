@@ -12,7 +12,7 @@ use weir_codec::{
 };
 use weir_core::catalog::Object;
 use weir_core::definition::Kind;
-use weir_core::inbox::{InboxAppend, InboxTarget};
+use weir_core::inbox::{InboxAppend, InboxTarget, InboxUsage};
 use weir_core::keyspace::session::StoredSubscription;
 use weir_core::message::Message;
 use weir_core::queue::{Consumer, Lost, QueueDelivery, Verdict, Window};
@@ -28,13 +28,22 @@ use super::external::{
 use super::handshake::NO_EXTRA;
 use super::{Connection, Tag, Unwritten};
 use crate::broker::{Broker, wish_of};
+use crate::config::Limits;
 use crate::convert;
 use crate::router::Wish;
 
-/// Retained messages read in one go.
-const RETAINED_PAGE: usize = 64;
+/// Retained messages read in one go, unless half an inbox holds fewer.
+const RETAINED_PAGE: u64 = 64;
 /// Bytes of them.
-const RETAINED_BYTES: usize = 256 * 1024;
+const RETAINED_BYTES: u64 = 256 * 1024;
+
+/// The largest page of retained messages: one that an inbox takes beside what is live.
+fn retained_page(limits: &Limits) -> InboxUsage {
+    InboxUsage {
+        messages: RETAINED_PAGE.min(limits.inbox_messages_per_client / 2).max(1),
+        bytes: RETAINED_BYTES.min(limits.inbox_bytes_per_client.0 / 2).max(1),
+    }
+}
 
 /// Retained messages on their way to a new subscription.
 #[derive(Debug)]
@@ -62,7 +71,9 @@ impl RetainedScan {
             self.messages.extend(broker.sys.matching(broker, &self.filter));
         }
         let retained = &broker.retained;
-        let page = retained.matching(&self.filter, self.cursor.take(), RETAINED_PAGE, RETAINED_BYTES).await?;
+        let InboxUsage { messages, bytes } = retained_page(&broker.limits);
+        let size = |n| usize::try_from(n).unwrap_or(usize::MAX);
+        let page = retained.matching(&self.filter, self.cursor.take(), size(messages), size(bytes)).await?;
         self.messages.extend(page.messages);
         self.done = page.next.is_none();
         self.cursor = page.next;
@@ -410,6 +421,22 @@ impl Connection {
 
     fn forget_retained(&mut self, filter: &str) {
         self.retained.retain(|waiting| waiting.filter.as_str() != filter);
+    }
+
+    /// Whether the next page of a scan may be read. What goes through the inbox waits until the client has taken
+    /// what is there: a scan must not use up the room of what is live.
+    pub(super) fn may_read_retained(&self, scan: &RetainedScan) -> bool {
+        if !self.stored.persistent || scan.wish.options.qos == QoS::AtMostOnce {
+            return true;
+        }
+        let taken = self.inbox.items.is_empty() && !self.inbox.more;
+        let page = retained_page(&self.broker.limits);
+        taken
+            && self.broker.router.inboxes().has_room_for(
+                &self.stored.client_id,
+                self.stored.incarnation,
+                page,
+            )
     }
 
     /// Reads the next page of a scan; what is above QoS 0 for a persistent session goes through its inbox, so

@@ -67,8 +67,14 @@ impl InboxRoom {
     /// added to has room.
     #[must_use]
     pub fn has_room(&self, client_id: &ByteString, incarnation: Incarnation, bytes: u64) -> bool {
+        self.has_room_for(client_id, incarnation, InboxUsage { messages: 1, bytes })
+    }
+
+    /// The same for several messages at once.
+    #[must_use]
+    pub fn has_room_for(&self, client_id: &ByteString, incarnation: Incarnation, more: InboxUsage) -> bool {
         let usage = self.counters.usage(client_id, incarnation).unwrap_or_default();
-        !usage.plus(InboxUsage { messages: 1, bytes }).is_over(&self.limits)
+        !usage.plus(more).is_over(&self.limits)
     }
 }
 

@@ -39,24 +39,48 @@ async fn a_repeated_subscription_replaces_the_retained_messages_that_wait_for_it
     client.quiet().await;
 }
 
+/// A scan of retained messages goes through the inbox of a persistent session in pieces that fit.
+#[tokio::test]
+async fn more_retained_messages_than_an_inbox_holds_reach_a_persistent_session() {
+    let mut config = config();
+    config.limits.inbox_messages_per_client = 4;
+    let broker = TestBroker::start_with(config, &memory()).await;
+    let texts: Vec<String> = (0..200).map(|n| n.to_string()).collect();
+    let mut publisher = broker.clean("retainer").await;
+    for (n, payload) in (1..).zip(&texts) {
+        publisher.post(retained(AtLeastOnce, n, &format!("r/{n:03}"), payload)).await;
+        assert!(!publisher.pubacked(n).await.is_error());
+    }
+    let mut client = broker.connect(persistent("c", V5)).await;
+    client.subscribe("r/+", AtLeastOnce).await;
+    // Topics have no order among each other.
+    let mut taken = client.take_texts(200).await;
+    taken.sort_by_key(|text| text.parse::<u32>().unwrap());
+    assert_eq!(taken, texts);
+    client.quiet().await;
+}
+
 /// The last word about a topic is the newest, however few messages the client takes at a time.
 #[tokio::test]
 async fn a_retained_message_never_follows_a_newer_one_of_its_topic() {
     let broker = TestBroker::start().await;
-    retain(&broker, &["a", "b", "old"]).await;
+    // More than there are sources of deliveries, which take turns.
+    let old = ["1", "2", "3", "4", "5", "6", "7", "8", "old"];
+    retain(&broker, &old).await;
     let mut client = broker.connect(receive_maximum(clean("c", V5), 1)).await;
     client.subscribe("r/+", AtLeastOnce).await;
     let mut message = client.message().await;
     let mut publisher = broker.clean("publisher").await;
-    publisher.post(retained(AtLeastOnce, 1, "r/3", "new")).await;
+    publisher.post(retained(AtLeastOnce, 1, "r/9", "new")).await;
     assert!(!publisher.pubacked(1).await.is_error());
     let mut texts = vec![text(&message).to_owned()];
-    for _ in 0..3 {
+    for _ in old {
         client.puback(&message, ReasonCode::Success).await;
         message = client.message().await;
         texts.push(text(&message).to_owned());
     }
-    assert_eq!(texts, ["a", "b", "old", "new"]);
+    let at = |wanted: &str| texts.iter().position(|text| text == wanted).unwrap();
+    assert!(at("old") < at("new"), "{texts:?}");
 }
 
 #[tokio::test]
