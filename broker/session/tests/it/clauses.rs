@@ -19,6 +19,7 @@ fn connack_tells_what_the_server_grants() {
 }
 
 // Conformance v5: 3.1.2-22, 3.2.2-22
+// Conformance v311: 3.1.2-24
 #[test]
 fn mqtt_3_1_2_22_keep_alive_times_one_and_a_half() {
     check(
