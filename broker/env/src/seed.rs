@@ -4,6 +4,7 @@
 //! place does not change what another place draws.
 
 use std::hash::{BuildHasher, Hasher};
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -63,6 +64,50 @@ impl Seed {
         let mut id = [0; 16];
         self.rng.lock().fill_bytes(&mut id);
         id
+    }
+}
+
+/// Says which seeds a test with many of them runs instead of its own: one (`17`) or a range (`0..5000`).
+const TRIALS_VARIABLE: &str = "WEIR_TEST_SEEDS";
+
+/// The seeds of a test that runs many: the first `count`, or those that the environment variable
+/// `WEIR_TEST_SEEDS` asks for.
+///
+/// # Panics
+/// If the variable says anything else than `17` or `0..5000`.
+pub fn trials(count: u64) -> impl Iterator<Item = Trial> {
+    let asked = std::env::var(TRIALS_VARIABLE).ok();
+    let seeds = asked.map_or(0..count, |asked| {
+        parse_trials(&asked)
+            .unwrap_or_else(|| panic!("{TRIALS_VARIABLE} is `17` or `0..5000`, not `{asked}`"))
+    });
+    seeds.map(Trial)
+}
+
+fn parse_trials(asked: &str) -> Option<Range<u64>> {
+    match asked.split_once("..") {
+        Some((from, to)) => Some(from.parse().ok()?..to.parse().ok()?),
+        None => asked.parse().ok().map(|seed: u64| seed..seed.saturating_add(1)),
+    }
+}
+
+/// One run of a test that runs many. Dropped by a panic it says how to repeat this run alone.
+#[derive(Debug)]
+pub struct Trial(u64);
+
+impl Trial {
+    /// What determines the run.
+    #[must_use]
+    pub const fn seed(&self) -> u64 {
+        self.0
+    }
+}
+
+impl Drop for Trial {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("failing seed: {}; repeat it alone with {TRIALS_VARIABLE}={}", self.0, self.0);
+        }
     }
 }
 
@@ -169,6 +214,13 @@ mod tests {
         assert_eq!(a.next_id(), b.next_id());
         assert_eq!(fork.next_u64(), b.fork("wills").next_u64());
         assert_ne!(b.fork("wills").next_u64(), b.fork("pods").next_u64());
+    }
+
+    #[test]
+    fn trials_are_one_seed_or_a_range() {
+        assert_eq!(parse_trials("17"), Some(17..18));
+        assert_eq!(parse_trials("5..40"), Some(5..40));
+        assert_eq!([parse_trials(""), parse_trials("5.."), parse_trials("all")], [None, None, None]);
     }
 
     #[test]

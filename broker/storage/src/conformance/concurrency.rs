@@ -1,9 +1,9 @@
 //! Many tasks at once, with histories that only a serializable store produces.
 
 use tokio::task::JoinSet;
-use weir_env::seed::Seed;
+use weir_env::seed::{Seed, trials};
 
-use super::{Must, Subject};
+use super::{History, Must, Subject, Tally};
 use crate::{ConflictKind, Error, Isolation, Result, Transaction, transact};
 
 const TASKS: u64 = 8;
@@ -181,7 +181,7 @@ pub async fn one_owner_at_a_time(subject: Subject) {
                 tx.set(&[&subject.key("log/")[..], &offset.to_be_bytes()].concat(), &epoch.to_be_bytes());
                 match tx.commit().await {
                     Ok(_) => tokio::task::yield_now().await,
-                    Err(Error::Conflict) => break,
+                    Err(Error::Conflict | Error::TooOld) => break,
                     Err(error) => panic!("unexpected error: {error}"),
                 }
             }
@@ -192,4 +192,16 @@ pub async fn one_owner_at_a_time(subject: Subject) {
     assert!(log.iter().is_sorted_by_key(|(_, epoch)| epoch), "an old owner has written: {log:?}");
     assert!(log.iter().zip(0u64..).all(|((key, _), offset)| key[4..] == offset.to_be_bytes()), "holes");
     assert!(!log.is_empty());
+}
+
+/// Random transactions of every kind at once: some order explains what all of them saw. See [`History`].
+pub async fn histories_are_serializable(subject: Subject) {
+    let (mut runs, mut tally) = (0, Tally::default());
+    for trial in trials(subject.histories) {
+        let prefix = subject.key(format!("{}/", trial.seed()));
+        let history = History::record(&subject.store, &prefix, trial.seed()).await;
+        tally = tally.plus(history.check(&subject.store).await);
+        runs += 1;
+    }
+    assert!(tally.committed >= 8 * runs && tally.read_only >= runs && tally.absent >= runs, "{tally:?}");
 }

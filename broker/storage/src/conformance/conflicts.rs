@@ -105,6 +105,50 @@ pub async fn a_page_conflicts_on_what_it_returned(subject: Subject) {
     }
 }
 
+/// Pages read one after the other conflict like the range they make up: no gap is left between them.
+pub async fn pages_conflict_as_the_range_they_make_up(subject: Subject) {
+    for name in ["b", "d", "f", "h"] {
+        subject.put(name, "x").await;
+    }
+    for first in [subject.range("a", "z").limit(1), subject.range("a", "z").target_bytes(1).reverse()] {
+        for (name, conflicts) in
+            [("a", true), ("c", true), ("d\0", true), ("g", true), ("y", true), ("z", false)]
+        {
+            let (mut tx, mut next, mut pages) = (subject.begin(), Some(first.clone()), 0);
+            while let Some(query) = next {
+                let page = tx.get_range(query.clone(), Isolation::Serializable).await.must();
+                next = query.after(&page);
+                pages += 1;
+            }
+            assert!(pages >= 4, "{pages} pages");
+            tx.set(&subject.key("~elsewhere"), b"x");
+            subject.put(name, "new").await;
+            assert_eq!(tx.commit().await.is_err(), conflicts, "write of {name}: {first:?}");
+            let mut undo = subject.begin();
+            undo.clear(&subject.key(name));
+            undo.commit().await.must();
+        }
+    }
+}
+
+/// A versionstamped key conflicts with readers of the place it gets at its commit.
+pub async fn a_stamped_key_conflicts_where_it_comes_to_lie(subject: Subject) {
+    let prefix = subject.key("feed/");
+    for (query, conflicts) in [(subject.range("feed/", "feed0"), true), (subject.range("feed0", "g"), false)]
+    {
+        let tx = subject.range_reader(query.clone()).await;
+        let mut other = subject.begin();
+        other.set_versionstamped_key(&[&prefix[..], &[0; 10]].concat(), prefix.len(), b"x");
+        other.commit().await.must();
+        assert_eq!(tx.commit().await.is_err(), conflicts, "{query:?}");
+    }
+    let tx = subject.reader("value", Isolation::Serializable).await;
+    let mut other = subject.begin();
+    other.set_versionstamped_value(&subject.key("value"), &[0; 10], 0);
+    other.commit().await.must();
+    assert_fails!(tx.commit().await, Conflict);
+}
+
 /// Snapshot reads see one version and take no part in conflicts.
 pub async fn snapshot_reads_never_conflict(subject: Subject) {
     let mut tx = subject.reader("key", Isolation::Snapshot).await;
@@ -132,6 +176,25 @@ pub async fn added_conflicts_count_as_reads_and_writes(subject: Subject) {
         assert_fails!(tx.commit().await, Conflict);
         assert_eq!(subject.get("guarded").await, None);
     }
+}
+
+/// A conflict range that ends where it begins, or before, holds nothing.
+pub async fn empty_conflict_ranges_count_for_nothing(subject: Subject) {
+    let (a, b) = (subject.key("a"), subject.key("b"));
+    let mut tx = subject.reader("guarded", Isolation::Snapshot).await;
+    tx.add_conflict_range(&a, &a, ConflictKind::Read);
+    tx.add_conflict_range(&b, &a, ConflictKind::Read);
+    let mut guard = subject.begin();
+    guard.get(&a, Isolation::Serializable).await.must();
+    guard.set(&subject.key("elsewhere"), b"x");
+    let mut other = subject.begin();
+    other.set(&subject.key("other"), b"x");
+    other.add_conflict_range(&a, &a, ConflictKind::Write);
+    other.add_conflict_range(&b, &a, ConflictKind::Write);
+    other.commit().await.must();
+    guard.commit().await.must();
+    subject.put("a", "x").await;
+    tx.commit().await.must();
 }
 
 /// Transactions that only write, or only read, always succeed.

@@ -1,5 +1,7 @@
 //! Keys, values, ranges and a transaction's own writes.
 
+use tokio::task::JoinSet;
+
 use super::{Must, Subject};
 use crate::{Isolation, RangeQuery, Versionstamp};
 
@@ -179,4 +181,58 @@ pub async fn versionstamps_are_unique_ordered_and_as_returned(subject: Subject) 
     assert!(found.iter().cloned().eq(expected), "{found:?}");
     let read_only = subject.begin().commit().await.must();
     assert_eq!(read_only.versionstamp, None);
+}
+
+/// A prefix holds every key that begins with it, itself included, and no other, also when it ends in 0xff.
+pub async fn prefixes_hold_what_begins_with_them(subject: Subject) {
+    let keys: [&[u8]; 9] =
+        [b"a", b"a\0", b"a\xff", b"a\xff\0", b"a\xff\xff", b"a\xff\xff\xff", b"b", b"b\xfe", b"\xff\xff"];
+    for key in keys {
+        subject.put(key, key).await;
+    }
+    let prefixes: [&[u8]; 8] = [b"", b"a", b"a\0", b"a\xff", b"a\xff\xff", b"b", b"\xff", b"c"];
+    for prefix in prefixes {
+        let mut tx = subject.begin();
+        let query = RangeQuery::prefix(subject.key(prefix));
+        let found = subject.pairs(&mut *tx, query.clone()).await;
+        let expected: Vec<_> = keys.into_iter().filter(|key| key.starts_with(prefix)).collect();
+        assert!(found.iter().map(|(key, _)| key.as_slice()).eq(expected.iter().copied()), "{prefix:?}");
+        // A clear takes the same, as its transaction sees it.
+        tx.clear_range(&query.begin, &query.end);
+        assert_eq!(subject.pairs(&mut *tx, query).await, []);
+        assert_eq!(subject.pairs(&mut *tx, subject.all()).await.len(), keys.len() - expected.len());
+    }
+}
+
+/// Of two commits the one that is seen first has the lower stamp, however many are under way at once; what one
+/// transaction stamps is ordered by what follows the stamp.
+pub async fn stamps_of_concurrent_commits_are_in_the_order_of_the_commits(subject: Subject) {
+    let mut tasks = JoinSet::new();
+    for task in 0..16u8 {
+        let subject = subject.clone();
+        tasks.spawn(async move {
+            let (prefix, mut stamps) = (subject.key("feed/"), Vec::new());
+            for round in 0..4u8 {
+                let mut tx = subject.begin();
+                for tail in [2, 0, 1] {
+                    let template = [&prefix[..], &[0; 10], &[tail]].concat();
+                    tx.set_versionstamped_key(&template, prefix.len(), &[task, round, tail]);
+                }
+                stamps.extend(tx.commit().await.must().versionstamp);
+            }
+            (task, stamps)
+        });
+    }
+    let mut told: Vec<(Versionstamp, u8, u8)> = Vec::new();
+    for (task, stamps) in tasks.join_all().await {
+        assert!(stamps.len() == 4 && stamps.is_sorted_by(|a, b| a < b), "{stamps:?}");
+        told.extend(stamps.into_iter().zip(0..).map(|(stamp, round)| (stamp, task, round)));
+    }
+    told.sort_unstable();
+    let rows = told.iter().flat_map(|(stamp, task, round)| {
+        [0, 1, 2].map(|tail| ([b"feed/", &stamp.0[..], &[tail]].concat(), vec![*task, *round, tail]))
+    });
+    let found = subject.pairs(&mut *subject.begin(), subject.all()).await;
+    assert!(rows.eq(found.iter().cloned()), "{found:?}");
+    assert!(told.windows(2).all(|pair| pair[0].0 < pair[1].0), "each has its own");
 }

@@ -78,6 +78,55 @@ pub async fn watches_see_changes_made_before_they_are_armed(subject: Subject) {
     fires("never committed", watch).await;
 }
 
+/// Nobody waits for a transaction that was refused.
+pub async fn a_watch_of_a_refused_transaction_fires(subject: Subject) {
+    let mut tx = subject.begin();
+    tx.get(&subject.key("read"), Isolation::Serializable).await.must();
+    let watch = tx.watch(&subject.key("key"));
+    tx.set(&subject.key("written"), b"x");
+    subject.put("read", "changed").await;
+    assert!(!watch.has_fired(), "it is still to commit");
+    assert_fails!(tx.commit().await, Conflict);
+    fires("its transaction was refused", watch).await;
+}
+
+/// A change back may be missed; the next one that stays is not.
+pub async fn a_change_that_is_undone_leaves_a_watch_armed_or_fired(subject: Subject) {
+    subject.put("key", "a").await;
+    let watch = subject.watch("key").await;
+    subject.put("key", "b").await;
+    subject.put("key", "a").await;
+    subject.put("key", "c").await;
+    fires("changed at last", watch).await;
+}
+
+/// Each watch is about its own key, however many there are.
+pub async fn each_of_many_watches_waits_for_its_own_key(subject: Subject) {
+    const WATCHES: usize = 500;
+    let name = |number: usize| format!("key {number:04}");
+    let (mut tx, mut watches) = (subject.begin(), Vec::new());
+    for number in 0..WATCHES {
+        watches.push(tx.watch(&subject.key(name(number))));
+    }
+    tx.commit().await.must();
+    let mut tx = subject.begin();
+    (0..WATCHES).step_by(2).for_each(|number| tx.set(&subject.key(name(number)), b"x"));
+    tx.commit().await.must();
+    let mut others = Vec::new();
+    for (number, watch) in watches.into_iter().enumerate() {
+        match number % 2 {
+            0 => fires(&name(number), watch).await,
+            _ => others.push(watch),
+        }
+    }
+    assert_eq!(others.iter().filter(|watch| watch.has_fired()).count(), 0, "nobody wrote those");
+    let mut tx = subject.begin();
+    tx.clear_range(&subject.key("key"), &subject.key("kez"));
+    tx.set(&subject.key(name(1)), b"x");
+    tx.commit().await.must();
+    fires("written after a range clear", others.swap_remove(0)).await;
+}
+
 /// After `close` nothing hangs: operations fail as unavailable and watches fire.
 pub async fn a_closed_store_says_so(subject: Subject) {
     subject.put("key", "x").await;

@@ -2,7 +2,7 @@
 
 use super::{Must, Subject, assert_fails};
 use crate::limits::{KEY_BYTES_MAX, TRANSACTION_BYTES_MAX, VALUE_BYTES_MAX};
-use crate::{ConflictKind, TransactionSize};
+use crate::{ConflictKind, Isolation, RangeQuery, Transaction, TransactionSize};
 
 /// Keys, values and transactions are taken up to their limit and refused from the next byte on.
 pub async fn sizes_are_limited_exactly(subject: Subject) {
@@ -47,6 +47,81 @@ pub async fn sizes_are_limited_exactly(subject: Subject) {
         match over {
             false => drop(tx.commit().await.must()),
             true => assert_fails!(tx.commit().await, TooLarge { what: "transaction", .. }),
+        }
+    }
+}
+
+/// Something that a transaction can be filled with, by what it adds to the size.
+#[derive(Clone, Copy, Debug)]
+enum Filling {
+    Get,
+    Range,
+    ReadConflict,
+    WriteConflict,
+    Clear,
+    ClearRange,
+    StampedKey,
+    StampedValue,
+}
+
+impl Filling {
+    const ALL: [Self; 8] = [
+        Self::Get,
+        Self::Range,
+        Self::ReadConflict,
+        Self::WriteConflict,
+        Self::Clear,
+        Self::ClearRange,
+        Self::StampedKey,
+        Self::StampedValue,
+    ];
+
+    async fn add(self, subject: &Subject, tx: &mut dyn Transaction, size: &mut TransactionSize) {
+        let key = subject.key(vec![b'k'; KEY_BYTES_MAX - subject.prefix.len()]);
+        let (end, value) = (subject.key("z"), vec![b'v'; 50_000]);
+        match self {
+            Self::Get => drop(tx.get(&key, Isolation::Serializable).await.must()),
+            Self::Range => {
+                drop(tx.get_range(RangeQuery::new(&key, &end), Isolation::Serializable).await.must());
+            }
+            Self::ReadConflict => tx.add_conflict_key(&key, ConflictKind::Read),
+            Self::WriteConflict => tx.add_conflict_range(&key, &end, ConflictKind::Write),
+            Self::Clear => tx.clear(&key),
+            Self::ClearRange => tx.clear_range(&key, &end),
+            Self::StampedKey => tx.set_versionstamped_key(&key, key.len() - 10, &value),
+            Self::StampedValue => tx.set_versionstamped_value(&key, &value, 0),
+        }
+        match self {
+            Self::Get | Self::ReadConflict => size.add_range(key.len(), key.len() + 1),
+            Self::Range | Self::WriteConflict | Self::ClearRange => size.add_range(key.len(), end.len()),
+            Self::Clear => size.add_write(key.len(), 0),
+            Self::StampedKey | Self::StampedValue => size.add_write(key.len(), value.len()),
+        }
+    }
+}
+
+/// Reads, conflicts, clears and stamped writes count as much as plain writes do, also where they repeat one
+/// another. Snapshot reads do not.
+pub async fn everything_in_a_transaction_counts_towards_its_size(subject: Subject) {
+    for filling in Filling::ALL {
+        for over in [false, true] {
+            let (mut tx, mut size) = (subject.begin(), TransactionSize::default());
+            while size.total() < TRANSACTION_BYTES_MAX - 60_000 {
+                filling.add(&subject, &mut *tx, &mut size).await;
+                tx.get(&subject.key("free of charge"), Isolation::Snapshot).await.must();
+            }
+            let key = subject.key("the rest");
+            let room = TRANSACTION_BYTES_MAX - size.total() - key.len() - usize::from(!over);
+            tx.set(&key, &vec![b'v'; room]);
+            match over {
+                false => drop(tx.commit().await.must()),
+                true => {
+                    assert_fails!(
+                        tx.commit().await,
+                        TooLarge { what: "transaction", size: TRANSACTION_BYTES_MAX, .. }
+                    )
+                }
+            }
         }
     }
 }

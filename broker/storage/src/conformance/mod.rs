@@ -1,22 +1,26 @@
 //! What every engine must do, as tests that any crate with an engine can run; see
 //! [`conformance!`](crate::conformance!).
 //!
-//! Knows the contract alone. Each case keeps to its own key prefix, which it clears first, so the suite may run
-//! on a store that holds other data. A case fails by panicking.
+//! Knows the contract alone. Each case keeps to a key prefix of its own, new in each run and cleared at its end,
+//! so the suite may run on a store that holds other data, and several times at once. A case fails by panicking.
 
 mod concurrency;
 mod conflicts;
 mod data;
+mod history;
 mod lifecycle;
 mod limits;
+mod own_writes;
 mod visibility;
 
 use std::any::Any;
 use std::fmt::Debug;
 
 use bytes::Bytes;
+use weir_env::seed::Seed;
 
-use crate::{Committed, Isolation, RangeQuery, Result, SharedStore, Transaction, prefix_end};
+pub use self::history::{History, Tally};
+use crate::{Committed, Error, Isolation, RangeQuery, Result, SharedStore, Transaction, prefix_end};
 
 /// The cases of the suite.
 pub mod cases {
@@ -25,13 +29,18 @@ pub mod cases {
     pub use super::data::*;
     pub use super::lifecycle::*;
     pub use super::limits::*;
+    pub use super::own_writes::*;
     pub use super::visibility::*;
 }
+
+/// Random histories that a fixture is checked with if it does not say otherwise.
+const HISTORIES: u64 = 20;
 
 /// A store to test, and what must live as long as it does (its folder, say).
 #[derive(Debug)]
 pub struct Fixture {
     store: SharedStore,
+    histories: u64,
     _keep: Box<dyn Any + Send>,
 }
 
@@ -39,7 +48,14 @@ impl Fixture {
     /// `store`, with `keep` dropped after it.
     #[must_use]
     pub fn new(store: SharedStore, keep: impl Any + Send) -> Self {
-        Self { store, _keep: Box::new(keep) }
+        Self { store, histories: HISTORIES, _keep: Box::new(keep) }
+    }
+
+    /// Runs this many random histories, for an engine that is faster or slower than most.
+    #[must_use]
+    pub const fn histories(mut self, count: u64) -> Self {
+        self.histories = count;
+        self
     }
 }
 
@@ -48,6 +64,7 @@ impl Fixture {
 pub struct Subject {
     store: SharedStore,
     prefix: Vec<u8>,
+    histories: u64,
 }
 
 /// Expands to one test per case: `conformance!(engine, [#[tokio::test(start_paused = true)]], make())`, where
@@ -62,29 +79,42 @@ macro_rules! conformance {
             $crate::conformance!(@each $attributes, $make,
                 keys_are_ordered_as_bytes
                 ranges_honour_limit_target_and_direction
+                prefixes_hold_what_begins_with_them
                 own_writes_are_read
+                a_transaction_reads_what_a_map_would_hold
                 clear_range_removes_exactly_its_keys
                 the_last_write_of_a_transaction_wins
                 versionstamps_are_unique_ordered_and_as_returned
+                stamps_of_concurrent_commits_are_in_the_order_of_the_commits
                 reads_see_one_version
                 a_commit_is_seen_by_whoever_begins_after_it
                 without_a_commit_nothing_is_left
                 a_chosen_read_version_is_read
+                a_version_never_given_out_is_refused
+                what_is_cancelled_is_whole_or_absent
                 what_was_read_and_then_written_conflicts
                 a_new_key_in_a_range_read_conflicts
                 a_page_conflicts_on_what_it_returned
+                pages_conflict_as_the_range_they_make_up
+                a_stamped_key_conflicts_where_it_comes_to_lie
                 snapshot_reads_never_conflict
                 added_conflicts_count_as_reads_and_writes
+                empty_conflict_ranges_count_for_nothing
                 blind_writes_and_readers_never_conflict
                 a_stale_fence_conflicts
                 an_old_transaction_is_too_old
                 sizes_are_limited_exactly
+                everything_in_a_transaction_counts_towards_its_size
                 watches_fire_on_changes
                 watches_see_changes_made_before_they_are_armed
+                a_watch_of_a_refused_transaction_fires
+                a_change_that_is_undone_leaves_a_watch_armed_or_fired
+                each_of_many_watches_waits_for_its_own_key
                 money_is_neither_made_nor_lost
                 a_ring_stays_one_ring
                 lists_grow_by_appending
                 one_owner_at_a_time
+                histories_are_serializable
                 a_closed_store_says_so
             );
         }
@@ -102,13 +132,19 @@ macro_rules! conformance {
 
 /// Runs one case and closes the store.
 pub async fn check<F: Future<Output = ()>>(fixture: Fixture, name: &str, case: impl FnOnce(Subject) -> F) {
-    let prefix = format!("conformance/{name}/").into_bytes();
-    let subject = Subject { store: SharedStore::clone(&fixture.store), prefix };
-    let mut tx = subject.begin();
-    tx.clear_range(&subject.prefix, &prefix_end(&subject.prefix));
-    tx.commit().await.must();
+    let run = u128::from_be_bytes(Seed::from_entropy().next_id());
+    let prefix = format!("conformance/{name}/{run:032x}/").into_bytes();
+    let (store, histories) = (SharedStore::clone(&fixture.store), fixture.histories);
+    let subject = Subject { store, prefix: prefix.clone(), histories };
     case(subject).await;
-    fixture.store.close().await;
+    let mut tx = fixture.store.begin();
+    tx.clear_range(&prefix, &prefix_end(&prefix));
+    match tx.commit().await {
+        Ok(_) => fixture.store.close().await,
+        // The case has closed it.
+        Err(Error::Unavailable(_)) => {}
+        Err(error) => panic!("unexpected error: {error}"),
+    }
 }
 
 /// Says what went wrong where a case expects success.

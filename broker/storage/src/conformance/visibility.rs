@@ -1,7 +1,7 @@
 //! Who sees which commit when.
 
-use super::{Must, Subject};
-use crate::Isolation;
+use super::{Must, Subject, assert_fails};
+use crate::{Isolation, Version};
 
 /// A transaction reads the store as it was at its first read, whatever is committed meanwhile.
 pub async fn reads_see_one_version(subject: Subject) {
@@ -50,7 +50,7 @@ pub async fn without_a_commit_nothing_is_left(subject: Subject) {
     tx.get(&subject.key("read"), Isolation::Serializable).await.must();
     tx.set(&subject.key("refused"), b"x");
     subject.put("read", "x").await;
-    super::assert_fails!(tx.commit().await, Conflict);
+    assert_fails!(tx.commit().await, Conflict);
     assert_eq!(subject.names(&mut *subject.begin(), subject.all()).await, "read");
 }
 
@@ -70,4 +70,54 @@ pub async fn a_chosen_read_version_is_read(subject: Subject) {
         let rows = subject.pairs(&mut *tx, subject.range("row", "rox")).await;
         assert_eq!(rows.len(), usize::from(round));
     }
+}
+
+/// A version from the future is refused, not waited for.
+pub async fn a_version_never_given_out_is_refused(subject: Subject) {
+    let version = subject.put("key", "x").await.version;
+    let future = || {
+        let mut tx = subject.begin();
+        tx.set_read_version(Version(version.0 + 1_000_000_000_000));
+        tx
+    };
+    assert_fails!(future().get(&subject.key("key"), Isolation::Snapshot).await, Unavailable(_));
+    assert_fails!(future().get_range(subject.all(), Isolation::Serializable).await, Unavailable(_));
+}
+
+/// A read that is not waited for leaves its transaction as it was. A commit that is not waited for has happened
+/// as a whole, is still to happen, or never will: never in part, and not once its fence has moved.
+pub async fn what_is_cancelled_is_whole_or_absent(subject: Subject) {
+    for round in 0..20u8 {
+        let mut tx = subject.begin();
+        let (left, right) = (subject.key([b'l', round]), subject.key([b'r', round]));
+        let fence = subject.key("fence");
+        let all = subject.all();
+        for _ in 0..2 {
+            poll_once(tx.get(&fence, Isolation::Snapshot)).await;
+            poll_once(tx.get_range(all.clone(), Isolation::Snapshot)).await;
+            poll_once(tx.read_version()).await;
+        }
+        tx.get(&fence, Isolation::Serializable).await.must();
+        tx.set(&left, &[round]);
+        tx.set(&right, &[round]);
+        poll_once(tx.commit()).await;
+
+        subject.put("fence", [round]).await;
+        let there = [subject.get([b'l', round]).await, subject.get([b'r', round]).await];
+        assert!(there[0] == there[1], "{there:?}");
+        tokio::task::yield_now().await;
+        let later = [subject.get([b'l', round]).await, subject.get([b'r', round]).await];
+        assert!(there == later, "it was settled before, and has happened since");
+    }
+}
+
+/// Polls a future, and drops it if it is not ready.
+async fn poll_once<T>(future: impl Future<Output = T>) {
+    let mut future = std::pin::pin!(future);
+    std::future::poll_fn(|context| {
+        // Whether it is ready makes no difference.
+        let _ = future.as_mut().poll(context);
+        std::task::Poll::Ready(())
+    })
+    .await;
 }

@@ -8,7 +8,7 @@ use weir_storage::conformance::Fixture;
 use weir_storage::{EmbeddedOptions, EmbeddedStore, FaultStore, MemoryStore, conformance};
 
 async fn memory_store() -> Fixture {
-    Fixture::new(Arc::new(MemoryStore::new(Clock::system())), ())
+    Fixture::new(Arc::new(MemoryStore::new(Clock::system())), ()).histories(200)
 }
 
 async fn embedded_store() -> Fixture {
