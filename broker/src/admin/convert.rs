@@ -87,6 +87,7 @@ pub(super) fn status(error: &Error, object: &Object) -> Status {
             | weir_storage::Error::TooOld
             | weir_storage::Error::UnknownSettled
             | weir_storage::Error::UnknownOpen
+            | weir_storage::Error::Busy(_)
             | weir_storage::Error::Unavailable(_) => retry(),
             weir_storage::Error::TooLarge { .. } => Status::internal(format!("{word} `{name}`: {error}")),
             weir_storage::Error::Damaged(_) => damaged(),

@@ -17,6 +17,7 @@ mod embedded;
 mod fault;
 mod local;
 mod memory;
+pub mod pending;
 mod range;
 mod size;
 mod stats;
@@ -109,6 +110,9 @@ pub enum Error {
     /// The commit may or may not have happened, and may still happen later.
     #[error("commit outcome unknown, still in flight")]
     UnknownOpen,
+    /// The store has too much to do, or is about to be ready; nothing was committed. Run it again after a pause.
+    #[error("store busy: {0}")]
+    Busy(Arc<str>),
     /// The store does not answer or refuses work for now; nothing was committed.
     #[error("store unavailable: {0}")]
     Unavailable(Arc<str>),
@@ -121,7 +125,7 @@ impl Error {
     /// Whether running the same transaction again from the start is safe and may succeed.
     #[must_use]
     pub const fn is_retryable(&self) -> bool {
-        matches!(self, Self::Conflict | Self::TooOld)
+        matches!(self, Self::Conflict | Self::TooOld | Self::Busy(_))
     }
 
     /// Whether the commit may have happened.
@@ -166,6 +170,12 @@ pub trait Store: Send + Sync + Debug + 'static {
     /// for ever, also when it is closed. Cancel-safe.
     async fn failed(&self) -> Arc<str>;
 
+    /// What there is to tell people about the store, as names and values: versions, where it is, what it consists
+    /// of. Asks the store, so it takes as long as a read.
+    async fn describe(&self) -> Result<Vec<(&'static str, String)>> {
+        Ok(Vec::new())
+    }
+
     /// Finishes commits in flight and lets go of files and threads. Operations after it are
     /// [`Error::Unavailable`].
     async fn close(&self);
@@ -186,7 +196,7 @@ pub trait Transaction: Send + Debug {
     /// Makes the transaction read, and check conflicts, as of `version`, which a recent transaction saw.
     /// Call before the first read. A version older than [`limits::LIFETIME`] makes reads and the commit of a
     /// transaction with read conflicts fail with [`Error::TooOld`]; one that was never given out makes reads fail
-    /// with [`Error::Unavailable`].
+    /// with [`Error::Unavailable`] or [`Error::Busy`].
     fn set_read_version(&mut self, version: Version);
 
     /// The value of `key`.

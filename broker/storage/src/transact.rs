@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use weir_env::clock::Clock;
 
-use crate::{Committed, Result, Store, Transaction};
+use crate::{Committed, Error, Result, Store, Transaction};
 
 /// Time after which [`transact`] stops repeating and returns the last error.
 const RETRY_TIME_MAX: Duration = Duration::from_secs(10);
@@ -13,19 +13,22 @@ const RETRY_TIME_MAX: Duration = Duration::from_secs(10);
 /// only saves work; it isn't needed for progress.
 const BACKOFF_MAX: Duration = Duration::from_millis(32);
 
+/// Shortest and longest pause after [`Error::Busy`]: the store has asked for one.
+const BUSY_PAUSES: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
+
 /// What the body given to [`transact`] returns: boxed and [`Send`], because the compiler can't yet prove an
 /// async closure's future to be so in a spawned task.
 pub type BodyFuture<'t, T> = Pin<Box<dyn Future<Output = Result<T>> + Send + 't>>;
 
-/// Runs `body` in a transaction and commits it; repeats both after a conflict or when the transaction got
-/// too old, for at most ten seconds.
+/// Runs `body` in a transaction and commits it; repeats both after a conflict, when the transaction got too
+/// old or when the store is busy, for at most ten seconds.
 ///
 /// `body` may run more than once, so it must have no side effects. What it returned in the run that
 /// committed is returned.
 ///
 /// # Errors
-/// What `body` or the commit returned, unless it is retryable. An unknown outcome is never repeated: it is
-/// returned as it is, and the caller finds out which it was (see [`Error`](crate::Error)).
+/// What `body` or the commit returned, unless it is retryable. An unknown outcome is never repeated, so it
+/// can't be hidden by what a later attempt finds: it is returned as it is, and the caller finds out which it was (see [`Error`](crate::Error)).
 ///
 /// Not cancel-safe: the commit may still happen after the future is dropped.
 ///
@@ -59,13 +62,17 @@ where
         };
         match outcome {
             Err(error) if error.is_retryable() && started.elapsed() < RETRY_TIME_MAX => {
+                let is_busy = matches!(error, Error::Busy(_));
+                let (pause_min, pause_max) =
+                    if is_busy { BUSY_PAUSES } else { (Duration::ZERO, BACKOFF_MAX) };
+                pause = pause.max(pause_min);
                 tracing::trace!(%error, ?pause, "transaction is repeated");
                 if pause.is_zero() {
                     tokio::task::yield_now().await;
                 } else {
                     tokio::time::sleep(pause).await;
                 }
-                pause = (pause * 2).clamp(Duration::from_millis(1), BACKOFF_MAX);
+                pause = (pause * 2).clamp(Duration::from_millis(1), pause_max);
             }
             outcome => return outcome,
         }
@@ -80,7 +87,7 @@ mod tests {
     use tokio::task::JoinSet;
 
     use super::*;
-    use crate::{Error, Isolation, MemoryStore, SharedStore};
+    use crate::{Isolation, MemoryStore, SharedStore};
 
     async fn increment(store: SharedStore, key: Vec<u8>) -> Result<u8> {
         let key = &key[..];
@@ -128,6 +135,13 @@ mod tests {
         let started = Clock::system().now();
         let runs = runs_until_given_up(&Error::Conflict).await;
         assert!(runs > 100 && started.elapsed() < 2 * RETRY_TIME_MAX, "{runs} runs");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_busy_store_gets_longer_pauses() {
+        let started = Clock::system().now();
+        let runs = runs_until_given_up(&Error::Busy("full".into())).await;
+        assert!((8..40).contains(&runs) && started.elapsed() < 2 * RETRY_TIME_MAX, "{runs} runs");
     }
 
     #[tokio::test]

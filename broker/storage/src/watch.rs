@@ -24,6 +24,9 @@ pub struct WatchTrigger {
 struct State {
     fired: AtomicBool,
     notify: Notify,
+    /// Nobody holds the watch any more.
+    orphaned: AtomicBool,
+    let_go: Notify,
 }
 
 impl Watch {
@@ -48,6 +51,13 @@ impl Watch {
     }
 }
 
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.state.orphaned.store(true, Ordering::Release);
+        self.state.let_go.notify_one();
+    }
+}
+
 impl WatchTrigger {
     /// Fires the watch.
     pub fn fire(self) {
@@ -62,7 +72,14 @@ impl WatchTrigger {
     /// Whether nobody holds the watch any more.
     #[must_use]
     pub fn is_orphaned(&self) -> bool {
-        Arc::strong_count(&self.state) == 1
+        self.state.orphaned.load(Ordering::Acquire)
+    }
+
+    /// Waits until nobody holds the watch any more. Cancel-safe.
+    pub async fn orphaned(&self) {
+        while !self.is_orphaned() {
+            self.state.let_go.notified().await;
+        }
     }
 }
 
@@ -98,7 +115,8 @@ mod tests {
         let limit = std::time::Duration::from_secs(3600);
         assert!(tokio::time::timeout(limit, watch.changed()).await.is_err());
         let (trigger, watch) = Watch::new();
-        drop(watch);
+        let waiting = tokio::join!(trigger.orphaned(), async { drop(watch) });
+        assert_eq!(waiting, ((), ()));
         assert!(trigger.is_orphaned());
     }
 }

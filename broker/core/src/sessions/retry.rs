@@ -50,7 +50,7 @@ impl Retry {
             Err(error) => return Some(Err(error)),
         };
         let again = match &error {
-            StoreError::Conflict | StoreError::TooOld => true,
+            StoreError::Conflict | StoreError::TooOld | StoreError::Busy(_) => true,
             StoreError::UnknownSettled | StoreError::UnknownOpen => {
                 self.is_repeat = true;
                 true

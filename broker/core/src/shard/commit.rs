@@ -74,6 +74,7 @@ async fn commit_mutations(
             // Once one attempt may have happened and others own the shard, nothing later tells which.
             Error::Fenced => return unknown.map_or(Outcome::Fenced, Outcome::Unknown),
             Error::Store(weir_storage::Error::Conflict | weir_storage::Error::TooOld) => seen = None,
+            Error::Store(weir_storage::Error::Busy(_)) => {}
             Error::Store(weir_storage::Error::UnknownSettled) => unknown = Some(error),
             Error::Store(weir_storage::Error::UnknownOpen) => return Outcome::Unknown(error),
             Error::Store(_) | Error::Record(_) | Error::Closed | Error::Full(_) => {

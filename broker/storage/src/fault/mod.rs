@@ -80,6 +80,10 @@ impl Store for FaultStore {
         self.inner.engine()
     }
 
+    async fn describe(&self) -> Result<Vec<(&'static str, String)>> {
+        self.inner.describe().await
+    }
+
     async fn failed(&self) -> Arc<str> {
         tokio::select! {
             why = failure_in(&self.faults.failure) => why,

@@ -16,7 +16,6 @@ mod sequencer;
 mod shared;
 mod transaction;
 mod watches;
-mod write_set;
 
 use std::fmt::Debug;
 use std::ops::ControlFlow;
@@ -24,12 +23,11 @@ use std::ops::ControlFlow;
 use async_trait::async_trait;
 use bytes::Bytes;
 
+pub(crate) use crate::pending::{KeyRange, WriteSet};
+use crate::{Committed, Result, Version};
 pub(crate) use sequencer::{CommitRequest, Sequencer};
 pub(crate) use shared::{Shared, closed, failure_in};
 pub(crate) use transaction::LocalTransaction;
-pub(crate) use write_set::WriteSet;
-
-use crate::{Committed, Result, Version, key_after};
 
 /// The store as it was at one version. Cheap to clone.
 pub(crate) trait View: Clone + Debug + Send + Sync + 'static {
@@ -63,31 +61,4 @@ pub(crate) trait Writer: Debug + Send + 'static {
 pub(crate) trait Submit: Debug + Send + Sync + 'static {
     /// Commits, once it is this request's turn.
     async fn submit(&self, request: CommitRequest) -> Result<Committed>;
-}
-
-/// Keys from `begin` (inclusive) to `end` (exclusive).
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct KeyRange {
-    pub(crate) begin: Bytes,
-    pub(crate) end: Bytes,
-}
-
-impl KeyRange {
-    pub(crate) fn new(begin: impl Into<Bytes>, end: impl Into<Bytes>) -> Self {
-        Self { begin: begin.into(), end: end.into() }
-    }
-
-    pub(crate) fn copy(begin: &[u8], end: &[u8]) -> Self {
-        Self { begin: Bytes::copy_from_slice(begin), end: Bytes::copy_from_slice(end) }
-    }
-
-    /// The range that holds `key` alone.
-    pub(crate) fn key(key: &[u8]) -> Self {
-        let end = key_after(key);
-        Self { begin: end.slice(..key.len()), end }
-    }
-
-    pub(crate) fn is_empty(&self) -> bool {
-        self.begin >= self.end
-    }
 }

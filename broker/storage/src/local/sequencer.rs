@@ -6,12 +6,12 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use weir_env::clock::Instant;
 
 use super::resolver::{RANGES_MAX, Resolver, Verdict};
 use super::shared::LIFETIME_VERSIONS;
 use super::{KeyRange, Shared, WriteSet, Writer};
+use crate::pending::Mutation;
 use crate::{Committed, Error, Result, StoreStats, Version, Versionstamp};
 
 /// What a transaction wants committed.
@@ -32,56 +32,6 @@ impl CommitRequest {
     /// Bytes of keys and values to write.
     pub(crate) fn bytes(&self) -> usize {
         self.writes.bytes() + self.stamped.iter().map(Mutation::bytes).sum::<usize>()
-    }
-}
-
-/// One write of a transaction.
-#[derive(Clone, Debug)]
-pub(super) enum Mutation {
-    Set(Bytes, Bytes),
-    Clear(Bytes),
-    ClearRange(KeyRange),
-    StampedKey { key: Vec<u8>, offset: usize, value: Bytes },
-    StampedValue { key: Bytes, value: Vec<u8>, offset: usize },
-}
-
-impl Mutation {
-    /// Does what can be done before the versionstamp is known.
-    pub(super) fn apply(self, writes: &mut WriteSet) {
-        match self {
-            Self::Set(key, value) => writes.set(key, value),
-            Self::Clear(key) => writes.clear(key),
-            Self::ClearRange(range) => writes.clear_range(range),
-            Self::StampedKey { .. } | Self::StampedValue { .. } => {}
-        }
-    }
-
-    fn apply_stamped(self, stamp: Versionstamp, writes: &mut WriteSet) {
-        match self {
-            Self::StampedKey { mut key, offset, value } => {
-                key[offset..offset + stamp.0.len()].copy_from_slice(&stamp.0);
-                writes.set(key.into(), value);
-            }
-            Self::StampedValue { key, mut value, offset } => {
-                value[offset..offset + stamp.0.len()].copy_from_slice(&stamp.0);
-                writes.set(key, value.into());
-            }
-            Self::Set(..) | Self::Clear(_) | Self::ClearRange(_) => self.apply(writes),
-        }
-    }
-
-    pub(super) fn stamps_value_of(&self, watched: &[u8]) -> bool {
-        matches!(self, Self::StampedValue { key, .. } if key == watched)
-    }
-
-    fn bytes(&self) -> usize {
-        match self {
-            Self::Set(key, value) => key.len() + value.len(),
-            Self::Clear(key) => key.len(),
-            Self::ClearRange(range) => range.begin.len() + range.end.len(),
-            Self::StampedKey { key, value, .. } => key.len() + value.len(),
-            Self::StampedValue { key, value, .. } => key.len() + value.len(),
-        }
     }
 }
 
@@ -204,6 +154,7 @@ impl<W: Writer> Drop for Sequencer<W> {
 mod tests {
     use std::ops::ControlFlow;
 
+    use bytes::Bytes;
     use futures_util::FutureExt;
     use weir_env::clock::Clock;
 

@@ -10,14 +10,16 @@ use super::KeyRange;
 
 /// Ranges to clear, then keys to set or clear. Every key in `keys` counts, also inside a cleared range.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct WriteSet {
+pub struct WriteSet {
     keys: BTreeMap<Bytes, Option<Bytes>>,
     /// Disjoint, by their first key.
     cleared: BTreeMap<Bytes, Bytes>,
 }
 
 impl WriteSet {
-    pub(crate) fn is_empty(&self) -> bool {
+    /// Whether nothing is changed.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
         self.keys.is_empty() && self.cleared.is_empty()
     }
 
@@ -58,7 +60,8 @@ impl WriteSet {
     }
 
     /// What this set says about `key`: nothing, cleared, or a value.
-    pub(crate) fn lookup(&self, key: &[u8]) -> Option<Option<&Bytes>> {
+    #[must_use]
+    pub fn lookup(&self, key: &[u8]) -> Option<Option<&Bytes>> {
         match self.keys.get(key) {
             Some(value) => Some(value.as_ref()),
             None => self.is_cleared(key).then_some(None),
@@ -66,7 +69,8 @@ impl WriteSet {
     }
 
     /// Whether a cleared range holds `key`.
-    pub(crate) fn is_cleared(&self, key: &[u8]) -> bool {
+    #[must_use]
+    pub fn is_cleared(&self, key: &[u8]) -> bool {
         let before = (Bound::Unbounded, Bound::Included(key));
         self.cleared.range::<[u8], _>(before).next_back().is_some_and(|(_, end)| end > key)
     }
@@ -76,25 +80,28 @@ impl WriteSet {
         self.keys.contains_key(key)
     }
 
-    pub(crate) fn keys(&self) -> impl DoubleEndedIterator<Item = (&Bytes, Option<&Bytes>)> {
+    /// Keys to set (`Some`) or to clear (`None`), in order.
+    pub fn keys(&self) -> impl DoubleEndedIterator<Item = (&Bytes, Option<&Bytes>)> {
         self.keys.iter().map(|(key, value)| (key, value.as_ref()))
     }
 
     /// The part of [`WriteSet::keys`] that lies in `range`, which must not be empty.
-    pub(crate) fn keys_in(
-        &self,
+    pub(crate) fn keys_in<'a>(
+        &'a self,
         range: &KeyRange,
-    ) -> impl DoubleEndedIterator<Item = (&Bytes, Option<&Bytes>)> {
+    ) -> impl DoubleEndedIterator<Item = (&'a Bytes, Option<&'a Bytes>)> + Send + use<'a> {
         let bounds = (Bound::Included(&range.begin), Bound::Excluded(&range.end));
         self.keys.range::<Bytes, _>(bounds).map(|(key, value)| (key, value.as_ref()))
     }
 
-    pub(crate) fn cleared(&self) -> impl Iterator<Item = KeyRange> {
+    /// Ranges to clear before [`WriteSet::keys`] are set: disjoint, in order.
+    pub fn cleared(&self) -> impl Iterator<Item = KeyRange> {
         self.cleared.iter().map(|(begin, end)| KeyRange { begin: begin.clone(), end: end.clone() })
     }
 
     /// Bytes of keys and values.
-    pub(crate) fn bytes(&self) -> usize {
+    #[must_use]
+    pub fn bytes(&self) -> usize {
         let keys = self.keys.iter().map(|(key, value)| key.len() + value.as_ref().map_or(0, Bytes::len));
         let cleared = self.cleared.iter().map(|(begin, end)| begin.len() + end.len());
         keys.sum::<usize>() + cleared.sum::<usize>()
