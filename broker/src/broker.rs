@@ -101,8 +101,8 @@ pub(crate) struct Inbound {
 pub(crate) enum Accepted {
     /// It is done.
     Done(Outcome),
-    /// It is in line; the outcome comes when it is durable, or cannot be made so.
-    Pending(BoxFuture<'static, Outcome>),
+    /// It is in line with so many bytes; the outcome comes when it is durable, or cannot be made so.
+    Pending(u64, BoxFuture<'static, Outcome>),
 }
 
 /// What a publisher is told, and what is left to do.
@@ -218,7 +218,10 @@ impl Broker {
             match broker.enqueue(inbound, kept, inboxes, live, retained, &targets).await {
                 Ok(durable) => {
                     let commit = tracing::debug_span!(parent: &parent, "commit");
-                    Accepted::Pending(Box::pin(durable.settle().instrument(commit)))
+                    Accepted::Pending(
+                        durable.under_way.bytes(),
+                        Box::pin(durable.settle().instrument(commit)),
+                    )
                 }
                 Err(error) => refused(&error),
             }
@@ -308,7 +311,7 @@ impl Broker {
         };
         let Outcome { reason, retained, live } = match self.publish(inbound).await {
             Accepted::Done(outcome) => outcome,
-            Accepted::Pending(outcome) => outcome.await,
+            Accepted::Pending(_, outcome) => outcome.await,
         };
         if let Some(live) = live {
             self.deliver(&live);

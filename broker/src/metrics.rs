@@ -72,6 +72,8 @@ pub struct Inner {
     pub durable_publishes: CounterBy<DurableOutcome>,
     /// Bytes of publishes that are becoming durable.
     pub publish_bytes_under_way: Gauge,
+    /// Times that a client was not read because too much was becoming durable.
+    pub publish_waits: CounterBy<PublishWait>,
     /// Time from a PUBLISH to its commit, for publishes that need one.
     pub publish_commit_seconds: Histogram,
     /// Clients that broke the protocol, by what they did.
@@ -223,6 +225,14 @@ labels! {
         NotAuthorized = "not_authorized",
         /// A QoS 0 publish that the store did not take.
         StoreFailed = "store_failed",
+    }
+
+    /// Of whom too much is becoming durable.
+    PublishWait("of") {
+        /// Of the client itself: `limits.publishBytesUnderWayPerClient`.
+        Client = "client",
+        /// Of all clients: `limits.publishBytesUnderWay`.
+        All = "all",
     }
 
     /// What became of a publish that must be durable.
@@ -400,6 +410,7 @@ impl Metrics {
                 "publish_under_way",
                 "Bytes of publishes that are becoming durable",
             ),
+            publish_waits: counter_by(r, "publish_waits", "Waits because too much is becoming durable"),
             publish_commit_seconds: seconds(r, "publish_commit", "Time from PUBLISH to its commit"),
             protocol_errors: counter_by(r, "protocol_errors", "Clients that broke the protocol"),
             sessions: gauge(r, "sessions", "Sessions, connected or not"),
@@ -526,6 +537,7 @@ mod tests {
         check::<Forbidden>();
         check::<Reload>();
         check::<Dropped>();
+        check::<PublishWait>();
         check::<DurableOutcome>();
         check::<ProtocolError>();
     }

@@ -288,6 +288,7 @@ async fn build(
         sessions,
         under_way: UnderWay::new(
             config.limits.publish_bytes_under_way.0,
+            config.limits.publish_bytes_under_way_per_client.0,
             metrics.publish_bytes_under_way.clone(),
         ),
         clients,

@@ -95,9 +95,13 @@ limits! {
     /// Bytes of retained messages kept; more are refused
     retained_bytes: ByteCount = ByteCount::gib(1), ByteCount::kib(64)..=ByteCount::gib(1024);
         "limits.retainedBytes", "retained-bytes", "WEIR_RETAINED_BYTES";
-    /// Bytes of publishes that are becoming durable, over all clients; beyond, clients are not read
+    /// Bytes of publishes that are becoming durable, over all clients; a client with as many as are left is not read
     publish_bytes_under_way: ByteCount = ByteCount::mib(256), ByteCount::kib(64)..=ByteCount::gib(64);
         "limits.publishBytesUnderWay", "publish-bytes-under-way", "WEIR_PUBLISH_BYTES_UNDER_WAY";
+    /// Bytes of publishes of one client that are becoming durable; beyond, the client is not read
+    publish_bytes_under_way_per_client: ByteCount = ByteCount::mib(16), ByteCount::kib(64)..=ByteCount::gib(64);
+        "limits.publishBytesUnderWayPerClient", "publish-bytes-under-way-per-client",
+        "WEIR_PUBLISH_BYTES_UNDER_WAY_PER_CLIENT";
     /// Time a graceful shutdown may take before what is left is cut off
     shutdown_grace: Duration = Duration::from_secs(10), Duration::from_millis(100)..=Duration::from_mins(5);
         "limits.shutdownGrace", "shutdown-grace", "WEIR_SHUTDOWN_GRACE";

@@ -2,8 +2,8 @@
 //! and turns what the session asks for into calls on the broker.
 //!
 //! Bounds: the read buffer holds one packet; the write buffer little more than [`wire::WRITE_HIGH_WATER`];
-//! publishes that wait to become durable are bounded by the session's Receive Maximum, those of QoS 0 by
-//! [`PENDING_MAX`]; the mailbox, queue windows and stream channels have bounds of their own.
+//! publishes that wait to become durable are bounded by their bytes, by the session's Receive Maximum, and those
+//! of QoS 0 by [`PENDING_MAX`]; the mailbox, queue windows and stream channels have bounds of their own.
 
 mod auth;
 mod close;
@@ -66,7 +66,7 @@ const FAREWELL_TIMEOUT: Duration = Duration::from_secs(2);
 const DRAIN_MAX: Duration = Duration::from_secs(2);
 /// Times that deliveries are made and written before the client is read again.
 const TURNS_PER_PUMP: usize = 16;
-/// Wait before packets that are held up by what other clients publish are looked at again.
+/// Wait before publishes that are held up by what is under way are looked at again.
 const HELD_UP_WAIT: Duration = Duration::from_millis(20);
 /// Quiet time after which empty buffers are let go.
 const IDLE_AFTER: Duration = Duration::from_secs(5);
@@ -223,6 +223,8 @@ impl Connection {
     async fn run(mut self: Box<Self>) -> metrics::Closed {
         // Buffers that are empty have been let go, and nothing has happened since.
         let mut idle = false;
+        // What it publishes waits, which has been counted.
+        let mut waits = false;
         loop {
             let more = self.pump().await;
             if let Some(closed) = self.closed {
@@ -235,9 +237,16 @@ impl Connection {
                 self.session.close(ReasonCode::ServerShuttingDown, None);
                 continue;
             }
-            // What has been read waits while too much is under way over all clients.
-            let held_up = self.undecoded && self.wants_read() && self.is_held_up();
+            // What has been read waits while too much is under way.
+            let held_up = (self.undecoded && self.wants_read()).then(|| self.held_up_by(0)).flatten();
+            if let Some(by) = held_up
+                && !std::mem::replace(&mut waits, true)
+            {
+                self.metrics.publish_waits.inc(by);
+            }
+            let held_up = held_up.is_some();
             if self.undecoded && self.wants_read() && !held_up {
+                waits = false;
                 self.handle_input().await;
                 continue;
             }
@@ -357,11 +366,13 @@ impl Connection {
             && self.wire.backlog() < 4 * wire::WRITE_HIGH_WATER
     }
 
-    /// Whether the next packet adds to what is under way, of which there is too much. All others are read: what is
-    /// acknowledged makes room.
-    fn is_held_up(&self) -> bool {
+    /// Of whom too much is under way, if the next packet adds to it. All others are read: what is acknowledged makes
+    /// room.
+    /// `decoded` bytes have been decoded since anything was counted.
+    fn held_up_by(&self, decoded: usize) -> Option<metrics::PublishWait> {
         let is_publish = |byte: &u8| byte >> 4 == PacketType::Publish as u8;
-        self.wire.input.first().is_some_and(is_publish) && self.broker.under_way.is_full()
+        let next = self.wire.input.first().is_some_and(is_publish);
+        next.then(|| self.broker.under_way.must_wait(self.pending.bytes(), decoded as u64)).flatten()
     }
 
     /// Whether more deliveries may be prepared.
@@ -389,8 +400,9 @@ impl Connection {
     async fn handle_input(&mut self) {
         let now = self.broker.clock.now().into_std();
         self.undecoded = true;
+        let read = self.wire.input.len();
         for _ in 0..PACKETS_PER_TURN {
-            if !self.wants_read() || self.is_held_up() {
+            if !self.wants_read() || self.held_up_by(read - self.wire.input.len()).is_some() {
                 break;
             }
             match self.decoder.decode(&mut self.wire.input) {

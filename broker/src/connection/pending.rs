@@ -1,7 +1,9 @@
 //! Publishes of one client that are becoming durable, answered in their order. Costs nothing until there is one: most
 //! connections never publish what must be kept.
 //!
-//! Bounded by whoever reads the client: it asks for the length first.
+//! Bounded by whoever reads the client: it asks for the length and the bytes first.
+
+use std::collections::VecDeque;
 
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
@@ -11,17 +13,28 @@ use super::Answer;
 
 /// Answers to come.
 #[derive(Debug, Default)]
-pub(super) struct Pending(Option<Box<FuturesOrdered<BoxFuture<'static, Answer>>>>);
+pub(super) struct Pending(Option<Box<Line>>);
+
+#[derive(Debug, Default)]
+struct Line {
+    answers: FuturesOrdered<BoxFuture<'static, Answer>>,
+    /// What each of them counts for.
+    sizes: VecDeque<u64>,
+    bytes: u64,
+}
 
 impl Pending {
-    /// Adds one behind the others.
-    pub(super) fn push_back(&mut self, answer: BoxFuture<'static, Answer>) {
-        self.0.get_or_insert_default().push_back(answer);
+    /// Adds one that counts for `bytes` behind the others.
+    pub(super) fn push_back(&mut self, bytes: u64, answer: BoxFuture<'static, Answer>) {
+        let line = self.0.get_or_insert_default();
+        line.answers.push_back(answer);
+        line.sizes.push_back(bytes);
+        line.bytes += bytes;
     }
 
     /// How many there are.
     pub(super) fn len(&self) -> usize {
-        self.0.as_ref().map_or(0, |answers| answers.len())
+        self.0.as_ref().map_or(0, |line| line.answers.len())
     }
 
     /// Whether there is none.
@@ -29,11 +42,17 @@ impl Pending {
         self.len() == 0
     }
 
+    /// What they count for together.
+    pub(super) fn bytes(&self) -> u64 {
+        self.0.as_ref().map_or(0, |line| line.bytes)
+    }
+
     /// The first answer, when it is known; waits for ever if there is none to come. Cancel-safe.
     pub(super) async fn next(&mut self) -> Answer {
-        if let Some(answers) = &mut self.0
-            && let Some(answer) = answers.next().await
+        if let Some(line) = &mut self.0
+            && let Some(answer) = line.answers.next().await
         {
+            line.bytes -= line.sizes.pop_front().unwrap_or(0);
             return answer;
         }
         std::future::pending().await

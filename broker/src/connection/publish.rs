@@ -106,11 +106,11 @@ impl Connection {
         match accepted {
             // Behind those before it, if it is still to be delivered.
             Accepted::Done(outcome) if outcome.live.is_some() && !self.pending.is_empty() => {
-                self.pending.push_back(Box::pin(async move { (asker, outcome) }));
+                self.pending.push_back(0, Box::pin(async move { (asker, outcome) }));
             }
             Accepted::Done(outcome) => self.answer(asker, outcome),
-            Accepted::Pending(outcome) => {
-                self.pending.push_back(Box::pin(async move { (asker, outcome.await) }));
+            Accepted::Pending(bytes, outcome) => {
+                self.pending.push_back(bytes, Box::pin(async move { (asker, outcome.await) }));
             }
         }
     }

@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use weir_codec::{Connect, Packet, ReasonCode};
 use weir_core::keyspace::tag;
-use weir_storage::CommitFault;
+use weir_storage::{CommitFault, FaultHandle};
 
 use super::client::{AtLeastOnce, Client, V5, V311, clean, persistent, publish, retained};
-use super::{TestBroker, config, faulty, memory, queue};
+use super::{DEADLINE, TestBroker, config, faulty, memory, queue};
 
 const TOO_MANY: &str = "weir_connections_closed_total{reason=\"too_many_connections\"}";
 const TOO_LARGE: &str = "weir_protocol_errors_total{reason=\"packet_too_large\"}";
@@ -171,33 +171,88 @@ async fn retained_messages_are_bounded() {
     assert_eq!(broker.metric("weir_retained_refused_total").await, 2.0);
 }
 
-#[tokio::test]
-async fn publishes_under_way_are_bounded_over_all_clients() {
-    const UNDER_WAY: &str = "weir_publish_under_way_bytes";
+const UNDER_WAY: &str = "weir_publish_under_way_bytes";
+
+/// A broker in which what is published to `t` becomes durable once the faults are healed.
+async fn start_slow(limit: impl FnOnce(&mut weir::config::Limits)) -> (TestBroker, FaultHandle) {
     let (store, faults) = faulty();
     let mut config = config();
-    config.limits.publish_bytes_under_way = weir::config::ByteCount::kib(64);
+    limit(&mut config.limits);
     let broker = TestBroker::start_with(config, &store).await;
     broker.declare(&[queue("work", "t")]).await;
     broker.publish("t", &["the shard is taken over"]).await;
-    faults.fail_commits_matching(&[tag::SEGMENT], CommitFault::Stalled(Duration::from_secs(2)));
+    faults.fail_commits_matching(&[tag::SEGMENT], CommitFault::Stalled(DEADLINE));
+    (broker, faults)
+}
+
+fn heal(faults: &FaultHandle) {
+    faults.heal();
+    faults.release_stalled();
+}
+
+#[tokio::test]
+async fn publishes_under_way_of_a_client_are_bounded_and_hold_up_nobody_else() {
+    let limit = weir::config::ByteCount::kib(64);
+    let (broker, faults) = start_slow(|limits| limits.publish_bytes_under_way_per_client = limit).await;
     let mut busy = broker.clean("busy").await;
     let mut other = broker.clean("other").await;
     let payload = "x".repeat(40_000);
-    busy.post(publish(AtLeastOnce, 1, "t", &payload)).await;
-    busy.post(publish(AtLeastOnce, 2, "t", &payload)).await;
-    broker.metric_reaches(UNDER_WAY, 80_000.0).await;
+    for n in 1..=3 {
+        busy.post(publish(AtLeastOnce, n, "t", &payload)).await;
+    }
+    broker.metric_reaches("weir_publish_waits_total{of=\"client\"}", 1.0).await;
+    other.post(publish(AtLeastOnce, 1, "t", &payload)).await;
+    broker.metric_reaches(UNDER_WAY, 120_000.0).await;
+    assert!(broker.metric(UNDER_WAY).await < 130_000.0, "the third of the busy client waits");
+    heal(&faults);
+    for n in 1..=3 {
+        assert!(!busy.pubacked(n).await.is_error());
+    }
+    assert!(!other.pubacked(1).await.is_error());
+    assert_eq!(broker.metric(UNDER_WAY).await, 0.0);
+    assert_eq!(broker.metric("weir_publish_waits_total{of=\"all\"}").await, 0.0);
+}
+
+#[tokio::test]
+async fn publishes_under_way_are_bounded_over_all_clients() {
+    const WAITS: &str = "weir_publish_waits_total{of=\"all\"}";
+    let limit = weir::config::ByteCount::kib(128);
+    let (broker, faults) = start_slow(|limits| limits.publish_bytes_under_way = limit).await;
+    let mut first = broker.clean("first").await;
+    let mut second = broker.clean("second").await;
+    let mut other = broker.clean("other").await;
+    let payload = "x".repeat(40_000);
+    // More than is left by then is not for one client.
+    for n in 1..=3 {
+        first.post(publish(AtLeastOnce, n, "t", &payload)).await;
+    }
+    broker.metric_reaches(WAITS, 1.0).await;
+    assert!(broker.metric(UNDER_WAY).await < 90_000.0);
+    for n in 1..=2 {
+        second.post(publish(AtLeastOnce, n, "t", &payload)).await;
+    }
+    broker.metric_reaches(WAITS, 2.0).await;
+    // Who has nothing under way finds what is left, until there is nothing.
+    let mut third = broker.clean("third").await;
+    third.post(publish(AtLeastOnce, 1, "t", &payload)).await;
+    broker.metric_reaches(UNDER_WAY, 160_000.0).await;
     other.post(publish(AtLeastOnce, 1, "elsewhere", "waits")).await;
-    other.quiet().await;
+    broker.metric_reaches(WAITS, 3.0).await;
     // Only what is published waits.
     let mut reader = broker.clean("reader").await;
     reader.synced().await;
     reader.subscribe("news", AtLeastOnce).await;
-    assert!(broker.metric(UNDER_WAY).await > 80_000.0, "all of that while too much was under way");
-    assert!(broker.metric(UNDER_WAY).await < 90_000.0);
-    for n in [1, 2] {
-        assert!(!busy.pubacked(n).await.is_error());
+    assert!(broker.metric(UNDER_WAY).await > 160_000.0, "all of that while too much was under way");
+    assert!(broker.metric(UNDER_WAY).await < 170_000.0);
+    heal(&faults);
+    for n in 1..=3 {
+        assert!(!first.pubacked(n).await.is_error());
     }
-    assert!(!other.pubacked(1).await.is_error());
+    for n in 1..=2 {
+        assert!(!second.pubacked(n).await.is_error());
+    }
+    for client in [&mut third, &mut other] {
+        assert!(!client.pubacked(1).await.is_error());
+    }
     assert_eq!(broker.metric(UNDER_WAY).await, 0.0);
 }
