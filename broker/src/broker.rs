@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use bytestring::ByteString;
 use futures_util::future::BoxFuture;
-use parking_lot::Mutex;
 use smallvec::SmallVec;
 use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
@@ -25,7 +24,7 @@ use weir_core::shard::AppendError;
 use weir_core::wills::{DueWill, Wills};
 use weir_core::{Core, Error};
 use weir_env::clock::{Clock, Timestamp};
-use weir_env::seed::{HashMap, Seed};
+use weir_env::seed::Seed;
 use weir_topic::{Subscription, TopicFilter};
 
 use crate::auth::Auth;
@@ -33,6 +32,7 @@ use crate::clients::Clients;
 use crate::config::Limits;
 use crate::convert;
 use crate::metrics::{Dropped, DurableOutcome, Metrics};
+use crate::persistent::Persistent;
 use crate::router::{Matched, Router, Subscriber, SubscriberId, Wish};
 use crate::sys::Sys;
 use crate::under_way::{UnderWay, UnderWayGuard};
@@ -64,7 +64,7 @@ pub(crate) struct Broker {
     pub(crate) router: Router,
     pub(crate) under_way: UnderWay,
     pub(crate) clients: Arc<Clients>,
-    pub(crate) persistent: Mutex<HashMap<ByteString, Arc<Subscriber>>>,
+    pub(crate) persistent: Persistent,
     pub(crate) metrics: Metrics,
     pub(crate) clock: Clock,
     pub(crate) seed: Seed,
@@ -350,29 +350,14 @@ impl Broker {
         client_id: &ByteString,
         incarnation: weir_core::keyspace::session::Incarnation,
     ) -> Arc<Subscriber> {
-        let mut persistent = self.persistent.lock();
-        if let Some(known) = persistent.get(client_id)
-            && known.incarnation == Some(incarnation)
-        {
-            return Arc::clone(known);
-        }
-        let subscriber = self.router.subscriber(client_id.clone(), Some(incarnation));
-        if persistent.insert(client_id.clone(), Arc::clone(&subscriber)).is_none() {
-            self.metrics.sessions.inc();
-        }
-        subscriber
+        self.persistent.get_or_insert_with(client_id, incarnation, || {
+            self.router.subscriber(client_id.clone(), Some(incarnation))
+        })
     }
 
     /// Forgets a session that has ended.
     pub(crate) fn forget(&self, ended: &EndedSession) {
-        let subscriber = {
-            let mut persistent = self.persistent.lock();
-            let known = persistent.get(&ended.client_id).filter(|s| s.incarnation == Some(ended.incarnation));
-            let Some(subscriber) = known.cloned() else { return };
-            persistent.remove(&ended.client_id);
-            subscriber
-        };
-        self.metrics.sessions.dec();
+        let Some(subscriber) = self.persistent.remove(&ended.client_id, ended.incarnation) else { return };
         for filter in &ended.filters {
             if let Ok(from) = Subscription::parse(filter.clone()) {
                 self.router.unsubscribe(subscriber.id, filter, &from);

@@ -14,6 +14,7 @@ pub mod listen;
 mod mailbox;
 mod manifests;
 pub mod metrics;
+mod persistent;
 mod process;
 mod router;
 pub mod server;

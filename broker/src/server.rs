@@ -7,7 +7,6 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use anyhow::Context;
-use parking_lot::Mutex;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, oneshot};
@@ -20,7 +19,7 @@ use weir_core::retained::{Retained, RetainedContext, RetainedMetrics, RetainedOp
 use weir_core::sessions::Sessions;
 use weir_core::wills::Wills;
 use weir_env::clock::{Clock, Timestamp};
-use weir_env::seed::{HashMap, Seed};
+use weir_env::seed::Seed;
 use weir_manifest::Watcher;
 use weir_storage::{EmbeddedOptions, EmbeddedStore, MemoryStore, SharedStore};
 
@@ -31,6 +30,7 @@ use crate::config::{self, Config, StoreConfig};
 use crate::http::{self, Readiness, ReadyState};
 use crate::listen::{self, Accepting};
 use crate::metrics::Metrics;
+use crate::persistent::Persistent;
 use crate::router::Router;
 use crate::sys::{self, Sys};
 use crate::under_way::UnderWay;
@@ -292,7 +292,7 @@ async fn build(
             metrics.publish_bytes_under_way.clone(),
         ),
         clients,
-        persistent: Mutex::new(HashMap::default()),
+        persistent: Persistent::new(metrics.clone()),
         metrics,
         clock,
         seed: seed.fork("broker"),
@@ -311,7 +311,7 @@ async fn recover(broker: &Arc<Broker>) -> weir_core::Result<()> {
     let routes = broker.load_routes().await?;
     tracing::info!(
         subscriptions = routes,
-        sessions = broker.persistent.lock().len(),
+        sessions = broker.persistent.len(),
         wills = orphans,
         retained = broker.retained.usage().messages,
         "store is read"
@@ -376,6 +376,9 @@ async fn maintain_once(broker: &Arc<Broker>, now: Timestamp, sweep: bool) -> wei
     for ended in broker.sessions.expire_due(now).await? {
         broker.forget(&ended);
         broker.metrics.sessions_expired.inc();
+    }
+    for ended in broker.sessions.settle_doubts().await? {
+        broker.forget(&ended);
     }
     broker.inbox.sweep(now).await?;
     broker.metrics.retained_messages.set(i64::try_from(broker.retained.usage().messages).unwrap_or(i64::MAX));

@@ -235,6 +235,14 @@ pub(crate) async fn supersede(
     Ok(())
 }
 
+/// Whether a will that [`release`] has handed out still waits to be published: its transaction was committed, and
+/// nobody has handed it out again.
+pub(crate) async fn is_handed_out(shared: &Shared, due: &DueWill) -> Result<bool> {
+    let mut tx = shared.store.begin();
+    let header = header(&mut *tx, &due.id).await?;
+    Ok(header.is_some_and(|header| header.first_due == due.first_due))
+}
+
 /// Starts the delay of the will of a connection that has ended; the end of its session cuts the delay short.
 /// A will due at once is handed out if `hand_out`.
 pub(crate) async fn release(

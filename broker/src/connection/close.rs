@@ -30,6 +30,17 @@ const CLOSE_RETRY_WAIT_MAX: Duration = Duration::from_secs(5);
 /// How long other members of its groups are given to make room for what a client leaves.
 const HAND_ON_PATIENCE: Duration = Duration::from_secs(1);
 
+/// What is left of a connection while its end is stored.
+struct Leaving {
+    broker: Arc<Broker>,
+    stored: SessionRef,
+    options: CloseOptions,
+    place: Place,
+    wire: Wire,
+    /// How long it is tried.
+    patience: Duration,
+}
+
 impl Connection {
     pub(super) async fn finish(mut self: Box<Self>, closed: Closed) -> metrics::Closed {
         self.transmit();
@@ -57,7 +68,8 @@ impl Connection {
         self.release_queues(&closed).await;
         self.subscriber.disconnect(&self.mailbox);
         let label = if self.pace.is_shed() { metrics::Closed::TooSlow } else { close_label(closed.cause) };
-        self.leave(closed).await;
+        let leaving = self.leave(closed).await;
+        put_away(leaving).await;
         label
     }
 
@@ -73,8 +85,9 @@ impl Connection {
         }
     }
 
-    /// Puts the session away, or ends it.
-    async fn leave(self: Box<Self>, closed: Closed) {
+    /// Gives back what the client had of live messages. What is left is for [`put_away`], which may take long: nothing
+    /// else of the connection outlives this.
+    async fn leave(self: Box<Self>, closed: Closed) -> Leaving {
         let Self {
             broker,
             session,
@@ -109,25 +122,20 @@ impl Connection {
             broker.hand_on(unfinished.chain(waiting), patience).await;
         }
         let patience = if drain_until.is_some() { Duration::ZERO } else { CLOSE_PATIENCE };
-        put_away(&broker, &stored, &options, (place, wire), patience).await;
+        Leaving { broker, stored, options, place, wire, patience }
     }
 }
 
 /// Stores the end of a connection, and publishes its will if that is due. A store in trouble is asked again:
 /// nobody else would do it before the client comes back or the broker starts anew.
-async fn put_away(
-    broker: &Arc<Broker>,
-    stored: &SessionRef,
-    options: &CloseOptions,
-    (place, wire): (Place, Wire),
-    patience: Duration,
-) {
+async fn put_away(leaving: Leaving) {
+    let Leaving { broker, stored, options, place, wire, patience } = leaving;
     let give_up_at = broker.clock.now() + patience;
     let mut place = Some(place);
     let mut wire = Some(wire);
     let mut wait = CLOSE_RETRY_WAIT;
     loop {
-        match broker.sessions.close(stored, options).await {
+        match broker.sessions.close(&stored, &options).await {
             Ok(result) => {
                 if let Some(ended) = &result.ended {
                     broker.forget(ended);

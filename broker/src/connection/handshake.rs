@@ -200,7 +200,7 @@ fn check(connect: &Connect) -> Result<(), (ReasonCode, &'static str)> {
 /// CONNECTs handled at the same time do not see each other's sessions.
 fn has_room_for(broker: &Broker, client_id: &ByteString) -> bool {
     broker.metrics.sessions.get() < i64::from(broker.limits.max_sessions)
-        || broker.persistent.lock().contains_key(client_id)
+        || broker.persistent.contains(client_id)
 }
 
 fn assign_id(broker: &Broker) -> ByteString {

@@ -9,6 +9,7 @@ use bytestring::ByteString;
 use weir_env::clock::Timestamp;
 use weir_storage::{Isolation, RangeQuery, Transaction};
 
+use super::doubt::Fate;
 use super::open::rows;
 use super::{EndedSession, Retry, SessionRef, Sessions, Shared, check_fence, read_fence};
 use crate::keyspace::inbox::InboxMark;
@@ -79,29 +80,56 @@ impl Sessions {
         let keys = shared.keys(&session.client_id);
         let closing = Closing { shared, keys: &keys, session, options };
         let mut closed = Closed::default();
-        let mut ended = None;
+        let mut incarnation = None;
         let mut retry = Retry::new(shared.clock);
         loop {
             let now = shared.clock.wall();
             let mut tx = shared.store.begin();
+            let mut ended = None;
             let outcome = closing.run(&mut *tx, now, retry.is_repeat(), &mut ended).await;
+            incarnation = shared.note(ended).or(incarnation);
             if let Ok(CloseStep { will: Some(will), .. }) = &outcome {
                 closed.will = Some(will.clone());
             }
             match retry.commit(tx, outcome).await {
                 None => {}
-                // An attempt of unknown outcome has ended the session; or it is taken over.
-                Some(Err(Error::Fenced)) if retry.is_repeat() => break,
+                Some(Err(Error::Fenced)) if retry.is_repeat() => {
+                    return self.closed_or_fenced(session, closed.will, incarnation).await;
+                }
                 Some(Err(error)) => return Err(error),
                 Some(Ok((CloseStep { done: true, .. }, _))) => break,
                 Some(Ok(_)) => {}
             }
         }
-        closed.ended = ended.map(EndedSession::tidied);
-        if let Some(ended) = &closed.ended {
-            shared.counters.forget(&ended.client_id, ended.incarnation);
-        }
+        closed.ended = incarnation.map(|incarnation| shared.end(&session.client_id, incarnation));
         Ok(closed)
+    }
+
+    /// An attempt of unknown outcome has ended the connection, or another connection has taken the session over. What
+    /// became of its will, and of the session if it was to end.
+    async fn closed_or_fenced(
+        &self,
+        session: &SessionRef,
+        will: Option<DueWill>,
+        to_end: Option<Incarnation>,
+    ) -> Result<Closed> {
+        let shared = &*self.shared;
+        let client_id = &session.client_id;
+        let fate = match to_end {
+            Some(incarnation) => shared.fate(client_id, incarnation).await?,
+            None if session.persistent => Fate::Lives,
+            None => Fate::Ended,
+        };
+        let ended = to_end.filter(|_| fate == Fate::Ended).map(|ended| shared.end(client_id, ended));
+        // One that is not handed out here is when its lease is over.
+        let will = match will {
+            Some(will) if wills::is_handed_out(shared, &will).await.unwrap_or(false) => Some(will),
+            _ => None,
+        };
+        if fate != Fate::Ended && will.is_none() {
+            return Err(Error::Fenced);
+        }
+        Ok(Closed { will, ended })
     }
 
     /// Ends `session` and its connection, without a will.
@@ -122,10 +150,9 @@ impl Sessions {
         let mut ended = Vec::new();
         for (shard, id, timer) in shared.due_timers(TimerKind::SessionEnd, now, DUE_MAX).await? {
             if let Timer::SessionEnd(client_id) = timer
-                && let Some(session) = self.expire(shard, id, &client_id, now).await?
+                && let Some(incarnation) = self.expire(shard, id, &client_id, now).await?
             {
-                shared.counters.forget(&session.client_id, session.incarnation);
-                ended.push(session);
+                ended.push(shared.end(&client_id, incarnation));
             }
         }
         Ok(ended)
@@ -137,23 +164,25 @@ impl Sessions {
         id: TimerId,
         client_id: &ByteString,
         now: Timestamp,
-    ) -> Result<Option<EndedSession>> {
+    ) -> Result<Option<Incarnation>> {
         let shared = &*self.shared;
         let keys = shared.keys(client_id);
         let wipe = Wipe { shared, keys: &keys, client_id };
-        let mut ended = None;
+        let mut incarnation = None;
         let mut retry = Retry::new(shared.clock);
         loop {
             let mut tx = shared.store.begin();
+            let mut ended = None;
             let outcome = wipe.expire(&mut *tx, shard, id, now, &mut ended).await;
+            incarnation = shared.note(ended).or(incarnation);
             match retry.commit(tx, outcome).await {
                 None => {}
                 Some(Err(error)) => return Err(error),
                 Some(Ok((Expired::InPart, _))) => {}
-                Some(Ok((Expired::Done, _))) => return Ok(ended.map(EndedSession::tidied)),
-                Some(Ok((Expired::NotDue, _))) => {
-                    // An attempt of unknown outcome has done it, or it wasn't to be.
-                    return Ok(ended.filter(|_| retry.is_repeat()).map(EndedSession::tidied));
+                Some(Ok((Expired::Done, _))) => return Ok(incarnation),
+                // An attempt of unknown outcome has done it, or it wasn't to be.
+                Some(Ok((Expired::NotDue(lives), _))) => {
+                    return Ok(incarnation.filter(|ended| lives != Some(*ended)));
                 }
             }
         }
@@ -292,8 +321,8 @@ enum Expired {
     Done,
     /// There is more than fits into a transaction.
     InPart,
-    /// The session lives on, or is gone.
-    NotDue,
+    /// This session lives on, or there is none.
+    NotDue(Option<Incarnation>),
 }
 
 /// Removes the records of a session.
@@ -391,7 +420,7 @@ impl Wipe<'_> {
         let expiry = state.as_ref().and_then(SessionState::expiry);
         let Some(fence) = fence.filter(|_| expiry == Some(id)) else {
             tx.clear(&key);
-            return Ok(Expired::NotDue);
+            return Ok(Expired::NotDue(fence.map(|fence| fence.incarnation)));
         };
         if !self.page(tx, fence.incarnation, now, ended).await? {
             // Any write of the fence shuts out an attempt of unknown outcome.
@@ -400,14 +429,5 @@ impl Wipe<'_> {
         }
         tx.clear(&key);
         Ok(Expired::Done)
-    }
-}
-
-impl EndedSession {
-    /// With each filter once: attempts that were repeated have reported theirs again.
-    pub(super) fn tidied(mut self) -> Self {
-        self.filters.sort_unstable();
-        self.filters.dedup();
-        self
     }
 }

@@ -2,10 +2,14 @@
 //!
 //! A session is written under a fence: the epoch of the connection that opened it last. Whoever still holds an
 //! older [`SessionRef`] gets [`Error::Fenced`] and has changed nothing. This module never sees a packet or a
-//! connection, and it holds no state of its own but counters: the store is the owner. Within one session the
+//! connection, and it holds no state of its own but
+//! counters and what it could not see through: the store is the owner. Within one session the
 //! caller makes one call after the other.
 
 mod close;
+mod doubt;
+#[cfg(test)]
+mod doubt_tests;
 #[cfg(test)]
 pub(crate) mod faults;
 mod open;
@@ -26,6 +30,7 @@ pub use open::{OpenOptions, Opened};
 pub(crate) use retry::Retry;
 pub use update::{RouteCursor, RoutePage, SessionOp};
 
+use self::doubt::Doubts;
 use crate::inbox::InboxCounters;
 use crate::keyspace::session::{ClientKeys, Fence, Incarnation, SessionEpoch};
 use crate::keyspace::timer::TimerId;
@@ -71,6 +76,7 @@ pub(crate) struct Shared {
     pub(crate) pod: [u8; 16],
     pub(crate) virtual_shards: u16,
     pub(crate) counters: Arc<InboxCounters>,
+    doubts: Doubts,
 }
 
 impl Sessions {
@@ -78,8 +84,8 @@ impl Sessions {
     #[must_use]
     pub fn new(store: SharedStore, clock: Clock, seed: &Seed, pod: [u8; 16], virtual_shards: u16) -> Self {
         let seed = seed.fork("sessions");
-        let counters = Arc::default();
-        Self { shared: Arc::new(Shared { store, clock, seed, pod, virtual_shards, counters }) }
+        let (counters, doubts) = (Arc::default(), Doubts::default());
+        Self { shared: Arc::new(Shared { store, clock, seed, pod, virtual_shards, counters, doubts }) }
     }
 }
 

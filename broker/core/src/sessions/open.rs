@@ -69,22 +69,21 @@ impl Sessions {
             fresh: Incarnation(shared.seed.next_u64()),
             connection: shared.seed.next_u64(),
         };
-        let mut replaced: Option<EndedSession> = None;
+        let mut replaced = None;
         let mut retry = Retry::new(shared.clock);
         loop {
             let mut tx = shared.store.begin();
-            let outcome = opening.run(&mut *tx, &mut replaced).await;
+            let mut ended = None;
+            let outcome = opening.run(&mut *tx, &mut ended).await;
+            replaced = shared.note(ended).or(replaced);
             match retry.commit(tx, outcome).await {
                 None => {}
                 Some(Err(error)) => return Err(error),
                 Some(Ok((Step::Wiping, _))) => retry = Retry::new(shared.clock),
                 Some(Ok((Step::Done(mut opened), _))) => {
                     // An attempt in vain may have met another session than the one that is open now.
-                    replaced = replaced.filter(|ended| ended.incarnation != opened.session.incarnation);
-                    if let Some(ended) = &replaced {
-                        shared.counters.forget(&ended.client_id, ended.incarnation);
-                    }
-                    opened.replaced = replaced.map(EndedSession::tidied);
+                    let replaced = replaced.filter(|replaced| *replaced != opened.session.incarnation);
+                    opened.replaced = replaced.map(|replaced| shared.end(client_id, replaced));
                     return Ok(*opened);
                 }
             }

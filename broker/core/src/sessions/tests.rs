@@ -234,8 +234,8 @@ async fn a_clean_start_wipes_however_much_there_is() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_session_half_wiped_by_a_pod_that_died_is_never_opened_and_goes_with_its_timer() {
-    for reopen in [true, false] {
+async fn a_session_half_wiped_is_never_opened_and_goes_with_its_timer() {
+    for (reopen, by_another) in [(true, true), (true, false), (false, true), (false, false)] {
         let bench = Bench::new();
         let sessions = &bench.sessions;
         let old = open(sessions, &options(false, NEVER)).await.session;
@@ -244,14 +244,17 @@ async fn a_session_half_wiped_by_a_pod_that_died_is_never_opened_and_goes_with_i
         bench.store.expect([Fault::None, Fault::Unavailable]);
         assert!(sessions.open(&"c".into(), &options(true, NEVER)).await.is_err());
         assert_eq!(routes(sessions).await.len(), 500);
+        // Another pod has not seen what is gone already.
+        let (finishing, filters) =
+            if by_another { (bench.other_pod(2), 500) } else { (sessions.clone(), 1_500) };
         if reopen {
-            let opened = open(sessions, &options(false, NEVER)).await;
+            let opened = open(&finishing, &options(false, NEVER)).await;
             assert!(!opened.present);
-            assert_eq!(opened.replaced.unwrap().filters.len(), 500);
-            sessions.end(&opened.session).await.unwrap();
+            assert_eq!(opened.replaced.unwrap().filters.len(), filters);
+            finishing.end(&opened.session).await.unwrap();
         } else {
-            let ended = sessions.expire_due(bench.clock.wall()).await.unwrap();
-            assert_eq!(ended[0].filters.len(), 500);
+            let ended = finishing.expire_due(bench.clock.wall()).await.unwrap();
+            assert_eq!(ended[0].filters.len(), filters);
         }
         assert_empty(&bench).await;
     }

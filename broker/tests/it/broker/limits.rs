@@ -1,7 +1,5 @@
 //! What clients can make the broker hold, and what they are told beyond it.
 
-use std::time::Duration;
-
 use weir_codec::{Connect, Packet, ReasonCode};
 use weir_core::keyspace::tag;
 use weir_storage::{CommitFault, FaultHandle};
@@ -72,7 +70,7 @@ async fn next_served(broker: &TestBroker, id: &str) -> Client {
             }
         }
     };
-    tokio::time::timeout(super::DEADLINE, tried).await.expect("a free slot")
+    tokio::time::timeout(DEADLINE, tried).await.expect("a free slot")
 }
 
 /// As large as `bytes` and little more.
