@@ -6,10 +6,11 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::task::{Context, Waker};
 
 use parking_lot::{Mutex, MutexGuard};
 use smallvec::SmallVec;
-use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 use weir_codec::{Message, QoS};
 
 use crate::router::Group;
@@ -66,9 +67,15 @@ struct State {
     /// Of a client that is shed: what another member of a shared subscription may have.
     left_behind: Vec<Letter>,
     closed: bool,
+    /// Something has been added or said that the connection has not seen.
+    changed: bool,
+    /// Of the connection, while it waits.
+    waker: Option<Waker>,
     inbox_changed: bool,
     eviction: Option<Eviction>,
     left: bool,
+    /// Cancelled when the connection has left, for who waits for that.
+    leaving: Option<CancellationToken>,
 }
 
 /// A client's mailbox.
@@ -76,13 +83,11 @@ struct State {
 pub(crate) struct Mailbox {
     state: Mutex<State>,
     bytes_max: usize,
-    changed: Notify,
-    left: Notify,
 }
 
 impl Mailbox {
     pub(crate) fn new(bytes_max: usize) -> Self {
-        Self { state: Mutex::default(), bytes_max, changed: Notify::new(), left: Notify::new() }
+        Self { state: Mutex::default(), bytes_max }
     }
 
     /// Adds a message, one at least.
@@ -102,14 +107,12 @@ impl Mailbox {
             }
             dropped = state.drop_droppable();
             if !state.has_room(size, self.bytes_max) {
-                let shed = State { eviction: Some(Eviction::TooSlow), left: state.left, ..State::default() };
-                let shed = std::mem::replace(&mut *state, shed);
-                let letters = shed.letters.into_iter().chain([letter]);
+                let letters = std::mem::take(&mut state.letters).into_iter().chain([letter]);
                 let (kept, lost): (Vec<_>, Vec<_>) = letters.partition(|letter| !letter.shared.is_empty());
-                state.left_behind = kept;
-                drop(state);
+                (state.bytes, state.droppable, state.left_behind) = (0, 0, kept);
+                state.eviction = Some(Eviction::TooSlow);
                 dropped += lost.len() as u64;
-                self.changed.notify_one();
+                wake(state);
                 return Pushed::Shed { dropped };
             }
         }
@@ -129,13 +132,12 @@ impl Mailbox {
     }
 
     fn add(&self, mut state: MutexGuard<'_, State>, letter: Letter, size: usize) {
-        let wake = state.letters.is_empty();
+        let is_first = state.letters.is_empty();
         state.bytes += size;
         state.droppable += usize::from(letter.qos == QoS::AtMostOnce);
         state.letters.push_back(letter);
-        drop(state);
-        if wake {
-            self.changed.notify_one();
+        if is_first {
+            wake(state);
         }
     }
 
@@ -182,8 +184,9 @@ impl Mailbox {
 
     /// Says that the client's inbox has more.
     pub(crate) fn inbox_changed(&self) {
-        self.state.lock().inbox_changed = true;
-        self.changed.notify_one();
+        let mut state = self.state.lock();
+        state.inbox_changed = true;
+        wake(state);
     }
 
     /// Whether the inbox has changed since the last call.
@@ -193,13 +196,14 @@ impl Mailbox {
 
     /// Wakes the connection: something else than the mailbox has changed.
     pub(crate) fn wake(&self) {
-        self.changed.notify_one();
+        wake(self.state.lock());
     }
 
     /// Tells the connection to end.
     pub(crate) fn evict(&self, eviction: Eviction) {
-        self.state.lock().eviction = Some(eviction);
-        self.changed.notify_one();
+        let mut state = self.state.lock();
+        state.eviction = Some(eviction);
+        wake(state);
     }
 
     pub(crate) fn eviction(&self) -> Option<Eviction> {
@@ -208,22 +212,45 @@ impl Mailbox {
 
     /// The connection has given up its place.
     pub(crate) fn leave(&self) {
-        self.state.lock().left = true;
-        self.left.notify_waiters();
+        let mut state = self.state.lock();
+        state.left = true;
+        let leaving = state.leaving.take();
+        drop(state);
+        if let Some(leaving) = leaving {
+            leaving.cancel();
+        }
     }
 
     /// Waits until the connection has given up its place. Cancel-safe.
     pub(crate) async fn left(&self) {
-        let mut left = std::pin::pin!(self.left.notified());
-        left.as_mut().enable();
-        if !self.state.lock().left {
-            left.await;
-        }
+        let leaving = {
+            let mut state = self.state.lock();
+            if state.left {
+                return;
+            }
+            state.leaving.get_or_insert_default().clone()
+        };
+        leaving.cancelled().await;
     }
 
-    /// Waits until something has been added or said. May wake for no reason; cancel-safe.
-    pub(crate) async fn changed(&self) {
-        self.changed.notified().await;
+    /// Whether something has been added or said since the last call. `context` is woken when it is.
+    pub(crate) fn poll_changed(&self, context: &mut Context<'_>) -> bool {
+        let mut state = self.state.lock();
+        let changed = std::mem::take(&mut state.changed);
+        if !changed && !state.waker.as_ref().is_some_and(|waker| waker.will_wake(context.waker())) {
+            state.waker = Some(context.waker().clone());
+        }
+        changed
+    }
+}
+
+/// Tells the connection that something has changed.
+fn wake(mut state: MutexGuard<'_, State>) {
+    state.changed = true;
+    let waker = state.waker.take();
+    drop(state);
+    if let Some(waker) = waker {
+        waker.wake();
     }
 }
 

@@ -1,4 +1,5 @@
-//! What forwarding a live message allocates: the message, however many it is for, and nothing for each of them.
+//! What forwarding a live message allocates: the message, however many it is for, and nothing for each of them. And what
+//! an idle connection holds.
 //!
 //! A binary of its own, with a single test, because a program has one global allocator, and this one counts what the
 //! whole process does. The clients here use nothing but plain sockets and buffers made beforehand, so what is counted is
@@ -13,6 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
+use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use weir::config::{Config, Listener};
@@ -36,6 +38,11 @@ const PER_MESSAGE_MAX: f64 = 3.0;
 /// Allocations for one message that one more subscriber may cost: an allocation in a hundred deliveries.
 const PER_DELIVERY_MAX: f64 = 0.01;
 
+/// Connections of which each has to be small when it is idle.
+const IDLE: usize = 512;
+/// Bytes that an idle connection may hold, its share of tables included. What an allocator adds is not counted.
+const PER_IDLE_MAX: usize = 3000;
+
 /// The protocol level of CONNECT.
 #[derive(Clone, Copy, Debug)]
 enum Version {
@@ -58,14 +65,21 @@ impl Version {
         }
     }
 
-    /// A connected client.
+    /// A connected client, whose id the broker assigns.
     fn connect(self, addr: SocketAddr) -> TcpStream {
+        self.connect_as(addr, "")
+    }
+
+    /// A connected client.
+    fn connect_as(self, addr: SocketAddr, id: &str) -> TcpStream {
         let mut stream = TcpStream::connect(addr).expect("a connection");
         stream.set_nodelay(true).expect("no delay");
         stream.set_read_timeout(Some(DEADLINE)).expect("a deadline");
         stream.set_write_timeout(Some(DEADLINE)).expect("a deadline");
         let clean_without_keep_alive = [self as u8, 2, 0, 0];
-        let body = [&b"\0\x04MQTT"[..], &clean_without_keep_alive[..], self.properties(), &[0, 0]];
+        let length = u16::try_from(id.len()).expect("a short client id").to_be_bytes();
+        let id = [&length, id.as_bytes()].concat();
+        let body = [&b"\0\x04MQTT"[..], &clean_without_keep_alive[..], self.properties(), &id];
         stream.write_all(&packet(0x10, &body)).expect("CONNECT");
         read_packet(&mut stream, 0x20);
         stream
@@ -115,6 +129,24 @@ fn allocations_per_message(addr: SocketAddr, version: Version, subscribers: usiz
     (0..ROUNDS).map(|_| round()).fold(f64::INFINITY, f64::min)
 }
 
+/// Bytes that each of many idle connections holds, once the broker has let go of what connecting took.
+fn bytes_of_idle_connection(runtime: &Runtime, addr: SocketAddr) -> usize {
+    let held = || {
+        let stats = ALLOCATOR.stats();
+        stats.bytes_allocated.saturating_sub(stats.bytes_deallocated)
+    };
+    let started = Clock::system().now();
+    let before = held();
+    let connect = |n| Version::V5.connect_as(addr, &format!("idle-client-{n:08}"));
+    let idle: Vec<TcpStream> = (0..IDLE).map(connect).collect();
+    let mut least = usize::MAX;
+    while least > PER_IDLE_MAX && started.elapsed() < DEADLINE {
+        runtime.block_on(async { tokio::time::sleep(Duration::from_millis(100)).await });
+        least = least.min(held().saturating_sub(before) / idle.len());
+    }
+    least
+}
+
 /// What the broker looks at each second costs next to nothing if there is one virtual shard.
 async fn store_of_one_shard() -> SharedStore {
     let store = MemoryStore::new(Clock::system());
@@ -126,7 +158,7 @@ async fn store_of_one_shard() -> SharedStore {
 }
 
 #[test]
-fn forwarding_to_one_more_subscriber_allocates_nothing() {
+fn forwarding_to_one_more_subscriber_allocates_nothing_and_idle_connections_are_small() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let any = SocketAddr::from(([127, 0, 0, 1], 0));
     let config = Config { listeners: vec![Listener::tcp(any)], http: any, admin: any, ..Config::default() };
@@ -142,8 +174,9 @@ fn forwarding_to_one_more_subscriber_allocates_nothing() {
     });
     let started = async { tokio::time::timeout(DEADLINE, started).await };
     let addr = runtime.block_on(started).expect("a start in time").expect("a start").mqtt[0];
-    let mut report = String::new();
-    let mut failed = false;
+    let idle = bytes_of_idle_connection(&runtime, addr);
+    let mut report = format!("an idle connection holds {idle} B\n");
+    let mut failed = idle > PER_IDLE_MAX;
     for version in [Version::V311, Version::V5] {
         for burst in [1, 128] {
             let of = |subscribers| allocations_per_message(addr, version, subscribers, burst);

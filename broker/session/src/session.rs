@@ -32,7 +32,7 @@ const REQUESTS_MAX: u16 = 16;
 pub struct Session<T> {
     answers: Answers,
     /// Of a client that named an authentication method in CONNECT.
-    authentication: Option<Authentication>,
+    authentication: Option<Box<Authentication>>,
     inbound: Inbound,
     outbound: Outbound<T>,
     /// At most one for each packet handled and one for each restored delivery since the last drain, and
@@ -102,7 +102,7 @@ impl<T: Clone> Session<T> {
         let mut session = Self {
             answers,
             // A copy: the received buffer holds the whole CONNECT.
-            authentication: method.map(|method| Authentication::new(method.to_string().into())),
+            authentication: method.map(|method| Box::new(Authentication::new(method.to_string().into()))),
             inbound: Inbound::new(limits, connack.topic_alias_maximum, &incoming_qos2),
             outbound: Outbound::new(connect, answers, limits),
             events: VecDeque::new(),

@@ -232,27 +232,23 @@ async fn ask_for_more(
     }
 }
 
-/// The next event of a client's authentication, for ever if there is none. Cancel-safe.
-pub(super) async fn event(auth: &mut Option<Box<ClientAuth>>) -> AuthEvent {
-    match auth {
-        Some(auth) => std::future::poll_fn(|context| auth.poll_event(context)).await,
-        None => std::future::pending().await,
-    }
-}
-
 impl ClientAuth {
-    fn poll_event(&mut self, context: &mut Context<'_>) -> Poll<AuthEvent> {
+    /// What has happened, if anything has.
+    pub(super) fn poll_event(&mut self, context: &mut Context<'_>) -> Option<AuthEvent> {
         if let Some(step) = &mut self.step
             && let Poll::Ready((exchange, step)) = step.poll_unpin(context)
         {
-            return Poll::Ready(AuthEvent::Stepped(exchange, step));
+            return Some(AuthEvent::Stepped(exchange, step));
         }
         let Self { access, awaited, .. } = self;
         let event = awaited.get_or_insert_with(|| Box::pin(changed_or_expired(access))).poll_unpin(context);
-        if event.is_ready() {
-            *awaited = None;
+        match event {
+            Poll::Ready(event) => {
+                *awaited = None;
+                Some(event)
+            }
+            Poll::Pending => None,
         }
-        event
     }
 
     fn may_leave_will(&self) -> Result<(), Denied> {

@@ -47,19 +47,19 @@ impl Connection {
         // Putting the session away may take long: what was to be sent and answered does not wait for that.
         self.pending = Pending::default();
         self.retained.clear();
-        self.inbox.items = VecDeque::new();
+        self.inbox.state().items = VecDeque::new();
         if closed.cause != CloseCause::Lost {
             // The client may be gone, or not read: then the last packets are lost with the connection.
             let _ = tokio::time::timeout(FAREWELL_TIMEOUT, write_all(&mut self.wire)).await;
             self.settle_written().await;
             self.wire.close();
         }
-        if let Some(writing) = self.inbox.writing.take()
+        if let Some(writing) = self.inbox.state().writing.take()
             && let Err(error) = writing.await
         {
             tracing::debug!(%error, "acknowledgements of the last moment not stored");
         }
-        let ops = std::mem::take(&mut self.inbox.ops);
+        let ops = std::mem::take(&mut self.inbox.state().ops);
         if !ops.is_empty()
             && let Err(error) = self.broker.sessions.update(&self.stored, &ops).await
         {

@@ -53,7 +53,7 @@ impl Connection {
                 0 => self.deliver_mailbox(),
                 1 if self.held.is_empty() && self.queue.is_empty() => false,
                 1 => Box::pin(self.deliver_queue()).await,
-                2 if !self.stored.persistent || self.inbox.items.is_empty() && !self.inbox.more => false,
+                2 if !self.stored.persistent || self.inbox.is_exhausted() => false,
                 2 => Box::pin(self.deliver_inbox()).await,
                 3 => self.deliver_stream(),
                 _ if self.retained.is_empty() => false,
@@ -254,8 +254,9 @@ impl Connection {
             return false;
         }
         // A page may hold nothing but what is in flight already.
-        let unread = self.inbox.items.is_empty() && self.inbox.more;
-        while self.inbox.items.is_empty() && self.inbox.more {
+        let inbox = self.inbox.state();
+        let unread = inbox.items.is_empty() && inbox.more;
+        while self.inbox.state().items.is_empty() && self.inbox.state().more {
             if !self.read_inbox().await {
                 return false;
             }
@@ -265,22 +266,22 @@ impl Connection {
         let room = self.free_slots().min(DELIVERIES_PER_TURN);
         let mut denied = 0;
         while batch.len() < room && denied < DELIVERIES_PER_TURN {
-            let Some(item) = self.inbox.items.pop_front() else { break };
+            let Some(item) = self.inbox.state().items.pop_front() else { break };
             let id = item.id;
             // Rules may have changed since it was put there, or its session may be another client's by now.
             if self.auth.as_ref().is_some_and(|auth| auth.access().receive_from(&item.message.topic).is_err())
             {
                 self.metrics.messages_dropped.inc(Dropped::NotAuthorized);
-                self.inbox.ops.push(SessionOp::Remove(id));
+                self.inbox.state().ops.push(SessionOp::Remove(id));
                 denied += 1;
                 continue;
             }
             let reserved = if convert::qos(item.qos) == QoS::ExactlyOnce {
                 let Some(packet_id) = self.session.reserve_packet_id() else {
-                    self.inbox.items.push_front(item);
+                    self.inbox.state().items.push_front(item);
                     break;
                 };
-                self.inbox.recorded.insert(packet_id.get());
+                self.inbox.state().recorded.insert(packet_id.get());
                 ops.push(SessionOp::StoreOutgoing(packet_id.get(), id));
                 Some(packet_id)
             } else {
@@ -326,23 +327,25 @@ impl Connection {
             // It stays in the inbox, and is read again by the next connection.
             Refusal::Closed | Refusal::NoQuota | Refusal::Busy | Refusal::NotReserved => return,
         }
-        self.inbox.ops.push(SessionOp::Remove(id));
+        self.inbox.state().ops.push(SessionOp::Remove(id));
         if let Some(packet_id) = reserved {
-            self.inbox.ops.push(SessionOp::ClearOutgoing(packet_id.get()));
+            self.inbox.state().ops.push(SessionOp::ClearOutgoing(packet_id.get()));
         }
     }
 
     async fn read_inbox(&mut self) -> bool {
-        self.inbox.more = false;
-        let read = self.broker.inbox.read(&self.stored, self.inbox.cursor, INBOX_PAGE, INBOX_BYTES);
+        let inbox = self.inbox.state();
+        inbox.more = false;
+        let read = self.broker.inbox.read(&self.stored, inbox.cursor, INBOX_PAGE, INBOX_BYTES);
         match Box::pin(read).await {
             Ok(items) => {
+                let inbox = self.inbox.state();
                 if let Some(last) = items.last() {
-                    self.inbox.cursor = Some(last.id);
-                    self.inbox.more = true;
+                    inbox.cursor = Some(last.id);
+                    inbox.more = true;
                 }
-                let restored = &mut self.inbox.restored;
-                self.inbox.items.extend(items.into_iter().filter(|item| !restored.remove(&item.id)));
+                let restored = &mut inbox.restored;
+                inbox.items.extend(items.into_iter().filter(|item| !restored.remove(&item.id)));
                 true
             }
             Err(error) => {
@@ -353,7 +356,7 @@ impl Connection {
     }
 
     fn deliver_stream(&mut self) -> bool {
-        let Some(mut batch) = self.batch.take().or_else(|| self.stream.try_recv()) else {
+        let Some(mut batch) = self.batch.take().or_else(|| self.stream.try_recv().map(Box::new)) else {
             return false;
         };
         let found = self.externals.iter().position(
@@ -448,27 +451,32 @@ impl Connection {
         any
     }
 
-    /// A delivery has ended.
-    pub(super) async fn handle_acked(&mut self, packet_id: PacketId, tag: Tag, reason: ReasonCode) {
-        match tag {
-            Tag::Queue { log, consumer, offset, .. } => {
-                let verdict = if reason.is_error() { Verdict::Rejected } else { Verdict::Acknowledged };
-                Box::pin(self.settle(log, consumer, offset, true, verdict)).await;
-                return;
-            }
-            Tag::Inbox(id) => {
-                if self.inbox.recorded.remove(&packet_id.get()) {
-                    self.inbox.ops.push(SessionOp::ClearOutgoing(packet_id.get()));
-                }
-                self.inbox.ops.push(SessionOp::Remove(id));
-            }
-            Tag::Live { .. } | Tag::Stream => {}
+    /// A delivery has ended, which its queue is to know if it came from one.
+    pub(super) async fn handle_acked(&mut self, packet_id: PacketId, tag: &Tag, reason: ReasonCode) {
+        if let Tag::Queue { log, consumer, offset, .. } = *tag {
+            let verdict = if reason.is_error() { Verdict::Rejected } else { Verdict::Acknowledged };
+            self.settle(log, consumer, offset, true, verdict).await;
+        } else if self.note_acked(packet_id, tag) {
+            self.kick_queues().await;
         }
-        if self.window.give_back() {
-            Box::pin(self.kick_queues()).await;
-        } else {
+    }
+
+    /// A delivery of no queue has ended. True if queues wait for its room.
+    pub(super) fn note_acked(&mut self, packet_id: PacketId, tag: &Tag) -> bool {
+        match *tag {
+            Tag::Inbox(id) => {
+                if self.inbox.state().recorded.remove(&packet_id.get()) {
+                    self.inbox.state().ops.push(SessionOp::ClearOutgoing(packet_id.get()));
+                }
+                self.inbox.state().ops.push(SessionOp::Remove(id));
+            }
+            Tag::Live { .. } | Tag::Stream | Tag::Queue { .. } => {}
+        }
+        let starved = self.window.give_back();
+        if !starved {
             self.queue_slot.freed(self.broker.clock.now());
         }
+        starved
     }
 
     /// PUBRECs of stored QoS 2 deliveries: stored before PUBREL goes out.
@@ -490,18 +498,14 @@ impl Connection {
 
     /// Starts writing what has gathered of changes to the stored session, one write at a time.
     pub(super) fn start_write(&mut self) {
-        if self.inbox.writing.is_some() || self.inbox.ops.is_empty() {
-            return;
-        }
-        let rest = self.inbox.ops.split_off(self.inbox.ops.len().min(OPS_PER_WRITE));
-        let ops = std::mem::replace(&mut self.inbox.ops, rest);
+        let Some(ops) = self.inbox.take_ops(OPS_PER_WRITE) else { return };
         let sessions = self.broker.sessions.clone();
         let stored = self.stored.clone();
-        self.inbox.writing = Some(Box::pin(async move { sessions.update(&stored, &ops).await }));
+        self.inbox.state().writing = Some(Box::pin(async move { sessions.update(&stored, &ops).await }));
     }
 
     pub(super) fn handle_written(&mut self, result: weir_core::Result<()>) {
-        self.inbox.writing = None;
+        self.inbox.state().writing = None;
         if let Err(error) = result {
             self.fail(&error);
         }

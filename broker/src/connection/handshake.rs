@@ -20,12 +20,13 @@ use weir_session::{Delivery, Outgoing, Restored, Session, Transmit};
 
 use super::auth::{self, Admitted, ClientAuth, NotAdmitted};
 use super::external::{QUEUE_CHANNEL, STREAM_CHANNEL};
+use super::inbox::{Inbox, InboxState};
 use super::inlet::Inlet;
 use super::pace::Pace;
 use super::pending::Pending;
 use super::queue_slot::QueueSlot;
 use super::wire::Wire;
-use super::{Connection, FAREWELL_TIMEOUT, InboxState, Incoming, Tag};
+use super::{Connection, FAREWELL_TIMEOUT, Incoming, Tag};
 use crate::auth::ClientAccess;
 use crate::broker::{Broker, reason_of};
 use crate::convert;
@@ -303,6 +304,7 @@ impl Parts {
         );
         subscriber.connect(Arc::clone(&mailbox));
         let window = connection_window(connect, &broker, session.inflight());
+        let inbox = if opened.session.persistent { Inbox::from(restored_inbox) } else { Inbox::default() };
         let mut connection = Connection {
             metrics: broker.metrics.clone(),
             auth,
@@ -316,7 +318,7 @@ impl Parts {
             place,
             subscriptions: HashSet::default(),
             externals: Vec::new(),
-            catalog_changes: None,
+            catalog: None,
             pending: Pending::default(),
             incoming,
             window: Arc::new(window),
@@ -327,7 +329,7 @@ impl Parts {
             stream: Inlet::new(STREAM_CHANNEL),
             batch: None,
             retained: VecDeque::new(),
-            inbox: restored_inbox,
+            inbox,
             turn: 0,
             undecoded: true,
             input_ended: false,

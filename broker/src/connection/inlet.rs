@@ -1,6 +1,8 @@
 //! A channel into a connection that costs nothing until somebody sends: most connections never consume a queue
 //! or stream, and the first block of a channel alone is larger than everything else an idle connection holds.
 
+use std::task::{Context, Poll};
+
 use tokio::sync::mpsc;
 
 /// Both ends of a bounded channel, made when first needed. Whoever sends into a full one waits or is told.
@@ -31,13 +33,11 @@ impl<T> Inlet<T> {
         self.ends.as_mut()?.1.try_recv().ok()
     }
 
-    /// The next thing; waits for ever if nobody sends. Cancel-safe.
-    pub(super) async fn recv(&mut self) -> T {
-        if let Some(ends) = &mut self.ends
-            && let Some(received) = ends.1.recv().await
-        {
-            return received;
+    /// The next thing, if it is there; `context` is woken when it is.
+    pub(super) fn poll_recv(&mut self, context: &mut Context<'_>) -> Option<T> {
+        match self.ends.as_mut()?.1.poll_recv(context) {
+            Poll::Ready(received) => received,
+            Poll::Pending => None,
         }
-        std::future::pending().await
     }
 }

@@ -8,14 +8,17 @@
 mod auth;
 mod close;
 mod deliver;
+mod events;
 mod external;
 mod handshake;
+mod inbox;
 mod inlet;
 mod pace;
 mod pending;
 mod publish;
 mod queue_slot;
 mod subscribe;
+mod wait;
 mod wire;
 
 use std::collections::VecDeque;
@@ -23,21 +26,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytestring::ByteString;
-use futures_util::FutureExt;
-use futures_util::future::BoxFuture;
 use smallvec::SmallVec;
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use weir_codec::{Decoder, Packet, PacketId, PacketType, ProtocolVersion, QoS, ReasonCode};
-use weir_core::inbox::InboxItem;
+use weir_codec::{Decoder, Packet, PacketId, PacketType, ProtocolVersion, ReasonCode};
 use weir_core::key::Publisher;
 use weir_core::keyspace::inbox::InboxId;
 use weir_core::keyspace::{LogId, PublishId};
 use weir_core::queue::{ConsumerId, QueueDelivery, Window};
-use weir_core::sessions::{SessionOp, SessionRef};
+use weir_core::sessions::SessionRef;
 use weir_env::clock::Instant;
 use weir_env::seed::{HashMap, HashSet};
-use weir_session::{CloseCause, Closed, Event, PublishToken, Session};
+use weir_session::{CloseCause, Closed, PublishToken, Session};
 
 use crate::broker::{Broker, Outcome};
 use crate::clients::Place;
@@ -47,10 +46,12 @@ use crate::metrics::{self, Metrics};
 use crate::router::{Group, Subscriber};
 use crate::transport::Stream;
 use external::{External, StreamBatch};
+use inbox::Inbox;
 use inlet::Inlet;
 use pace::Pace;
 use pending::Pending;
 use queue_slot::QueueSlot;
+use wait::{Catalog, Socket, Turn, Wants};
 use wire::Wire;
 
 pub(crate) use external::parse_start;
@@ -138,7 +139,7 @@ struct Connection {
     /// Plain and shared subscriptions: only their texts, which are small and say everything.
     subscriptions: HashSet<ByteString>,
     externals: Vec<External>,
-    catalog_changes: Option<watch::Receiver<u64>>,
+    catalog: Option<Catalog>,
     /// Publishes that are becoming durable, in the order in which they came: so are they answered and delivered.
     pending: Pending,
     /// Publish ids of QoS 2 publishes under way, stored with the session.
@@ -152,9 +153,9 @@ struct Connection {
     /// Keeps the last slot for queues now and then.
     queue_slot: QueueSlot,
     stream: Inlet<StreamBatch>,
-    batch: Option<StreamBatch>,
+    batch: Option<Box<StreamBatch>>,
     retained: VecDeque<subscribe::RetainedScan>,
-    inbox: InboxState,
+    inbox: Inbox,
     /// Which source of deliveries is asked first.
     turn: u8,
     /// What has been read may hold packets that have not been decoded.
@@ -169,20 +170,13 @@ struct Connection {
     metrics: Metrics,
 }
 
-/// Where a persistent session stands in its inbox.
-#[derive(Default)]
-struct InboxState {
-    /// Whether there may be more than has been read.
-    more: bool,
-    cursor: Option<InboxId>,
-    items: VecDeque<InboxItem>,
-    /// Deliveries that were restored from an earlier connection: their rows have been sent.
-    restored: HashSet<InboxId>,
-    /// Packet ids that have a record in the store.
-    recorded: HashSet<u16>,
-    /// Changes to store, and the write under way.
-    ops: Vec<SessionOp>,
-    writing: Option<BoxFuture<'static, weir_core::Result<()>>>,
+/// What a turn leaves to be done.
+struct Todo {
+    /// Something has been read.
+    undecoded: bool,
+    eviction: Option<Eviction>,
+    catalog: bool,
+    timer: bool,
 }
 
 /// Serves one client from its first byte to its last.
@@ -221,8 +215,9 @@ pub(crate) fn serve(
 
 impl Connection {
     async fn run(mut self: Box<Self>) -> metrics::Closed {
-        // Buffers that are empty have been let go, and nothing has happened since.
-        let mut idle = false;
+        let mut idle_at = Some(self.broker.clock.now() + IDLE_AFTER);
+        let sleep = tokio::time::sleep(IDLE_AFTER);
+        tokio::pin!(sleep);
         // What it publishes waits, which has been counted.
         let mut waits = false;
         loop {
@@ -254,67 +249,98 @@ impl Connection {
                 self.session.handle_lost();
                 continue;
             }
-            let now = self.broker.clock.now();
-            let timeout = self.session.poll_timeout().map(Instant::from);
-            let idle_at = (!idle).then(|| now + IDLE_AFTER);
-            let slow_at = self.pace.poll_timeout();
-            let kept_until = self.queue_slot.poll_timeout();
-            let again_at = held_up.then(|| now + HELD_UP_WAIT);
-            let wakes = [timeout, idle_at, self.drain_until, slow_at, kept_until, again_at];
-            let wake_at = wakes.into_iter().flatten().min();
-            let read = self.wants_read() && !self.undecoded && !self.input_ended;
-            let take_queue = self.held.is_empty() && self.has_room();
-            let take_stream = self.batch.is_none() && self.has_room();
-            let was_idle = std::mem::take(&mut idle);
-            tokio::select! {
-                ready = self.wire.ready(read) => match ready {
-                    Ok(ready) => self.handle_ready(ready.is_readable() && read, ready.is_error()).await,
-                    Err(_) => self.session.handle_lost(),
-                },
-                (asker, outcome) = self.pending.next() => {
-                    self.answer(asker, outcome);
-                    // Others of the same batch are likely done too.
-                    while let Some((asker, outcome)) = self.pending.next().now_or_never() {
-                        self.answer(asker, outcome);
-                    }
+            let wants = self.wants(held_up, idle_at);
+            // There is more to deliver, and the others have their turn.
+            let todo = {
+                let turn = if more {
+                    self.look(wants, sleep.as_mut()).await
+                } else {
+                    self.wait(wants, sleep.as_mut()).await
+                };
+                if turn.is_busy() || more {
+                    idle_at = Some(self.broker.clock.now() + IDLE_AFTER);
                 }
-                () = self.mailbox.changed() => {
-                    if let Some(eviction) = self.handle_mail() {
-                        Box::pin(self.handle_eviction(eviction)).await;
-                    }
-                }
-                delivery = self.queue.recv(), if take_queue => self.held.push_back(delivery),
-                batch = self.stream.recv(), if take_stream => self.batch = Some(batch),
-                result = write_of(&mut self.inbox.writing) => self.handle_written(result),
-                event = auth::event(&mut self.auth) => self.handle_auth_event(event),
-                () = catalog_change(&mut self.catalog_changes) => Box::pin(self.refresh_externals()).await,
-                () = tokio::time::sleep_until(wake_at.unwrap_or(now)), if wake_at.is_some() => {
-                    let now = self.broker.clock.now();
-                    self.queue_slot.handle_timeout(now);
-                    if slow_at.is_some_and(|at| at <= now) {
-                        self.shed("limits.slowClientTimeout");
-                    } else if timeout.is_some_and(|at| at <= now) {
-                        Box::pin(self.handle_timeout(read)).await;
-                        idle = was_idle;
-                    } else if idle_at.is_some_and(|at| at <= now) {
-                        self.wire.compact();
-                        self.session.compact();
-                        self.pending.compact();
-                        self.mailbox.compact();
-                        idle = true;
-                    }
-                }
-                // There is more to deliver, and the others have had their turn.
-                () = tokio::task::yield_now(), if more => {}
+                self.handle_turn(turn, wants)
+            };
+            if todo.undecoded {
+                self.handle_input().await;
+            }
+            if let Some(eviction) = todo.eviction {
+                Box::pin(self.handle_eviction(eviction)).await;
+            }
+            if todo.catalog {
+                Box::pin(self.refresh_externals()).await;
+            }
+            if todo.timer && Box::pin(self.handle_time(wants, idle_at)).await {
+                idle_at = None;
             }
         }
+    }
+
+    /// What there is to wait for.
+    fn wants(&self, held_up: bool, idle_at: Option<Instant>) -> Wants {
+        let timeout = self.session.poll_timeout().map(Instant::from);
+        let again_at = held_up.then(|| self.broker.clock.now() + HELD_UP_WAIT);
+        let (slow_at, kept_until) = (self.pace.poll_timeout(), self.queue_slot.poll_timeout());
+        let wakes = [timeout, idle_at, self.drain_until, slow_at, kept_until, again_at];
+        Wants {
+            read: self.wants_read() && !self.undecoded && !self.input_ended,
+            queue: self.held.is_empty() && self.has_room(),
+            stream: self.batch.is_none() && self.has_room(),
+            until: wakes.into_iter().flatten().min(),
+        }
+    }
+
+    /// Takes note of what has happened, and of what is to be done about it that may have to wait.
+    fn handle_turn(&mut self, turn: Turn, wants: Wants) -> Todo {
+        for (asker, outcome) in turn.answers {
+            self.answer(asker, outcome);
+        }
+        self.held.extend(turn.delivery);
+        self.batch = self.batch.take().or(turn.batch.map(Box::new));
+        if let Some(result) = turn.written {
+            self.handle_written(result);
+        }
+        if let Some(event) = turn.auth {
+            self.handle_auth_event(event);
+        }
+        let eviction = if turn.mail { self.handle_mail() } else { None };
+        let undecoded = match turn.socket {
+            Some(Socket::Readable) => wants.read && self.fill(),
+            Some(Socket::Lost) => {
+                self.session.handle_lost();
+                false
+            }
+            // Writing happens in `pump`, which follows.
+            Some(Socket::Writable) | None => false,
+        };
+        Todo { undecoded, eviction, catalog: turn.catalog, timer: turn.timer }
+    }
+
+    /// The time may have come for something. True if the connection is idle from here on.
+    async fn handle_time(&mut self, wants: Wants, idle_at: Option<Instant>) -> bool {
+        let now = self.broker.clock.now();
+        let is_due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
+        self.queue_slot.handle_timeout(now);
+        if is_due(self.pace.poll_timeout()) {
+            self.shed("limits.slowClientTimeout");
+        } else if is_due(self.session.poll_timeout().map(Instant::from)) {
+            self.handle_timeout(wants.read).await;
+        } else if is_due(idle_at) {
+            self.wire.compact();
+            self.session.compact();
+            self.pending.compact();
+            self.mailbox.compact();
+            return true;
+        }
+        false
     }
 
     /// Takes note of what the mailbox says; what it holds is delivered by `pump`, which follows. If the connection is
     /// to end, why.
     fn handle_mail(&mut self) -> Option<Eviction> {
         if self.mailbox.take_inbox_changed() {
-            self.inbox.more = true;
+            self.inbox.state().more = true;
         }
         self.mailbox.eviction()
     }
@@ -324,7 +350,9 @@ impl Connection {
         match eviction {
             Eviction::TakenOver => {
                 // What the client sent before it came back counts: after a DISCONNECT its will is withdrawn.
-                self.handle_ready(self.wants_read() && !self.input_ended, false).await;
+                if self.wants_read() && !self.input_ended && self.fill() {
+                    self.handle_input().await;
+                }
                 self.session.close(ReasonCode::SessionTakenOver, None);
             }
             Eviction::TooSlow => self.shed("limits.outboxBytesPerClient"),
@@ -344,7 +372,9 @@ impl Connection {
     /// The keep-alive has run out, unless the client's packets wait for us.
     async fn handle_timeout(&mut self, read: bool) {
         if read {
-            self.handle_ready(true, false).await;
+            if self.fill() {
+                self.handle_input().await;
+            }
         } else {
             self.session.handle_read_paused(self.broker.clock.now().into_std());
         }
@@ -380,20 +410,15 @@ impl Connection {
         self.wire.backlog() < wire::WRITE_HIGH_WATER && !self.session.is_closed()
     }
 
-    async fn handle_ready(&mut self, readable: bool, error: bool) {
-        if readable {
-            match self.wire.fill() {
-                Ok(true) => self.handle_input().await,
-                // What has been read comes first.
-                Ok(false) | Err(_) => {
-                    self.input_ended = true;
-                    self.undecoded = true;
-                }
-            }
-        } else if error {
-            self.session.handle_lost();
+    /// Reads what there is. True if it is to be decoded at once.
+    fn fill(&mut self) -> bool {
+        let filled = matches!(self.wire.fill(), Ok(true));
+        if !filled {
+            // What has been read comes first.
+            self.input_ended = true;
+            self.undecoded = true;
         }
-        // Writing happens in `pump`, which follows.
+        filled
     }
 
     /// Decodes some of what has been read, and handles what it asks for.
@@ -431,51 +456,6 @@ impl Connection {
             }
         }
         self.handle_events().await;
-    }
-
-    async fn handle_events(&mut self) {
-        // Publishes from one on that must be noted first. Others wait for nothing.
-        let mut publishes = Vec::new();
-        let mut allowed = None;
-        let mut releases = Vec::new();
-        let mut received = Vec::new();
-        while let Some(event) = self.session.poll_event() {
-            match event {
-                Event::Publish { qos, .. }
-                    if !publishes.is_empty() || self.stored.persistent && qos == QoS::ExactlyOnce =>
-                {
-                    publishes.push(event);
-                }
-                Event::Publish { .. } => {
-                    if *allowed.get_or_insert_with(|| self.refresh_access())
-                        && let Some(enqueued) = self.handle_publish(event)
-                    {
-                        self.enqueue(enqueued).await;
-                    }
-                }
-                Event::Release { packet_id } => releases.push(packet_id),
-                Event::Received { packet_id, tag } => received.push((packet_id, tag)),
-                Event::Acked { packet_id, tag, reason } => self.handle_acked(packet_id, tag, reason).await,
-                Event::Subscribe(subscribe) => {
-                    // Publishes before it come first.
-                    self.handle_publishes(&mut publishes).await;
-                    Box::pin(self.handle_subscribe(*subscribe)).await;
-                }
-                Event::Unsubscribe(unsubscribe) => {
-                    self.handle_publishes(&mut publishes).await;
-                    Box::pin(self.handle_unsubscribe(*unsubscribe)).await;
-                }
-                Event::Auth { begins, data } => self.handle_auth(begins, data),
-                Event::Closed(closed) => self.closed = Some(closed),
-            }
-        }
-        self.handle_publishes(&mut publishes).await;
-        if !releases.is_empty() {
-            Box::pin(self.handle_releases(releases)).await;
-        }
-        if !received.is_empty() {
-            Box::pin(self.handle_received(received)).await;
-        }
     }
 
     /// Moves deliveries into the session, packets out of it, and bytes into the socket, as far as all go. True if
@@ -516,23 +496,6 @@ impl Connection {
                 return;
             }
         }
-    }
-}
-
-/// Waits for the write under way, for ever if there is none.
-async fn write_of(writing: &mut Option<BoxFuture<'static, weir_core::Result<()>>>) -> weir_core::Result<()> {
-    match writing {
-        Some(write) => write.await,
-        None => std::future::pending().await,
-    }
-}
-
-/// Waits for a change of the catalog, for ever if nobody cares.
-async fn catalog_change(changes: &mut Option<watch::Receiver<u64>>) {
-    match changes {
-        // The catalog outlives every connection.
-        Some(changes) => drop(changes.changed().await),
-        None => std::future::pending().await,
     }
 }
 

@@ -4,6 +4,7 @@
 //! Bounded by whoever reads the client: it asks for the length and the bytes first.
 
 use std::collections::VecDeque;
+use std::task::{Context, Poll};
 
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
@@ -47,15 +48,12 @@ impl Pending {
         self.0.as_ref().map_or(0, |line| line.bytes)
     }
 
-    /// The first answer, when it is known; waits for ever if there is none to come. Cancel-safe.
-    pub(super) async fn next(&mut self) -> Answer {
-        if let Some(line) = &mut self.0
-            && let Some(answer) = line.answers.next().await
-        {
-            line.bytes -= line.sizes.pop_front().unwrap_or(0);
-            return answer;
-        }
-        std::future::pending().await
+    /// The first answer, if it is known; `context` is woken when it is.
+    pub(super) fn poll_next(&mut self, context: &mut Context<'_>) -> Option<Answer> {
+        let line = self.0.as_mut()?;
+        let Poll::Ready(Some(answer)) = line.answers.poll_next_unpin(context) else { return None };
+        line.bytes -= line.sizes.pop_front().unwrap_or(0);
+        Some(answer)
     }
 
     /// Lets go of what is empty.

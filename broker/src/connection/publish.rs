@@ -219,7 +219,7 @@ impl Connection {
     /// Changes the stored session now, after what waits to be stored: a packet id may be in both. False if that
     /// failed: the session is then closed.
     pub(super) async fn update_session(&mut self, ops: &[SessionOp]) -> bool {
-        if let Some(writing) = &mut self.inbox.writing {
+        if let Some(writing) = &mut self.inbox.state().writing {
             let result = writing.await;
             let failed = result.is_err();
             self.handle_written(result);
@@ -227,7 +227,7 @@ impl Connection {
                 return false;
             }
         }
-        let mut all = std::mem::take(&mut self.inbox.ops);
+        let mut all = std::mem::take(&mut self.inbox.state().ops);
         all.extend_from_slice(ops);
         match Box::pin(self.broker.sessions.update(&self.stored, &all)).await {
             Ok(()) => true,

@@ -26,6 +26,7 @@ use super::external::{
     start_of,
 };
 use super::handshake::NO_EXTRA;
+use super::wait::Catalog;
 use super::{Connection, Tag, Unwritten};
 use crate::broker::{Broker, wish_of};
 use crate::config::Limits;
@@ -264,7 +265,7 @@ impl Connection {
             return;
         }
         self.remove_external(&text, Lost::Left).await;
-        self.catalog_changes.get_or_insert_with(|| self.broker.core.catalog().changes());
+        self.catalog.get_or_insert_with(|| Catalog::new(self.broker.core.catalog().changes()));
         let external = External {
             text,
             to,
@@ -429,7 +430,7 @@ impl Connection {
         if !self.stored.persistent || scan.wish.options.qos == QoS::AtMostOnce {
             return true;
         }
-        let taken = self.inbox.items.is_empty() && !self.inbox.more;
+        let taken = self.inbox.is_exhausted();
         let page = retained_page(&self.broker.limits);
         taken
             && self.broker.router.inboxes().has_room_for(

@@ -5,12 +5,14 @@
 
 use std::cell::RefCell;
 use std::io;
+use std::task::{Context, Poll};
 
 use bytes::{Buf, BytesMut};
 use tokio::io::Interest;
 use weir_codec::{EncodeError, ProtocolVersion};
 use weir_session::Transmit;
 
+use super::wait::Socket;
 use crate::listen::{self, Peer};
 use crate::metrics::{Closed, Metrics};
 use crate::transport::Stream;
@@ -72,11 +74,24 @@ impl Wire {
         let interest = match (read, self.output.is_empty()) {
             (true, true) => Interest::READABLE,
             (true, false) => Interest::READABLE | Interest::WRITABLE,
-            (false, false) => Interest::WRITABLE,
-            // Nothing is wanted of the socket but to know that it is gone.
-            (false, true) => Interest::ERROR,
+            (false, _) => Interest::WRITABLE,
         };
         self.stream.ready(interest).await
+    }
+
+    /// Whether the socket can be read, if that is wanted, or written, if something waits. `context` is woken when it can.
+    pub(super) fn poll_ready(&self, read: bool, context: &mut Context<'_>) -> Poll<Socket> {
+        self.stream.poll_ready(read, !self.output.is_empty(), context).map(|ready| match ready {
+            Ok(true) => Socket::Readable,
+            Ok(false) => Socket::Writable,
+            Err(_) => Socket::Lost,
+        })
+    }
+
+    /// Waits until the socket is gone. Cancel-safe.
+    pub(super) async fn lost(&self) {
+        // An error says so as well.
+        let _ = self.stream.ready(Interest::ERROR).await;
     }
 
     /// Reads what there is. False at the end of the stream.
@@ -160,10 +175,11 @@ impl Wire {
 
     /// Lets go of buffers that hold nothing.
     pub(super) fn compact(&mut self) {
-        if self.input.is_empty() && self.input.capacity() > 0 {
+        // Also of those that have no capacity left: they still hold what they were part of.
+        if self.input.is_empty() {
             self.input = BytesMut::new();
         }
-        if self.output.is_empty() && self.output.capacity() > 0 {
+        if self.output.is_empty() {
             self.output = BytesMut::new();
         }
         self.stream.compact();

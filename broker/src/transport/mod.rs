@@ -12,6 +12,7 @@ mod upgrade;
 mod ws;
 
 use std::io;
+use std::task::{Context, Poll};
 
 use bytes::BytesMut;
 use tokio::io::{Interest, Ready};
@@ -130,6 +131,20 @@ impl Stream {
         }
         let interest = if self.pending() > 0 { interest | Interest::WRITABLE } else { interest };
         self.socket.ready(interest).await
+    }
+
+    /// As [`Self::ready`], without a future, for one task: whether it can be read, if so wanted, else it can be written.
+    ///
+    /// # Errors
+    /// If the socket fails.
+    pub fn poll_ready(&self, read: bool, write: bool, context: &mut Context<'_>) -> Poll<io::Result<bool>> {
+        let ws = self.layers.as_ref().and_then(|layers| layers.ws.as_ref());
+        if read && ws.is_some_and(WebSocket::is_readable) {
+            return Poll::Ready(Ok(true));
+        }
+        let readable = read && self.socket.poll_read_ready(context)?.is_ready();
+        let writable = (write || self.pending() > 0) && self.socket.poll_write_ready(context)?.is_ready();
+        if readable || writable { Poll::Ready(Ok(readable)) } else { Poll::Pending }
     }
 
     /// Reads what there is; `Ok(0)` is the end. `into` needs room: a plain socket fills what there is.

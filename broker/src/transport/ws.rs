@@ -234,7 +234,8 @@ impl WebSocket {
 
     pub(super) fn compact(&mut self) {
         for buffer in [&mut self.received, &mut self.output] {
-            if buffer.is_empty() && buffer.capacity() > 0 {
+            // Also one that has no capacity left: it still holds what it was part of.
+            if buffer.is_empty() {
                 *buffer = BytesMut::new();
             }
         }
