@@ -136,7 +136,7 @@ impl Error {
 }
 
 /// The result of a store operation.
-pub type Result<T> = std::result::Result<T, Error>;
+pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Whether a read takes part in conflict detection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

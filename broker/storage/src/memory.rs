@@ -13,7 +13,8 @@ use parking_lot::{Mutex, RwLock};
 use weir_env::clock::Clock;
 
 use crate::local::{
-    CommitRequest, KeyRange, LocalTransaction, Sequencer, Shared, Submit, View, WriteSet, Writer, closed,
+    ApplyError, CommitRequest, KeyRange, LocalTransaction, Sequencer, Shared, Submit, View, WriteSet, Writer,
+    closed,
 };
 use crate::{Committed, Result, Store, StoreStats, Transaction, Version};
 
@@ -131,7 +132,7 @@ struct MemoryWriter {
 impl Writer for MemoryWriter {
     type View = MemoryView;
 
-    fn apply(&mut self, version: Version, changes: &WriteSet) -> Result<MemoryView> {
+    fn apply(&mut self, version: Version, changes: &WriteSet) -> Result<MemoryView, ApplyError> {
         let mut table = self.table.write();
         for range in changes.cleared() {
             let bounds = (Bound::Included(range.begin), Bound::Excluded(range.end));

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-/// What an engine has done since it was opened. Every field only grows.
+/// What an engine has done since it was opened. Every field but [`StoreStats::disk_free_bytes`] only grows.
 #[derive(Debug, Default)]
 pub struct StoreStats {
     /// Transactions with writes that were committed.
@@ -20,6 +20,10 @@ pub struct StoreStats {
     pub sync_count: AtomicU64,
     /// Time spent making batches durable, in microseconds.
     pub sync_micros: AtomicU64,
+    /// Transactions refused because the disk is full.
+    pub refused_full: AtomicU64,
+    /// Bytes that were free on the disk at the last batch; zero on an engine without a disk.
+    pub disk_free_bytes: AtomicU64,
 }
 
 impl StoreStats {

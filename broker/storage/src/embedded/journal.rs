@@ -1,213 +1,290 @@
-//! Looks at the tree's journal before the tree does, to tell a torn tail from damage.
+//! The journal: batches in files of a fixed length, in the order of their commits. Knows no tree; who owns it commits
+//! one batch at a time.
 //!
-//! Each batch is synced before the next one is written, so after a power failure only the last one can be
-//! incomplete: it was never acknowledged and is cut off. A bad batch with a good one behind it was acknowledged,
-//! and losing it silently is not an option. The tree alone would cut the journal at the first batch that
-//! does not parse, and refuse to start when the last one parses but its pages did not all reach the disk.
-//!
-//! Knows the journal of `fjall` 3.1, numbers little-endian:
 //! ```text
-//! start:  1 count(4) seqno(8)
-//! item:   2 type(1) compression(1) keyspace(8) key_len(2) value_len(4) stored_len(4) key value
-//! clear:  4 keyspace(8)
-//! end:    3 xxh3-64 of the items(8) "FJL\x03"
+//! DIR/00000000000000000007.log    a segment; the highest number is being written
+//! DIR/new.tmp                     a segment that is being made
 //! ```
-//! Zeroes follow the last batch: the file is made longer in advance.
+//! A segment has its full length and its blocks before a batch goes into it, so that a full disk is met before a
+//! batch is accepted and fdatasync has no metadata to write. Segments whose batches are all in the tree get the next
+//! number and are written again; what is left of the old number in them is not a batch of the new one.
+//!
+//! Each batch names the one before it, and is synced before the next is written. So what is missing at the end was
+//! never acknowledged, and what is missing anywhere else is damage. A file that is too short is damage too.
 
+use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, ErrorKind, Read, Seek};
+use std::io::{self, ErrorKind, Read};
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
+use bytes::Bytes;
+
+use super::batch::{self, Batch, Place};
 use super::folder::disk_error;
-use crate::{Error, Result};
+use super::inspect::damaged;
+use crate::local::WriteSet;
+use crate::{Error, Result, Version};
 
-const MAGIC: &[u8] = b"FJL\x03";
-const END_BYTES: usize = 1 + 8 + MAGIC.len();
-const CHUNK_BYTES: usize = 64 << 10;
+/// The length of a segment. Holds the largest batch.
+const SEGMENT_BYTES: u64 = 16 << 20;
+/// How far ahead of the batches a young segment is filled with zeroes.
+const FILL_BYTES: usize = 1 << 20;
+/// Segments that wait to be written again; more of them are removed.
+const SPARES_MAX: usize = 8;
+const TEMPORARY: &str = "new.tmp";
 
-/// Checks the journals in `data`, which may not exist yet, and cuts off a torn tail.
-///
-/// # Errors
-/// [`Error::Damaged`] if an acknowledged commit is not readable.
-pub(super) fn mend(data: &Path) -> Result<()> {
-    let journals = journals(data).map_err(|error| disk_error(data, "list", &error))?;
-    for (index, (_, path)) in journals.iter().enumerate() {
-        let is_active = index + 1 == journals.len();
-        let bytes = read_written(path).map_err(|error| disk_error(path, "read", &error))?;
-        match inspect(&bytes) {
-            Verdict::Good => {}
-            Verdict::Torn { from } if is_active => {
-                tracing::info!(journal = %path.display(), from, "cutting off a commit that was never finished");
-                cut(path, from).map_err(|error| disk_error(path, "cut", &error))?;
-            }
-            Verdict::Torn { from } | Verdict::Damaged { from } => {
-                let path = path.display();
-                return Err(Error::Damaged(
-                    format!(
-                        "{path} is not readable from byte {from} on, and commits follow: restore the folder \
-                         from a backup"
-                    )
-                    .into(),
-                ));
-            }
-        }
-    }
-    Ok(())
+/// The files of the journal.
+#[derive(Debug)]
+pub(super) struct Journal {
+    dir: PathBuf,
+    store: u64,
+    active: Segment,
+    /// Full segments with batches that are not in the tree yet, oldest first.
+    sealed: VecDeque<Sealed>,
+    /// Numbers of segments whose batches are all in the tree.
+    spares: Vec<u64>,
+    /// The version of the last batch.
+    last: Version,
+    buffer: Vec<u8>,
 }
 
-/// The journals by number; the last one is being written.
-fn journals(data: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
-    let entries = match fs::read_dir(data) {
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
-        entries => entries?,
-    };
-    let mut journals = Vec::new();
-    for entry in entries {
-        let path = entry?.path();
-        let number = path.file_stem().and_then(|stem| stem.to_str()?.parse().ok());
-        if let Some(number) = number.filter(|_| path.extension().is_some_and(|extension| extension == "jnl"))
+#[derive(Debug)]
+struct Segment {
+    number: u64,
+    file: File,
+    /// Where the next batch goes.
+    at: u64,
+    /// The file has its blocks up to here.
+    filled: u64,
+}
+
+#[derive(Debug)]
+struct Sealed {
+    number: u64,
+    last: Version,
+}
+
+impl Journal {
+    /// Opens the journal in `dir` of the store with this id, whose tree holds all up to `persisted`, and hands
+    /// every batch after that to `replay`.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] if an acknowledged batch is not readable; `stopped_at` is the last one if that is known.
+    pub(super) fn open(
+        dir: &Path,
+        store: u64,
+        persisted: Version,
+        stopped_at: Option<Version>,
+        mut replay: impl FnMut(Batch) -> Result<()>,
+    ) -> Result<Self> {
+        let failed = |error: io::Error| disk_error(dir, "open", &error);
+        fs::create_dir_all(dir).map_err(failed)?;
+        let mut chain = Chain { last: persisted, replay: &mut replay };
+        let (mut sealed, mut spares, mut active) = (VecDeque::new(), Vec::new(), None);
+        let numbers = numbers(dir).map_err(failed)?;
+        if numbers.is_empty() && persisted > Version(1) {
+            return Err(damaged(dir, "it holds no segment"));
+        }
+        for (index, &number) in numbers.iter().enumerate() {
+            let path = path(dir, number);
+            let bytes = read_whole(&path)?;
+            let (batches, end) = batch::decode_all(&bytes, Place { store, segment: number });
+            let newest = batches.last().map(|batch| batch.version);
+            let before = index.checked_sub(1).map(|before| numbers[before]);
+            for (at, batch) in batches.into_iter().enumerate() {
+                let suspect = if at == 0 { before.unwrap_or(number) } else { number };
+                chain.follow(batch, || unreadable(dir, suspect))?;
+            }
+            if index + 1 == numbers.len() {
+                active = Some(Segment::open(&path, number, end as u64).map_err(failed)?);
+            } else if newest.is_some_and(|newest| newest > persisted) {
+                sealed.push_back(Sealed { number, last: chain.last });
+            } else {
+                spares.push(number);
+            }
+        }
+        let last = chain.last;
+        if let (Some(stopped_at), Some(number)) = (stopped_at, numbers.last())
+            && stopped_at != last
         {
-            journals.push((number, path));
+            return Err(unreadable(dir, *number));
         }
-    }
-    journals.sort_unstable();
-    Ok(journals)
-}
-
-/// The file without the zeroes at its end, to within a chunk.
-fn read_written(path: &Path) -> io::Result<Vec<u8>> {
-    let (mut file, zeroes) = (File::open(path)?, vec![0; CHUNK_BYTES]);
-    let (mut chunk, mut read, mut written) = (Vec::with_capacity(CHUNK_BYTES), 0, 0);
-    while file.by_ref().take(CHUNK_BYTES as u64).read_to_end(&mut chunk)? > 0 {
-        read += chunk.len() as u64;
-        if chunk != zeroes[..chunk.len()] {
-            written = read;
-        }
-        chunk.clear();
-    }
-    let mut bytes = Vec::new();
-    file.rewind()?;
-    file.take(written).read_to_end(&mut bytes)?;
-    Ok(bytes)
-}
-
-fn cut(path: &Path, len: usize) -> io::Result<()> {
-    let file = OpenOptions::new().write(true).open(path)?;
-    file.set_len(len as u64)?;
-    file.sync_all()
-}
-
-/// What a journal holds, from its first byte on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Verdict {
-    /// Good batches, and behind them nothing, zeroes, or the beginning of a batch, which the tree cuts off itself.
-    Good,
-    /// Good batches up to here, then one that is whole but whose sum is wrong.
-    Torn { from: usize },
-    /// Good batches behind a bad one, which begins here.
-    Damaged { from: usize },
-}
-
-fn inspect(bytes: &[u8]) -> Verdict {
-    let mut from = 0;
-    loop {
-        match batch_at(bytes, from) {
-            Batch::Good { end } => from = end,
-            Batch::BadSum { end } if good_batch_follows(bytes, end - MAGIC.len()) => {
-                return Verdict::Damaged { from };
-            }
-            Batch::BadSum { .. } => return Verdict::Torn { from },
-            Batch::Broken if good_batch_follows(bytes, from) => return Verdict::Damaged { from },
-            Batch::Broken => return Verdict::Good,
-        }
-    }
-}
-
-/// Whether a good batch begins behind any end marker from `from` on.
-fn good_batch_follows(bytes: &[u8], from: usize) -> bool {
-    let rest = bytes.get(from..).unwrap_or_default();
-    let mut markers = rest.windows(MAGIC.len()).enumerate().filter(|(_, window)| *window == MAGIC);
-    markers.any(|(at, _)| matches!(batch_at(bytes, from + at + MAGIC.len()), Batch::Good { .. }))
-}
-
-enum Batch {
-    Good { end: usize },
-    BadSum { end: usize },
-    Broken,
-}
-
-/// The batch that begins at `from`.
-fn batch_at(bytes: &[u8], from: usize) -> Batch {
-    parse_batch(bytes, from).unwrap_or(Batch::Broken)
-}
-
-/// `None` if there is no whole batch.
-fn parse_batch(bytes: &[u8], from: usize) -> Option<Batch> {
-    let field = |at: usize, len: usize| bytes.get(at..at.checked_add(len)?);
-    let number = |at: usize, len: usize| {
-        let mut wide = [0; 8];
-        wide[..len].copy_from_slice(field(at, len)?);
-        usize::try_from(u64::from_le_bytes(wide)).ok()
-    };
-    if number(from, 1)? != 1 {
-        return None;
-    }
-    let count = number(from + 1, 4)?;
-    let items = from + 13;
-    let mut at = items;
-    for _ in 0..count {
-        at = match number(at, 1)? {
-            2 => {
-                let (key_len, stored_len) = (number(at + 11, 2)?, number(at + 17, 4)?);
-                at + 21 + key_len + stored_len
-            }
-            4 => at + 9,
-            _ => return None,
+        let active = match active {
+            Some(active) => active,
+            None => Segment::create(dir, 1).map_err(failed)?,
         };
-    }
-    let end = at + END_BYTES;
-    if number(at, 1)? != 3 || field(at + 9, MAGIC.len())? != MAGIC {
-        return None;
-    }
-    let sum = u64::from_le_bytes(field(at + 1, 8)?.try_into().ok()?);
-    let is_good = xxhash_rust::xxh3::xxh3_64(field(items, at - items)?) == sum;
-    Some(if is_good { Batch::Good { end } } else { Batch::BadSum { end } })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn batch(value: &[u8]) -> Vec<u8> {
-        let len = u32::try_from(value.len()).unwrap().to_le_bytes();
-        let item = [&[2, 0, 0][..], &[7; 8], &[1, 0], &len, &len, b"k", value].concat();
-        let sum = xxhash_rust::xxh3::xxh3_64(&item).to_le_bytes();
-        [&[1, 1, 0, 0, 0][..], &[9; 8], &item, &[3], &sum, MAGIC].concat()
+        let mut journal = Self { dir: dir.into(), store, active, sealed, spares, last, buffer: Vec::new() };
+        journal.drop_spares().map_err(failed)?;
+        Ok(journal)
     }
 
-    #[test]
-    fn only_the_last_batch_may_be_bad() {
-        let (a, b, c) = (batch(&[1; 50]), batch(&[2; 50]), batch(&[3; 50]));
-        let whole = [&a[..], &b, &c, &[0; 99]].concat();
-        assert_eq!(inspect(&[]), Verdict::Good);
-        assert_eq!(inspect(&whole), Verdict::Good);
-        let starts = [0, a.len(), a.len() + b.len()];
-        for at in 0..starts[2] + c.len() {
-            let mut bytes = whole.clone();
-            bytes[at] ^= 0x55;
-            let hit = starts.into_iter().rfind(|start| *start <= at).unwrap();
-            let is_last = hit == starts[2];
-            // The marker is what the batch behind it is found by; the sequence number is under no sum.
-            let is_marker = at + MAGIC.len() >= hit + a.len();
-            let is_sequence = (5..13).contains(&(at - hit));
-            match inspect(&bytes) {
-                Verdict::Damaged { from } => assert!(from == hit && !is_last, "byte {at}"),
-                Verdict::Torn { from } => assert!(from == hit && is_last, "byte {at}"),
-                Verdict::Good => assert!(is_last || is_marker || is_sequence, "byte {at}"),
+    /// The version of the last batch.
+    pub(super) const fn last(&self) -> Version {
+        self.last
+    }
+
+    /// How many full segments with batches after `version` there are that the tree did not hold yet at the last
+    /// [`Journal::retire`].
+    pub(super) fn sealed_after(&self, version: Version) -> usize {
+        self.sealed.iter().filter(|segment| segment.last > version).count()
+    }
+
+    /// What the tree must hold before the oldest full segment can be let go of.
+    pub(super) fn oldest(&self) -> Option<Version> {
+        self.sealed.front().map(|segment| segment.last)
+    }
+
+    /// Makes sure that a batch of `changes` fits without taking anything from the disk. After an error everything is
+    /// as before.
+    pub(super) fn reserve(&mut self, changes: &WriteSet) -> io::Result<()> {
+        let bytes = batch::encoded_bytes_max(changes) as u64;
+        if bytes > SEGMENT_BYTES {
+            return Err(io::Error::new(ErrorKind::FileTooLarge, "a batch is larger than a segment"));
+        }
+        if self.active.at + bytes > SEGMENT_BYTES {
+            self.next_segment()?;
+        }
+        self.active.fill(self.active.at + bytes)
+    }
+
+    /// Makes a batch durable, in the room that was reserved for it.
+    pub(super) fn append(&mut self, version: Version, changes: &WriteSet) -> io::Result<()> {
+        let Segment { number, file, at, .. } = &mut self.active;
+        let place = Place { store: self.store, segment: *number };
+        batch::encode(&mut self.buffer, place, version, self.last, changes);
+        file.write_all_at(&self.buffer, *at)?;
+        file.sync_data()?;
+        *at += self.buffer.len() as u64;
+        self.last = version;
+        Ok(())
+    }
+
+    /// Lets go of the segments whose batches the tree holds: all up to `persisted`.
+    pub(super) fn retire(&mut self, persisted: Version) -> io::Result<()> {
+        while self.sealed.front().is_some_and(|segment| segment.last <= persisted) {
+            self.spares.extend(self.sealed.pop_front().map(|segment| segment.number));
+        }
+        self.drop_spares()
+    }
+
+    fn drop_spares(&mut self) -> io::Result<()> {
+        while self.spares.len() > SPARES_MAX {
+            if let Some(number) = self.spares.pop() {
+                fs::remove_file(path(&self.dir, number))?;
             }
         }
-        for len in 0..a.len() + b.len() {
-            assert_eq!(inspect(&whole[..len]), Verdict::Good, "{len} bytes");
+        Ok(())
+    }
+
+    fn next_segment(&mut self) -> io::Result<()> {
+        let number = self.active.number + 1;
+        let next = match self.spares.last() {
+            Some(&spare) => {
+                fs::rename(path(&self.dir, spare), path(&self.dir, number))?;
+                // From here on the file has the new number, also if this fails: it is written over or found again.
+                self.spares.pop();
+                File::open(&self.dir)?.sync_all()?;
+                Segment::open(&path(&self.dir, number), number, 0)?
+            }
+            None => Segment::create(&self.dir, number)?,
+        };
+        let full = std::mem::replace(&mut self.active, next);
+        self.sealed.push_back(Sealed { number: full.number, last: self.last });
+        Ok(())
+    }
+}
+
+impl Segment {
+    /// An existing segment, to be written from `at` on.
+    fn open(path: &Path, number: u64, at: u64) -> io::Result<Self> {
+        let file = OpenOptions::new().read(true).write(true).open(path)?;
+        let has_blocks = file.metadata()?.blocks() * 512 >= SEGMENT_BYTES;
+        Ok(Self { number, file, at, filled: if has_blocks { SEGMENT_BYTES } else { at } })
+    }
+
+    fn create(dir: &Path, number: u64) -> io::Result<Self> {
+        let (made, path) = (dir.join(TEMPORARY), path(dir, number));
+        let file = File::create(&made)?;
+        file.set_len(SEGMENT_BYTES)?;
+        let mut segment = Self { number, file, at: 0, filled: 0 };
+        segment.fill(0)?;
+        segment.file.sync_all()?;
+        fs::rename(&made, &path)?;
+        File::open(dir)?.sync_all()?;
+        Ok(segment)
+    }
+
+    /// Sees to it that the file has its blocks up to `needed`, and some more.
+    fn fill(&mut self, needed: u64) -> io::Result<()> {
+        static ZEROES: [u8; FILL_BYTES] = [0; FILL_BYTES];
+        if needed <= self.filled && self.filled > 0 {
+            return Ok(());
+        }
+        let until = (needed + FILL_BYTES as u64).min(SEGMENT_BYTES);
+        while self.filled < until {
+            let len = usize::try_from(until - self.filled).map_or(FILL_BYTES, |left| left.min(FILL_BYTES));
+            self.file.write_all_at(&ZEROES[..len], self.filled)?;
+            self.filled += len as u64;
+        }
+        Ok(())
+    }
+}
+
+/// Follows the batches from the last one in the tree on.
+struct Chain<'a, F> {
+    last: Version,
+    replay: &'a mut F,
+}
+
+impl<F: FnMut(Batch) -> Result<()>> Chain<'_, F> {
+    /// Replays the batch, unless the tree holds it. `missing` is the error if there are others before it.
+    fn follow(&mut self, batch: Batch, missing: impl FnOnce() -> Error) -> Result<()> {
+        let Batch { version, previous, .. } = batch;
+        if version <= self.last {
+            return Ok(());
+        }
+        if previous != self.last {
+            return Err(missing());
+        }
+        (self.replay)(batch)?;
+        self.last = version;
+        Ok(())
+    }
+}
+
+fn unreadable(dir: &Path, number: u64) -> Error {
+    damaged(&path(dir, number), "an acknowledged commit in it is not readable")
+}
+
+fn path(dir: &Path, number: u64) -> PathBuf {
+    dir.join(format!("{number:020}.log"))
+}
+
+/// The numbers of the segments in order. Removes what was not finished.
+fn numbers(dir: &Path) -> io::Result<Vec<u64>> {
+    let mut numbers = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        if path.file_name().is_some_and(|name| name == TEMPORARY) {
+            fs::remove_file(&path)?;
+        } else if path.extension().is_some_and(|extension| extension == "log") {
+            numbers.extend(path.file_stem().and_then(|stem| stem.to_str()?.parse::<u64>().ok()));
         }
     }
+    numbers.sort_unstable();
+    Ok(numbers)
+}
+
+fn read_whole(path: &Path) -> Result<Bytes> {
+    let failed = |error: io::Error| disk_error(path, "read", &error);
+    let mut bytes = Vec::new();
+    let mut file = File::open(path).map_err(failed)?;
+    let len = file.metadata().map_err(failed)?.len();
+    if len != SEGMENT_BYTES {
+        return Err(damaged(path, &format!("it has {len} of {SEGMENT_BYTES} bytes")));
+    }
+    bytes.reserve_exact(usize::try_from(len).unwrap_or(0));
+    file.read_to_end(&mut bytes).map_err(failed)?;
+    Ok(bytes.into())
 }

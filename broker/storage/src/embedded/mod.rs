@@ -1,23 +1,40 @@
 //! The embedded engine: one folder on the local disk, for a broker that runs alone.
 //!
-//! A commit is reported once its batch is in the journal and `fdatasync` has returned. One thread commits:
-//! while it waits for the disk, transactions gather for the next batch. Bytes live in an LSM tree of the
-//! `fjall` crate; nothing outside this module knows that.
+//! A commit is reported once its batch is in the journal (`journal.rs`) and `fdatasync` has returned. One thread
+//! commits: while it waits for the disk, transactions gather for the next batch. From the journal the changes go into
+//! the write buffer of an LSM tree of the `lsm-tree` crate (`tree.rs`), which two more threads move into tables and
+//! compact (`upkeep.rs`); nothing outside this module knows that.
 //!
 //! # Reads
 //! Reads run on the task that asks, without another thread: recent and cached data are answered from memory
 //! in microseconds, anything else costs one or a few reads of the disk. Ask for large ranges in pages.
+//!
+//! # When the disk is full
+//! The journal has its blocks before a batch is accepted. Below [`EmbeddedOptions::reserve_bytes`] of free space only
+//! transactions are taken that clear something and write little, below a quarter of it none: the rest is refused as
+//! [`Error::Unavailable`] before anything is written. When there is room again the store goes on by itself. Tables
+//! that cannot be written are tried again; meanwhile their data is in the journal, and commits are refused when that
+//! is full too.
+//!
+//! # When files are damaged
+//! Batches, blocks, values and the lists of tables have sums, which are checked at each read: a read or the start fails
+//! as [`Error::Damaged`] with the name of the file, if it can be found. What is damaged at the end of the journal after
+//! a crash was never acknowledged as far as anyone can tell, and is cut off; after an orderly stop it is reported.
 //!
 //! # When the disk fails
 //! After a failed write or sync nothing is known about what is on the disk, so the store takes no more
 //! commits ([`Error::Unavailable`]) until it is opened again, which recovers what was acknowledged. The
 //! commits in that batch end as [`Error::UnknownOpen`]. Reads go on.
 
+mod batch;
 mod committer;
 mod folder;
+mod inspect;
 mod journal;
-mod redo;
+mod pins;
+mod space;
 mod tree;
+mod upkeep;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -31,18 +48,20 @@ use self::tree::{TreeView, TreeWriter};
 use crate::local::{LocalTransaction, Sequencer, Shared};
 use crate::{Error, Result, Store, StoreStats, Transaction};
 
-/// How an [`EmbeddedStore`] uses memory.
+/// How an [`EmbeddedStore`] uses memory and disk.
 #[derive(Clone, Debug)]
 pub struct EmbeddedOptions {
     /// Memory for blocks read from disk, in bytes.
     pub cache_bytes: u64,
     /// Memory for recent writes before they move from the journal to the tree, in bytes; at least 1 MiB.
     pub write_buffer_bytes: u64,
+    /// Free space on the disk, in bytes, below which only what frees room is taken.
+    pub reserve_bytes: u64,
 }
 
 impl Default for EmbeddedOptions {
     fn default() -> Self {
-        Self { cache_bytes: 64 << 20, write_buffer_bytes: 64 << 20 }
+        Self { cache_bytes: 64 << 20, write_buffer_bytes: 64 << 20, reserve_bytes: 256 << 20 }
     }
 }
 

@@ -1,54 +1,86 @@
 //! The LSM tree under the embedded engine: how records lie in it, and how a batch gets into it.
 //!
 //! A record's key is one table byte and the store's key: `0x01` for data, `0x00` for what the engine keeps
-//! about itself (the last version; a large batch that is being applied).
+//! about itself (the last version).
+//!
+//! A batch is in the journal before it is in the tree's write buffer. When the buffer is full it is handed to
+//! [`Upkeep`]; the version that is stored with each batch tells after a crash which batches the tables lack. A batch
+//! is whole in one buffer, except one that clears very many keys, which may be spread over several: its version comes
+//! last, so it is repeated from the journal if a crash comes first.
 
 use std::fmt;
-use std::io;
 use std::ops::{Bound, ControlFlow};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use fjall::config::CompressionPolicy;
-use fjall::{CompressionType, Database, Keyspace, KeyspaceCreateOptions, KvSeparationOptions, PersistMode};
-use fjall::{OwnedWriteBatch, Readable, Snapshot};
+use lsm_tree::{
+    AbstractTree, AnyTree, Cache, CompressionType, Config, Guard, KvSeparationOptions, SequenceNumberCounter,
+};
 use weir_env::clock::Clock;
 
 use super::EmbeddedOptions;
+use super::batch::Batch;
 use super::folder::{Folder, disk_error};
-use super::{journal, redo};
-use crate::local::{KeyRange, View, WriteSet, Writer};
-use crate::{Error, Result, StoreStats, Version};
+use super::inspect::{self, Fault, Files, damaged, find_damaged, guarded};
+use super::journal::Journal;
+use super::pins::{Pin, Pins};
+use super::space::Space;
+use super::upkeep::Upkeep;
+use crate::local::{ApplyError, KeyRange, Room, View, WriteSet, Writer};
+use crate::{Error, Result, StoreStats, Version, key_after};
 
 const DATA: u8 = 1;
 /// The version of the last commit, 8 bytes big-endian.
 const VERSION_KEY: &[u8] = b"\0version";
-/// The changes of a batch that is applied in steps; absent otherwise.
-const REDO_KEY: &[u8] = b"\0redo";
 /// Values from this size on lie outside the tree, so that compaction does not copy them.
 const LARGE_VALUE_BYTES: u32 = 4_096;
 /// Values below this size are copied out of the block they lie in.
 const SMALL_VALUE_BYTES: usize = 1_024;
-/// Keys removed in one step at most. A batch that clears more is applied in steps.
+/// Keys removed at once when a range is cleared; then the buffer may be handed over.
 const CLEARED_KEYS_MAX: usize = 50_000;
-/// Threads that move the write buffer into the tree and compact it. One of them always prefers the buffer.
-const WORKERS: usize = 2;
-/// Data that the journal may hold before the buffer is moved on.
-const JOURNAL_BYTES_MAX: u64 = 512 << 20;
+/// Full segments of the journal from which the buffer is handed over, however little is in it.
+const SEGMENTS_HANDED_OVER: usize = 8;
+/// Full segments from which commits wait for the tables. With the active one this is what a start has to read.
+const SEGMENTS_MAX: usize = 15;
+/// Buffers that wait to become tables at most.
+const BUFFERS_MAX: usize = 4;
+/// Runs of tables that may overlap at most, since each makes reads slower.
+const RUNS_MAX: usize = 30;
 
 /// The tree as it was after one commit.
 #[derive(Clone)]
 pub(super) struct TreeView {
-    snapshot: Snapshot,
-    keys: Keyspace,
+    tree: AnyTree,
+    pin: Arc<Pin>,
     dir: Arc<PathBuf>,
+}
+
+impl TreeView {
+    fn failed(&self, fault: Fault, key: Option<&[u8]>) -> Error {
+        let found = fault.is_damage().then(|| find_damaged(&self.tree, key)).flatten();
+        fault.into_error(found.as_deref().unwrap_or(&self.dir), "read")
+    }
+
+    /// Calls `visit` with the keys of a range in order until it breaks.
+    fn scan_keys(&self, range: &KeyRange, visit: &mut dyn FnMut(Bytes) -> ControlFlow<()>) -> Result<()> {
+        let walk = || {
+            for pair in self.tree.range(record_range(range), self.pin.seqno(), None) {
+                if visit(pair.key()?.into()).is_break() {
+                    break;
+                }
+            }
+            Ok(())
+        };
+        guarded(walk).map_err(|fault| self.failed(fault, None))
+    }
 }
 
 impl View for TreeView {
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>> {
-        let value = self.snapshot.get(&self.keys, record_key(key));
-        Ok(value.map_err(|error| tree_error(&self.dir, "read", error))?.map(own))
+        let record = record_key(key);
+        let value = guarded(|| self.tree.get(&record, self.pin.seqno()));
+        Ok(value.map_err(|fault| self.failed(fault, Some(&record)))?.map(own))
     }
 
     fn scan(
@@ -57,187 +89,270 @@ impl View for TreeView {
         reverse: bool,
         visit: &mut dyn FnMut(Bytes, Bytes) -> ControlFlow<()>,
     ) -> Result<()> {
-        let mut pairs = self.snapshot.range(&self.keys, record_range(range));
-        while let Some(pair) = if reverse { pairs.next_back() } else { pairs.next() } {
-            let (key, value) = pair.into_inner().map_err(|error| tree_error(&self.dir, "read", error))?;
-            if visit(Bytes::copy_from_slice(&key[1..]), own(value)).is_break() {
-                break;
+        let walk = || {
+            let mut pairs = self.tree.range(record_range(range), self.pin.seqno(), None);
+            while let Some(pair) = if reverse { pairs.next_back() } else { pairs.next() } {
+                let (key, value) = pair.into_inner()?;
+                if visit(Bytes::copy_from_slice(&key[1..]), own(value)).is_break() {
+                    break;
+                }
             }
-        }
-        Ok(())
+            Ok(())
+        };
+        guarded(walk).map_err(|fault| self.failed(fault, None))
     }
 }
 
 impl fmt::Debug for TreeView {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TreeView").field("seqno", &self.snapshot.seqno()).finish_non_exhaustive()
+        f.debug_struct("TreeView").field("seqno", &self.pin.seqno()).finish_non_exhaustive()
     }
 }
 
-/// Owns the files. Field order: the tree lets go of them before the folder's lock is given back.
-pub(super) struct TreeWriter {
-    db: Database,
-    keys: Keyspace,
+/// The tree and its write buffer.
+struct Buffer {
+    tree: AnyTree,
+    pins: Pins,
+    seqno: SequenceNumberCounter,
     dir: Arc<PathBuf>,
+    bytes_max: u64,
+    cleared_keys_max: usize,
+}
+
+impl Buffer {
+    fn open(dir: &Path, files: Files, options: &EmbeddedOptions) -> Result<Self> {
+        let (seqno, visible) = (SequenceNumberCounter::default(), SequenceNumberCounter::default());
+        let apart = KvSeparationOptions::default()
+            .separation_threshold(LARGE_VALUE_BYTES)
+            .compression(CompressionType::None);
+        let config = Config::new(dir, seqno.clone(), visible)
+            .use_cache(Arc::new(Cache::with_capacity_bytes(options.cache_bytes)))
+            .with_kv_separation(Some(apart));
+        let tree = inspect::open(dir, config, files)?;
+        seqno.fetch_max(tree.get_highest_seqno().map_or(1, |seqno| seqno + 1));
+        Ok(Self {
+            tree,
+            pins: Pins::default(),
+            seqno,
+            dir: Arc::new(dir.to_owned()),
+            bytes_max: options.write_buffer_bytes.max(1 << 20),
+            cleared_keys_max: CLEARED_KEYS_MAX,
+        })
+    }
+
+    /// Everything that was put so far.
+    fn view(&self) -> TreeView {
+        let pin = Arc::new(self.pins.pin(self.seqno.get()));
+        TreeView { tree: self.tree.clone(), pin, dir: Arc::clone(&self.dir) }
+    }
+
+    /// The version of the last batch; one for a new store.
+    fn stored_version(&self) -> Result<Version> {
+        let view = self.view();
+        let stored = guarded(|| self.tree.get(VERSION_KEY, view.pin.seqno()));
+        let Some(stored) = stored.map_err(|fault| view.failed(fault, Some(VERSION_KEY)))? else {
+            return Ok(Version(1));
+        };
+        let bytes = stored.as_ref().try_into();
+        let bytes = bytes.map_err(|_| damaged(&self.dir, "the last version is not 8 bytes long"))?;
+        Ok(Version(u64::from_be_bytes(bytes)))
+    }
+
+    fn is_full(&self) -> bool {
+        self.tree.active_memtable().size() >= self.bytes_max
+    }
+
+    /// Makes room: what was put so far waits to become a table.
+    fn rotate(&self) {
+        self.tree.rotate_memtable();
+        let watermark = self.pins.watermark();
+        if let Err(error) = self.tree.get_version_history_lock().maintenance(&self.dir, watermark) {
+            tracing::warn!(%error, "old lists of tables are left");
+        }
+    }
+
+    /// Puts the changes of a batch. Nobody sees them before there is a new view. When the buffer is full in the middle
+    /// of clearing a range, `when_full` is called.
+    fn put(
+        &self,
+        version: Version,
+        changes: &WriteSet,
+        when_full: &mut dyn FnMut(&Self) -> Result<()>,
+    ) -> Result<()> {
+        let before = self.view();
+        for mut range in changes.cleared() {
+            while let Some(last) = self.clear_some(&before, &range, changes)? {
+                range.begin = key_after(&last);
+                if self.is_full() {
+                    when_full(self)?;
+                }
+            }
+        }
+        let seqno = self.seqno.next();
+        for (key, value) in changes.keys() {
+            match value {
+                Some(value) => self.tree.insert(record_key(key), value.clone(), seqno),
+                None => self.tree.remove(record_key(key), seqno),
+            };
+        }
+        self.tree.insert(VERSION_KEY, version.0.to_be_bytes().as_slice(), seqno);
+        Ok(())
+    }
+
+    /// Removes the first keys of `range`, and returns the last of them if there may be more.
+    fn clear_some(&self, before: &TreeView, range: &KeyRange, changes: &WriteSet) -> Result<Option<Bytes>> {
+        let mut keys = Vec::new();
+        before.scan_keys(range, &mut |key| {
+            keys.push(key);
+            if keys.len() < self.cleared_keys_max {
+                ControlFlow::Continue(())
+            } else {
+                ControlFlow::Break(())
+            }
+        })?;
+        let seqno = self.seqno.next();
+        let last = keys.last().filter(|_| keys.len() == self.cleared_keys_max).map(|key| key.slice(1..));
+        for key in keys {
+            if !changes.has_key(&key[1..]) {
+                self.tree.remove(key, seqno);
+            }
+        }
+        Ok(last)
+    }
+}
+
+/// Owns the files. Field order: the threads and the files are let go of before the folder's lock is given back.
+pub(super) struct TreeWriter {
+    buffer: Buffer,
+    upkeep: Upkeep,
+    journal: Journal,
+    space: Space,
     stats: Arc<StoreStats>,
     clock: Clock,
-    cleared_keys_max: usize,
-    _folder: Folder,
+    /// What the buffer had when it was handed over last.
+    handed_over: Version,
+    is_broken: bool,
+    folder: Folder,
 }
 
 impl TreeWriter {
-    /// Opens or creates the tree, finishes what a crash interrupted, and returns it with the version and the
-    /// view it starts from.
+    /// Opens or creates the tree, brings it up to the journal, and returns it with the version and the view it
+    /// starts from.
     pub(super) fn open(
         folder: Folder,
         options: &EmbeddedOptions,
         stats: Arc<StoreStats>,
         clock: Clock,
     ) -> Result<(Self, Version, TreeView)> {
-        let dir = Arc::new(folder.path().to_owned());
-        let failed = |error| tree_error(&dir, "open", error);
-        journal::mend(&folder.data())?;
-        let db = Database::builder(folder.data())
-            .cache_size(options.cache_bytes)
-            .manual_journal_persist(true)
-            .journal_compression(CompressionType::None)
-            .max_journaling_size(JOURNAL_BYTES_MAX)
-            .worker_threads(WORKERS)
-            .open()
-            .map_err(failed)?;
-        let create_options = || {
-            let apart = KvSeparationOptions::default().separation_threshold(LARGE_VALUE_BYTES);
-            KeyspaceCreateOptions::default()
-                .max_memtable_size(options.write_buffer_bytes.max(1 << 20))
-                .data_block_compression_policy(CompressionPolicy::disabled())
-                .with_kv_separation(Some(apart.compression(CompressionType::None)))
-        };
-        let keys = db.keyspace("data", create_options).map_err(failed)?;
-        let cleared_keys_max = CLEARED_KEYS_MAX;
-        let mut writer = Self { db, keys, dir, stats, clock, cleared_keys_max, _folder: folder };
-        writer.finish_redo()?;
-        let version = writer.stored_version()?;
-        let view = writer.view();
-        Ok((writer, version, view))
+        let (tree_dir, journal_dir) = (folder.tree(), folder.journal());
+        let files = inspect::check(&tree_dir)?;
+        if files.is_none() && folder.has_journal() {
+            return Err(damaged(&tree_dir.join("current"), "it is missing"));
+        }
+        let buffer = Buffer::open(&tree_dir, files.unwrap_or_default(), options)?;
+        let persisted = buffer.stored_version()?;
+        let stopped_at = folder.stopped_at()?;
+        let replay = |Batch { version, changes, .. }| buffer.put(version, &changes, &mut |_| Ok(()));
+        let journal = Journal::open(&journal_dir, folder.id(), persisted, stopped_at, replay)?;
+        folder.started()?;
+        let (tree, pins) = (buffer.tree.clone(), buffer.pins.clone());
+        let upkeep = Upkeep::start(tree, tree_dir.clone(), pins, persisted)
+            .map_err(|error| disk_error(&tree_dir, "start the threads that write tables in", &error))?;
+        let space = Space::new(folder.path(), options.reserve_bytes, Arc::clone(&stats));
+        let (view, last, is_broken) = (buffer.view(), journal.last(), false);
+        let mut writer =
+            Self { buffer, upkeep, journal, space, stats, clock, handed_over: persisted, is_broken, folder };
+        writer.hand_over_if_full(last);
+        Ok((writer, last, view))
     }
 
-    fn view(&self) -> TreeView {
-        TreeView { snapshot: self.db.snapshot(), keys: self.keys.clone(), dir: Arc::clone(&self.dir) }
+    /// Hands the buffer over if it is full, or if the journal is long.
+    fn hand_over_if_full(&mut self, version: Version) {
+        let is_long = self.journal.sealed_after(self.handed_over) >= SEGMENTS_HANDED_OVER;
+        if self.buffer.is_full() || is_long {
+            self.buffer.rotate();
+            self.upkeep.handed_over(version);
+            self.handed_over = version;
+        }
     }
 
-    /// The version of the last commit; one for a new store.
-    fn stored_version(&self) -> Result<Version> {
-        let stored = self.keys.get(VERSION_KEY).map_err(|error| tree_error(&self.dir, "read", error))?;
-        let Some(stored) = stored else { return Ok(Version(1)) };
-        let bytes = stored.as_ref().try_into().map_err(|_| {
-            Error::Damaged(format!("{}: the last version is not 8 bytes long", self.dir.display()).into())
-        })?;
-        Ok(Version(u64::from_be_bytes(bytes)))
-    }
-
-    /// Applies what a crash left half applied.
-    fn finish_redo(&mut self) -> Result<()> {
-        let stored = self.keys.get(REDO_KEY).map_err(|error| tree_error(&self.dir, "read", error))?;
-        let Some(stored) = stored else { return Ok(()) };
-        let decoded = redo::decode(&stored.into()).ok_or_else(|| {
-            Error::Damaged(format!("{}: a half applied commit is not readable", self.dir.display()).into())
-        })?;
-        let (version, changes) = decoded;
-        tracing::info!(folder = %self.dir.display(), "finishing a large commit that was interrupted");
-        self.apply_in_steps(version, &changes)
-    }
-
-    /// The keys that `changes` clears by range, as long as there are at most `max`; else `None`.
-    fn cleared_keys(&self, view: &TreeView, changes: &WriteSet, max: usize) -> Result<Option<Vec<Bytes>>> {
-        let mut cleared = Vec::new();
-        for range in changes.cleared() {
-            for pair in view.snapshot.range(&self.keys, record_range(&range)) {
-                let key = pair.key().map_err(|error| tree_error(&self.dir, "read", error))?;
-                let key = Bytes::from(key);
-                if changes.has_key(&key[1..]) {
-                    continue;
-                }
-                if cleared.len() == max {
-                    return Ok(None);
-                }
-                cleared.push(key);
+    /// Waits until the tables have caught up far enough, and makes sure that the journal has room for a batch.
+    fn prepare(&mut self, changes: &WriteSet) -> Result<()> {
+        let dir = self.folder.journal();
+        let failed = |error| disk_error(&dir, "write", &error);
+        loop {
+            self.journal.retire(self.upkeep.persisted()).map_err(failed)?;
+            let awaited =
+                self.journal.oldest().filter(|_| self.journal.sealed_after(Version(0)) >= SEGMENTS_MAX);
+            let tree = &self.buffer.tree;
+            self.upkeep.wait_for_room(|persisted| {
+                awaited.is_none_or(|awaited| persisted >= awaited)
+                    && tree.sealed_memtable_count() < BUFFERS_MAX
+                    && tree.l0_run_count() < RUNS_MAX
+            })?;
+            if awaited.is_none() {
+                return self.journal.reserve(changes).map_err(failed);
             }
         }
-        Ok(Some(cleared))
     }
 
-    fn final_step(&self, version: Version, changes: &WriteSet, cleared: Vec<Bytes>) -> OwnedWriteBatch {
-        let mut batch = self.db.batch();
-        for key in cleared {
-            batch.remove(&self.keys, key);
-        }
-        for (key, value) in changes.keys() {
-            match value {
-                Some(value) => batch.insert(&self.keys, record_key(key), value.clone()),
-                None => batch.remove(&self.keys, record_key(key)),
-            }
-        }
-        batch.insert(&self.keys, VERSION_KEY, version.0.to_be_bytes());
-        batch
-    }
-
-    /// Applies a batch too large for one step: its changes are written down first, which is the moment it is
-    /// committed; then the keys are cleared step by step. Nobody sees the steps, because no view is made
-    /// before the last one, and a crash between them is made good at the next start.
-    fn apply_in_steps(&mut self, version: Version, changes: &WriteSet) -> Result<()> {
-        let mut intent = self.db.batch();
-        intent.insert(&self.keys, REDO_KEY, redo::encode(version, changes));
-        self.commit_durably(intent)?;
-        for range in changes.cleared() {
-            let view = self.view();
-            let mut step = self.db.batch();
-            for pair in view.snapshot.range(&self.keys, record_range(&range)) {
-                let key = pair.key().map_err(|error| tree_error(&self.dir, "read", error))?;
-                let key = Bytes::from(key);
-                step.remove(&self.keys, key);
-                if step.len() >= self.cleared_keys_max {
-                    self.commit_durably(std::mem::replace(&mut step, self.db.batch()))?;
-                }
-            }
-            self.commit_durably(step)?;
-        }
-        let mut last = self.final_step(version, changes, Vec::new());
-        last.remove(&self.keys, REDO_KEY);
-        self.commit_durably(last)
-    }
-
-    fn commit_durably(&self, batch: OwnedWriteBatch) -> Result<()> {
+    fn append(&mut self, version: Version, changes: &WriteSet) -> Result<()> {
         let started = self.clock.now();
-        let outcome = batch.durability(Some(PersistMode::SyncData)).commit();
+        let appended = self.journal.append(version, changes);
         self.stats.record_sync(started.elapsed());
-        outcome.map_err(|error| tree_error(&self.dir, "write", error))
+        appended.map_err(|error| disk_error(&self.folder.journal(), "write", &error))?;
+        let (upkeep, before) = (&self.upkeep, self.handed_over);
+        self.buffer.put(version, changes, &mut |buffer| {
+            // Part of a batch: what the tables hold whole does not grow by it.
+            buffer.rotate();
+            upkeep.handed_over(before);
+            upkeep.wait_for_room(|_| buffer.tree.sealed_memtable_count() < BUFFERS_MAX)
+        })
     }
 }
 
 impl Writer for TreeWriter {
     type View = TreeView;
 
-    fn apply(&mut self, version: Version, changes: &WriteSet) -> Result<TreeView> {
-        let before = self.view();
-        match self.cleared_keys(&before, changes, self.cleared_keys_max)? {
-            Some(cleared) => self.commit_durably(self.final_step(version, changes, cleared))?,
-            None => self.apply_in_steps(version, changes)?,
+    fn room(&mut self) -> Room {
+        self.space.room()
+    }
+
+    fn apply(&mut self, version: Version, changes: &WriteSet) -> Result<TreeView, ApplyError> {
+        if let Err(error) = self.prepare(changes) {
+            return Err(match self.upkeep.failure() {
+                Some(failure) => ApplyError::Failed(failure),
+                None => ApplyError::Refused(error),
+            });
         }
-        Ok(self.view())
+        if let Err(error) = self.append(version, changes) {
+            self.is_broken = true;
+            return Err(ApplyError::Failed(error));
+        }
+        self.hand_over_if_full(version);
+        Ok(self.buffer.view())
     }
 
     /// Nothing to do: a view that is dropped gives its old values back to compaction.
     fn retire(&mut self, _oldest: Version) {}
 }
 
+impl Drop for TreeWriter {
+    fn drop(&mut self) {
+        if !self.is_broken && !std::thread::panicking() {
+            self.folder.stopped(self.journal.last());
+        }
+    }
+}
+
 impl fmt::Debug for TreeWriter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TreeWriter").field("dir", &self.dir).finish_non_exhaustive()
+        f.debug_struct("TreeWriter").field("folder", &self.folder).finish_non_exhaustive()
     }
 }
 
 /// A small value as bytes of its own: as it comes it keeps the whole block in memory that it was read from.
-fn own(value: fjall::Slice) -> Bytes {
+fn own(value: lsm_tree::Slice) -> Bytes {
     if value.len() < SMALL_VALUE_BYTES { Bytes::copy_from_slice(&value) } else { value.into() }
 }
 
@@ -252,29 +367,6 @@ fn record_range(range: &KeyRange) -> (Bound<Bytes>, Bound<Bytes>) {
     (Bound::Included(record_key(&range.begin)), Bound::Excluded(record_key(&range.end)))
 }
 
-/// An error of the tree in words that say what to do.
-fn tree_error(dir: &Path, verb: &str, error: fjall::Error) -> Error {
-    let io_error = |error: &io::Error| match error.kind() {
-        io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => None,
-        _ => Some(disk_error(dir, verb, error)),
-    };
-    let known = match &error {
-        fjall::Error::Io(inner) | fjall::Error::Storage(fjall::LsmError::Io(inner)) => io_error(inner),
-        fjall::Error::Poisoned => Some(Error::Unavailable(
-            format!("{verb} {}: an earlier write failed; look for disk errors, then restart", dir.display())
-                .into(),
-        )),
-        fjall::Error::Locked => Some(Error::Unavailable(
-            format!("{} is open in another process: stop it, or give another folder", dir.display()).into(),
-        )),
-        _ => None,
-    };
-    known.unwrap_or_else(|| {
-        let text = format!("{verb} {}: {error}: restore the folder from a backup", dir.display());
-        Error::Damaged(text.into())
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -283,7 +375,7 @@ mod tests {
         let folder = Folder::open(dir).unwrap();
         let (mut writer, version, view) =
             TreeWriter::open(folder, &EmbeddedOptions::default(), Arc::default(), Clock::system()).unwrap();
-        writer.cleared_keys_max = 10;
+        writer.buffer.cleared_keys_max = 10;
         (writer, version, view)
     }
 
@@ -310,13 +402,16 @@ mod tests {
     fn clearing_many_keys_is_one_commit_to_those_who_read() {
         let dir = tempfile::tempdir().unwrap();
         let (mut writer, ..) = writer(dir.path());
+        // Each step finds the buffer full.
+        writer.buffer.bytes_max = 0;
         let before = writer.apply(Version(2), &changes(None, (0..95).map(|n| format!("m{n:02}")))).unwrap();
         let kept = ["a".to_owned(), "m33".to_owned(), "z".to_owned()];
         let after = writer.apply(Version(3), &changes(Some(("m", "n")), kept.clone().into_iter())).unwrap();
         assert_eq!(keys(&before).len(), 95);
         assert_eq!(keys(&after), kept);
-        assert_eq!(writer.stored_version().unwrap(), Version(3));
-        assert!(writer.keys.get(REDO_KEY).unwrap().is_none());
+        assert_eq!(writer.buffer.stored_version().unwrap(), Version(3));
+        drop((writer, before, after));
+        assert_eq!(keys(&self::writer(dir.path()).2), kept);
     }
 
     #[test]
@@ -325,15 +420,22 @@ mod tests {
         let (mut writer, ..) = writer(dir.path());
         writer.apply(Version(2), &changes(None, (0..95).map(|n| format!("m{n:02}")))).unwrap();
         let interrupted = changes(Some(("m", "n")), std::iter::once("m50".to_owned()));
-        let mut step = writer.db.batch();
-        step.insert(&writer.keys, REDO_KEY, redo::encode(Version(3), &interrupted));
-        (20..40).for_each(|n| step.remove(&writer.keys, record_key(format!("m{n}").as_bytes())));
-        writer.commit_durably(step).unwrap();
+        writer.prepare(&interrupted).unwrap();
+        writer.journal.append(Version(3), &interrupted).unwrap();
+        // The first keys are gone, in a table, and the version is still the one before.
+        let seqno = writer.buffer.seqno.next();
+        for n in 0..40 {
+            writer.buffer.tree.remove(record_key(format!("m{n:02}").as_bytes()), seqno);
+        }
+        writer.buffer.rotate();
+        writer.upkeep.handed_over(Version(1));
+        writer.upkeep.wait_for_room(|_| writer.buffer.tree.table_count() > 0).unwrap();
+        writer.is_broken = true;
         drop(writer);
 
         let (writer, version, view) = self::writer(dir.path());
         assert_eq!(version, Version(3));
         assert_eq!(keys(&view), ["m50"]);
-        assert!(writer.keys.get(REDO_KEY).unwrap().is_none());
+        drop(writer);
     }
 }

@@ -24,7 +24,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 pub(crate) use crate::pending::{KeyRange, WriteSet};
-use crate::{Committed, Result, Version};
+use crate::{Committed, Error, Result, Version};
 pub(crate) use sequencer::{CommitRequest, Sequencer};
 pub(crate) use shared::{Shared, closed, failure_in};
 pub(crate) use transaction::LocalTransaction;
@@ -48,12 +48,37 @@ pub(crate) trait Writer: Debug + Send + 'static {
     /// What it produces.
     type View: View;
 
-    /// Applies `changes` as one atomic and durable step and returns the store as it is then. After an error
-    /// the writer is not used again.
-    fn apply(&mut self, version: Version, changes: &WriteSet) -> Result<Self::View>;
+    /// What can be taken now.
+    fn room(&mut self) -> Room {
+        Room::Plenty
+    }
+
+    /// Applies `changes` as one atomic and durable step and returns the store as it is then. After
+    /// [`ApplyError::Failed`] the writer is not used again.
+    fn apply(&mut self, version: Version, changes: &WriteSet) -> Result<Self::View, ApplyError>;
 
     /// Views older than the one in force at `oldest` are not read any more.
     fn retire(&mut self, oldest: Version);
+}
+
+/// What an engine can take, with the error for the rest.
+#[derive(Debug)]
+pub(crate) enum Room {
+    /// Everything.
+    Plenty,
+    /// What clears something and writes little.
+    OnlyFreeing(Error),
+    /// Nothing.
+    Nothing(Error),
+}
+
+/// Why a batch was not applied.
+#[derive(Debug)]
+pub(crate) enum ApplyError {
+    /// Not for now; everything is as before.
+    Refused(Error),
+    /// It may or may not be durable.
+    Failed(Error),
 }
 
 /// Where a transaction takes its commit.

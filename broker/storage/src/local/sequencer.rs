@@ -10,9 +10,12 @@ use weir_env::clock::Instant;
 
 use super::resolver::{RANGES_MAX, Resolver, Verdict};
 use super::shared::LIFETIME_VERSIONS;
-use super::{KeyRange, Shared, WriteSet, Writer};
+use super::{ApplyError, KeyRange, Room, Shared, WriteSet, Writer};
 use crate::pending::Mutation;
 use crate::{Committed, Error, Result, StoreStats, Version, Versionstamp};
+
+/// What a transaction that clears something may write when there is little room on the disk.
+const FREEING_BYTES_MAX: usize = 16 << 10;
 
 /// What a transaction wants committed.
 #[derive(Debug)]
@@ -32,6 +35,13 @@ impl CommitRequest {
     /// Bytes of keys and values to write.
     pub(crate) fn bytes(&self) -> usize {
         self.writes.bytes() + self.stamped.iter().map(Mutation::bytes).sum::<usize>()
+    }
+
+    /// Whether the disk has more room after this.
+    fn frees(&self) -> bool {
+        let mut keys = self.writes.keys();
+        let clears = self.writes.cleared().next().is_some() || keys.any(|(_, value)| value.is_none());
+        clears && self.bytes() <= FREEING_BYTES_MAX
     }
 }
 
@@ -65,8 +75,10 @@ impl<W: Writer> Sequencer<W> {
 
         let (mut batch, mut passed) = (WriteSet::default(), 0);
         let mut answers = Vec::with_capacity(requests.len());
+        let room = self.writer.room();
         for request in requests {
-            let answer = self.admit(request, version, passed, &mut batch);
+            let answer =
+                self.fits(&request, &room).and_then(|()| self.admit(request, version, passed, &mut batch));
             passed += u16::from(answer.is_ok());
             answers.push(answer);
         }
@@ -74,11 +86,20 @@ impl<W: Writer> Sequencer<W> {
             self.shared.abort_commit();
         } else if let Err(error) = self.apply(version, &batch, passed) {
             for answer in answers.iter_mut().filter(|answer| answer.is_ok()) {
-                // The bytes may have reached the disk, and would be there after a restart.
                 *answer = Err(error.clone());
             }
         }
         answers
+    }
+
+    fn fits(&self, request: &CommitRequest, room: &Room) -> Result<()> {
+        let error = match room {
+            Room::Plenty => return Ok(()),
+            Room::OnlyFreeing(_) if request.frees() => return Ok(()),
+            Room::OnlyFreeing(error) | Room::Nothing(error) => error,
+        };
+        StoreStats::add(&self.shared.stats.refused_full, 1);
+        Err(error.clone())
     }
 
     /// Judges one transaction and adds its writes to the batch.
@@ -131,11 +152,18 @@ impl<W: Writer> Sequencer<W> {
                 StoreStats::add(&stats.bytes, batch.bytes());
                 Ok(())
             }
-            Err(error) => {
+            // What was noted for conflicts stays: it costs a needless retry.
+            Err(ApplyError::Refused(error)) => {
+                self.shared.abort_commit();
+                StoreStats::add(&self.shared.stats.refused_full, passed.into());
+                Err(error)
+            }
+            Err(ApplyError::Failed(error)) => {
                 tracing::error!(%error, "a commit failed: the store takes no more of them");
                 self.shared.abort_commit();
                 self.broken = Some(format!("an earlier commit failed ({error}); restart to recover").into());
                 self.shared.fail(format!("a commit to the store failed: {error}").into());
+                // The bytes may have reached the disk, and would be there after a restart.
                 Err(Error::UnknownOpen)
             }
         }
@@ -181,26 +209,43 @@ mod tests {
         }
     }
 
-    #[derive(Debug)]
+    #[derive(Debug, Default)]
     struct Disk {
+        /// Batches fail.
+        is_broken: bool,
+        /// Batches are refused.
         is_full: bool,
+        /// Only what frees room is taken.
+        is_short: bool,
         batches: usize,
+    }
+
+    fn full() -> Error {
+        Error::Unavailable("disk full".into())
     }
 
     impl Writer for Disk {
         type View = Nothing;
 
-        fn apply(&mut self, _: Version, _: &WriteSet) -> Result<Nothing> {
+        fn apply(&mut self, _: Version, _: &WriteSet) -> Result<Nothing, ApplyError> {
             self.batches += 1;
-            if self.is_full { Err(Error::Unavailable("disk full".into())) } else { Ok(Nothing) }
+            match self {
+                Self { is_broken: true, .. } => Err(ApplyError::Failed(full())),
+                Self { is_full: true, .. } => Err(ApplyError::Refused(full())),
+                _ => Ok(Nothing),
+            }
+        }
+
+        fn room(&mut self) -> Room {
+            if self.is_short { Room::OnlyFreeing(full()) } else { Room::Plenty }
         }
 
         fn retire(&mut self, _: Version) {}
     }
 
-    fn sequencer(is_full: bool) -> Sequencer<Disk> {
+    fn sequencer(is_broken: bool) -> Sequencer<Disk> {
         let shared = Shared::new(Version(1), Nothing, Clock::system(), Arc::default());
-        Sequencer::new(shared, Disk { is_full, batches: 0 }, Version(1))
+        Sequencer::new(shared, Disk { is_broken, ..Disk::default() }, Version(1))
     }
 
     /// A transaction that read `read` at version 1 and writes `write`.
@@ -252,7 +297,7 @@ mod tests {
             [Err(Error::UnknownOpen), Err(Error::Conflict), Err(Error::UnknownOpen)]
         ));
         // Even if the disk is well again.
-        sequencer.writer.is_full = false;
+        sequencer.writer.is_broken = false;
         let answers = sequencer.commit(vec![request(None, "a")]);
         assert!(
             matches!(&answers[..], [Err(Error::Unavailable(why))] if why.contains("disk full") && why.contains("restart")),
@@ -265,12 +310,50 @@ mod tests {
     }
 
     #[test]
+    fn a_full_disk_refuses_and_is_forgotten_when_there_is_room() {
+        let mut sequencer = sequencer(false);
+        let watch = armed(&sequencer, "a");
+        sequencer.writer.is_full = true;
+        let answers = sequencer.commit(vec![request(None, "a"), request(None, "b")]);
+        assert!(
+            matches!(answers[..], [Err(Error::Unavailable(_)), Err(Error::Unavailable(_))]),
+            "{answers:?}"
+        );
+        assert!(!watch.has_fired());
+        assert_eq!(sequencer.shared.failed().now_or_never(), None);
+        sequencer.writer.is_full = false;
+        assert!(sequencer.commit(vec![request(None, "a")])[0].is_ok());
+        assert!(watch.has_fired());
+        assert_eq!(sequencer.shared.stats.refused_full.load(std::sync::atomic::Ordering::Relaxed), 2);
+    }
+
+    #[test]
+    fn with_little_room_only_what_clears_and_writes_little_is_taken() {
+        let mut sequencer = sequencer(false);
+        sequencer.writer.is_short = true;
+        let clearing = |value: usize| {
+            let mut request = request(None, "state");
+            request.writes.set(Bytes::from("state"), vec![0; value].into());
+            request.writes.clear_range(KeyRange::key(b"old"));
+            request
+        };
+        let mut clear = request(None, "a");
+        clear.writes.clear(Bytes::from("a"));
+        let answers = sequencer.commit(vec![request(None, "a"), clearing(1_000), clearing(17_000), clear]);
+        assert!(
+            matches!(answers[..], [Err(Error::Unavailable(_)), Ok(_), Err(Error::Unavailable(_)), Ok(_)]),
+            "{answers:?}"
+        );
+        assert_eq!(sequencer.writer.batches, 1);
+    }
+
+    #[test]
     fn a_failed_write_is_told_to_who_waits_for_it() {
         let mut sequencer = sequencer(false);
         let shared = Arc::clone(&sequencer.shared);
         sequencer.commit(vec![request(None, "a"), request(Some("a"), "b")]);
         assert_eq!(shared.failed().now_or_never(), None);
-        sequencer.writer.is_full = true;
+        sequencer.writer.is_broken = true;
         sequencer.commit(vec![request(None, "a")]);
         let why = shared.failed().now_or_never().unwrap();
         assert!(why.contains("disk full"), "{why}");

@@ -1,0 +1,275 @@
+//! The threads that move full write buffers into tables and compact those. Knows no journal and no commits: it is told
+//! when a buffer is full, and tells up to which version the tables hold everything.
+//!
+//! A full disk is waited out: what was being written is removed and tried again each second, nothing is lost because
+//! the buffer and the journal keep it. Any other error ends the upkeep, and with it the commits.
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::fs;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use lsm_tree::compaction::Leveled;
+use lsm_tree::{AbstractTree, AnyTree};
+use parking_lot::{Condvar, Mutex};
+
+use super::inspect::{Fault, guarded};
+use super::pins::Pins;
+use crate::{Error, Result, Version};
+
+/// How long a full disk is left alone before the next attempt.
+const RETRY: Duration = Duration::from_secs(1);
+/// Folders that attempts write to.
+const WRITTEN: [&str; 2] = ["tables", "blobs"];
+
+/// The front of the threads. Dropping it ends them.
+#[derive(Debug)]
+pub(super) struct Upkeep {
+    shared: Arc<Shared>,
+    threads: Vec<thread::JoinHandle<()>>,
+}
+
+struct Shared {
+    tree: AnyTree,
+    dir: PathBuf,
+    pins: Pins,
+    state: Mutex<State>,
+    changed: Condvar,
+    /// Held while tables are compacted.
+    compacting: Mutex<()>,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared").field("dir", &self.dir).finish_non_exhaustive()
+    }
+}
+
+#[derive(Debug)]
+struct State {
+    /// Buffers handed over, and those of them that are in tables.
+    buffers: u64,
+    written: u64,
+    /// The version up to which the buffers that were handed over hold everything.
+    handed_over: Version,
+    /// The version up to which the tables hold everything.
+    persisted: Version,
+    compaction_wanted: bool,
+    /// Why the last attempt to write tables failed; it will be tried again.
+    full: Option<Error>,
+    /// Why there will be no further attempt.
+    failed: Option<Error>,
+    is_closing: bool,
+}
+
+impl Upkeep {
+    /// Starts the threads over `tree` in `dir`, whose tables hold everything up to `persisted`.
+    pub(super) fn start(
+        tree: AnyTree,
+        dir: PathBuf,
+        pins: Pins,
+        persisted: Version,
+    ) -> std::io::Result<Self> {
+        let state = State {
+            buffers: 0,
+            written: 0,
+            handed_over: persisted,
+            persisted,
+            compaction_wanted: true,
+            full: None,
+            failed: None,
+            is_closing: false,
+        };
+        let (state, changed) = (Mutex::new(state), Condvar::new());
+        let shared = Arc::new(Shared { tree, dir, pins, state, changed, compacting: Mutex::new(()) });
+        let mut upkeep = Self { shared, threads: Vec::new() };
+        for (name, run) in [("weir-flush", Shared::flush as fn(&Shared)), ("weir-compact", Shared::compact)] {
+            let shared = Arc::clone(&upkeep.shared);
+            upkeep.threads.push(thread::Builder::new().name(name.into()).spawn(move || run(&shared))?);
+        }
+        Ok(upkeep)
+    }
+
+    /// Hands over a buffer. With those before it, it holds everything up to `version`.
+    pub(super) fn handed_over(&self, version: Version) {
+        let mut state = self.shared.state.lock();
+        state.buffers += 1;
+        state.handed_over = version;
+        drop(state);
+        self.shared.changed.notify_all();
+    }
+
+    /// The version up to which the tables hold everything.
+    pub(super) fn persisted(&self) -> Version {
+        self.shared.state.lock().persisted
+    }
+
+    /// Waits until `has_room`, which is told up to which version the tables hold everything, says so.
+    ///
+    /// # Errors
+    /// Why nothing can be written now.
+    pub(super) fn wait_for_room(&self, mut has_room: impl FnMut(Version) -> bool) -> Result<()> {
+        let mut state = self.shared.state.lock();
+        loop {
+            if let Some(failed) = &state.failed {
+                return Err(failed.clone());
+            }
+            if has_room(state.persisted) {
+                return Ok(());
+            }
+            if let Some(full) = &state.full {
+                return Err(full.clone());
+            }
+            self.shared.changed.wait(&mut state);
+        }
+    }
+
+    /// Why nothing is written any more.
+    pub(super) fn failure(&self) -> Option<Error> {
+        self.shared.state.lock().failed.clone()
+    }
+}
+
+impl Drop for Upkeep {
+    fn drop(&mut self) {
+        self.shared.state.lock().is_closing = true;
+        self.shared.changed.notify_all();
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                tracing::error!(folder = %self.shared.dir.display(), "a thread of the store panicked");
+            }
+        }
+    }
+}
+
+impl Shared {
+    fn flush(&self) {
+        loop {
+            let (buffers, version) = {
+                let mut state = self.state.lock();
+                while !state.is_closing && state.buffers == state.written {
+                    self.changed.wait(&mut state);
+                }
+                if state.is_closing {
+                    return;
+                }
+                (state.buffers, state.handed_over)
+            };
+            let before = self.files();
+            let outcome = guarded(|| {
+                let lock = self.tree.get_flush_lock();
+                self.tree.flush(&lock, self.pins.watermark())
+            });
+            match outcome {
+                Ok(_) => {
+                    let mut state = self.state.lock();
+                    (state.written, state.persisted) = (buffers, version);
+                    state.full = None;
+                    state.compaction_wanted = true;
+                    drop(state);
+                    self.changed.notify_all();
+                }
+                Err(fault) => {
+                    {
+                        let _quiet = self.compacting.lock();
+                        self.remove_unfinished(&before);
+                    }
+                    if !self.may_retry(fault, true) {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    fn compact(&self) {
+        loop {
+            {
+                let mut state = self.state.lock();
+                while !state.is_closing && (!state.compaction_wanted || state.full.is_some()) {
+                    self.changed.wait(&mut state);
+                }
+                if state.is_closing {
+                    return;
+                }
+                state.compaction_wanted = false;
+            }
+            let quiet = self.compacting.lock();
+            let (before, version) = (self.files(), self.tree.current_version().id());
+            let strategy = Arc::new(Leveled::default());
+            let outcome = guarded(|| self.tree.compact(strategy, self.pins.watermark()));
+            match outcome {
+                Ok(()) => {
+                    drop(quiet);
+                    // One step may ask for the next.
+                    let has_changed = self.tree.current_version().id() != version;
+                    self.state.lock().compaction_wanted |= has_changed;
+                    self.changed.notify_all();
+                }
+                Err(fault) => {
+                    self.remove_unfinished(&before);
+                    drop(quiet);
+                    self.state.lock().compaction_wanted = true;
+                    if !self.may_retry(fault, false) {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Whether to try again after `fault`: a full disk is waited for, anything else ends the upkeep.
+    fn may_retry(&self, fault: Fault, is_flush: bool) -> bool {
+        let is_full = fault.is_full();
+        let error = fault.into_error(&self.dir, "write");
+        let mut state = self.state.lock();
+        if !is_full {
+            tracing::error!(%error, "the store takes no more commits");
+            state.failed.get_or_insert(error);
+            drop(state);
+            self.changed.notify_all();
+            return false;
+        }
+        tracing::warn!(%error, "tables cannot be written until there is room");
+        if is_flush {
+            state.full = Some(error);
+            self.changed.notify_all();
+        }
+        if !state.is_closing {
+            self.changed.wait_for(&mut state, RETRY);
+        }
+        true
+    }
+
+    fn files(&self) -> BTreeSet<(&'static str, OsString)> {
+        let mut files = BTreeSet::new();
+        for folder in WRITTEN {
+            let entries = fs::read_dir(self.dir.join(folder)).into_iter().flatten().flatten();
+            files.extend(entries.map(|entry| (folder, entry.file_name())));
+        }
+        files
+    }
+
+    /// Removes what a failed attempt left: what was not there `before` and the tree does not know. The other thread
+    /// must not be writing.
+    fn remove_unfinished(&self, before: &BTreeSet<(&'static str, OsString)>) {
+        let _quiet = self.tree.get_flush_lock();
+        let version = self.tree.current_version();
+        let is_known = |folder: &str, id: u64| match folder {
+            "tables" => version.iter_tables().any(|table| table.id() == id),
+            _ => version.blob_files.contains_key(id),
+        };
+        for (folder, name) in self.files().difference(before) {
+            let id = name.to_str().and_then(|name| name.parse().ok());
+            if id.is_some_and(|id| !is_known(folder, id)) {
+                let path = self.dir.join(folder).join(name);
+                if let Err(error) = fs::remove_file(&path) {
+                    tracing::warn!(file = %path.display(), %error, "an unfinished file is left");
+                }
+            }
+        }
+    }
+}
