@@ -12,7 +12,7 @@ use weir_core::definition::Kind;
 use weir_core::metrics::Metrics;
 use weir_core::queue::{Lost, Verdict};
 use weir_env::clock::Clock;
-use weir_env::seed::Seed;
+use weir_env::seed::{Seed, trials};
 use weir_storage::{FaultHandle, FaultRates, FaultStore, SharedStore};
 
 use crate::faults::contents;
@@ -27,6 +27,7 @@ struct World {
     seed: Seed,
     store: SharedStore,
     faults: FaultHandle,
+    rates: FaultRates,
     clock: Clock,
     published: u64,
     /// Payloads whose publisher was told that they are durable.
@@ -43,10 +44,14 @@ struct World {
 impl World {
     fn new(seed: u64) -> Self {
         let (store, clock) = memory();
+        let profiles =
+            [FaultRates::uniform(15), FaultRates::calm(), FaultRates::rough(), FaultRates::hostile()];
+        let rates = profiles[usize::try_from(seed % 4).unwrap()];
         let seed = Seed::fixed(seed);
         let store = FaultStore::wrap(store, seed.fork("faults"));
         Self {
             faults: store.handle(),
+            rates,
             store: Arc::new(store),
             clock,
             seed: seed.fork("world"),
@@ -113,7 +118,7 @@ impl World {
 
     /// One life of a pod, from opening the store to a crash.
     async fn live(&mut self) {
-        self.faults.set_rates(FaultRates::uniform(15));
+        self.faults.set_rates(self.rates);
         let core = self.open().await;
         let queue = core.catalog().view().find(Kind::Queue, "q").unwrap();
         let mut consumers: BTreeMap<u64, TestConsumer> = BTreeMap::new();
@@ -142,7 +147,7 @@ impl World {
                     }
                     tokio::time::sleep(Duration::from_secs(20)).await;
                     self.surely_acked.append(&mut self.acked_now);
-                    self.faults.set_rates(FaultRates::uniform(15));
+                    self.faults.set_rates(self.rates);
                 }
                 _ => {
                     for consumer in consumers.values_mut() {
@@ -222,30 +227,16 @@ fn simulate(seed: u64) -> String {
     runtime.block_on(run(seed))
 }
 
-/// Prints the seed of a run that fails.
-struct Announce(u64);
-
-#[expect(clippy::print_stdout, reason = "shown with the failure")]
-impl Drop for Announce {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            println!("failing seed: {}", self.0);
-        }
-    }
-}
-
 #[test]
 fn nothing_acknowledged_is_lost_in_any_crash() {
-    for seed in 0..SEEDS {
-        let _announce = Announce(seed);
-        simulate(seed);
+    for trial in trials(SEEDS) {
+        simulate(trial.seed());
     }
 }
 
 #[test]
 fn the_same_seed_is_the_same_run() {
-    for seed in [3, 1000] {
-        let _announce = Announce(seed);
+    for seed in [3, 1000, 1001, 1002] {
         let trace = simulate(seed);
         assert!(trace.lines().count() > 50, "{trace}");
         assert_eq!(trace, simulate(seed));

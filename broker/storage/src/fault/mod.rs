@@ -13,15 +13,15 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::Mutex;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, oneshot, watch};
 use tokio::task::JoinSet;
 use weir_env::seed::Seed;
 
-use self::plan::Plan;
 pub use self::plan::{CommitFault, FaultRates, WatchFault};
+use self::plan::{Plan, ReadFault};
 use self::transaction::FaultTransaction;
 use crate::local::failure_in;
-use crate::{Error, Result, SharedStore, Store, Transaction, Watch};
+use crate::{Committed, Error, Result, SharedStore, Store, Transaction, Watch};
 
 /// A store with faults; see [`FaultStore::handle`].
 #[derive(Debug)]
@@ -44,7 +44,7 @@ struct Faults {
     /// Commits whose outcome was told as open and that happen later.
     delayed: Mutex<JoinSet<()>>,
     /// Ends stalls.
-    release: Notify,
+    release: Arc<Notify>,
     /// Why nothing is committed any more.
     failure: watch::Sender<Option<Arc<str>>>,
 }
@@ -57,7 +57,7 @@ impl FaultStore {
             plan: Mutex::default(),
             seed,
             delayed: Mutex::default(),
-            release: Notify::new(),
+            release: Arc::default(),
             failure: watch::Sender::new(None),
         };
         Self { inner, faults: Arc::new(faults) }
@@ -160,8 +160,16 @@ impl FaultHandle {
 }
 
 impl Faults {
-    fn on_read(&self) -> Result<()> {
-        self.plan.lock().next_read(&self.seed).map_or(Ok(()), Err)
+    async fn on_read(&self) -> Result<()> {
+        let fault = self.plan.lock().next_read(&self.seed);
+        match fault {
+            None => Ok(()),
+            Some(ReadFault::Refused(error)) => Err(error),
+            Some(ReadFault::Slow(delay)) => {
+                tokio::time::sleep(delay).await;
+                Ok(())
+            }
+        }
     }
 
     /// Whether commits that touch these ranges fail for good.
@@ -181,15 +189,33 @@ impl Faults {
         changed
     }
 
-    /// Lets `transaction` commit after `delay`, whoever waits for it or not.
-    fn commit_later(&self, transaction: Box<dyn Transaction>, delay: Duration) {
+    /// Lets `transaction`, which touches these ranges, commit after `delay` or once released, whoever waits for
+    /// it or not.
+    fn commit_later(
+        self: &Arc<Self>,
+        transaction: Box<dyn Transaction>,
+        touched: Vec<(Bytes, Bytes)>,
+        delay: Duration,
+    ) -> oneshot::Receiver<Result<Committed>> {
+        let (told_tx, told_rx) = oneshot::channel();
+        let faults = Arc::clone(self);
+        // From here on, so that whoever has counted the fault can end it.
+        let released = Arc::clone(&self.release).notified_owned();
+        let held_up = async move {
+            // Either ends it.
+            let _ = tokio::time::timeout(delay, released).await;
+            faults.check_alive(&touched)?;
+            transaction.commit().await
+        };
         let mut delayed = self.delayed.lock();
         while delayed.try_join_next().is_some() {}
         delayed.spawn(async move {
-            tokio::time::sleep(delay).await;
-            let outcome = transaction.commit().await;
+            let outcome = held_up.await;
             tracing::debug!(?outcome, "a delayed commit");
+            // Whoever asked may be gone.
+            let _ = told_tx.send(outcome);
         });
+        told_rx
     }
 
     async fn settle(&self) {

@@ -38,7 +38,7 @@ impl FaultTransaction {
 #[async_trait]
 impl Transaction for FaultTransaction {
     async fn read_version(&mut self) -> Result<Version> {
-        self.faults.on_read()?;
+        self.faults.on_read().await?;
         self.inner.read_version().await
     }
 
@@ -47,12 +47,12 @@ impl Transaction for FaultTransaction {
     }
 
     async fn get(&mut self, key: &[u8], isolation: Isolation) -> Result<Option<Bytes>> {
-        self.faults.on_read()?;
+        self.faults.on_read().await?;
         self.inner.get(key, isolation).await
     }
 
     async fn get_range(&mut self, query: RangeQuery, isolation: Isolation) -> Result<RangePage> {
-        self.faults.on_read()?;
+        self.faults.on_read().await?;
         self.inner.get_range(query, isolation).await
     }
 
@@ -94,21 +94,22 @@ impl Transaction for FaultTransaction {
     }
 
     async fn commit(self: Box<Self>) -> Result<Committed> {
-        self.faults.check_alive(&self.touched)?;
+        let Self { inner, faults, touched } = *self;
+        faults.check_alive(&touched)?;
         // From here on, so that whoever has counted the fault can end it.
-        let released = self.faults.release.notified();
-        let fault = self.faults.plan.lock().next_commit(&self.faults.seed, &self.touched);
+        let released = faults.release.notified();
+        let fault = faults.plan.lock().next_commit(&faults.seed, &touched);
         match fault {
-            None => self.inner.commit().await,
+            None => inner.commit().await,
             Some(CommitFault::Refused(error)) => Err(error),
             Some(CommitFault::SettledCommitted) => {
                 // That it conflicted, say, is not told either.
-                let _ = self.inner.commit().await;
+                let _ = inner.commit().await;
                 Err(Error::UnknownSettled)
             }
             Some(CommitFault::SettledLost) => Err(Error::UnknownSettled),
             Some(CommitFault::OpenCommittedLater(delay)) => {
-                self.faults.commit_later(self.inner, delay);
+                drop(faults.commit_later(inner, touched, delay));
                 Err(Error::UnknownOpen)
             }
             Some(CommitFault::Panic) => panic!("a fault asked for by a test"),
@@ -116,8 +117,12 @@ impl Transaction for FaultTransaction {
             Some(CommitFault::Stalled(delay)) => {
                 // Either ends the stall.
                 let _ = tokio::time::timeout(delay, released).await;
-                self.faults.check_alive(&self.touched)?;
-                self.inner.commit().await
+                faults.check_alive(&touched)?;
+                inner.commit().await
+            }
+            Some(CommitFault::Detached(delay)) => {
+                // Nobody tells when the runtime is going down.
+                faults.commit_later(inner, touched, delay).await.unwrap_or(Err(Error::UnknownOpen))
             }
         }
     }

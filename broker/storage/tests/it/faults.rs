@@ -50,6 +50,7 @@ async fn each_commit_fault_has_its_outcome() {
         (CommitFault::OpenCommittedLater(second), &open, false, true),
         (CommitFault::OpenLost, &open, false, false),
         (CommitFault::Stalled(second), &"committed".into(), true, true),
+        (CommitFault::Detached(second), &"committed".into(), true, true),
     ] {
         assert_eq!(outcome_of(fault.clone()).await, (told.clone(), now, later), "{fault:?}");
     }
@@ -111,30 +112,71 @@ async fn watches_are_lost_or_fire_for_no_reason() {
     }
 }
 
-/// Which of 300 commits fail, and how.
-async fn random_outcomes() -> Vec<String> {
+/// What became of a thousand commits and as many reads under these rates.
+async fn random_outcomes(rates: FaultRates) -> Vec<String> {
     let (store, faults) = faulty();
-    faults.set_rates(FaultRates::uniform(40));
-    let mut outcomes = Vec::new();
-    for n in 0..300 {
-        outcomes.push(format!(
-            "{:?}",
-            put(&store, &n.to_string()).await.map_err(|error| error.to_string()).err()
-        ));
+    faults.set_rates(rates);
+    let (clock, mut outcomes) = (Clock::system(), Vec::new());
+    let started = clock.now();
+    for n in 0..1_000 {
+        let written = put(&store, &n.to_string()).await.map(drop);
+        let read = store.begin().get(b"key", Isolation::Snapshot).await.map(drop);
+        for (what, outcome) in [("commit", written), ("read", read)] {
+            let told = outcome.map_or_else(|error| error.to_string(), |()| "ok".into());
+            outcomes.push(format!("{what}: {told} at {:?}", started.elapsed()));
+        }
     }
+    faults.heal();
     store.close().await;
     outcomes
 }
 
 #[tokio::test(start_paused = true)]
 async fn the_same_seed_gives_the_same_faults_of_every_kind() {
-    let first = random_outcomes().await;
-    assert_eq!(first, random_outcomes().await);
+    let rates = FaultRates::uniform(40);
+    let first = random_outcomes(rates).await;
+    assert_eq!(first, random_outcomes(rates).await);
     for error in [Error::Conflict, Error::TooOld, Error::UnknownSettled, Error::UnknownOpen] {
-        assert!(first.contains(&format!("{:?}", Some(error.to_string()))), "{error}");
+        assert!(first.iter().any(|told| told.starts_with(&format!("commit: {error}"))), "{error}");
     }
-    let failed = first.iter().filter(|outcome| *outcome != "None").count();
-    assert!((30..200).contains(&failed), "{failed} of 300");
+    assert!(first.iter().any(|told| told.starts_with("read: transaction too old")));
+    let failed = first.iter().filter(|told| !told.contains(": ok")).count();
+    assert!((200..1_200).contains(&failed), "{failed} of 2000");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_profiles_get_worse_one_after_the_other() {
+    let mut failed = Vec::new();
+    for rates in [FaultRates::NONE, FaultRates::calm(), FaultRates::rough(), FaultRates::hostile()] {
+        let outcomes = random_outcomes(rates).await;
+        failed.push(outcomes.iter().filter(|told| !told.contains(": ok")).count());
+    }
+    assert!(failed[0] == 0 && failed.is_sorted_by(|a, b| a < b), "{failed:?}");
+    assert!(failed[3] > 300, "{failed:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_commit_that_nobody_waits_for_happens_only_if_it_was_on_its_way() {
+    let second = Duration::from_secs(1);
+    for (fault, happens) in [(CommitFault::Stalled(second), false), (CommitFault::Detached(second), true)] {
+        let (store, faults) = faulty();
+        faults.fail_next_commit(fault);
+        let mut put = Box::pin(put(&store, "key"));
+        assert!((&mut put).now_or_never().is_none());
+        drop(put);
+        faults.settle().await;
+        tokio::time::sleep(2 * second).await;
+        assert_eq!(has(&store, "key").await, happens);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn commits_that_are_held_up_are_overtaken() {
+    let (store, faults) = faulty();
+    faults.fail_next_commit(CommitFault::Detached(Duration::from_secs(2)));
+    faults.fail_next_commit(CommitFault::Detached(Duration::from_secs(1)));
+    let (first, second) = tokio::join!(put(&store, "first"), put(&store, "second"));
+    assert!(first.unwrap().version > second.unwrap().version);
 }
 
 #[tokio::test]
@@ -155,9 +197,13 @@ async fn a_store_that_fails_for_good_says_so_and_is_not_healed() {
 
 #[tokio::test(start_paused = true)]
 async fn a_stalled_commit_can_be_released_and_fails_if_all_do_by_then() {
-    for is_dead in [false, true] {
+    let hour = Duration::from_secs(3600);
+    let stalls = [CommitFault::Stalled(hour), CommitFault::Detached(hour)];
+    for (is_dead, stall) in
+        [false, true].into_iter().flat_map(|dead| stalls.clone().map(|stall| (dead, stall)))
+    {
         let (store, faults) = faulty();
-        faults.fail_next_commit(CommitFault::Stalled(Duration::from_secs(3600)));
+        faults.fail_next_commit(stall);
         let clock = Clock::system();
         let started = clock.now();
         let mut put = Box::pin(put(&store, "key"));

@@ -6,4 +6,5 @@ mod damage;
 mod embedded;
 mod engines;
 mod faults;
+mod histories;
 mod kill;
