@@ -90,21 +90,29 @@ impl Inbox {
         let mut next =
             Some(RangeQuery::new(begin, end).limit(limit.max(1)).target_bytes(target_bytes.max(1)));
         let mut tx = self.sessions.shared.store.begin();
-        let mut items = Vec::new();
+        let (mut items, mut emptied) = (Vec::new(), Vec::new());
         let mut bytes = 0;
         while let Some(query) = next.take_if(|_| items.is_empty()) {
             let page = tx.get_range(query.clone(), Isolation::Snapshot).await?;
             next = query.after(&page);
             for (key, value) in page.pairs {
                 if bytes >= target_bytes && !items.is_empty() {
-                    return Ok(items);
+                    break;
                 }
                 let id = keys.decode(key)?;
-                if let Some(item) = item(&mut *tx, id, value).await? {
-                    bytes += item.message.size();
-                    items.push(item);
+                match item(&mut *tx, id, value).await? {
+                    Some(item) => {
+                        bytes += item.message.size();
+                        items.push(item);
+                    }
+                    None => emptied.push(id),
                 }
             }
+        }
+        if !emptied.is_empty()
+            && let Err(error) = self.remove(session, &emptied).await
+        {
+            tracing::debug!(%error, "second copies without their message stay until they are read again");
         }
         Ok(items)
     }

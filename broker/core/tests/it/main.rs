@@ -4,5 +4,6 @@
 mod crashes;
 mod faults;
 mod queues;
+mod sessions;
 mod streams;
 mod support;
