@@ -49,12 +49,16 @@ pub struct FaultRates {
     pub read_slow: u32,
     /// Reads that fail as too old.
     pub read_too_old: u32,
+    /// Reads that fail as busy.
+    pub read_busy: u32,
     /// Reads that fail as unavailable.
     pub read_unavailable: u32,
     /// Commits refused as a conflict.
     pub commit_conflict: u32,
     /// Commits refused as too old.
     pub commit_too_old: u32,
+    /// Commits refused as busy.
+    pub commit_busy: u32,
     /// Commits refused as unavailable.
     pub commit_unavailable: u32,
     /// [`CommitFault::SettledCommitted`].
@@ -86,9 +90,11 @@ impl FaultRates {
     pub const NONE: Self = Self {
         read_slow: 0,
         read_too_old: 0,
+        read_busy: 0,
         read_unavailable: 0,
         commit_conflict: 0,
         commit_too_old: 0,
+        commit_busy: 0,
         commit_unavailable: 0,
         settled_committed: 0,
         settled_lost: 0,
@@ -111,6 +117,7 @@ impl FaultRates {
             read_slow: 100,
             commit_slow: 200,
             commit_conflict: 5,
+            commit_busy: 2,
             settled_committed: 2,
             settled_lost: 2,
             watch_spurious: 5,
@@ -139,9 +146,11 @@ impl FaultRates {
         Self {
             read_slow: thousandths,
             read_too_old: thousandths,
+            read_busy: thousandths,
             read_unavailable: thousandths,
             commit_conflict: thousandths,
             commit_too_old: thousandths,
+            commit_busy: thousandths,
             commit_unavailable: thousandths,
             settled_committed: thousandths,
             settled_lost: thousandths,
@@ -222,6 +231,7 @@ impl FaultRates {
         let choices = [
             (self.read_slow, ReadFault::Slow(self.slow_max)),
             (self.read_too_old, ReadFault::Refused(Error::TooOld)),
+            (self.read_busy, ReadFault::Refused(Error::Busy("injected by a test".into()))),
             (self.read_unavailable, ReadFault::Refused(injected_outage())),
         ];
         draw(seed, choices).map(|fault| match fault {
@@ -234,6 +244,7 @@ impl FaultRates {
         let choices = [
             (self.commit_conflict, CommitFault::Refused(Error::Conflict)),
             (self.commit_too_old, CommitFault::Refused(Error::TooOld)),
+            (self.commit_busy, CommitFault::Refused(Error::Busy("injected by a test".into()))),
             (self.commit_unavailable, CommitFault::Refused(injected_outage())),
             (self.settled_committed, CommitFault::SettledCommitted),
             (self.settled_lost, CommitFault::SettledLost),

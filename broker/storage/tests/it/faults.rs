@@ -136,7 +136,8 @@ async fn the_same_seed_gives_the_same_faults_of_every_kind() {
     let rates = FaultRates::uniform(40);
     let first = random_outcomes(rates).await;
     assert_eq!(first, random_outcomes(rates).await);
-    for error in [Error::Conflict, Error::TooOld, Error::UnknownSettled, Error::UnknownOpen] {
+    let busy = Error::Busy("injected by a test".into());
+    for error in [Error::Conflict, Error::TooOld, busy, Error::UnknownSettled, Error::UnknownOpen] {
         assert!(first.iter().any(|told| told.starts_with(&format!("commit: {error}"))), "{error}");
     }
     assert!(first.iter().any(|told| told.starts_with("read: transaction too old")));
