@@ -7,10 +7,78 @@
 //! A [`Transaction`] reads at one version, buffers its writes, and commits if nothing it read has been
 //! written since. The closure given to [`transact()`] may run more than once, so it must have no side effects.
 //!
+//! # Isolation
+//! Transactions are strictly serializable. All that committed writes stand in one order, that of their
+//! [`Versionstamp`]s, and each of them could have run alone at its place: its serializable reads would have
+//! returned the same. The order agrees with time: a transaction whose first read begins after another one's commit
+//! has returned comes after it and sees it. A transaction without writes stands at its read version and always
+//! commits.
+//! * Every read, of whichever [`Isolation`], sees the store at the one read version and the transaction's own writes
+//!   on top, also in a transaction that is refused later. Nobody sees part of a commit.
+//! * A commit is refused if a key that was read serializably, or added as a read conflict, was written after the read
+//!   version, or added as a write conflict: also with the value it had, also if it was absent before and after. A
+//!   range counts with the keys that are not in it. Neighbours of a key never count. Engines may refuse a commit
+//!   without need, but rarely.
+//! * Snapshot reads and blind writes never conflict. A transaction with snapshot reads is as isolated as it makes
+//!   itself by adding conflicts.
+//! * Whether what a transaction has itself written counts as read is left to the engine: a read conflict is added
+//!   *before* the key is written.
+//! * [`Transaction::set_read_version`] gives up agreement with time for the reads, not serializability.
+//!
+//! # Versions
+//! Versions grow with every commit, over restarts too, and jump by any amount: they can be compared, not counted, and
+//! tell no time. A read at a version sees every commit up to and including it. Transactions of one batch commit at
+//! one version; the last two bytes of their stamps tell their order. A stamp belongs to one transaction, so keys that
+//! one transaction stamps must differ elsewhere; their order is that of what follows the stamp.
+//!
+//! # Outcomes
+//! Whoever commits writes must expect each of these; [`transact()`] sees to the second row only.
+//!
+//! | outcome | has it happened | what the caller does |
+//! |---|---|---|
+//! | [`Committed`] | yes, durably; everybody who begins from now on sees it | goes on |
+//! | [`Error::Conflict`], [`Error::TooOld`], [`Error::Busy`] | no, and never will | runs it again from the start, with fresh reads; after `Busy` after a pause |
+//! | [`Error::TooLarge`] | no, and never will | divides it; again is in vain |
+//! | [`Error::UnknownSettled`] | perhaps, but not from now on | repeats it in a way that is harmless if it has happened: see below |
+//! | [`Error::UnknownOpen`] | perhaps, or later | shuts it out first: see below |
+//! | [`Error::Unavailable`] | no, and never will | gives up or tries later; says so to whoever waits |
+//! | [`Error::Damaged`] | no | stops: a person must act |
+//!
+//! An unknown outcome *sticks*: when a repeat conflicts, or finds the store unavailable, the first attempt may still
+//! have happened. Two kinds of writers get by without reading what they wrote:
+//! * **One owner under a fence** (appends) writes the same keys with the same bytes. After `UnknownSettled` it repeats
+//!   exactly that. After `UnknownOpen` the old bytes may come at any later moment, so it gives up its epoch: it takes
+//!   over at the next one, which fences off what is still in flight, and reads the tail.
+//! * **Anybody else** reads and writes one key in the transaction, a mark or a fence of its own. The repeat writes what
+//!   the first attempt has read, so that one of the two conflicts; finding its own mark it knows that it is done.
+//!
+//! # The fence, in one round trip
+//! An owner keeps the version at which it last saw its ownership record. A commit with that version set
+//! ([`Transaction::set_read_version`]), the record's key as read conflict and blind writes needs no read. It commits
+//! if the record has not changed since that version, and never otherwise; [`Error::TooOld`] means that the ownership
+//! must be read again, which an owner does at least once in [`limits::LIFETIME`].
+//!
+//! # Futures that are dropped
+//! Reads ([`Transaction::read_version`], [`Transaction::get`], [`Transaction::get_range`]) change nothing: the
+//! transaction can go on, and may conflict on what was being read. A dropped [`Transaction::commit`] is
+//! [`Error::UnknownOpen`]. [`Watch::changed`] and [`Store::failed`] can be waited for again. A dropped [`Store::close`]
+//! is called again. A transaction that is dropped before its commit leaves no trace.
+//!
+//! # Waiting
+//! Nothing waits for ever but [`Store::failed`] and [`Watch::changed`]. An engine that asks other machines gives up
+//! in time of its own: reads as `Unavailable` or `Busy`, commits that may be under way as `UnknownOpen`.
+//!
+//! # Watches
+//! A [`Watch`] is armed by the commit of its transaction and fires, once, when the key no longer has the value which
+//! that transaction saw or wrote. It may fire for no reason, and may miss a change that was undone. It fires too when
+//! the transaction is refused or dropped and when the store closes. One more than the engine has room for is never
+//! armed, and an engine may lose one: whoever waits reads the key again now and then. It says nothing of the value.
+//!
 //! # Size of a transaction
 //! A write counts its key and its value; a range cleared, read or added as a conflict counts both ends. A key
 //! read or added as a conflict counts as the range that holds it alone. Every call counts, also one that
-//! repeats or undoes an earlier one. [`TransactionSize`] is the one place that counts.
+//! repeats or undoes an earlier one. Snapshot reads do not. [`TransactionSize`] is the one place that counts. Limits are
+//! checked at the commit, before anything is written.
 
 pub mod conformance;
 mod embedded;
@@ -104,10 +172,11 @@ pub enum Error {
         /// The limit in bytes.
         limit: usize,
     },
-    /// The commit may or may not have happened, and is no longer in flight. Reading tells which.
+    /// The commit may or may not have happened, and is no longer in flight: what is read from now on tells which.
     #[error("commit outcome unknown, no longer in flight")]
     UnknownSettled,
-    /// The commit may or may not have happened, and may still happen later.
+    /// The commit may or may not have happened, and may still happen at any later time, unless something it has read
+    /// is written first. So is one whose future was dropped.
     #[error("commit outcome unknown, still in flight")]
     UnknownOpen,
     /// The store has too much to do, or is about to be ready; nothing was committed. Run it again after a pause.
@@ -199,11 +268,11 @@ pub trait Transaction: Send + Debug {
     /// with [`Error::Unavailable`] or [`Error::Busy`].
     fn set_read_version(&mut self, version: Version);
 
-    /// The value of `key`.
+    /// The value of `key`. Cancel-safe, as [`Transaction::read_version`] and [`Transaction::get_range`] are.
     async fn get(&mut self, key: &[u8], isolation: Isolation) -> Result<Option<Bytes>>;
 
-    /// A page of pairs. With [`Isolation::Serializable`] the conflict range covers what was returned, or the
-    /// whole range when nothing more is in it.
+    /// A page of pairs; empty if the range ends where it begins, or before. With [`Isolation::Serializable`] the
+    /// conflict range covers what was returned, or the whole range when nothing more is in it.
     async fn get_range(&mut self, query: RangeQuery, isolation: Isolation) -> Result<RangePage>;
 
     /// Writes `value` at `key`. Limits are checked at commit.
@@ -212,7 +281,7 @@ pub trait Transaction: Send + Debug {
     /// Removes `key`, whether it exists or not.
     fn clear(&mut self, key: &[u8]);
 
-    /// Removes every key from `begin` (inclusive) to `end` (exclusive).
+    /// Removes every key from `begin` (inclusive) to `end` (exclusive); none if `end` is not after `begin`.
     fn clear_range(&mut self, begin: &[u8], end: &[u8]);
 
     /// Like [`Transaction::set`], with the ten bytes of `key` from `offset` on replaced at commit by the
@@ -229,7 +298,8 @@ pub trait Transaction: Send + Debug {
     /// If `offset + 10` is beyond the value.
     fn set_versionstamped_value(&mut self, key: &[u8], value: &[u8], offset: usize);
 
-    /// Adds the keys from `begin` (inclusive) to `end` (exclusive) to the read or write conflict set.
+    /// Adds the keys from `begin` (inclusive) to `end` (exclusive) to the read or write conflict set; none if `end` is
+    /// not after `begin`. Read conflicts are added before the transaction writes there.
     fn add_conflict_range(&mut self, begin: &[u8], end: &[u8], kind: ConflictKind);
 
     /// Adds one key to the read or write conflict set.
