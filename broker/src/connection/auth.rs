@@ -226,7 +226,7 @@ async fn ask_for_more(
             Ok(None) => {}
         }
         wire.ready(true).await.map_err(lost)?;
-        if !wire.fill().map_err(lost)? {
+        if !wire.fill(decoder.frame_bytes_needed()).map_err(lost)? {
             return Err(NotAdmitted::Ended(Closed::ConnectionLost));
         }
     }

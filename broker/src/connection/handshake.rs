@@ -168,7 +168,7 @@ async fn read_connect(broker: &Broker, wire: &mut Wire, decoder: &mut Decoder) -
             }
         }
         wire.ready(true).await.map_err(|_| Closed::ConnectionLost)?;
-        if !wire.fill().map_err(|_| Closed::ConnectionLost)? {
+        if !wire.fill(decoder.frame_bytes_needed()).map_err(|_| Closed::ConnectionLost)? {
             return Err(Closed::ConnectionLost);
         }
     }

@@ -13,6 +13,8 @@ mod external;
 mod handshake;
 mod inbox;
 mod inlet;
+mod intake;
+mod output;
 mod pace;
 mod pending;
 mod publish;
@@ -412,7 +414,7 @@ impl Connection {
 
     /// Reads what there is. True if it is to be decoded at once.
     fn fill(&mut self) -> bool {
-        let filled = matches!(self.wire.fill(), Ok(true));
+        let filled = matches!(self.wire.fill(self.decoder.frame_bytes_needed()), Ok(true));
         if !filled {
             // What has been read comes first.
             self.input_ended = true;

@@ -1,35 +1,25 @@
 //! The socket of one client and its two buffers.
 //!
-//! Reading takes what the socket has; writing gathers packets and hands them over in one piece. Both buffers
-//! are let go when they are empty, so that an idle connection holds none.
+//! Reading takes what the socket has; writing gathers packets and hands them over at once. Both buffers are let go when
+//! they are empty, so that an idle connection holds none.
 
-use std::cell::RefCell;
 use std::io;
 use std::task::{Context, Poll};
 
-use bytes::{Buf, BytesMut};
+use bytes::BytesMut;
 use tokio::io::Interest;
-use weir_codec::{EncodeError, ProtocolVersion};
+use weir_codec::{EncodeError, ProtocolVersion, encode_publish, encode_publish_head};
 use weir_session::Transmit;
 
+use super::intake::Intake;
+use super::output::{LARGE_MIN, Output};
 use super::wait::Socket;
 use crate::listen::{self, Peer};
 use crate::metrics::{Closed, Metrics};
 use crate::transport::Stream;
 
-/// Bytes read in one go at most.
-const READ_BYTES: usize = 64 * 1024;
 /// Bytes that may wait to be written before sources of deliveries are asked for no more.
 pub(super) const WRITE_HIGH_WATER: usize = 128 * 1024;
-/// Capacity from which an empty write buffer is let go at once.
-const KEEP_CAPACITY: usize = 256 * 1024;
-
-thread_local! {
-    /// Where reads go first, so that a connection holds just what has come: most packets are tiny, and a payload keeps
-    /// alive the whole buffer that it is part of.
-    static SCRATCH: RefCell<BytesMut> = RefCell::default();
-}
-
 /// One client's socket.
 #[derive(Debug)]
 pub(super) struct Wire {
@@ -38,7 +28,8 @@ pub(super) struct Wire {
     /// Largest packet the client takes, once its CONNECT has said so.
     pub(super) packet_size_max: u32,
     pub(super) input: BytesMut,
-    output: BytesMut,
+    intake: Intake,
+    output: Output,
     /// Bytes that the stream has taken.
     written: u64,
     metrics: Metrics,
@@ -47,8 +38,8 @@ pub(super) struct Wire {
 impl Wire {
     pub(super) fn new(stream: Stream, peer: Peer, metrics: Metrics) -> Self {
         let packet_size_max = u32::MAX;
-        let (input, output) = (BytesMut::new(), BytesMut::new());
-        Self { stream, peer, packet_size_max, input, output, written: 0, metrics }
+        let (input, intake, output) = (BytesMut::new(), Intake::default(), Output::default());
+        Self { stream, peer, packet_size_max, input, intake, output, written: 0, metrics }
     }
 
     /// Goes through what the listener asks for before MQTT.
@@ -94,37 +85,41 @@ impl Wire {
         let _ = self.stream.ready(Interest::ERROR).await;
     }
 
-    /// Reads what there is. False at the end of the stream.
-    pub(super) fn fill(&mut self) -> io::Result<bool> {
-        SCRATCH.with_borrow_mut(|scratch| {
-            scratch.clear();
-            scratch.reserve(READ_BYTES);
-            match self.stream.try_read_buf(scratch) {
-                Ok(0) => Ok(false),
-                Ok(n) => {
-                    self.input.extend_from_slice(scratch);
-                    self.metrics.bytes_received.inc_by(n as u64);
-                    self.peer.listener.metrics.received.inc_by(n as u64);
-                    Ok(true)
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(true),
-                Err(error) => Err(error),
+    /// Reads what there is. False at the end of the stream. The packet that has begun lacks `missing` bytes.
+    pub(super) fn fill(&mut self, missing: usize) -> io::Result<bool> {
+        let Self { stream, input, intake, .. } = self;
+        match intake.read(input, missing, |into, room| stream.try_read_at_most(into, room)) {
+            Ok(0) => Ok(false),
+            Ok(n) => {
+                self.metrics.bytes_received.inc_by(n as u64);
+                self.peer.listener.metrics.received.inc_by(n as u64);
+                Ok(true)
             }
-        })
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(true),
+            Err(error) => Err(error),
+        }
     }
 
     /// Adds a packet to what will be written.
     pub(super) fn put(&mut self, transmit: &Transmit, version: ProtocolVersion) -> Result<(), EncodeError> {
         match transmit {
             Transmit::Packet(packet) => {
-                weir_codec::encode(packet, version, &mut self.output)?;
+                self.output.put(|out| weir_codec::encode(packet, version, out))?;
                 self.metrics.packets_sent.inc(packet.packet_type());
             }
             Transmit::Publish { header, topic_on_wire, message, extra } => {
                 let topic = if *topic_on_wire { message.topic.as_str() } else { "" };
-                let out = &mut self.output;
-                let properties = &message.properties;
-                weir_codec::encode_publish(out, version, header, topic, properties, extra, &message.payload)?;
+                let (properties, payload) = (&message.properties, &message.payload);
+                if payload.len() >= LARGE_MIN && self.stream.is_plain() {
+                    let length = payload.len();
+                    self.output.put(|out| {
+                        encode_publish_head(out, version, header, topic, properties, extra, length)
+                    })?;
+                    self.output.put_large(payload.clone());
+                } else {
+                    self.output
+                        .put(|out| encode_publish(out, version, header, topic, properties, extra, payload))?;
+                }
                 self.metrics.packets_sent.inc(weir_codec::PacketType::Publish);
                 self.metrics.deliveries.inc(header.qos);
                 self.metrics.delivered_bytes.inc_by(message.payload.len() as u64);
@@ -136,9 +131,13 @@ impl Wire {
     /// Writes as much as the socket takes.
     pub(super) fn flush(&mut self) -> io::Result<()> {
         while !self.output.is_empty() {
-            match self.stream.try_write(&self.output) {
+            let taken = if self.output.is_in_pieces() {
+                self.stream.try_write_vectored(&self.output.pieces())
+            } else {
+                self.stream.try_write(self.output.first())
+            };
+            match taken {
                 Ok(n) => {
-                    // Unlike a split, this leaves the buffer in one piece and allocates nothing.
                     self.output.advance(n);
                     self.written += n as u64;
                     self.metrics.bytes_sent.inc_by(n as u64);
@@ -149,11 +148,7 @@ impl Wire {
             }
         }
         self.stream.try_flush()?;
-        if self.output.capacity() > KEEP_CAPACITY {
-            self.output = BytesMut::new();
-        } else {
-            self.output.clear();
-        }
+        self.output.reset();
         Ok(())
     }
 
@@ -175,13 +170,11 @@ impl Wire {
 
     /// Lets go of buffers that hold nothing.
     pub(super) fn compact(&mut self) {
-        // Also of those that have no capacity left: they still hold what they were part of.
+        // Also if it has no capacity left: it still holds what it was part of.
         if self.input.is_empty() {
             self.input = BytesMut::new();
         }
-        if self.output.is_empty() {
-            self.output = BytesMut::new();
-        }
+        self.output.compact();
         self.stream.compact();
     }
 }

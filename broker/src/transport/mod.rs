@@ -11,10 +11,10 @@ mod tls;
 mod upgrade;
 mod ws;
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::task::{Context, Poll};
 
-use bytes::BytesMut;
+use bytes::{BufMut, BytesMut};
 use tokio::io::{Interest, Ready};
 use weir_env::seed::Seed;
 
@@ -160,6 +160,31 @@ impl Stream {
             Some(ws) => ws.read(&mut below, into),
             None => below.read(into),
         }
+    }
+
+    /// As [`Self::try_read_buf`], but takes no more than `max` bytes from a plain socket.
+    ///
+    /// # Errors
+    /// As [`Self::try_read_buf`].
+    pub fn try_read_at_most(&mut self, into: &mut BytesMut, max: usize) -> io::Result<usize> {
+        if self.is_plain() { self.socket.try_read_buf(&mut into.limit(max)) } else { self.try_read_buf(into) }
+    }
+
+    /// Whether there is nothing over the socket: then large pieces are written without being copied.
+    #[must_use]
+    pub fn is_plain(&self) -> bool {
+        self.layers.is_none()
+    }
+
+    /// As [`Self::try_write`], of several pieces, as far as a layer takes them at once.
+    ///
+    /// # Errors
+    /// As [`Self::try_write`].
+    pub fn try_write_vectored(&mut self, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
+        if self.is_plain() {
+            return self.socket.try_write_vectored(pieces);
+        }
+        self.try_write(pieces.first().map_or(&[], |piece| piece))
     }
 
     /// Takes bytes to write, as many as go: bytes taken may be [`pending`](Self::pending) for a while.

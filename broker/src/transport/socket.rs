@@ -3,7 +3,7 @@
 use std::io::{self, IoSlice};
 use std::task::{Context, Poll};
 
-use bytes::BytesMut;
+use bytes::BufMut;
 use tokio::io::{AsyncWriteExt, Interest, Ready};
 use tokio::net::{TcpStream, UnixStream};
 
@@ -41,7 +41,7 @@ impl Socket {
         }
     }
 
-    pub(super) fn try_read_buf(&self, into: &mut BytesMut) -> io::Result<usize> {
+    pub(super) fn try_read_buf(&self, into: &mut impl BufMut) -> io::Result<usize> {
         match self {
             Self::Tcp(stream) => stream.try_read_buf(into),
             Self::Unix(stream) => stream.try_read_buf(into),
@@ -52,6 +52,13 @@ impl Socket {
         match self {
             Self::Tcp(stream) => stream.try_write(bytes),
             Self::Unix(stream) => stream.try_write(bytes),
+        }
+    }
+
+    pub(super) fn try_write_vectored(&self, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(stream) => stream.try_write_vectored(pieces),
+            Self::Unix(stream) => stream.try_write_vectored(pieces),
         }
     }
 
@@ -120,10 +127,7 @@ impl io::Write for &Socket {
 
     /// Several records in one call.
     fn write_vectored(&mut self, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
-        match self {
-            Socket::Tcp(stream) => stream.try_write_vectored(pieces),
-            Socket::Unix(stream) => stream.try_write_vectored(pieces),
-        }
+        self.try_write_vectored(pieces)
     }
 
     fn flush(&mut self) -> io::Result<()> {

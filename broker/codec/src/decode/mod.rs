@@ -6,6 +6,7 @@
 mod ack;
 mod close;
 mod connect;
+mod frame;
 mod publish;
 mod subscribe;
 
@@ -16,6 +17,10 @@ use crate::error::{DecodeError, Fault, Parsed, Problem};
 use crate::packet::{Packet, ProtocolVersion};
 use crate::packet_type::PacketType;
 use crate::read::{Reader, VariableByteInteger};
+
+/// Bytes from which a PUBLISH is a slice of the buffer that it came in, not a copy. With the 64 KiB that a socket is
+/// commonly read at once, it then keeps alive about four times its size at most.
+pub const OWN_FRAME_BELOW: usize = 16 * 1024;
 
 /// Which side of the connection decodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,10 +46,10 @@ pub struct DecoderConfig {
 /// Decodes one direction of one connection.
 ///
 /// **Memory.** The decoder holds no bytes; what is not decoded stays in the caller's buffer, which never needs
-/// more than one packet within the limit. Strings and payloads of a PUBLISH are slices of that buffer: each
-/// keeps alive what the buffer allocated for it and its neighbours, so who keeps a small part for long should
-/// copy it. CONNECT and SUBSCRIBE, whose strings live as long as the connection, are copied once to an
-/// allocation of their own size. A decoded packet takes at most about 32 times its length on the wire; empty
+/// more than one packet within the limit. Strings and payloads of a packet are slices of one allocation, which they keep
+/// alive. It is the packet's own, and as large, for CONNECT and SUBSCRIBE, whose strings live as long as the connection,
+/// and for each PUBLISH below [`OWN_FRAME_BELOW`], which may wait long for its subscribers. A larger one is a slice of
+/// the buffer, so who fills that should not let much more into it than such a packet has bytes. A decoded packet takes at most about 32 times its length on the wire; empty
 /// topic filters in an UNSUBSCRIBE are the worst case, short user properties come next.
 #[derive(Debug)]
 pub struct Decoder {
@@ -139,6 +144,7 @@ impl Decoder {
         let mut frame = match header.packet {
             // They outlive the read buffer, which they would keep alive as a whole.
             PacketType::Connect | PacketType::Subscribe => Bytes::copy_from_slice(&frame),
+            PacketType::Publish if frame.len() < OWN_FRAME_BELOW => frame::copied(&frame),
             _ => frame.freeze(),
         };
         frame.advance(header.length);

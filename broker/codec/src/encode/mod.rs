@@ -11,7 +11,7 @@ mod sink;
 use bytes::BytesMut;
 use weir_topic::TopicName;
 
-pub use publish::{encode_publish, publish_len};
+pub use publish::{encode_publish, encode_publish_head, publish_len};
 
 use self::publish::Body;
 use self::sink::{Counter, Sink};

@@ -34,6 +34,38 @@ pub fn encode_publish<K: AsRef<str>, V: AsRef<str>>(
     extra_user_properties: &[(K, V)],
     payload: &[u8],
 ) -> Result<(), EncodeError> {
+    let length = payload.len();
+    write_head(buf, version, header, topic, properties, extra_user_properties, (length, length))?;
+    buf.put(payload);
+    Ok(())
+}
+
+/// Appends a PUBLISH up to its payload, which has `payload_len` bytes and is written by the caller.
+///
+/// # Errors
+/// As [`encode_publish`].
+pub fn encode_publish_head<K: AsRef<str>, V: AsRef<str>>(
+    buf: &mut BytesMut,
+    version: ProtocolVersion,
+    header: &PublishHeader,
+    topic: &str,
+    properties: &MessageProperties,
+    extra_user_properties: &[(K, V)],
+    payload_len: usize,
+) -> Result<(), EncodeError> {
+    write_head(buf, version, header, topic, properties, extra_user_properties, (payload_len, 0))
+}
+
+/// Writes all but the payload, with room behind for as many bytes of it as `room` says.
+fn write_head<K: AsRef<str>, V: AsRef<str>>(
+    buf: &mut BytesMut,
+    version: ProtocolVersion,
+    header: &PublishHeader,
+    topic: &str,
+    properties: &MessageProperties,
+    extra: &[(K, V)],
+    (payload_len, room): (usize, usize),
+) -> Result<(), EncodeError> {
     if header.packet_id.is_some() != (header.qos != QoS::AtMostOnce) {
         return Err(EncodeError::Contradiction("PUBLISH has a packet id exactly if its QoS is not 0"));
     }
@@ -43,15 +75,17 @@ pub fn encode_publish<K: AsRef<str>, V: AsRef<str>>(
     if topic.is_empty() && (!version.is_v5() || header.topic_alias.is_none()) {
         return Err(EncodeError::Contradiction("PUBLISH without topic name or topic alias"));
     }
-    let body = Body { version, header, topic, properties, extra: extra_user_properties };
+    let body = Body { version, header, topic, properties, extra };
     let mut counter = Counter::default();
-    body.write(&mut counter, payload);
+    body.write(&mut counter, &[]);
+    let head = counter.bytes();
+    counter.add(payload_len);
     let remaining = counter.remaining_length()?;
-    buf.reserve(frame_len(counter.bytes()));
+    buf.reserve(frame_len(head).saturating_add(room));
     let flags = u8::from(header.dup) << 3 | header.qos.as_u8() << 1 | u8::from(header.retain);
     buf.u8(PacketType::Publish.as_u8() << 4 | flags);
     buf.variable_byte_integer(remaining);
-    body.write(buf, payload);
+    body.write(buf, &[]);
     Ok(())
 }
 

@@ -136,6 +136,11 @@ impl Counter {
         self.bytes
     }
 
+    /// Counts bytes that are written elsewhere.
+    pub(super) const fn add(&mut self, bytes: usize) {
+        self.bytes = self.bytes.saturating_add(bytes);
+    }
+
     /// Saturated: what does not fit is refused before it is written.
     fn length_u32(&self) -> u32 {
         u32::try_from(self.bytes).unwrap_or(u32::MAX)

@@ -4,9 +4,9 @@ use std::num::NonZeroU32;
 
 use bytes::{Bytes, BytesMut};
 use weir_codec::{
-    AckProperties, Connect, Decoder, DecoderConfig, EncodeError, MessageProperties, Packet, Problem, Publish,
-    PublishHeader, QoS, REMAINING_LENGTH_MAX, ReasonCode, Role, SubAck, Subscribe, SubscribeFilter,
-    SubscriptionOptions, Unsubscribe, encode, encode_publish,
+    AckProperties, Connect, Decoder, DecoderConfig, EncodeError, MessageProperties, OWN_FRAME_BELOW, Packet,
+    Problem, Publish, PublishHeader, QoS, REMAINING_LENGTH_MAX, ReasonCode, Role, SubAck, Subscribe,
+    SubscribeFilter, SubscriptionOptions, Unsubscribe, encode, encode_publish, encode_publish_head,
 };
 
 use crate::support::{Side, V5, V311, frame, id, topic, wire};
@@ -232,4 +232,54 @@ fn a_packet_that_contradicts_itself_is_not_encoded() {
         Packet::Publish(Box::new(publish)),
         EncodeError::Contradiction("PUBLISH has a packet id exactly if its QoS is not 0"),
     );
+}
+
+#[test]
+fn a_message_keeps_alive_little_beside_itself() {
+    #[track_caller]
+    fn check(payload: usize, own: bool) {
+        let mut buf = BytesMut::with_capacity(1 << 20);
+        let header = PublishHeader::default();
+        let properties = MessageProperties::default();
+        let extra = NO_EXTRA;
+        let payload = vec![7; payload];
+        for _ in 0..2 {
+            encode_publish(&mut buf, V311, &header, "t", &properties, extra, &payload).unwrap();
+        }
+        let role = Role::Client { version: V311 };
+        let mut decoder = Decoder::new(DecoderConfig { max_packet_size: u32::MAX, role });
+        let read = buf.as_ptr_range();
+        let Some(Packet::Publish(publish)) = decoder.decode(&mut buf).unwrap() else { panic!("no PUBLISH") };
+        assert_eq!(publish.payload, payload);
+        let topic = publish.topic.as_ref().unwrap();
+        for part in [topic.as_str().as_bytes(), &publish.payload[..]] {
+            assert_eq!(!read.contains(&part.as_ptr()), own, "{} bytes", payload.len());
+        }
+    }
+    for payload in [1, 60, 100, 1000, 2000, OWN_FRAME_BELOW - 8] {
+        check(payload, true);
+    }
+    check(OWN_FRAME_BELOW, false);
+}
+
+#[test]
+fn a_head_and_its_payload_are_the_whole_publish() {
+    for payload in [0, 1, 200, 20_000] {
+        let payload = vec![7; payload];
+        let header = PublishHeader { message_expiry_interval: Some(1), ..PublishHeader::default() };
+        let properties = MessageProperties { content_type: Some("x".into()), ..MessageProperties::default() };
+        let extra = [("a", "b")];
+        let version = V5;
+        let (mut whole, mut head) = (BytesMut::new(), BytesMut::new());
+        encode_publish(&mut whole, version, &header, "t", &properties, &extra, &payload).unwrap();
+        encode_publish_head(&mut head, version, &header, "t", &properties, &extra, payload.len()).unwrap();
+        head.extend_from_slice(&payload);
+        assert_eq!(head, whole);
+    }
+    let (mut buf, too_long) = (BytesMut::new(), 1 << 28);
+    let (header, properties) = (PublishHeader::default(), MessageProperties::default());
+    let extra = NO_EXTRA;
+    let refused = encode_publish_head(&mut buf, V5, &header, "t", &properties, extra, too_long);
+    assert!(matches!(refused, Err(EncodeError::PacketTooLong { .. })), "{refused:?}");
+    assert!(buf.is_empty());
 }
