@@ -41,24 +41,51 @@ impl Socket {
         }
     }
 
+    /// Fills the room there is, of which `into` must have some.
     pub(super) fn try_read_buf(&self, into: &mut impl BufMut) -> io::Result<usize> {
-        match self {
+        let room = into.chunk_mut().len();
+        self.try_io(Interest::READABLE, room, || match self {
             Self::Tcp(stream) => stream.try_read_buf(into),
             Self::Unix(stream) => stream.try_read_buf(into),
-        }
+        })
     }
 
     pub(super) fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
-        match self {
+        self.try_io(Interest::WRITABLE, bytes.len(), || match self {
             Self::Tcp(stream) => stream.try_write(bytes),
             Self::Unix(stream) => stream.try_write(bytes),
-        }
+        })
     }
 
     pub(super) fn try_write_vectored(&self, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
-        match self {
+        let length = pieces.iter().map(|piece| piece.len()).sum();
+        self.try_io(Interest::WRITABLE, length, || match self {
             Self::Tcp(stream) => stream.try_write_vectored(pieces),
             Self::Unix(stream) => stream.try_write_vectored(pieces),
+        })
+    }
+
+    /// Has `once` move `wanted` bytes. Moving fewer says that there is no more for now, as an attempt to move more would,
+    /// which it saves: readiness is told by its edges (epoll, kqueue).
+    fn try_io(
+        &self,
+        interest: Interest,
+        wanted: usize,
+        once: impl FnOnce() -> io::Result<usize>,
+    ) -> io::Result<usize> {
+        let mut moved = 0;
+        let short = || {
+            moved = once()?;
+            if (1..wanted).contains(&moved) { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(moved) }
+        };
+        let result = match self {
+            Self::Tcp(stream) => stream.try_io(interest, short),
+            Self::Unix(stream) => stream.try_io(interest, short),
+        };
+        match result {
+            // What comes from here on is told anew: readiness was looked at before.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock && moved > 0 => Ok(moved),
+            result => result,
         }
     }
 
@@ -112,10 +139,10 @@ impl From<UnixStream> for Socket {
 /// What goes at once.
 impl io::Read for &Socket {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        match self {
+        self.try_io(Interest::READABLE, into.len(), || match self {
             Socket::Tcp(stream) => stream.try_read(into),
             Socket::Unix(stream) => stream.try_read(into),
-        }
+        })
     }
 }
 
