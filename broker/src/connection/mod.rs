@@ -9,6 +9,7 @@ mod auth;
 mod close;
 mod deliver;
 mod events;
+mod eviction;
 mod external;
 mod handshake;
 mod inbox;
@@ -345,20 +346,6 @@ impl Connection {
             self.inbox.state().more = true;
         }
         self.mailbox.eviction()
-    }
-
-    async fn handle_eviction(&mut self, eviction: Eviction) {
-        // Closing a closed session does nothing.
-        match eviction {
-            Eviction::TakenOver => {
-                // What the client sent before it came back counts: after a DISCONNECT its will is withdrawn.
-                if self.wants_read() && !self.input_ended && self.fill() {
-                    self.handle_input().await;
-                }
-                self.session.close(ReasonCode::SessionTakenOver, None);
-            }
-            Eviction::TooSlow => self.shed("limits.outboxBytesPerClient"),
-        }
     }
 
     /// Ends the connection of a client that reads too slowly, by this limit.

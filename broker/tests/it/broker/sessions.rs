@@ -1,12 +1,14 @@
 //! Sessions that outlive their connections, and the broker's process.
 
-use weir_codec::{Packet, ReasonCode};
+use weir_codec::{Connect, Packet, ReasonCode};
+use weir_core::keyspace::tag;
+use weir_storage::CommitFault;
 
 use super::client::{
     AtLeastOnce, AtMostOnce, Client, ExactlyOnce, V5, V311, again, clean, id, persistent, publish,
-    receive_maximum, text,
+    receive_maximum, text, will,
 };
-use super::{TestBroker, memory, queue, stream};
+use super::{DEADLINE, TestBroker, faulty, memory, queue, stream};
 
 // Conformance v5: 3.1.2-5, 3.1.2-23, 4.5.0-1, 4.6.0-5
 #[tokio::test]
@@ -215,7 +217,7 @@ async fn a_clean_start_and_an_expired_session_leave_nothing() {
             tokio::time::sleep(std::time::Duration::from_millis(20)).await;
         }
     };
-    tokio::time::timeout(super::DEADLINE, gone).await.expect("the session expires");
+    tokio::time::timeout(DEADLINE, gone).await.expect("the session expires");
     let (mut subscriber, connack) = broker.connack(persistent("s", V5)).await;
     assert!(!connack.session_present);
     broker.publish("t", &["2"]).await;
@@ -235,7 +237,7 @@ async fn a_clean_session_ends_with_its_connection() {
             tokio::time::sleep(std::time::Duration::from_millis(10)).await;
         }
     };
-    tokio::time::timeout(super::DEADLINE, gone).await.expect("its subscriptions end");
+    tokio::time::timeout(DEADLINE, gone).await.expect("its subscriptions end");
     let (_, connack) = broker.connack(persistent("s", V5)).await;
     assert!(!connack.session_present);
 }
@@ -287,5 +289,42 @@ async fn queue_subscriptions_come_back_with_the_session() {
         let message = consumer.take().await;
         assert_eq!((text(&message), message.header.dup), (n, false));
         consumer.synced().await;
+    }
+}
+
+/// However much it is, and whatever it waits for: its DISCONNECT too.
+// Conformance v5: 3.1.4-3
+#[tokio::test]
+async fn all_that_a_client_sent_before_it_came_back_counts() {
+    const CONNECTS: &str = "weir_packets_received_total{type=\"connect\"}";
+    let (store, faults) = faulty();
+    let broker = TestBroker::start_on(&store).await;
+    let mut reader = broker.subscriber("reader", "#", AtMostOnce).await;
+    for (n, version) in [V5, V311, V5, V311].into_iter().enumerate() {
+        let connect = persistent(&format!("c{n}"), version);
+        let mut old = broker.connect(Connect { will: Some(will("gone", "")), ..connect.clone() }).await;
+        let mut new = broker.open(version).await;
+        let connects = broker.metric(CONNECTS).await;
+        // It waits for this before anything else is read.
+        let injected = faults.injected();
+        faults.fail_commits_matching(&[tag::SESSION], CommitFault::Stalled(DEADLINE));
+        old.post(publish(ExactlyOnce, 1, "first", "")).await;
+        while faults.injected() == injected {
+            tokio::task::yield_now().await;
+        }
+        let payload = "x".repeat(500);
+        let many = (0..400).map(|_| Packet::Publish(Box::new(publish(AtMostOnce, 0, "many", &payload))));
+        old.send_all(many.chain([Packet::Disconnect(Box::default())])).await;
+        new.send(Packet::Connect(Box::new(connect))).await;
+        broker.metric_reaches(CONNECTS, connects + 1.0).await;
+        faults.heal();
+        faults.release_stalled();
+        assert!(matches!(new.recv().await, Packet::ConnAck(connack) if connack.session_present));
+        assert_eq!(reader.message().await.topic.unwrap().as_str(), "first");
+        for _ in 0..400 {
+            assert_eq!(reader.message().await.topic.unwrap().as_str(), "many");
+        }
+        broker.publish("then", &["no will"]).await;
+        assert_eq!(reader.message().await.topic.unwrap().as_str(), "then");
     }
 }

@@ -1,0 +1,82 @@
+//! The last moments of a connection that must go: another one of its client has come, or it reads too slowly.
+//!
+//! What the client sent before it came back counts: after a DISCONNECT its will is withdrawn, and what it published is
+//! published. It is read as far as it has been received, within bounds of bytes and time, because the new connection
+//! waits.
+
+use std::task::Poll;
+use std::time::Duration;
+
+use weir_codec::ReasonCode;
+
+use super::{Connection, HELD_UP_WAIT};
+use crate::mailbox::Eviction;
+
+/// Most bytes read of what a client sent before it came back: about what a socket holds.
+const LAST_BYTES_MAX: usize = 8 << 20;
+/// Longest time for it; the new connection waits a little longer.
+const LAST_TIME_MAX: Duration = Duration::from_secs(3);
+
+impl Connection {
+    pub(super) async fn handle_eviction(&mut self, eviction: Eviction) {
+        // Closing a closed session does nothing.
+        match eviction {
+            Eviction::TakenOver => {
+                let handled = tokio::time::timeout(LAST_TIME_MAX, self.handle_last_input()).await;
+                if handled.is_err() {
+                    let client = &self.stored.client_id;
+                    tracing::info!(%client, "taken over before all that it had sent was handled");
+                }
+                self.session.close(ReasonCode::SessionTakenOver, None);
+            }
+            Eviction::TooSlow => self.shed("limits.outboxBytesPerClient"),
+        }
+    }
+
+    /// Handles what the client has sent until now. Cancelled, it leaves what it has not handled.
+    async fn handle_last_input(&mut self) {
+        let mut left = LAST_BYTES_MAX;
+        // Whether the socket had nothing when it was asked last.
+        let mut quiet = false;
+        while !self.session.is_closed() {
+            if self.undecoded && !self.wants_read() && self.pending.is_empty() {
+                return;
+            }
+            if self.undecoded && (!self.wants_read() || self.held_up_by(0).is_some()) {
+                self.await_room().await;
+            } else if self.undecoded {
+                self.handle_input().await;
+            } else if self.input_ended || left == 0 {
+                return;
+            } else {
+                let before = self.wire.input.len();
+                self.fill();
+                let read = self.wire.input.len().saturating_sub(before);
+                left = left.saturating_sub(read);
+                self.undecoded = read > 0;
+                // What has arrived may not be known yet: then it is after everybody else has had a turn.
+                if read == 0 && std::mem::replace(&mut quiet, true) {
+                    return;
+                }
+                quiet = read == 0;
+            }
+            self.transmit();
+            if self.wire.flush().is_err() {
+                return;
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// Waits until the next publish may begin, or some time.
+    async fn await_room(&mut self) {
+        let pending = &mut self.pending;
+        let answer = std::future::poll_fn(|context| match pending.poll_next(context) {
+            Some(answer) => Poll::Ready(answer),
+            None => Poll::Pending,
+        });
+        if let Ok((asker, outcome)) = tokio::time::timeout(HELD_UP_WAIT, answer).await {
+            self.answer(asker, outcome);
+        }
+    }
+}
