@@ -8,6 +8,7 @@ use std::sync::Arc;
 use weir_codec::{PacketId, QoS, ReasonCode};
 use weir_core::keyspace::LogId;
 use weir_core::keyspace::segment::Record;
+use weir_core::keyspace::session::OutgoingPhase;
 use weir_core::queue::{ConsumerId, QueueDelivery, Verdict};
 use weir_core::sessions::SessionOp;
 use weir_session::{Delivery, Refusal};
@@ -48,12 +49,12 @@ impl Connection {
         let mut any = false;
         for n in 0..SOURCES {
             any |= match (self.turn + n) % SOURCES {
-                // What is live comes behind retained messages that were read before it.
-                0 if self.retained.front().is_some_and(|scan| !scan.messages.is_empty()) => false,
+                0 if self.has_retained() => false,
                 0 => self.deliver_mailbox(),
                 1 if self.held.is_empty() && self.queue.is_empty() => false,
                 1 => Box::pin(self.deliver_queue()).await,
                 2 if !self.stored.persistent || self.inbox.is_exhausted() => false,
+                2 if self.has_retained() => false,
                 2 => Box::pin(self.deliver_inbox()).await,
                 3 => self.deliver_stream(),
                 _ if self.retained.is_empty() => false,
@@ -61,6 +62,12 @@ impl Connection {
             };
         }
         any
+    }
+
+    /// Whether retained messages have been read and wait to be sent. What is live, or comes from the inbox, may be newer
+    /// and goes behind them.
+    fn has_retained(&self) -> bool {
+        self.retained.front().is_some_and(|scan| !scan.messages.is_empty())
     }
 
     /// Whether a delivery of this QoS would be taken now.
@@ -264,16 +271,22 @@ impl Connection {
         let mut batch = Vec::new();
         let mut ops = Vec::new();
         let room = self.free_slots().min(DELIVERIES_PER_TURN);
-        let mut denied = 0;
-        while batch.len() < room && denied < DELIVERIES_PER_TURN {
+        let mut left_out = 0;
+        while batch.len() < room && left_out < DELIVERIES_PER_TURN {
             let Some(item) = self.inbox.state().items.pop_front() else { break };
             let id = item.id;
+            let inbox = self.inbox.state();
+            if inbox.scanned.is_superseded(&item) {
+                inbox.ops.push(SessionOp::Remove(id));
+                left_out += 1;
+                continue;
+            }
             // Rules may have changed since it was put there, or its session may be another client's by now.
             if self.auth.as_ref().is_some_and(|auth| auth.access().receive_from(&item.message.topic).is_err())
             {
                 self.metrics.messages_dropped.inc(Dropped::NotAuthorized);
                 self.inbox.state().ops.push(SessionOp::Remove(id));
-                denied += 1;
+                left_out += 1;
                 continue;
             }
             let reserved = if convert::qos(item.qos) == QoS::ExactlyOnce {
@@ -281,7 +294,7 @@ impl Connection {
                     self.inbox.state().items.push_front(item);
                     break;
                 };
-                self.inbox.state().recorded.insert(packet_id.get());
+                self.inbox.state().recorded.insert(packet_id.get(), OutgoingPhase::Published);
                 ops.push(SessionOp::StoreOutgoing(packet_id.get(), id));
                 Some(packet_id)
             } else {
@@ -294,7 +307,7 @@ impl Connection {
             return false;
         }
         // An inbox that turns out to be empty is what a scan of retained messages waits for.
-        let any = denied > 0 || !batch.is_empty() || unread && !self.retained.is_empty();
+        let any = left_out > 0 || !batch.is_empty() || unread && !self.retained.is_empty();
         for (reserved, id, delivery) in batch {
             self.deliver_inbox_item(reserved, id, delivery);
             self.transmit();
@@ -343,6 +356,8 @@ impl Connection {
                 if let Some(last) = items.last() {
                     inbox.cursor = Some(last.id);
                     inbox.more = true;
+                } else {
+                    inbox.scanned.clear();
                 }
                 let restored = &mut inbox.restored;
                 inbox.items.extend(items.into_iter().filter(|item| !restored.remove(&item.id)));
@@ -465,10 +480,14 @@ impl Connection {
     pub(super) fn note_acked(&mut self, packet_id: PacketId, tag: &Tag) -> bool {
         match *tag {
             Tag::Inbox(id) => {
-                if self.inbox.state().recorded.remove(&packet_id.get()) {
-                    self.inbox.state().ops.push(SessionOp::ClearOutgoing(packet_id.get()));
+                let inbox = self.inbox.state();
+                let recorded = inbox.recorded.remove(&packet_id.get());
+                if recorded.is_some() {
+                    inbox.ops.push(SessionOp::ClearOutgoing(packet_id.get()));
                 }
-                self.inbox.state().ops.push(SessionOp::Remove(id));
+                if recorded != Some(OutgoingPhase::Released) {
+                    inbox.ops.push(SessionOp::Remove(id));
+                }
             }
             Tag::Live { .. } | Tag::Stream | Tag::Queue { .. } => {}
         }
@@ -491,7 +510,10 @@ impl Connection {
         if ops.is_empty() || !self.update_session(&ops).await {
             return;
         }
-        for (packet_id, _) in received {
+        for (packet_id, tag) in received {
+            if matches!(tag, Tag::Inbox(_)) {
+                self.inbox.state().recorded.insert(packet_id.get(), OutgoingPhase::Released);
+            }
             self.session.handle_stored(packet_id);
         }
     }

@@ -363,7 +363,7 @@ async fn restore(
     // Publishes to us that were not answered come again with their stored publish id: only those that were are
     // added by the caller.
     let mut restored = Restored::default();
-    let recorded = opened.outgoing.iter().map(|entry| entry.packet_id).collect();
+    let recorded = opened.outgoing.iter().map(|entry| (entry.packet_id, entry.phase)).collect();
     let mut inbox = InboxState { more: true, recorded, ..InboxState::default() };
     let mut missing: HashMap<InboxId, u16> = HashMap::default();
     for entry in &opened.outgoing {
@@ -399,6 +399,7 @@ async fn restore(
                     if convert::qos(item.qos) == QoS::ExactlyOnce {
                         // Without the message, and so that the packet id is not taken for its when it is used again.
                         inbox.ops.push(SessionOp::Release(entry.packet_id, entry.inbox_id));
+                        inbox.recorded.insert(entry.packet_id, OutgoingPhase::Released);
                         restored.outgoing.push(Outgoing::Released { packet_id, tag });
                     } else {
                         inbox.recorded.remove(&entry.packet_id);

@@ -10,8 +10,11 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use weir_core::inbox::InboxItem;
 use weir_core::keyspace::inbox::InboxId;
+use weir_core::keyspace::session::OutgoingPhase;
 use weir_core::sessions::SessionOp;
-use weir_env::seed::HashSet;
+use weir_env::seed::{HashMap, HashSet};
+
+use super::scanned::Scanned;
 
 /// The inbox of a session, if it uses one.
 #[derive(Default)]
@@ -26,8 +29,10 @@ pub(super) struct InboxState {
     pub(super) items: VecDeque<InboxItem>,
     /// Deliveries that were restored from an earlier connection: their rows have been sent.
     pub(super) restored: HashSet<InboxId>,
-    /// Packet ids that have a record in the store.
-    pub(super) recorded: HashSet<u16>,
+    /// Retained messages that are among what waits.
+    pub(super) scanned: Scanned,
+    /// Packet ids that have a record in the store, and what it says: what is released has left the inbox.
+    pub(super) recorded: HashMap<u16, OutgoingPhase>,
     /// Changes to store, and the write under way.
     pub(super) ops: Vec<SessionOp>,
     pub(super) writing: Option<BoxFuture<'static, weir_core::Result<()>>>,

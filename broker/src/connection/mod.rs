@@ -20,6 +20,7 @@ mod pace;
 mod pending;
 mod publish;
 mod queue_slot;
+mod scanned;
 mod subscribe;
 mod wait;
 mod wire;

@@ -470,6 +470,7 @@ impl Connection {
             };
             let mut targets = SmallVec::new();
             targets.push(target);
+            self.inbox.state().scanned.note(&message);
             let append = InboxAppend { message: Arc::new(message), targets, mark: None };
             completions.push(self.broker.inbox_writer.append(append).await?);
         }

@@ -9,6 +9,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 use bytes::Bytes;
+use bytestring::ByteString;
 use weir_env::seed::Seed;
 use weir_storage::{Isolation, Transaction};
 
@@ -16,10 +17,11 @@ use super::waiter::Waiter;
 use super::writer::{InboxAppend, InboxTarget};
 use super::{MESSAGE_FORMAT, release_blob};
 use crate::Result;
-use crate::keyspace::Writer;
 use crate::keyspace::inbox::{InboxId, InboxKeys, InboxMark, InboxRow, MarkProgress};
 use crate::keyspace::inbox_blob::{BlobId, CHUNK_BYTES, encode_chunk};
+use crate::keyspace::session::Incarnation;
 use crate::keyspace::timer::{Timer, TimerId, TimerKind};
+use crate::keyspace::{PublishId, Writer};
 use crate::sessions::{Retry, Shared};
 
 /// Longest encoded message that is written into each of several rows.
@@ -64,6 +66,11 @@ impl Pending {
 
     pub(super) fn encoded_len(&self) -> u64 {
         self.encoded.len() as u64
+    }
+
+    /// Names it, if it may be a repeat.
+    pub(super) fn mark(&self) -> Option<PublishId> {
+        self.append.mark
     }
 
     pub(super) fn retain_targets(&mut self, mut keep: impl FnMut(&InboxTarget) -> bool) {
@@ -152,6 +159,14 @@ fn set_chunks(tx: &mut dyn Transaction, blob: &BlobId, first: usize, chunks: &[&
     }
 }
 
+/// An inbox that has a message already.
+#[derive(Debug)]
+pub(super) struct Known {
+    pub(super) client_id: ByteString,
+    pub(super) incarnation: Incarnation,
+    pub(super) bytes: u64,
+}
+
 /// Which targets of the first messages of the queue one transaction takes.
 #[derive(Debug)]
 pub(super) struct Plan {
@@ -206,26 +221,29 @@ impl Plan {
             .map(|(pending, part)| (pending, pending.append.targets.get(part.clone()).unwrap_or_default()))
     }
 
-    /// Writes the rows. May run again after an unknown outcome: marked messages are then not added twice.
+    /// Writes the rows. May run again after an unknown outcome: marked messages are then not added twice. `known` gets
+    /// what is not added because an earlier attempt has.
     pub(super) async fn apply(
         &self,
         shared: &Shared,
         tx: &mut dyn Transaction,
         queue: &VecDeque<Pending>,
+        known: &mut Vec<Known>,
     ) -> Result<()> {
         let mut place = 0;
         for (pending, targets) in self.parts(queue) {
             let is_last = targets.len() == pending.remaining().len();
             let progress = match &pending.append.mark {
                 None => None,
-                Some(id) => {
-                    let value =
-                        tx.get(&InboxMark::key(id, shared.virtual_shards), Isolation::Serializable).await?;
-                    value.map(InboxMark::decode).transpose()?.map(|mark| mark.progress)
-                }
+                Some(id) => progress(shared, tx, id).await?,
             };
             let mut added = false;
-            for target in targets.iter().filter(|target| !has_it(progress.as_ref(), target)) {
+            for target in targets {
+                if has_it(progress.as_ref(), target) {
+                    let (client_id, incarnation) = (target.client_id.clone(), target.incarnation);
+                    known.push(Known { client_id, incarnation, bytes: pending.encoded_len() });
+                    continue;
+                }
                 set_row(shared, tx, pending, target, place);
                 place += 1;
                 added = true;
@@ -265,8 +283,18 @@ impl Plan {
     }
 }
 
+/// How far earlier attempts at a publish have come.
+pub(super) async fn progress(
+    shared: &Shared,
+    tx: &mut dyn Transaction,
+    id: &PublishId,
+) -> Result<Option<MarkProgress>> {
+    let value = tx.get(&InboxMark::key(id, shared.virtual_shards), Isolation::Serializable).await?;
+    Ok(value.map(InboxMark::decode).transpose()?.map(|mark| mark.progress))
+}
+
 /// Whether an earlier attempt at this publish has reached `target`.
-fn has_it(progress: Option<&MarkProgress>, target: &InboxTarget) -> bool {
+pub(super) fn has_it(progress: Option<&MarkProgress>, target: &InboxTarget) -> bool {
     match progress {
         None => false,
         Some(MarkProgress::Complete) => true,

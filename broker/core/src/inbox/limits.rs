@@ -83,6 +83,8 @@ struct Counted {
     usage: InboxUsage,
     /// Up to here messages have been dropped and taken off: their acknowledgement, if it still comes, is not.
     trimmed: Option<InboxId>,
+    /// While it is being counted what was there before: how many messages have gone meanwhile, of those or of others.
+    gone: Option<u64>,
 }
 
 /// Whether a message may be added to an inbox.
@@ -106,6 +108,12 @@ impl InboxUsage {
         }
     }
 
+    /// Without so many messages of average size.
+    fn without(self, messages: u64) -> Self {
+        let bytes = self.bytes.checked_div(self.messages).unwrap_or(0).saturating_mul(messages);
+        self.minus(Self { messages, bytes })
+    }
+
     fn minus(self, other: Self) -> Self {
         let messages = self.messages.saturating_sub(other.messages);
         Self { messages, bytes: if messages == 0 { 0 } else { self.bytes.saturating_sub(other.bytes) } }
@@ -123,21 +131,29 @@ impl InboxCounters {
     ) -> Admission {
         let mut inboxes = self.inboxes.lock();
         let mut is_first = false;
-        let counted = inboxes.entry((client_id.clone(), incarnation)).or_insert_with(|| {
+        let inbox = (client_id.clone(), incarnation);
+        let counted = inboxes.entry(inbox.clone()).or_insert_with(|| {
             is_first = true;
-            Counted::default()
+            Counted { gone: Some(0), ..Counted::default() }
         });
         let usage = counted.usage.plus(InboxUsage { messages: 1, bytes });
         if usage.is_over(limits) && limits.overflow != InboxOverflow::DropOldest {
+            if is_first {
+                inboxes.remove(&inbox);
+            }
             return Admission::Full;
         }
         counted.usage = usage;
         if is_first { Admission::First } else { Admission::Admitted }
     }
 
-    /// Adds what was found when the inbox was counted.
+    /// Adds what was found when the inbox was counted, and takes off what has gone since.
     pub(super) fn add_counted(&self, client_id: &ByteString, incarnation: Incarnation, found: InboxUsage) {
-        self.change(client_id, incarnation, |counted| counted.usage = counted.usage.plus(found));
+        self.change(client_id, incarnation, |counted| {
+            counted.usage = counted.usage.plus(found);
+            let gone = counted.gone.take().unwrap_or(0);
+            counted.usage = counted.usage.without(gone);
+        });
     }
 
     /// Takes off a message that is not added after all.
@@ -154,22 +170,25 @@ impl InboxCounters {
         ids: impl Iterator<Item = InboxId>,
     ) {
         self.change(client_id, incarnation, |counted| {
-            let usage = counted.usage;
             let messages =
                 ids.filter(|id| counted.trimmed.is_none_or(|trimmed| *id > trimmed)).count() as u64;
-            let bytes = usage.bytes.checked_div(usage.messages).unwrap_or(0).saturating_mul(messages);
-            counted.usage = usage.minus(InboxUsage { messages, bytes });
+            match &mut counted.gone {
+                Some(gone) => *gone += messages,
+                None => counted.usage = counted.usage.without(messages),
+            }
         });
     }
 
-    /// What an inbox has too much of.
+    /// What an inbox has too much of, as soon as it is counted.
     pub(super) fn excess(
         &self,
         client_id: &ByteString,
         incarnation: Incarnation,
         limits: &InboxLimits,
     ) -> Option<InboxUsage> {
-        let usage = self.usage(client_id, incarnation).filter(|usage| usage.is_over(limits))?;
+        let inboxes = self.inboxes.lock();
+        let counted = inboxes.get(&(client_id.clone(), incarnation)).filter(|counted| counted.gone.is_none());
+        let usage = counted.map(|counted| counted.usage).filter(|usage| usage.is_over(limits))?;
         let messages = usage.messages.saturating_sub(limits.messages_max);
         Some(InboxUsage { messages, bytes: usage.bytes.saturating_sub(limits.bytes_max) })
     }
@@ -225,6 +244,7 @@ mod tests {
         assert_eq!(add(30), Admission::Admitted);
         assert_eq!(add(10), Admission::Admitted);
         assert_eq!(add(0), Admission::Full);
+        counters.add_counted(&client, Incarnation(1), InboxUsage::default());
         counters.remove(&client, Incarnation(1), (1..=3).map(id));
         assert_eq!(counters.usage(&client, Incarnation(1)), Some(InboxUsage::default()));
         counters.add_counted(&client, Incarnation(1), InboxUsage { messages: 3, bytes: 9 });
@@ -236,11 +256,41 @@ mod tests {
     }
 
     #[test]
+    fn what_goes_while_an_inbox_is_counted_is_taken_off() {
+        let limits = InboxLimits { messages_max: 9, bytes_max: 100, overflow: InboxOverflow::DropOldest };
+        let counters = InboxCounters::default();
+        let client = ByteString::from("c");
+        assert_eq!(counters.add(&client, Incarnation(1), 10, &limits), Admission::First);
+        counters.remove(&client, Incarnation(1), (1..=3).map(id));
+        for _ in 0..20 {
+            counters.add(&client, Incarnation(1), 10, &limits);
+        }
+        assert_eq!(counters.excess(&client, Incarnation(1), &limits), None, "it is not known yet");
+        counters.add_counted(&client, Incarnation(1), InboxUsage { messages: 7, bytes: 70 });
+        let usage = InboxUsage { messages: 21 + 7 - 3, bytes: 250 };
+        assert_eq!(counters.usage(&client, Incarnation(1)), Some(usage));
+        let excess = InboxUsage { messages: 16, bytes: 150 };
+        assert_eq!(counters.excess(&client, Incarnation(1), &limits), Some(excess));
+    }
+
+    #[test]
+    fn a_message_that_fits_into_no_inbox_leaves_no_trace() {
+        let limits = InboxLimits { messages_max: 9, bytes_max: 100, overflow: InboxOverflow::DropNewest };
+        let counters = InboxCounters::default();
+        let client = ByteString::from("c");
+        assert_eq!(counters.add(&client, Incarnation(1), 101, &limits), Admission::Full);
+        assert_eq!(counters.usage(&client, Incarnation(1)), None);
+        assert_eq!(counters.add(&client, Incarnation(1), 1, &limits), Admission::First, "it is counted then");
+    }
+
+    #[test]
     fn what_the_oldest_gave_up_is_taken_off_once() {
         let limits = InboxLimits { messages_max: 2, bytes_max: 100, overflow: InboxOverflow::DropOldest };
         let counters = InboxCounters::default();
         let client = ByteString::from("c");
-        for n in 0..4 {
+        counters.add(&client, Incarnation(1), 10, &limits);
+        counters.add_counted(&client, Incarnation(1), InboxUsage::default());
+        for n in 1..4 {
             assert_ne!(counters.add(&client, Incarnation(1), 10, &limits), Admission::Full, "{n}");
         }
         let excess = counters.excess(&client, Incarnation(1), &limits);

@@ -177,6 +177,8 @@ impl Inbox {
                 let ((rows, is_last), _) = outcome?;
                 cleared += rows;
                 if is_last {
+                    // Also what was counted of a message that came after the end.
+                    shared.counters.forget(client_id, incarnation);
                     return Ok(cleared);
                 }
                 retry = Retry::new(shared.clock);

@@ -72,6 +72,11 @@ impl InboxBench {
         items.into_iter().map(|item| item.message.payload).collect()
     }
 
+    fn usage(&self, session: &SessionRef) -> InboxUsage {
+        let counters = &self.bench.sessions.shared.counters;
+        counters.usage(&session.client_id, session.incarnation).unwrap()
+    }
+
     async fn remove_all(&self, session: &SessionRef) {
         let items = self.inbox.read(session, None, 10_000, usize::MAX).await.unwrap();
         let ids: Vec<InboxId> = items.iter().map(|item| item.id).collect();
@@ -414,6 +419,42 @@ async fn a_full_inbox_refuses_the_publish_if_it_is_to() {
     assert_eq!(it.payloads(&sessions[0]).await, ["2"]);
     assert_eq!(it.payloads(&sessions[1]).await, ["0", "2"]);
     assert_eq!(it.metrics.dropped_full.get(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_repeat_of_what_a_full_inbox_has_is_a_success_and_counts_once() {
+    let mark = Some(PublishId([1; 16]));
+    for overflow in [InboxOverflow::RejectPublish, InboxOverflow::DropNewest, InboxOverflow::DropOldest] {
+        let it = InboxBench::with(bounded(2, overflow));
+        let sessions = it.sessions(2).await;
+        it.append(&message("0"), &sessions, mark).await.unwrap();
+        let before = it.usage(&sessions[0]);
+        it.append(&message("0"), &sessions, mark).await.unwrap();
+        assert_eq!(it.usage(&sessions[0]), before, "{overflow:?}");
+        it.append(&message("1"), &sessions[..1], None).await.unwrap();
+        it.append(&message("0"), &sessions, mark).await.unwrap();
+        assert_eq!(it.payloads(&sessions[0]).await, ["0", "1"], "{overflow:?}");
+        assert_eq!(it.usage(&sessions[0]).messages, 2);
+        assert_eq!((it.metrics.refused_full.get(), it.metrics.dropped_full.get()), (0, 0), "{overflow:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_oldest_are_dropped_and_counted_once_whatever_the_outcome() {
+    for fault in [Fault::UnknownCommitted, Fault::UnknownLost, Fault::UnknownOpen] {
+        let it = InboxBench::with(bounded(3, InboxOverflow::DropOldest));
+        let sessions = it.sessions(1).await;
+        for n in 0..3 {
+            it.append(&message(n.to_string()), &sessions, None).await.unwrap();
+        }
+        it.bench.store.expect([Fault::None, fault]);
+        it.append(&message("3"), &sessions, None).await.unwrap();
+        assert!(it.bench.store.is_through());
+        let late = it.bench.store.release().await;
+        assert!(late.iter().all(std::result::Result::is_err), "{fault:?}");
+        assert_eq!(it.payloads(&sessions[0]).await, ["1", "2", "3"], "{fault:?}");
+        assert_eq!((it.usage(&sessions[0]).messages, it.metrics.dropped_full.get()), (3, 1), "{fault:?}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

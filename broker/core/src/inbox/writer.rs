@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use weir_storage::{Error as StoreError, Isolation, RangeQuery, Version};
 
-use super::batch::{Pending, Plan};
+use super::batch::{Known, Pending, Plan, has_it, progress};
 use super::limits::{Admission, InboxRoom};
 use super::trim::trim;
 use super::waiter::{Completion, Waiter};
@@ -231,6 +231,10 @@ impl Task {
 
     /// Sees to the targets whose inbox is full, and queues the message for the rest.
     async fn admit(&self, queue: &mut VecDeque<Pending>, mut pending: Pending) {
+        if let Err(error) = self.skip_known(&mut pending).await {
+            self.metrics.failed.inc();
+            return pending.into_waiter().complete(Err(error));
+        }
         let counters = &self.sessions.shared.counters;
         let bytes = pending.encoded_len();
         let mut uncounted = Vec::new();
@@ -260,7 +264,12 @@ impl Task {
             // What is in those inboxes now: not this message, which has counted itself.
             match self.sessions.shared.store.begin().read_version().await {
                 Ok(version) => self.spawn_count(uncounted, version),
-                Err(error) => tracing::warn!(%error, "inboxes are not counted, their limits come late"),
+                Err(error) => {
+                    tracing::warn!(%error, "inboxes are not counted, their limits come late");
+                    for (client_id, incarnation) in uncounted {
+                        counters.add_counted(&client_id, incarnation, InboxUsage::default());
+                    }
+                }
             }
         }
         if rejected {
@@ -269,6 +278,24 @@ impl Task {
         } else if let Some(pending) = pending.prepare(&self.sessions.shared.seed) {
             queue.push_back(pending);
         }
+    }
+
+    /// Leaves out the targets that a repeated publish has reached before, where the others may be refused: what is
+    /// stored is not full.
+    async fn skip_known(&self, pending: &mut Pending) -> Result<()> {
+        let Some(mark) = pending.mark().filter(|_| self.limits.overflow != InboxOverflow::DropOldest) else {
+            return Ok(());
+        };
+        let shared = &*self.sessions.shared;
+        let room = InboxRoom { counters: Arc::clone(&shared.counters), limits: self.limits };
+        let bytes = pending.encoded_len();
+        let fits = |target: &InboxTarget| room.has_room(&target.client_id, target.incarnation, bytes);
+        if pending.remaining().iter().all(fits) {
+            return Ok(());
+        }
+        let progress = progress(shared, &mut *shared.store.begin(), &mark).await?;
+        pending.retain_targets(|target| !has_it(progress.as_ref(), target));
+        Ok(())
     }
 
     /// Commits one transaction's worth from the front of the queue.
@@ -288,9 +315,15 @@ impl Task {
             return;
         }
         let mut retry = Retry::new(shared.clock);
+        let mut known = Vec::new();
         let outcome = loop {
             let mut tx = shared.store.begin();
-            let outcome = plan.apply(shared, &mut *tx, queue).await;
+            let mut known_now = Vec::new();
+            let outcome = plan.apply(shared, &mut *tx, queue, &mut known_now).await;
+            if !retry.is_repeat() {
+                // Later attempts also find what the first one may have added.
+                known = known_now;
+            }
             if let Some(outcome) = retry.commit(tx, outcome).await {
                 break outcome;
             }
@@ -298,6 +331,10 @@ impl Task {
         match outcome {
             Ok(((), _)) => {
                 self.metrics.batches.inc();
+                // They have counted themselves once more.
+                for Known { client_id, incarnation, bytes } in known {
+                    shared.counters.undo(&client_id, incarnation, bytes);
+                }
                 for (pending, targets) in plan.parts(queue) {
                     self.metrics.appended.inc_by(targets.len() as u64);
                     targets.iter().for_each(|target| (self.notify)(target));
@@ -353,7 +390,10 @@ impl Task {
                 let _permit = counting.acquire().await;
                 match count(&sessions, &client_id, incarnation, &limits, version).await {
                     Ok(usage) => sessions.shared.counters.add_counted(&client_id, incarnation, usage),
-                    Err(error) => tracing::warn!(%error, "an inbox is not counted, its limit comes late"),
+                    Err(error) => {
+                        tracing::warn!(%error, "an inbox is not counted, its limit comes late");
+                        sessions.shared.counters.add_counted(&client_id, incarnation, InboxUsage::default());
+                    }
                 }
             }
         };

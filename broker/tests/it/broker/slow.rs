@@ -6,7 +6,9 @@ use weir::config::ByteCount;
 use weir_codec::{Packet, ReasonCode};
 use weir_core::inbox::InboxOverflow;
 
-use super::client::{AtLeastOnce, AtMostOnce, V5, clean, persistent, publish, receive_maximum, text};
+use super::client::{
+    AtLeastOnce, AtMostOnce, ExactlyOnce, V5, clean, persistent, publish, receive_maximum, text,
+};
 use super::{DEADLINE, TestBroker, config, memory, queue};
 
 const TOO_SLOW: &str = "weir_connections_closed_total{reason=\"too_slow\"}";
@@ -192,4 +194,27 @@ async fn a_full_inbox_gives_up_its_oldest_or_refuses_as_configured() {
         assert_eq!(subscriber.take_texts(3).await, kept);
         subscriber.synced().await;
     }
+}
+
+#[tokio::test]
+async fn a_message_of_qos_2_leaves_the_inbox_once() {
+    let mut config = config();
+    config.limits.inbox_messages_per_client = 2;
+    let broker = TestBroker::start_with(config, &memory()).await;
+    let mut subscriber = broker.connect(persistent("s", V5)).await;
+    subscriber.subscribe("t", ExactlyOnce).await;
+    let mut publisher = broker.clean("p").await;
+    for n in 1..=2 {
+        publisher.publish_twice_acknowledged(n, "t", &n.to_string()).await;
+    }
+    let first = subscriber.message().await;
+    subscriber.receive_twice_acknowledged(&first).await;
+    // Stored behind that.
+    subscriber.synced().await;
+    subscriber.subscribe("other", ExactlyOnce).await;
+    // There is room for one beside the second, which is on its way.
+    for n in 3..=4 {
+        publisher.publish_twice_acknowledged(n, "t", &n.to_string()).await;
+    }
+    assert_eq!(broker.metric("weir_inbox_dropped_full_total").await, 1.0);
 }
