@@ -71,19 +71,19 @@ mod tests {
     #[test]
     fn a_retained_message_behind_a_newer_one_is_left_out() {
         // What comes before it: topic, time, published with RETAIN.
-        let cases: [(&[(&str, u64, bool)], bool); 6] = [
-            (&[], false),
-            (&[("t", 6, true)], true),
-            (&[("t", 6, true), ("t", 7, false)], true),
+        let cases = [
+            (vec![], false),
+            (vec![("t", 6, true)], true),
+            (vec![("t", 6, true), ("t", 7, false)], true),
             // Nothing that is retained, an older one, the same one, another topic's.
-            (&[("t", 6, false)], false),
-            (&[("t", 4, true), ("t", 5, true)], false),
-            (&[("u", 6, true)], false),
+            (vec![("t", 6, false)], false),
+            (vec![("t", 4, true), ("t", 5, true)], false),
+            (vec![("u", 6, true)], false),
         ];
         for (before, left_out) in cases {
             let mut scanned = Scanned::default();
             scanned.note(&message("t", 5, true));
-            for (topic, at, retain) in before {
+            for (topic, at, retain) in &before {
                 for as_published in [false, true] {
                     let item = item(message(topic, *at, *retain), as_published && *retain);
                     assert!(!scanned.is_superseded(&item), "{before:?}");
