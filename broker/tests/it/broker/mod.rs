@@ -24,6 +24,7 @@ mod sys;
 mod traces;
 mod v311;
 mod v5;
+mod weather;
 mod websockets;
 mod wills;
 
@@ -44,7 +45,7 @@ use weir_core::Core;
 use weir_core::definition::{Definition, DispatchSettings, Kind, Retention};
 use weir_env::clock::Clock;
 use weir_env::seed::Seed;
-use weir_storage::{CommitFault, FaultHandle, FaultStore, MemoryStore, SharedStore};
+use weir_storage::{CommitFault, FaultHandle, FaultRates, FaultStore, MemoryStore, SharedStore};
 
 /// Longest wait for anything that is expected.
 pub(super) const DEADLINE: Duration = Duration::from_secs(20);
@@ -64,9 +65,23 @@ pub(super) struct TestBroker {
     runtime: Option<Runtime>,
 }
 
+/// Says how bad the store is that all brokers of these tests have: `calm` (not in what clients can see), `rough` or
+/// `hostile`, in which tests fail that expect success.
+const FAULTS_VARIABLE: &str = "WEIR_TEST_FAULTS";
+
 /// An empty store in memory.
 pub(super) fn memory() -> SharedStore {
-    Arc::new(MemoryStore::new(Clock::system()))
+    let store = Arc::new(MemoryStore::new(Clock::system()));
+    let rates = match std::env::var(FAULTS_VARIABLE).as_deref() {
+        Err(_) => return store,
+        Ok("calm") => FaultRates { settled_committed: 0, settled_lost: 0, ..FaultRates::calm() },
+        Ok("rough") => FaultRates::rough(),
+        Ok("hostile") => FaultRates::hostile(),
+        Ok(other) => panic!("{FAULTS_VARIABLE} is calm, rough or hostile, not {other}"),
+    };
+    let store = FaultStore::wrap(store, Seed::from_entropy());
+    store.handle().set_rates(rates);
+    Arc::new(store)
 }
 
 /// An empty store in memory, and what makes it fail.
