@@ -20,6 +20,7 @@ mod router;
 pub mod server;
 mod shared;
 mod slots;
+pub mod store;
 mod sys;
 pub mod telemetry;
 pub mod transport;

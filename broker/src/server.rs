@@ -21,12 +21,12 @@ use weir_core::wills::Wills;
 use weir_env::clock::{Clock, Timestamp};
 use weir_env::seed::Seed;
 use weir_manifest::Watcher;
-use weir_storage::{EmbeddedOptions, EmbeddedStore, MemoryStore, SharedStore};
+use weir_storage::SharedStore;
 
 use crate::auth::{Auth, Method};
 use crate::broker::{Broker, session_limits};
 use crate::clients::Clients;
-use crate::config::{self, Config, StoreConfig};
+use crate::config::{self, Config};
 use crate::http::{self, Readiness, ReadyState};
 use crate::listen::{self, Accepting};
 use crate::metrics::Metrics;
@@ -34,7 +34,7 @@ use crate::persistent::Persistent;
 use crate::router::Router;
 use crate::sys::{self, Sys};
 use crate::under_way::UnderWay;
-use crate::{admin, manifests, process};
+use crate::{admin, manifests, process, store};
 
 /// How often due wills, expired sessions and leftovers are looked for.
 const MAINTAIN_INTERVAL: Duration = Duration::from_secs(1);
@@ -69,7 +69,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     let seed = Seed::from_entropy();
     seed.install_for_hashing();
     process::raise_file_limit();
-    let store = open_store(&config.store, clock)?;
+    let store = store::open(&config, clock).await?;
     // Nobody asks.
     let (started, _) = oneshot::channel();
     let result = run_on(&config, Arc::clone(&store), clock, &seed, shutdown, started).await;
@@ -124,15 +124,6 @@ pub async fn run_with(
         tracing::warn!(left = background.len(), "background tasks did not end in time");
     }
     result
-}
-
-fn open_store(config: &StoreConfig, clock: Clock) -> anyhow::Result<SharedStore> {
-    Ok(match config {
-        StoreConfig::Memory => Arc::new(MemoryStore::new(clock)),
-        StoreConfig::Embedded(dir) => {
-            Arc::new(EmbeddedStore::open(dir, &EmbeddedOptions::default(), clock).context("open store")?)
-        }
-    })
 }
 
 async fn serve(

@@ -6,6 +6,7 @@
 
 mod admin;
 mod auth;
+mod fdb;
 mod file;
 mod limits;
 mod listeners;
@@ -19,6 +20,7 @@ use std::time::Duration;
 
 pub use admin::AdminAccess;
 pub use auth::{AuthConfig, JwtSettings};
+pub use fdb::FdbConfig;
 pub use limits::Limits;
 pub use listeners::{ClientAuth, ListenAt, Listener, TlsConfig, Transport};
 pub use settings::Flags;
@@ -30,6 +32,8 @@ pub(crate) use value::{parse_duration, show_duration};
 pub struct Config {
     /// Where messages live.
     pub store: StoreConfig,
+    /// How a store in FoundationDB is used.
+    pub fdb: FdbConfig,
     /// Where clients connect; never empty.
     pub listeners: Vec<Listener>,
     /// What listeners that speak TLS have in common.
@@ -63,6 +67,8 @@ pub struct Config {
 pub enum StoreConfig {
     /// The embedded engine, in this folder.
     Embedded(PathBuf),
+    /// A FoundationDB cluster, by its cluster file.
+    Fdb(PathBuf),
     /// In memory; gone when the process ends.
     Memory,
 }
@@ -152,6 +158,7 @@ impl Default for Config {
         let loopback = |port| SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port);
         Self {
             store: StoreConfig::Embedded(PathBuf::from("./weir-data")),
+            fdb: FdbConfig::default(),
             listeners: vec![Listener::tcp(loopback(1883))],
             tls: TlsConfig::default(),
             http: loopback(8080),
@@ -200,6 +207,7 @@ impl fmt::Display for StoreConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Embedded(dir) => write!(f, "embedded:{}", dir.display()),
+            Self::Fdb(file) => write!(f, "fdb:{}", file.display()),
             Self::Memory => f.write_str("memory:"),
         }
     }

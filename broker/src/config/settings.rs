@@ -7,7 +7,7 @@ use std::sync::LazyLock;
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
-use super::{Config, Problem, admin, auth, limits, listeners, value};
+use super::{Config, Problem, admin, auth, fdb, limits, listeners, value};
 
 /// One thing that can be set.
 pub(super) struct Setting {
@@ -53,7 +53,7 @@ const GENERAL: &[Setting] = &[
         flag: "store",
         env: "WEIR_STORE",
         value_name: "STORE",
-        help: "Where messages live: embedded:DIR (durable, on this machine) or memory: (gone at exit)",
+        help: "Where messages live: embedded:DIR (durable, on this machine), fdb:CLUSTER_FILE (FoundationDB) or memory: (gone at exit)",
         set: |config, values| {
             config.store = value::store(one(values)?)?;
             Ok(())
@@ -190,7 +190,13 @@ pub struct Flags(Vec<(&'static str, Vec<String>)>);
 
 /// All settings, in the order of `--help`.
 pub(super) fn all() -> impl Iterator<Item = &'static Setting> {
-    GENERAL.iter().chain(listeners::TLS).chain(admin::SETTINGS).chain(auth::SETTINGS).chain(limits::SETTINGS)
+    GENERAL
+        .iter()
+        .chain(fdb::SETTINGS)
+        .chain(listeners::TLS)
+        .chain(admin::SETTINGS)
+        .chain(auth::SETTINGS)
+        .chain(limits::SETTINGS)
 }
 
 /// The only value, for settings that take one.
@@ -255,6 +261,8 @@ impl Setting {
     fn heading(&self) -> Option<&'static str> {
         if self.key.starts_with("limits.") {
             Some("Limits")
+        } else if self.key.starts_with("fdb.") {
+            Some("FoundationDB")
         } else if self.key.starts_with("tls.") {
             Some("TLS")
         } else if self.key.starts_with("admin") && self.key != "admin" {

@@ -185,10 +185,14 @@ fn wrong_values_name_their_source_and_what_is_allowed() {
 }
 
 #[test]
-fn what_this_version_lacks_is_said() {
-    let fdb = "FoundationDB is not in this build yet; supported: embedded:DIR, memory:";
-    check_refused("", &[], &["--store", "fdb:/etc/fdb.cluster"], &[fdb]);
-    check_refused("", &[], &["--store", "disk"], &["`disk` is not allowed; allowed: embedded:DIR, memory:"]);
+fn a_store_is_named_by_its_engine_and_its_place() {
+    let allowed = "is not allowed; allowed: embedded:DIR, fdb:CLUSTER_FILE, memory:";
+    for store in ["disk", "fdb:", "fdb", "embedded:"] {
+        check_refused("", &[], &["--store", store], &[&format!("`{store}` {allowed}")]);
+    }
+    let name = "`a/b` is not allowed; allowed: 1 to 32 letters, digits, `-`, `_` and `.`";
+    check_refused("", &[], &["--fdb-prefix", "a/b"], &[name]);
+    check_refused("[fdb]\ntimeout = '10ms'", &[], &[], &["fdb.timeout: `10ms` is not allowed"]);
 }
 
 #[test]

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use weir_core::inbox::InboxOverflow;
+use weir_storage_fdb::{FdbOptions, NAME_BYTES_MAX};
 
 use super::{LogFormat, StoreConfig};
 
@@ -67,10 +68,17 @@ pub(super) fn store(text: &str) -> Result<StoreConfig, String> {
     match text.split_once(':') {
         Some(("embedded", dir)) if !dir.is_empty() => Ok(StoreConfig::Embedded(PathBuf::from(dir))),
         Some(("memory", "")) => Ok(StoreConfig::Memory),
-        Some(("fdb", _)) => {
-            Err("FoundationDB is not in this build yet; supported: embedded:DIR, memory:".to_owned())
-        }
-        _ => Err(format!("`{text}` is not allowed; allowed: embedded:DIR, memory:")),
+        Some(("fdb", file)) if !file.is_empty() => Ok(StoreConfig::Fdb(PathBuf::from(file))),
+        _ => Err(format!("`{text}` is not allowed; allowed: embedded:DIR, fdb:CLUSTER_FILE, memory:")),
+    }
+}
+
+pub(super) fn fdb_prefix(text: &str) -> Result<String, String> {
+    match FdbOptions::is_name(text) {
+        true => Ok(text.to_owned()),
+        false => Err(format!(
+            "`{text}` is not allowed; allowed: 1 to {NAME_BYTES_MAX} letters, digits, `-`, `_` and `.`"
+        )),
     }
 }
 

@@ -9,3 +9,5 @@ mod broker;
 mod cli;
 #[cfg(test)]
 mod conformance;
+#[cfg(test)]
+mod fdb;

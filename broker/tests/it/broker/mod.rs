@@ -69,9 +69,9 @@ pub(super) struct TestBroker {
 /// `hostile`, in which tests fail that expect success.
 const FAULTS_VARIABLE: &str = "WEIR_TEST_FAULTS";
 
-/// An empty store in memory.
+/// An empty store: in memory, or in FoundationDB if `FDB_CLUSTER_FILE` names a cluster for tests.
 pub(super) fn memory() -> SharedStore {
-    let store = Arc::new(MemoryStore::new(Clock::system()));
+    let store = crate::fdb::store().unwrap_or_else(|| Arc::new(MemoryStore::new(Clock::system())));
     let rates = match std::env::var(FAULTS_VARIABLE).as_deref() {
         Err(_) => return store,
         Ok("calm") => FaultRates { settled_committed: 0, settled_lost: 0, ..FaultRates::calm() },
@@ -84,7 +84,7 @@ pub(super) fn memory() -> SharedStore {
     Arc::new(store)
 }
 
-/// An empty store in memory, and what makes it fail.
+/// An empty store like [`memory`], and what makes it fail.
 pub(super) fn faulty() -> (SharedStore, FaultHandle) {
     let store = FaultStore::wrap(memory(), Seed::fixed(1));
     let handle = store.handle();

@@ -38,3 +38,13 @@ async fn a_bad_configuration_ends_the_start_with_every_problem() {
         .replace(path, "FILE");
     insta::assert_snapshot!(failure);
 }
+
+/// Also where FoundationDB is installed: a library that is named is the only one tried.
+#[tokio::test]
+async fn a_store_in_foundationdb_without_its_library_says_what_to_install() {
+    let args = ["serve", "--store", "fdb:/etc/foundationdb/fdb.cluster"];
+    let failure =
+        weir(&[&args[..], &["--fdb-client-library", "/nowhere/libfdb_c.so"]].concat(), "").await.failure();
+    let expected = ["/nowhere/libfdb_c.so (cannot open", "install", "foundationdb-clients", "embedded:DIR"];
+    assert!(expected.iter().all(|part| failure.contains(part)), "{failure}");
+}
