@@ -10,7 +10,6 @@ use weir_core::catalog::Object;
 use weir_env::clock::Instant;
 use weir_topic::{Subscription, TopicFilter, TopicName};
 
-use super::authenticate::WRONG;
 use super::{Auth, Identity, Refused};
 use crate::metrics::Forbidden;
 
@@ -51,7 +50,7 @@ impl Auth {
         let changes = self.generation.subscribe();
         // Since the proof began, which may wait for a hash, the user may have been removed.
         if !self.still_knows(&identity) {
-            return Err(WRONG);
+            return Err(Refused::WRONG);
         }
         let client = Client { user: identity.user.as_deref(), client_id, address, certificate };
         let rules = self.state.load().rules.clone();

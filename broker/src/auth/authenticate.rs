@@ -7,37 +7,10 @@ use std::time::Duration;
 
 use bytestring::ByteString;
 use weir_auth::{JwtError, JwtVerifier, PasswordFile, Token};
-use weir_codec::{Connect, ReasonCode};
+use weir_codec::Connect;
 
 use super::{Auth, HASHES_WAITING_MAX, Identity, Proved, Refused};
 use crate::listen::Peer;
-use crate::metrics::AuthRefusal;
-
-pub(super) const WRONG: Refused = Refused {
-    reason: ReasonCode::BadUserNameOrPassword,
-    text: "user name or password is wrong",
-    label: AuthRefusal::BadCredentials,
-};
-const OTHER_CERTIFICATE: Refused = Refused {
-    reason: ReasonCode::BadUserNameOrPassword,
-    text: "the certificate is of another user: leave the user name out, or send the one in the certificate",
-    label: AuthRefusal::BadCredentials,
-};
-const MISSING: Refused = Refused {
-    reason: ReasonCode::NotAuthorized,
-    text: "say who you are: user name and password, a token or a certificate",
-    label: AuthRefusal::Anonymous,
-};
-const THROTTLED: Refused = Refused {
-    reason: ReasonCode::ConnectionRateExceeded,
-    text: "too many failures from this address or for this user; try again in a minute",
-    label: AuthRefusal::Throttled,
-};
-const BUSY: Refused = Refused {
-    reason: ReasonCode::ServerBusy,
-    text: "too many clients connect at once; try again",
-    label: AuthRefusal::Busy,
-};
 
 /// One of those who wait for a hash.
 struct Waiting<'a>(&'a Auth);
@@ -70,13 +43,15 @@ impl Auth {
         let username = connect.username.as_deref().unwrap_or_default();
         let password = connect.password.as_deref().unwrap_or_default();
         if username.is_empty() && password.is_empty() {
-            return if self.admits_anonymous() { Ok(Identity::default()) } else { Err(MISSING) };
+            return if self.admits_anonymous() { Ok(Identity::default()) } else { Err(Refused::MISSING) };
         }
         let state = self.state.load_full();
         if state.jwt.is_some() && JwtVerifier::resembles_token(password) {
             return self.judge_token(username, password, peer.ip()).await;
         }
-        let Some(users) = &state.users else { return self.refuse(WRONG, peer.ip(), Some(username)).await };
+        let Some(users) = &state.users else {
+            return self.refuse(Refused::WRONG, peer.ip(), Some(username)).await;
+        };
         self.judge_password(users, username, connect, peer.ip()).await
     }
 
@@ -90,7 +65,7 @@ impl Auth {
         match connect.username.as_deref() {
             None | Some("") => {}
             Some(username) if username == &**name => {}
-            Some(_) => return self.refuse(OTHER_CERTIFICATE, address, None).await,
+            Some(_) => return self.refuse(Refused::OTHER_CERTIFICATE, address, None).await,
         }
         Ok(Identity { user: Some(name.clone()), ..Identity::default() })
     }
@@ -116,10 +91,10 @@ impl Auth {
         }
         self.admit(address, Some(username))?;
         if !self.verify(users, username, password, address).await? {
-            return self.refuse(WRONG, address, Some(username)).await;
+            return self.refuse(Refused::WRONG, address, Some(username)).await;
         }
         let (Some(stamp), Some(proof)) = (stamp, proof) else {
-            return self.refuse(WRONG, address, Some(username)).await;
+            return self.refuse(Refused::WRONG, address, Some(username)).await;
         };
         self.recent.lock().add(proof, self.clock.now().into_std());
         self.throttle.lock().succeeded(username);
@@ -137,9 +112,9 @@ impl Auth {
         let others = self.waiting.fetch_add(1, Ordering::Relaxed);
         let waiting = Waiting(self);
         if others >= HASHES_WAITING_MAX {
-            return Err(BUSY);
+            return Err(Refused::BUSY);
         }
-        let permit = Arc::clone(&self.hashes).acquire_owned().await.map_err(|_| BUSY)?;
+        let permit = Arc::clone(&self.hashes).acquire_owned().await.map_err(|_| Refused::BUSY)?;
         drop(waiting);
         // Again: many guesses that waited together may have failed meanwhile.
         self.admit(address, Some(username))?;
@@ -150,7 +125,7 @@ impl Auth {
             drop(permit);
             right
         };
-        tokio::task::spawn_blocking(hash).await.map_err(|_| BUSY)
+        tokio::task::spawn_blocking(hash).await.map_err(|_| Refused::BUSY)
     }
 
     /// A token in place of a password.
@@ -165,11 +140,11 @@ impl Auth {
             Ok(token) if username.is_empty() || username == token.user => Ok(identity(token)),
             Ok(_) => {
                 tracing::info!("a token came with another user name than it has");
-                self.refuse(WRONG, address, None).await
+                self.refuse(Refused::WRONG, address, None).await
             }
             Err(error) => {
                 tracing::info!(%error, "token refused");
-                self.refuse(WRONG, address, None).await
+                self.refuse(Refused::WRONG, address, None).await
             }
         }
     }
@@ -182,7 +157,7 @@ impl Auth {
     /// Whether an enhanced method may be tried from there.
     pub(crate) fn admit(&self, address: Option<IpAddr>, user: Option<&str>) -> Result<(), Refused> {
         let admitted = self.throttle.lock().admits(address, user, self.clock.now().into_std());
-        if admitted { Ok(()) } else { Err(THROTTLED) }
+        if admitted { Ok(()) } else { Err(Refused::THROTTLED) }
     }
 
     /// Counts a failure and waits before it is told.
@@ -227,11 +202,12 @@ mod tests {
     use prometheus_client::registry::Registry;
     use tokio::sync::SemaphorePermit;
     use weir_auth::ThrottleConfig;
+    use weir_codec::ReasonCode;
     use weir_env::clock::Clock;
 
     use super::*;
     use crate::config::Config;
-    use crate::metrics::Metrics;
+    use crate::metrics::{AuthRefusal, Metrics};
 
     /// Knows the user anna, whose password is her name.
     struct Bench {

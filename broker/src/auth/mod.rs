@@ -8,6 +8,7 @@ mod access;
 mod authenticate;
 mod files;
 mod method;
+mod refused;
 mod reload;
 
 use std::sync::Arc;
@@ -20,15 +21,15 @@ use bytestring::ByteString;
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, watch};
 use weir_auth::{JwtVerifier, PasswordFile, Recent, Rules, Throttle, ThrottleConfig};
-use weir_codec::ReasonCode;
 use weir_env::clock::{Clock, Timestamp};
 
 use crate::config::Config;
-use crate::metrics::{AuthRefusal, Metrics};
+use crate::metrics::Metrics;
 
 pub(crate) use access::{ClientAccess, Denied};
 pub use files::{Problems, check, load_rules};
 pub use method::{Claim, Exchange, Method, Proved, Step};
+pub(crate) use refused::Refused;
 
 /// How long credentials that were right need not be verified again.
 const RECENT_LIFETIME: Duration = Duration::from_mins(5);
@@ -72,14 +73,6 @@ pub(crate) struct Identity {
     pub(crate) expires_at: Option<Timestamp>,
     /// Of the user's line in the password file, if that proved it.
     stamp: Option<u64>,
-}
-
-/// Why a client is not let in.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Refused {
-    pub(crate) reason: ReasonCode,
-    pub(crate) text: &'static str,
-    pub(crate) label: AuthRefusal,
 }
 
 impl Auth {

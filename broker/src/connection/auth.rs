@@ -23,22 +23,6 @@ use crate::metrics::{AuthRefusal, Closed, Forbidden};
 /// Steps that an exchange may take.
 const STEPS_MAX: u8 = 16;
 
-const UNKNOWN_METHOD: Refused = Refused {
-    reason: ReasonCode::BadAuthenticationMethod,
-    text: "there is no such authentication method",
-    label: AuthRefusal::BadMethod,
-};
-const NOT_PROVED: Refused = Refused {
-    reason: ReasonCode::NotAuthorized,
-    text: "authentication failed",
-    label: AuthRefusal::BadCredentials,
-};
-const OUT_OF_TURN: Refused = Refused {
-    reason: ReasonCode::ProtocolError,
-    text: "before CONNACK only AUTH of the same method may come",
-    label: AuthRefusal::BadCredentials,
-};
-
 /// A client that may come in.
 pub(super) struct Admitted {
     /// `None`: everybody may everything.
@@ -146,8 +130,7 @@ async fn judge(
     // Before the client takes over the session of its client id.
     if let Err(denied) = auth.access.connect().and_then(|()| auth.may_leave_will()) {
         broker.metrics.forbidden.inc(denied.what);
-        let (reason, label) = (ReasonCode::NotAuthorized, AuthRefusal::NotAuthorized);
-        return Err(NotAdmitted::Refused(Refused { reason, text: denied.text(), label }));
+        return Err(NotAdmitted::Refused(Refused::not_allowed(denied.text())));
     }
     Ok(Admitted { auth: Some(Box::new(auth)), user, data })
 }
@@ -162,7 +145,7 @@ async fn exchange(
 ) -> Result<Proved, NotAdmitted> {
     broker.auth.admit(claim.address, None).map_err(NotAdmitted::Refused)?;
     let begun = broker.auth.begin(method, claim.clone());
-    let mut exchange = begun.ok_or(NotAdmitted::Refused(UNKNOWN_METHOD))?;
+    let mut exchange = begun.ok_or(NotAdmitted::Refused(Refused::UNKNOWN_METHOD))?;
     let give_up_at = broker.clock.now() + broker.limits.connect_timeout;
     let mut data = connect.authentication_data.clone();
     for _ in 0..STEPS_MAX {
@@ -185,12 +168,12 @@ async fn exchange(
             Step::Failure(why) => {
                 tracing::info!(peer = %wire.peer(), method = &**method, why, "authentication failed");
                 broker.auth.failed(claim.address, None).await;
-                return Err(NotAdmitted::Refused(NOT_PROVED));
+                return Err(NotAdmitted::Refused(Refused::NOT_PROVED));
             }
         }
     }
     broker.auth.failed(claim.address, None).await;
-    Err(NotAdmitted::Refused(NOT_PROVED))
+    Err(NotAdmitted::Refused(Refused::NOT_PROVED))
 }
 
 /// Sends AUTH and waits for the client's. Between CONNECT and CONNACK nothing else may come [MQTT-3.1.2-30].
@@ -222,7 +205,7 @@ async fn ask_for_more(
             Ok(Some(Packet::Disconnect(_))) => {
                 return Err(NotAdmitted::Ended(Closed::Disconnect));
             }
-            Ok(Some(_)) | Err(_) => return Err(NotAdmitted::Refused(OUT_OF_TURN)),
+            Ok(Some(_)) | Err(_) => return Err(NotAdmitted::Refused(Refused::OUT_OF_TURN)),
             Ok(None) => {}
         }
         wire.ready(true).await.map_err(lost)?;

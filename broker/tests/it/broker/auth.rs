@@ -91,23 +91,26 @@ impl TestBroker {
 // Conformance v5: 3.1.4-2
 #[tokio::test]
 async fn passwords_decide_who_comes_in() {
+    // Each refusal is later than the last, of one broker.
+    tokio::join!(passwords_decide(V5), passwords_decide(V311));
+}
+
+async fn passwords_decide(version: ProtocolVersion) {
     let (broker, _dir) = guarded("").await;
-    for version in [V5, V311] {
-        let connect = |user, password| with(clean("c", version), user, password);
-        assert_eq!(broker.told_at_connect(connect("anna", "anna")).await, ReasonCode::Success);
-        for (user, password) in [("anna", "bob"), ("anna", ""), ("carol", "carol"), ("", "anna")] {
-            let told = broker.told_at_connect(connect(user, password)).await;
-            assert_eq!(told, ReasonCode::BadUserNameOrPassword, "{user}");
-        }
-        assert_eq!(broker.told_at_connect(clean("c", version)).await, ReasonCode::NotAuthorized);
+    let connect = |user, password| with(clean("c", version), user, password);
+    assert_eq!(broker.told_at_connect(connect("anna", "anna")).await, ReasonCode::Success);
+    for (user, password) in [("anna", "bob"), ("anna", ""), ("carol", "carol"), ("", "anna")] {
+        let told = broker.told_at_connect(connect(user, password)).await;
+        assert_eq!(told, ReasonCode::BadUserNameOrPassword, "{user}");
     }
-    assert!(broker.metric("weir_auth_refusals_total{reason=\"bad_credentials\"}").await >= 8.0);
-    assert!(broker.metric("weir_auth_refusals_total{reason=\"anonymous\"}").await >= 2.0);
-    assert!(broker.metric("weir_auth_recent_total").await >= 1.0, "the second time it is not hashed again");
+    assert_eq!(broker.told_at_connect(clean("c", version)).await, ReasonCode::NotAuthorized);
+    assert!(broker.metric("weir_auth_refusals_total{reason=\"bad_credentials\"}").await >= 4.0);
+    assert!(broker.metric("weir_auth_refusals_total{reason=\"anonymous\"}").await >= 1.0);
     assert!(broker.metric("weir_auth_throttled_entries").await >= 3.0);
     // Without rules, who comes in may do everything.
-    let mut client = broker.connect(anna(V5)).await;
+    let mut client = broker.connect(anna(version)).await;
     client.subscribe("#", AtMostOnce).await;
+    assert!(broker.metric("weir_auth_recent_total").await >= 1.0, "the second time it is not hashed again");
 }
 
 #[tokio::test]

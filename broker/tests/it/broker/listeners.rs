@@ -420,6 +420,39 @@ async fn a_proxy_says_whose_connection_it_is() {
     broker.metric_reaches(FAILED, 3.0).await;
 }
 
+/// Others are not heard, whatever they say.
+#[tokio::test]
+async fn only_proxies_that_are_named_are_believed() {
+    const REFUSED: &str = "weir_listener_proxies_refused_total";
+    let proxied = |name: &str, url: &str, from: &[&str]| Listener {
+        proxy_protocol: true,
+        proxy_from: from.iter().map(|network| network.parse().unwrap()).collect(),
+        ..listener(name, url)
+    };
+    let mut config = Config { allow_anonymous: true, ..config() };
+    config.listeners = vec![
+        proxied("named", "mqtt://127.0.0.1:0", &["10.0.0.0/8", "127.0.0.0/8"]),
+        proxied("other", "mqtt://127.0.0.1:0", &["10.0.0.0/8", "::1"]),
+        proxied("web", "ws://127.0.0.1:0", &["10.1.2.3"]),
+    ];
+    let broker = start_with(config).await;
+    let mut stream = TcpStream::connect(broker.addrs[0]).await.unwrap();
+    stream.write_all(&proxy_header(0x21)).await.unwrap();
+    exercise(Client::over(stream, V5)).await;
+    for (addr, name) in [(broker.addrs[1], "other"), (broker.addrs[2], "web")] {
+        // Closed before it has said anything, and also if it says that it comes from a proxy that is named.
+        for said in [vec![], proxy_header(0x21)] {
+            let mut stream = TcpStream::connect(addr).await.unwrap();
+            // It may be closed already.
+            let _ = stream.write_all(&said).await;
+            Client::over(stream, V5).ended().await;
+        }
+        broker.metric_reaches(&format!("{REFUSED}{{listener=\"{name}\"}}"), 2.0).await;
+    }
+    assert_eq!(broker.metric(&format!("{REFUSED}{{listener=\"named\"}}")).await, 0.0);
+    broker.metric_reaches(FAILED, 4.0).await;
+}
+
 #[tokio::test]
 async fn whoever_sends_garbage_or_nothing_is_alone_with_it() {
     let authority = Authority::new();

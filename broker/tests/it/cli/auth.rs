@@ -103,20 +103,17 @@ struct Serving {
 impl Serving {
     /// With these rules, which it reads again only when it is told to.
     fn start(rules: &Path) -> Self {
+        let rules = rules.to_str().unwrap();
+        let listen = ["--listen", "mqtt://127.0.0.1:0"];
+        Self::with(&[&listen[..], &["--auth-reload-interval", "0s", "--auth-rules-file", rules]].concat())
+    }
+
+    /// On ports of its own, but for its listeners.
+    fn with(args: &[&str]) -> Self {
         let any = "127.0.0.1:0";
         let mut child = Command::new(env!("CARGO_BIN_EXE_weir"))
-            .args([
-                "serve",
-                "--store",
-                "memory:",
-                "--listen",
-                "mqtt://127.0.0.1:0",
-                "--http",
-                any,
-                "--admin",
-                any,
-            ])
-            .args(["--auth-reload-interval", "0s", "--auth-rules-file", rules.to_str().unwrap()])
+            .args(["serve", "--store", "memory:", "--http", any, "--admin", any])
+            .args(args)
             .env_clear()
             .stderr(Stdio::piped())
             .spawn()
@@ -153,6 +150,23 @@ impl Drop for Serving {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+#[tokio::test]
+async fn a_listener_that_believes_every_proxy_is_warned_about() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = dir.path().join("weir.toml");
+    let listener = |name, from| {
+        format!("[[listeners]]\nname = '{name}'\nurl = 'mqtt://127.0.0.1:0'\nproxyProtocol = true\n{from}\n")
+    };
+    let both = "allowAnonymous = true\n".to_owned()
+        + &listener("named", "proxyFrom = ['127.0.0.1']")
+        + &listener("open", "");
+    std::fs::write(&config, both).unwrap();
+    let mut broker = Serving::with(&["--config", config.to_str().unwrap()]);
+    let line = broker.logged("proxyProtocol without proxyFrom").await;
+    assert!(line.contains("WARN") && line.contains("open"), "{line}");
+    broker.logged("ready").await;
 }
 
 #[tokio::test]
