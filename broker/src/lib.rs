@@ -9,6 +9,7 @@ mod clients;
 pub mod config;
 mod connection;
 mod convert;
+mod disk;
 pub mod http;
 pub mod listen;
 mod mailbox;

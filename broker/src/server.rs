@@ -34,7 +34,7 @@ use crate::persistent::Persistent;
 use crate::router::Router;
 use crate::sys::{self, Sys};
 use crate::under_way::UnderWay;
-use crate::{admin, manifests, process, store};
+use crate::{admin, disk, manifests, process, store};
 
 /// How often due wills, expired sessions and leftovers are looked for.
 const MAINTAIN_INTERVAL: Duration = Duration::from_secs(1);
@@ -234,6 +234,7 @@ async fn build(
     let auth = Auth::open(config, methods, metrics.clone(), clock)?;
     process::register(registry);
     let registry = registry.sub_registry_with_prefix("weir");
+    disk::register(registry, store.engine_stats());
     let core_metrics = weir_core::metrics::Metrics::default();
     core_metrics.register(registry);
     let core = Core::open(Arc::clone(&store), clock, seed, core_metrics).await.context("open keyspace")?;

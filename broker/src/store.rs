@@ -18,7 +18,9 @@ pub async fn open(config: &Config, clock: Clock) -> anyhow::Result<SharedStore> 
     Ok(match &config.store {
         StoreConfig::Memory => Arc::new(MemoryStore::new(clock)),
         StoreConfig::Embedded(dir) => {
-            Arc::new(EmbeddedStore::open(dir, &EmbeddedOptions::default(), clock).context("open store")?)
+            let reserve_bytes = config.store_reserve.0;
+            let options = EmbeddedOptions { reserve_bytes, ..EmbeddedOptions::default() };
+            Arc::new(EmbeddedStore::open(dir, &options, clock).context("open store")?)
         }
         StoreConfig::Fdb(cluster_file) => {
             let network = FdbNetwork::start(config.fdb.client_library.as_deref()).context("open store")?;

@@ -34,6 +34,8 @@ pub struct Config {
     pub store: StoreConfig,
     /// How a store in FoundationDB is used.
     pub fdb: FdbConfig,
+    /// Free space below which the embedded engine takes only what frees some.
+    pub store_reserve: ByteCount,
     /// Where clients connect; never empty.
     pub listeners: Vec<Listener>,
     /// What listeners that speak TLS have in common.
@@ -159,6 +161,7 @@ impl Default for Config {
         Self {
             store: StoreConfig::Embedded(PathBuf::from("./weir-data")),
             fdb: FdbConfig::default(),
+            store_reserve: ByteCount::mib(256),
             listeners: vec![Listener::tcp(loopback(1883))],
             tls: TlsConfig::default(),
             http: loopback(8080),

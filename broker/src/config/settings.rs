@@ -7,7 +7,7 @@ use std::sync::LazyLock;
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
-use super::{Config, Problem, admin, auth, fdb, limits, listeners, value};
+use super::{ByteCount, Config, Problem, admin, auth, fdb, limits, listeners, value};
 
 /// One thing that can be set.
 pub(super) struct Setting {
@@ -127,6 +127,20 @@ const GENERAL: &[Setting] = &[
             Ok(())
         },
         show: |config| config.wait_for_queue.to_string(),
+        ..PLAIN
+    },
+    Setting {
+        key: "storeReserve",
+        flag: "store-reserve",
+        env: "WEIR_STORE_RESERVE",
+        value_name: "SIZE",
+        help: "Free disk space below which the embedded store refuses all but what frees some; below a quarter, all",
+        set: |config, values| {
+            let range = ByteCount(0)..=ByteCount::gib(1024);
+            config.store_reserve = value::within(one(values)?, &range)?;
+            Ok(())
+        },
+        show: |config| config.store_reserve.to_string(),
         ..PLAIN
     },
     Setting {

@@ -235,6 +235,11 @@ pub trait Store: Send + Sync + Debug + 'static {
     /// A short name of the engine, for logs and metrics: `memory`, `embedded`, `fdb`.
     fn engine(&self) -> &'static str;
 
+    /// What the engine has counted since it was opened, if it counts.
+    fn engine_stats(&self) -> Option<Arc<StoreStats>> {
+        None
+    }
+
     /// Waits until the store can never commit again, and says why; reads may go on. On a healthy store this waits
     /// for ever, also when it is closed. Cancel-safe.
     async fn failed(&self) -> Arc<str>;

@@ -1,10 +1,13 @@
 //! The thread that commits, and the queue before it. Knows batches, not what is in them.
 
 use std::thread;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
+use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::{mpsc, oneshot, watch};
+use weir_env::clock::Clock;
 
 use crate::local::{CommitRequest, Sequencer, Submit, Writer, closed};
 use crate::{Committed, Error, Result};
@@ -16,6 +19,13 @@ const QUEUE_LEN: usize = 1_024;
 const BATCH_BYTES_TARGET: usize = 8 << 20;
 /// Transactions in a batch at most, well below what a versionstamp can number.
 const BATCH_LEN_MAX: usize = 4_096;
+/// How many transactions the last batch must have had for the next one to wait for more. With few, waiting costs more
+/// than it saves, and those that compete for one key would all meet in one batch, where one of them can win.
+const GATHER_FROM: usize = 16;
+/// How long a batch that is smaller than the one before waits for the next transaction.
+const GATHER_GAP: Duration = Duration::from_micros(50);
+/// How long a batch waits for transactions at most, and never longer than the last batch took.
+const GATHER_MAX: Duration = Duration::from_millis(2);
 
 /// The front of the committing thread. Dropping it ends the thread once the queue is empty.
 #[derive(Debug)]
@@ -34,12 +44,12 @@ struct Job {
 
 impl Committer {
     /// Starts the thread.
-    pub(super) fn start<W: Writer>(sequencer: Sequencer<W>) -> std::io::Result<Self> {
+    pub(super) fn start<W: Writer>(sequencer: Sequencer<W>, clock: Clock) -> std::io::Result<Self> {
         let (queue_tx, queue_rx) = mpsc::channel(QUEUE_LEN);
         let (ended_tx, ended) = watch::channel(());
         // Not joined but waited for: the thread ends by itself when the queue is closed, and says so.
         thread::Builder::new().name("weir-commit".into()).spawn(move || {
-            run(sequencer, queue_rx);
+            run(sequencer, queue_rx, clock);
             drop(ended_tx);
         })?;
         Ok(Self { queue_tx: Mutex::new(Some(queue_tx)), ended })
@@ -69,19 +79,51 @@ impl Submit for Committer {
     }
 }
 
-fn run<W: Writer>(mut sequencer: Sequencer<W>, mut queue_rx: mpsc::Receiver<Job>) {
+fn run<W: Writer>(mut sequencer: Sequencer<W>, mut queue_rx: mpsc::Receiver<Job>, clock: Clock) {
+    let (mut last_len, mut last_took) = (0, Duration::ZERO);
     while let Some(first) = queue_rx.blocking_recv() {
-        let mut bytes = first.request.bytes();
-        let (mut requests, mut answers) = (vec![first.request], vec![first.answer_tx]);
-        while bytes < BATCH_BYTES_TARGET && requests.len() < BATCH_LEN_MAX {
-            let Ok(job) = queue_rx.try_recv() else { break };
-            bytes += job.request.bytes();
-            requests.push(job.request);
-            answers.push(job.answer_tx);
-        }
-        for (answer_tx, answer) in answers.into_iter().zip(sequencer.commit(requests)) {
+        let (requests, answers) = gather(first, &mut queue_rx, last_len, last_took.min(GATHER_MAX), clock);
+        last_len = requests.len();
+        let started = clock.now();
+        let outcomes = sequencer.commit(requests);
+        last_took = started.elapsed();
+        for (answer_tx, answer) in answers.into_iter().zip(outcomes) {
             // A caller that went away does not undo its commit.
             let _ = answer_tx.send(answer);
         }
     }
+}
+
+/// What is in the queue. Those whose commit was just reported often come again at once, one after the other: they are
+/// waited for a moment, as long as they keep coming, since each batch costs a sync.
+fn gather(
+    first: Job,
+    queue_rx: &mut mpsc::Receiver<Job>,
+    expected: usize,
+    wait_max: Duration,
+    clock: Clock,
+) -> (Vec<CommitRequest>, Vec<oneshot::Sender<Result<Committed>>>) {
+    let mut bytes = first.request.bytes();
+    let (mut requests, mut answers) = (vec![first.request], vec![first.answer_tx]);
+    let started = clock.now();
+    let mut came = started;
+    while bytes < BATCH_BYTES_TARGET && requests.len() < BATCH_LEN_MAX {
+        match queue_rx.try_recv() {
+            Ok(job) => {
+                bytes += job.request.bytes();
+                requests.push(job.request);
+                answers.push(job.answer_tx);
+                came = clock.now();
+            }
+            Err(TryRecvError::Disconnected) => break,
+            Err(TryRecvError::Empty) => {
+                let is_late = came.elapsed() >= GATHER_GAP || started.elapsed() >= wait_max;
+                if expected < GATHER_FROM || requests.len() >= expected || is_late {
+                    break;
+                }
+                thread::yield_now();
+            }
+        }
+    }
+    (requests, answers)
 }

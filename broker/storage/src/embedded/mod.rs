@@ -87,7 +87,7 @@ impl EmbeddedStore {
         let (writer, version, view) = TreeWriter::open(folder, options, Arc::clone(&stats), clock)?;
         let shared = Shared::new(version, view, clock, Arc::clone(&stats));
         let sequencer = Sequencer::new(Arc::clone(&shared), writer, version);
-        let committer = Arc::new(Committer::start(sequencer).map_err(|error| {
+        let committer = Arc::new(Committer::start(sequencer, clock).map_err(|error| {
             Error::Unavailable(format!("start the thread that commits to {}: {error}", dir.display()).into())
         })?);
         Ok(Self { shared, committer, stats })
@@ -109,6 +109,10 @@ impl Store for EmbeddedStore {
 
     fn engine(&self) -> &'static str {
         "embedded"
+    }
+
+    fn engine_stats(&self) -> Option<Arc<StoreStats>> {
+        Some(self.stats())
     }
 
     async fn failed(&self) -> Arc<str> {

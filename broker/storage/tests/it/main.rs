@@ -6,5 +6,7 @@ mod damage;
 mod embedded;
 mod engines;
 mod faults;
+mod full;
 mod histories;
 mod kill;
+mod sync;
