@@ -28,6 +28,8 @@ struct World {
     store: SharedStore,
     faults: FaultHandle,
     rates: FaultRates,
+    /// Of this life.
+    metrics: Metrics,
     clock: Clock,
     published: u64,
     /// Payloads whose publisher was told that they are durable.
@@ -52,6 +54,7 @@ impl World {
         Self {
             faults: store.handle(),
             rates,
+            metrics: Metrics::default(),
             store: Arc::new(store),
             clock,
             seed: seed.fork("world"),
@@ -71,7 +74,8 @@ impl World {
     async fn open(&mut self) -> Core {
         loop {
             let seed = Seed::fixed(self.seed.next_u64());
-            let core = Core::open(Arc::clone(&self.store), self.clock, &seed, Metrics::default()).await;
+            self.metrics = Metrics::default();
+            let core = Core::open(Arc::clone(&self.store), self.clock, &seed, self.metrics.clone()).await;
             match core {
                 Ok(core) => return core,
                 Err(error) => self.note(&format!("open: {error}")),
@@ -140,7 +144,12 @@ impl World {
                 }
                 6 => {
                     self.faults.heal();
+                    self.faults.settle().await;
                     tokio::time::sleep(Duration::from_secs(20)).await;
+                    if self.metrics.shards_lost.get() > 0 {
+                        // What was acknowledged and not yet written is forgotten with a shard, as in a crash.
+                        self.acked_now.clear();
+                    }
                     // What was on its way twice has arrived twice.
                     for consumer in consumers.values_mut() {
                         self.consume(&core, consumer).await;

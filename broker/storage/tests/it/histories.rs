@@ -72,6 +72,27 @@ fn a_hostile_embedded_store_is_serializable() {
     run_all(10, FaultRates::hostile(), embedded);
 }
 
+/// What was committed is there when the store is opened again, and what was not is not.
+#[test]
+fn a_history_holds_after_the_store_is_opened_again() {
+    for trial in trials(20) {
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+        runtime.block_on(async {
+            let dir = tempfile::tempdir().unwrap();
+            let open =
+                || EmbeddedStore::open(dir.path(), &EmbeddedOptions::default(), Clock::system()).unwrap();
+            let store: SharedStore = Arc::new(open());
+            let history = History::record(&store, b"history/", trial.seed()).await;
+            store.close().await;
+            drop(store);
+            let store: SharedStore = Arc::new(open());
+            history.check(&store).await;
+            store.close().await;
+        });
+    }
+}
+
 /// What a history tells is determined by its seed.
 #[test]
 fn the_same_seed_is_the_same_history() {
