@@ -17,8 +17,9 @@
 //!   on top, also in a transaction that is refused later. Nobody sees part of a commit.
 //! * A commit is refused if a key that was read serializably, or added as a read conflict, was written after the read
 //!   version, or added as a write conflict: also with the value it had, also if it was absent before and after. A
-//!   range counts with the keys that are not in it. Neighbours of a key never count. Engines may refuse a commit
-//!   without need, but rarely.
+//!   range counts with the keys that are not in it; a page that was cut short counts as far as it goes, so that
+//!   [`RangePage::more`] may no longer hold at the commit. Neighbours of a key never count. Engines may refuse a
+//!   commit without need, but rarely.
 //! * Snapshot reads and blind writes never conflict. A transaction with snapshot reads is as isolated as it makes
 //!   itself by adding conflicts.
 //! * Whether what a transaction has itself written counts as read is left to the engine: a read conflict is added

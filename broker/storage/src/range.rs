@@ -79,7 +79,7 @@ impl RangeQuery {
 pub struct RangePage {
     /// Pairs in the order asked for.
     pub pairs: Vec<(Bytes, Bytes)>,
-    /// Whether the range holds more than was returned.
+    /// Whether the range held more than was returned, at the read version: no conflict guards what was not returned.
     pub more: bool,
 }
 

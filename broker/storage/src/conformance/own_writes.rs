@@ -77,7 +77,7 @@ pub async fn a_transaction_reads_what_a_map_would_hold(subject: Subject) {
                     let mut next = Some(dice.query());
                     while let Some(query) = next {
                         let page = tx.get_range(query.clone(), isolation).await.must();
-                        let wrong = wrong_in_page(&own, &query, &page);
+                        let wrong = wrong_in_page(&own, &query, &page, true);
                         assert!(wrong.is_none(), "{query:?} {} {writes:#?}", wrong.unwrap_or_default());
                         next = query.after(&page);
                     }

@@ -130,10 +130,9 @@ impl<'a> Order<'a> {
             }
         }
         for (place, (stamp, record)) in self.committed.iter().enumerate() {
-            let wrong =
-                wrong_at(&self.tables[place], record, |isolation| isolation == Isolation::Serializable)
-                    .map(|why| format!("at its place in the order, {why}"))
-                    .or_else(|| self.wrong_between(place, *stamp, record));
+            let wrong = wrong_at(&self.tables[place], record, false)
+                .map(|why| format!("at its place in the order, {why}"))
+                .or_else(|| self.wrong_between(place, *stamp, record));
             if let Some(why) = wrong {
                 return Err(format!("{why}, in {record}{}", self.listing()));
             }
@@ -150,7 +149,7 @@ impl<'a> Order<'a> {
     fn wrong_at_read_version(&self, record: &Record) -> Option<String> {
         let version = record.reads_at?;
         let place = self.place_of(version);
-        wrong_at(&self.tables[place], record, |_| true).map(|why| format!("at its read version, {why}"))
+        wrong_at(&self.tables[place], record, true).map(|why| format!("at its read version, {why}"))
     }
 
     /// A committed transaction whose reads are guarded has no writer between its read version and itself.
@@ -186,16 +185,17 @@ impl<'a> Order<'a> {
     }
 }
 
-/// The first read of `record` that the model `before` it doesn't explain.
-fn wrong_at(before: &Table, record: &Record, checks: impl Fn(Isolation) -> bool) -> Option<String> {
+/// The first read of `record` that the model `before` it doesn't explain: of all, or of those that a commit guards.
+fn wrong_at(before: &Table, record: &Record, all: bool) -> Option<String> {
     let mut table = before.clone();
+    let checks = |isolation: Isolation| all || isolation == Isolation::Serializable;
     record.ops.iter().find_map(|op| match op {
         Op::Get { key, isolation, saw } if checks(*isolation) => {
             let expected = table.get(key).map(Vec::as_slice);
             (saw.as_deref() != expected).then(|| format!("{op:?} should be {expected:?}"))
         }
         Op::Range { query, isolation, saw } if checks(*isolation) => {
-            wrong_in_page(&table, query, saw).map(|why| format!("{query:?} {why}"))
+            wrong_in_page(&table, query, saw, all).map(|why| format!("{query:?} {why}"))
         }
         Op::Write(write) => {
             write.apply(&mut table, None);

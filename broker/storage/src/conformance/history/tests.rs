@@ -141,6 +141,19 @@ fn a_page_that_leaves_out_or_invents_is_found() {
 }
 
 #[test]
+fn a_page_that_was_cut_short_is_guarded_as_far_as_it_goes() {
+    let page = |limit: usize| {
+        let saw = RangePage { pairs: vec![(Bytes::from("x"), Bytes::from("1"))], more: true };
+        let query = RangeQuery::new("a", "z").limit(limit);
+        Op::Range { query, isolation: Isolation::Serializable, saw }
+    };
+    let cleared = record("cleared", 10, 20, vec![Op::Write(Write::Clear { key: b"y".to_vec() })]);
+    let records = [first(), cleared.clone(), record("reader", 10, 30, vec![page(1), set("q", "1")])];
+    verdict_on(&records, &remains(&records)).unwrap();
+    refused(&[first(), cleared, record("reader", 10, 30, vec![page(2), set("q", "1")])], "without a reason");
+}
+
+#[test]
 fn time_that_runs_backwards_is_found() {
     let mut late = record("late", 9, 20, vec![get("x", None)]);
     late.outcome = Outcome::Absent(None);
