@@ -29,7 +29,7 @@ use crate::{Error, Result, Version};
 /// The length of a segment. Holds the largest batch.
 const SEGMENT_BYTES: u64 = 16 << 20;
 /// How far ahead of the batches a young segment is filled with zeroes.
-const FILL_BYTES: usize = 1 << 20;
+const FILL_BYTES: u64 = 1 << 20;
 /// Segments that wait to be written again; more of them are removed.
 const SPARES_MAX: usize = 8;
 const TEMPORARY: &str = "new.tmp";
@@ -217,15 +217,15 @@ impl Segment {
 
     /// Sees to it that the file has its blocks up to `needed`, and some more.
     fn fill(&mut self, needed: u64) -> io::Result<()> {
-        static ZEROES: [u8; FILL_BYTES] = [0; FILL_BYTES];
+        // Page by page: a large write makes large folios, and then each small batch counts as a large write.
+        static ZEROES: [u8; batch::ALIGN] = [0; batch::ALIGN];
         if needed <= self.filled && self.filled > 0 {
             return Ok(());
         }
-        let until = (needed + FILL_BYTES as u64).min(SEGMENT_BYTES);
+        let until = (needed + FILL_BYTES).min(SEGMENT_BYTES);
         while self.filled < until {
-            let len = usize::try_from(until - self.filled).map_or(FILL_BYTES, |left| left.min(FILL_BYTES));
-            self.file.write_all_at(&ZEROES[..len], self.filled)?;
-            self.filled += len as u64;
+            self.file.write_all_at(&ZEROES, self.filled)?;
+            self.filled += batch::ALIGN as u64;
         }
         Ok(())
     }
@@ -287,4 +287,76 @@ fn read_whole(path: &Path) -> Result<Bytes> {
     bytes.reserve_exact(usize::try_from(len).unwrap_or(0));
     file.read_to_end(&mut bytes).map_err(failed)?;
     Ok(bytes.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STORE: u64 = 5;
+
+    /// Three of them fill a segment.
+    fn large(n: u64) -> WriteSet {
+        let mut changes = WriteSet::default();
+        changes.set(Bytes::from(format!("key {n}")), Bytes::from(vec![1; 5 << 20]));
+        changes
+    }
+
+    fn open(dir: &Path, persisted: u64, stopped_at: Option<u64>) -> Result<(Journal, Vec<u64>)> {
+        let mut replayed = Vec::new();
+        let journal = Journal::open(dir, STORE, Version(persisted), stopped_at.map(Version), |batch| {
+            replayed.push(batch.version.0);
+            Ok(())
+        })?;
+        Ok((journal, replayed))
+    }
+
+    /// A journal with the batches 2 to `last` in segments of three.
+    fn filled(dir: &Path, last: u64) -> Journal {
+        let (mut journal, replayed) = open(dir, 1, None).unwrap();
+        assert!(replayed.is_empty());
+        for version in 2..=last {
+            journal.reserve(&large(version)).unwrap();
+            journal.append(Version(version), &large(version)).unwrap();
+        }
+        journal
+    }
+
+    #[test]
+    fn segments_that_the_tree_holds_are_written_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut journal = filled(dir.path(), 11);
+        assert_eq!(numbers(dir.path()).unwrap(), [1, 2, 3, 4]);
+        assert_eq!((journal.sealed_after(Version(0)), journal.oldest()), (3, Some(Version(4))));
+        journal.retire(Version(8)).unwrap();
+        assert_eq!((journal.sealed_after(Version(0)), journal.oldest()), (1, Some(Version(10))));
+        for version in 12..=15 {
+            journal.reserve(&large(version)).unwrap();
+            journal.append(Version(version), &large(version)).unwrap();
+        }
+        drop(journal);
+        // 2 became 5; what was in it before counts no more.
+        assert_eq!(numbers(dir.path()).unwrap(), [1, 3, 4, 5]);
+        assert_eq!(open(dir.path(), 8, Some(15)).unwrap().1, (9..=15).collect::<Vec<_>>());
+        assert_eq!(open(dir.path(), 13, None).unwrap().1, [14, 15]);
+        assert!(open(dir.path(), 15, None).unwrap().1.is_empty());
+    }
+
+    #[test]
+    fn what_is_missing_anywhere_but_at_the_end_is_damage() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(filled(dir.path(), 11));
+        assert_eq!(open(dir.path(), 1, None).unwrap().1.len(), 10);
+        let error = |persisted, stopped_at| open(dir.path(), persisted, stopped_at).unwrap_err().to_string();
+        assert!(error(1, Some(12)).contains("4.log: an acknowledged commit in it is not readable"));
+        assert!(open(dir.path(), 3, None).is_ok_and(|(_, replayed)| replayed.len() == 8));
+        fs::remove_file(path(dir.path(), 2)).unwrap();
+        assert!(error(1, None).contains("1.log: an acknowledged commit in it is not readable"));
+        // Not if the tree holds it.
+        assert_eq!(open(dir.path(), 7, None).unwrap().1, [8, 9, 10, 11]);
+        File::options().write(true).open(path(dir.path(), 3)).unwrap().set_len(SEGMENT_BYTES - 1).unwrap();
+        assert!(error(7, None).contains("3.log: it has 16777215 of 16777216 bytes"));
+        fs::remove_dir_all(dir.path()).unwrap();
+        assert!(error(7, None).contains("it holds no segment"));
+    }
 }
