@@ -16,7 +16,7 @@ use lsm_tree::compaction::Leveled;
 use lsm_tree::{AbstractTree, AnyTree};
 use parking_lot::{Condvar, Mutex};
 
-use super::inspect::{Fault, guarded};
+use super::inspect::{Fault, find_damaged, guarded};
 use super::pins::Pins;
 use crate::{Error, Result, Version};
 
@@ -60,6 +60,8 @@ struct State {
     compaction_wanted: bool,
     /// Why the last attempt to write tables failed; it will be tried again.
     full: Option<Error>,
+    /// The same of the last attempt to compact them.
+    compaction_full: Option<Error>,
     /// Why there will be no further attempt.
     failed: Option<Error>,
     is_closing: bool,
@@ -80,6 +82,7 @@ impl Upkeep {
             persisted,
             compaction_wanted: true,
             full: None,
+            compaction_full: None,
             failed: None,
             is_closing: false,
         };
@@ -120,7 +123,7 @@ impl Upkeep {
             if has_room(state.persisted) {
                 return Ok(());
             }
-            if let Some(full) = &state.full {
+            if let Some(full) = state.full.as_ref().or(state.compaction_full.as_ref()) {
                 return Err(full.clone());
             }
             self.shared.changed.wait(&mut state);
@@ -206,7 +209,10 @@ impl Shared {
                     drop(quiet);
                     // One step may ask for the next.
                     let has_changed = self.tree.current_version().id() != version;
-                    self.state.lock().compaction_wanted |= has_changed;
+                    let mut state = self.state.lock();
+                    state.compaction_wanted |= has_changed;
+                    state.compaction_full = None;
+                    drop(state);
                     self.changed.notify_all();
                 }
                 Err(fault) => {
@@ -224,7 +230,8 @@ impl Shared {
     /// Whether to try again after `fault`: a full disk is waited for, anything else ends the upkeep.
     fn may_retry(&self, fault: Fault, is_flush: bool) -> bool {
         let is_full = fault.is_full();
-        let error = fault.into_error(&self.dir, "write");
+        let found = fault.is_damage().then(|| find_damaged(&self.tree, None)).flatten();
+        let error = fault.into_error(found.as_deref().unwrap_or(&self.dir), "write");
         let mut state = self.state.lock();
         if !is_full {
             tracing::error!(%error, "the store takes no more commits");
@@ -234,10 +241,9 @@ impl Shared {
             return false;
         }
         tracing::warn!(%error, "tables cannot be written until there is room");
-        if is_flush {
-            state.full = Some(error);
-            self.changed.notify_all();
-        }
+        let why = if is_flush { &mut state.full } else { &mut state.compaction_full };
+        *why = Some(error);
+        self.changed.notify_all();
         if !state.is_closing {
             self.changed.wait_for(&mut state, RETRY);
         }

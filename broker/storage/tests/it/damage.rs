@@ -224,6 +224,36 @@ async fn damage_is_never_silent() {
     println!("{kinds:#?}");
 }
 
+/// Compaction meets what nobody read: no commit is taken any more, and the reason names the file.
+#[tokio::test]
+async fn damage_that_compaction_meets_is_told() {
+    let dir = TempDir::new().unwrap();
+    build(dir.path(), &Seed::fixed(2)).await;
+    let tables = by_kind(dir.path()).remove("tables").unwrap();
+    for path in &tables {
+        // Among the rows; the first block is read at the start.
+        let mut bytes = fs::read(path).unwrap();
+        let at = bytes.len() / 3;
+        bytes[at] ^= 1;
+        fs::write(path, bytes).unwrap();
+    }
+    let store = open(dir.path()).unwrap();
+    let mut refused = None;
+    for n in 0..2_000u32 {
+        let mut tx = store.begin();
+        tx.set(format!("row {:04} {n}", n % 400).as_bytes(), &vec![7; 20_000]);
+        refused = tx.commit().await.err();
+        if refused.is_some() {
+            break;
+        }
+    }
+    assert!(matches!(refused, Some(Error::UnknownOpen)), "{refused:?}");
+    let why = store.failed().await;
+    assert!(tables.iter().any(|path| why.contains(path.to_str().unwrap())), "{why}");
+    assert!(why.contains("restore the folder from a backup"), "{why}");
+    store.close().await;
+}
+
 fn by_kind(dir: &Path) -> BTreeMap<String, Vec<PathBuf>> {
     let mut kinds: BTreeMap<String, Vec<PathBuf>> = BTreeMap::new();
     for path in files(dir) {
