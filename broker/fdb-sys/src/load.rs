@@ -63,8 +63,13 @@ pub enum LoadError {
 }
 
 fn list(tried: &[(PathBuf, String)]) -> String {
-    let each: Vec<_> = tried.iter().map(|(path, why)| format!("{} ({why})", path.display())).collect();
-    each.join(", ")
+    // Most often it is the same for all of them.
+    let of_one_reason = tried.chunk_by(|(_, first), (_, second)| first == second);
+    let each = of_one_reason.map(|tried| {
+        let paths: Vec<_> = tried.iter().map(|(path, _)| path.display().to_string()).collect();
+        format!("{} ({})", paths.join(", "), tried.first().map_or("", |(_, why)| why))
+    });
+    each.collect::<Vec<_>>().join(", ")
 }
 
 impl fmt::Debug for Library {
@@ -203,11 +208,14 @@ mod tests {
 
     #[test]
     fn where_it_is_not_is_told() {
-        let places = ["/nowhere/libfdb_c.so", "/dev/null"].map(PathBuf::from);
+        let places = ["/nowhere/libfdb_c.so", "/nor/here.so", "/dev/null"].map(PathBuf::from);
         let error = find(places.to_vec()).unwrap_err();
         let LoadError::NotFound { tried } = &error else { panic!("{error}") };
         assert_eq!(tried.iter().map(|(path, _)| path.clone()).collect::<Vec<_>>(), places);
         let text = error.to_string();
-        assert!(text.contains("/nowhere/libfdb_c.so (cannot open shared object file"), "{text}");
+        assert!(
+            text.contains("/nowhere/libfdb_c.so, /nor/here.so (cannot open shared object file"),
+            "{text}"
+        );
     }
 }

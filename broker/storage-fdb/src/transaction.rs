@@ -39,8 +39,8 @@ impl FdbTransaction {
         Self { shared, reader, read_version, since, pending: Pending::default(), watches: Vec::new() }
     }
 
-    /// The read version, and what reads at it.
-    async fn reader(&mut self) -> Result<(i64, &foundationdb::Transaction)> {
+    /// The read version, however old.
+    async fn version(&mut self) -> Result<i64> {
         let _entered = self.shared.enter()?;
         if self.reader.is_none() {
             let reader = self.shared.transaction()?;
@@ -49,21 +49,26 @@ impl FdbTransaction {
             }
             self.reader = Some(reader);
         }
-        let reader = self.reader.as_ref().ok_or(Error::TooOld)?;
-        let version = match self.read_version {
-            Some(version) => version,
-            None => {
+        match (self.read_version, &self.reader) {
+            (Some(version), _) => Ok(version),
+            (None, Some(reader)) => {
                 let version = self.shared.answer(reader.get_read_version()).await?;
                 self.since = Some(self.shared.clock.now());
-                *self.read_version.insert(version)
+                Ok(*self.read_version.insert(version))
             }
-        };
+            (None, None) => Err(Error::TooOld),
+        }
+    }
+
+    /// The read version while it can be read, and what reads at it.
+    async fn reader(&mut self) -> Result<(i64, &foundationdb::Transaction)> {
+        let version = self.version().await?;
         // FoundationDB forgets in steps; here it is to the moment, as on the other engines.
         if self.since.is_some_and(|since| self.shared.clock.now().saturating_duration_since(since) > LIFETIME)
         {
             return Err(Error::TooOld);
         }
-        Ok((version, reader))
+        Ok((version, self.reader.as_ref().ok_or(Error::TooOld)?))
     }
 
     /// Everything that is to be committed, as a transaction of FoundationDB.
@@ -145,7 +150,7 @@ fn with_offset(mut bytes: Vec<u8>, offset: usize) -> Vec<u8> {
 #[async_trait]
 impl Transaction for FdbTransaction {
     async fn read_version(&mut self) -> Result<Version> {
-        external(self.reader().await?.0)
+        external(self.version().await?)
     }
 
     fn set_read_version(&mut self, version: Version) {
@@ -238,7 +243,7 @@ impl Transaction for FdbTransaction {
         let _entered = self.shared.enter()?;
         let is_foreign = |(key, _): &(Bytes, _)| self.pending.lookup(key).is_none();
         let seen = match self.pending.is_read_only() || self.watches.iter().any(is_foreign) {
-            true => Some(self.reader().await?.0),
+            true => Some(self.version().await?),
             false => None,
         };
         let committed = match seen.filter(|_| self.pending.is_read_only()) {

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use weir_env::clock::Clock;
 use weir_storage::conformance::Fixture;
@@ -117,7 +118,10 @@ async fn a_store_describes_its_cluster() {
     let facts = store.describe().await.unwrap();
     let fact = |name: &str| facts.iter().find(|(found, _)| *found == name).map(|(_, value)| value.as_str());
     assert!(fact("client library").is_some_and(|version| version.starts_with("7.")), "{facts:?}");
-    assert!(fact("server").is_some_and(|version| version.starts_with("7.")), "{facts:?}");
+    assert!(
+        cluster::real().is_none() || fact("server").is_some_and(|version| version.starts_with("7.")),
+        "{facts:?}"
+    );
     assert!(fact("coordinators").is_some(), "{facts:?}");
 }
 
@@ -131,12 +135,20 @@ async fn watches_that_nobody_holds_are_let_go() {
         tx.commit().await.unwrap();
         drop(watches);
     }
-    let mut tx = store.begin();
-    let mut watch = tx.watch(b"key");
-    tx.commit().await.unwrap();
-    let mut tx = store.begin();
-    tx.set(b"key", b"x");
-    tx.commit().await.unwrap();
-    tokio::time::timeout(std::time::Duration::from_secs(60), watch.changed()).await.unwrap();
+    // Their tasks have to notice first; until then there is no room.
+    let mut fired = false;
+    for round in 0..60u8 {
+        let mut tx = store.begin();
+        let mut watch = tx.watch(b"key");
+        tx.commit().await.unwrap();
+        let mut tx = store.begin();
+        tx.set(b"key", &[round]);
+        tx.commit().await.unwrap();
+        fired = tokio::time::timeout(Duration::from_secs(1), watch.changed()).await.is_ok();
+        if fired {
+            break;
+        }
+    }
+    assert!(fired, "there is room for a watch again");
     store.close().await;
 }
