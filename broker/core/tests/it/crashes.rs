@@ -146,8 +146,9 @@ impl World {
                     self.faults.heal();
                     self.faults.settle().await;
                     tokio::time::sleep(Duration::from_secs(20)).await;
-                    if self.metrics.shards_lost.get() > 0 {
-                        // What was acknowledged and not yet written is forgotten with a shard, as in a crash.
+                    // What was acknowledged and not yet written is forgotten with a shard, as in a crash.
+                    let lost = self.metrics.shards_lost.get();
+                    if lost > 0 {
                         self.acked_now.clear();
                     }
                     // What was on its way twice has arrived twice.
@@ -155,6 +156,10 @@ impl World {
                         self.consume(&core, consumer).await;
                     }
                     tokio::time::sleep(Duration::from_secs(20)).await;
+                    if self.metrics.shards_lost.get() > lost {
+                        // To an owner of an earlier life: its commit on the way was only met by that of these.
+                        self.acked_now.clear();
+                    }
                     self.surely_acked.append(&mut self.acked_now);
                     self.faults.set_rates(self.rates);
                 }
