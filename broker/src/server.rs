@@ -235,6 +235,7 @@ async fn build(
     process::register(registry);
     let registry = registry.sub_registry_with_prefix("weir");
     disk::register(registry, store.engine_stats());
+    let store = store::metered(store, registry);
     let core_metrics = weir_core::metrics::Metrics::default();
     core_metrics.register(registry);
     let core = Core::open(Arc::clone(&store), clock, seed, core_metrics).await.context("open keyspace")?;

@@ -1,10 +1,11 @@
 //! The admin API: `weir.admin.v1` over gRPC, for people and the operator.
 //!
-//! Answers from the core alone and changes nothing. Wire types are made here, at the edge, and go no further.
+//! Answers from the core and its store alone and changes nothing. Wire types are made here, at the edge, and go no further.
 //! It must never know sessions or connections of MQTT clients. The core owns all state; a call owns what it
 //! reads from.
 
 mod access;
+mod backup;
 mod connections;
 mod convert;
 mod read;
@@ -20,6 +21,7 @@ use futures_util::{Stream, StreamExt, TryStreamExt, stream};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Server;
 use tonic::{Request, Response, Status};
@@ -61,7 +63,9 @@ pub(crate) async fn serve(
     access: Access,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
-    let service = AdminServer::new(Service::new(core, shutdown.clone()))
+    let service = Service::new(core, shutdown.clone());
+    let tasks = service.tasks.clone();
+    let service = AdminServer::new(service)
         .max_decoding_message_size(REQUEST_BYTES_MAX)
         .max_encoding_message_size(ANSWER_BYTES_MAX);
     let followed = access.follow();
@@ -80,14 +84,18 @@ pub(crate) async fn serve(
         shutdown.cancelled().await;
         tokio::time::sleep(SHUTDOWN_WAIT).await;
     };
-    tokio::select! {
+    let served = tokio::select! {
         served = server => served.context("serve the admin API"),
         () = followed => Ok(()),
         () = overdue => {
             tracing::debug!("clients of the admin API are cut off");
             Ok(())
         }
-    }
+    };
+    // They end with `shutdown`, or with the connections, which are gone.
+    tasks.close();
+    tasks.wait().await;
+    served
 }
 
 /// Answers the calls.
@@ -95,11 +103,16 @@ struct Service {
     core: Arc<Core>,
     shutdown: CancellationToken,
     reads: Arc<Semaphore>,
+    backups: Arc<Semaphore>,
+    /// What reads backups.
+    tasks: TaskTracker,
 }
 
 impl Service {
     fn new(core: Arc<Core>, shutdown: CancellationToken) -> Self {
-        Self { core, shutdown, reads: Arc::new(Semaphore::new(READS_MAX)) }
+        let (reads, backups) = (Semaphore::new(READS_MAX), Semaphore::new(backup::BACKUPS_MAX));
+        let tasks = TaskTracker::new();
+        Self { core, shutdown, reads: Arc::new(reads), backups: Arc::new(backups), tasks }
     }
 
     /// The queue or stream called `name`.
@@ -149,6 +162,7 @@ impl Service {
 #[tonic::async_trait]
 impl Admin for Service {
     type ReadStreamStream = Pin<Box<dyn Stream<Item = Result<wire::ReadStreamResponse, Status>> + Send>>;
+    type BackUpStoreStream = Pin<Box<dyn Stream<Item = Result<wire::BackUpStoreResponse, Status>> + Send>>;
 
     async fn list_queues(
         &self,
@@ -214,6 +228,23 @@ impl Admin for Service {
                 Reading::open(Arc::clone(&self.core), object, &request, self.shutdown.clone()).await?;
             let messages: Self::ReadStreamStream = Box::pin(reading.messages(permit));
             Ok(messages)
+        })
+        .await
+    }
+
+    async fn back_up_store(
+        &self,
+        _: Request<wire::BackUpStoreRequest>,
+    ) -> Result<Response<Self::BackUpStoreStream>, Status> {
+        let permit = Arc::clone(&self.backups)
+            .try_acquire_owned()
+            .map_err(|_| Status::resource_exhausted("a backup is under way; wait for its end"))?;
+        self.answer(async {
+            let backup = backup::begin(&self.core).await?;
+            let (parts, reading) = backup::parts(backup, permit, self.shutdown.clone());
+            self.tasks.spawn(reading);
+            let parts: Self::BackUpStoreStream = Box::pin(parts);
+            Ok(parts)
         })
         .await
     }

@@ -2,7 +2,7 @@
 //!
 //! Results go to standard output, everything else to standard error. Exit code 0 is success, 1 failure, 2 a command
 //! line that is not understood. Except for `serve`, commands know a broker only from outside: over MQTT and the admin
-//! API.
+//! API. `store` also opens the store itself.
 
 mod admin;
 mod args;
@@ -12,6 +12,7 @@ mod output;
 mod publish;
 mod queue;
 mod serve;
+mod store;
 mod stream;
 mod subscribe;
 
@@ -48,6 +49,9 @@ enum Command {
     /// Hash passwords, check access rules and explain their decisions
     #[command(subcommand)]
     Auth(auth::AuthCommand),
+    /// Check, back up and restore what a broker keeps
+    #[command(subcommand)]
+    Store(store::StoreCommand),
     /// Measure throughput and latency of a broker
     #[command(subcommand)]
     Bench(bench::Scenario),
@@ -83,6 +87,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Queue(command) => runtime.block_on(queue::run(&command)),
         Command::Stream(command) => runtime.block_on(stream::run(&command)),
         Command::Auth(command) => auth::run(&command),
+        Command::Store(command) => runtime.block_on(store::run(&command)),
         Command::Bench(scenario) => bench::run(&scenario),
     }
 }

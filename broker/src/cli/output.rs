@@ -135,6 +135,19 @@ pub(super) fn millis(n: u64) -> String {
     if n == 0 { "-".to_owned() } else { crate::config::show_duration(std::time::Duration::from_millis(n)) }
 }
 
+/// A latency, given in nanoseconds, in the unit that fits it.
+pub(super) fn nanos(n: u64) -> String {
+    #[expect(clippy::cast_precision_loss, reason = "for people")]
+    let seconds = n as f64 / 1e9;
+    if n < 1_000_000 {
+        format!("{:.0} us", seconds * 1e6)
+    } else if n < 1_000_000_000 {
+        format!("{:.2} ms", seconds * 1e3)
+    } else {
+        format!("{seconds:.2} s")
+    }
+}
+
 /// A limit; `-` for none.
 pub(super) fn limit(n: u64) -> String {
     if n == 0 { "-".to_owned() } else { n.to_string() }
@@ -185,6 +198,7 @@ mod tests {
             [0, 1023, 1024, 1_048_576, 10 << 30].map(bytes),
             ["0 B", "1023 B", "1.0 KiB", "1.0 MiB", "10.0 GiB"]
         );
+        assert_eq!([999_000, 1_500_000, 2_500_000_000].map(nanos), ["999 us", "1.50 ms", "2.50 s"]);
         assert_eq!(time(0), "-");
         assert_eq!(time(1_700_000_000_123_456), "2023-11-14T22:13:20.123456Z");
         assert_eq!(time(u64::MAX), "-");

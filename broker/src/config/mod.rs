@@ -25,7 +25,7 @@ pub use limits::Limits;
 pub use listeners::{ClientAuth, ListenAt, Listener, TlsConfig, Transport};
 pub use settings::Flags;
 pub use value::ByteCount;
-pub(crate) use value::{parse_duration, show_duration};
+pub(crate) use value::{parse_duration, show_duration, store as parse_store};
 
 /// Everything `weir serve` needs to know.
 #[derive(Clone, Debug, PartialEq, Eq)]

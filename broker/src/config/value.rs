@@ -64,7 +64,8 @@ pub(super) fn boolean(text: &str) -> Result<bool, String> {
     }
 }
 
-pub(super) fn store(text: &str) -> Result<StoreConfig, String> {
+/// Where messages live.
+pub(crate) fn store(text: &str) -> Result<StoreConfig, String> {
     match text.split_once(':') {
         Some(("embedded", dir)) if !dir.is_empty() => Ok(StoreConfig::Embedded(PathBuf::from(dir))),
         Some(("memory", "")) => Ok(StoreConfig::Memory),

@@ -81,6 +81,7 @@
 //! repeats or undoes an earlier one. Snapshot reads do not. [`TransactionSize`] is the one place that counts. Limits are
 //! checked at the commit, before anything is written.
 
+pub mod backup;
 pub mod conformance;
 mod embedded;
 mod fault;
@@ -90,6 +91,7 @@ mod meter;
 pub mod pending;
 mod range;
 mod size;
+mod snapshot;
 mod stats;
 mod transact;
 mod watch;
@@ -106,6 +108,7 @@ pub use memory::MemoryStore;
 pub use meter::{Classify, Cost, Meter, MeteredStore, Outcome};
 pub use range::{RangePage, RangeQuery, key_after, prefix_end};
 pub use size::TransactionSize;
+pub use snapshot::{KEYS_END, Snapshot, snapshot};
 pub use stats::StoreStats;
 pub use transact::{BodyFuture, transact};
 pub use watch::{Watch, WatchTrigger};
@@ -241,6 +244,26 @@ pub trait Store: Send + Sync + Debug + 'static {
     /// What the engine has counted since it was opened, if it counts.
     fn engine_stats(&self) -> Option<Arc<StoreStats>> {
         None
+    }
+
+    /// The store as it is now, kept readable for as long as the snapshot lives; `None` if the engine cannot keep a
+    /// version longer than [`limits::LIFETIME`]. Call [`snapshot()`], which works on every engine.
+    fn hold(&self) -> Option<Result<Box<dyn Snapshot>>> {
+        None
+    }
+
+    /// Makes every later version, and so every later versionstamp, greater than `version`: for records that come from
+    /// another store with their versionstamps. Call it before anything else is done with the store.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] if the store is not that far and the engine cannot be moved on.
+    async fn advance(&self, version: Version) -> Result<()> {
+        let now = self.begin().read_version().await?;
+        if now > version {
+            return Ok(());
+        }
+        let why = format!("its version is {} and has to be beyond {}", now.0, version.0);
+        Err(Error::Unavailable(why.into()))
     }
 
     /// Waits until the store can never commit again, and says why; reads may go on. On a healthy store this waits

@@ -13,10 +13,10 @@ use parking_lot::{Mutex, RwLock};
 use weir_env::clock::Clock;
 
 use crate::local::{
-    ApplyError, CommitRequest, KeyRange, LocalTransaction, Sequencer, Shared, Submit, View, WriteSet, Writer,
-    closed,
+    ApplyError, CommitRequest, HeldSnapshot, KeyRange, LocalTransaction, Sequencer, Shared, Submit, View,
+    WriteSet, Writer, closed,
 };
-use crate::{Committed, Result, Store, StoreStats, Transaction, Version};
+use crate::{Committed, Result, Snapshot, Store, StoreStats, Transaction, Version};
 
 /// A store in memory.
 #[derive(Debug)]
@@ -58,6 +58,16 @@ impl Store for MemoryStore {
 
     fn engine(&self) -> &'static str {
         "memory"
+    }
+
+    fn hold(&self) -> Option<Result<Box<dyn Snapshot>>> {
+        let held = HeldSnapshot::new(Arc::clone(&self.shared));
+        Some(held.map(|held| Box::new(held) as Box<dyn Snapshot>))
+    }
+
+    async fn advance(&self, version: Version) -> Result<()> {
+        self.shared.advance(version);
+        Ok(())
     }
 
     async fn failed(&self) -> Arc<str> {

@@ -343,6 +343,14 @@ pub struct UserProperty {
     #[prost(string, tag = "2")]
     pub value: ::prost::alloc::string::String,
 }
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct BackUpStoreRequest {}
+/// The next bytes of the backup. Whether they are whole is for the client to check: they hold checksums.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct BackUpStoreResponse {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub data: ::prost::bytes::Bytes,
+}
 /// Whether messages of one key are delivered in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -594,6 +602,32 @@ pub mod admin_client {
                 .insert(GrpcMethod::new("weir.admin.v1.Admin", "ReadStream"));
             self.inner.server_streaming(req, path, codec).await
         }
+        /// A backup of everything the broker keeps, as it is at one moment, while it goes on running. One at a time:
+        /// RESOURCE_EXHAUSTED while another is under way. DEADLINE_EXCEEDED if the client takes nothing for a minute.
+        pub async fn back_up_store(
+            &mut self,
+            request: impl tonic::IntoRequest<super::BackUpStoreRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::BackUpStoreResponse>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/weir.admin.v1.Admin/BackUpStore",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("weir.admin.v1.Admin", "BackUpStore"));
+            self.inner.server_streaming(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -653,6 +687,21 @@ pub mod admin_server {
             &self,
             request: tonic::Request<super::ReadStreamRequest>,
         ) -> std::result::Result<tonic::Response<Self::ReadStreamStream>, tonic::Status>;
+        /// Server streaming response type for the BackUpStore method.
+        type BackUpStoreStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::BackUpStoreResponse, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// A backup of everything the broker keeps, as it is at one moment, while it goes on running. One at a time:
+        /// RESOURCE_EXHAUSTED while another is under way. DEADLINE_EXCEEDED if the client takes nothing for a minute.
+        async fn back_up_store(
+            &self,
+            request: tonic::Request<super::BackUpStoreRequest>,
+        ) -> std::result::Result<
+            tonic::Response<Self::BackUpStoreStream>,
+            tonic::Status,
+        >;
     }
     /// Queues and streams of one installation.
     #[derive(Debug)]
@@ -938,6 +987,52 @@ pub mod admin_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ReadStreamSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/weir.admin.v1.Admin/BackUpStore" => {
+                    #[allow(non_camel_case_types)]
+                    struct BackUpStoreSvc<T: Admin>(pub Arc<T>);
+                    impl<
+                        T: Admin,
+                    > tonic::server::ServerStreamingService<super::BackUpStoreRequest>
+                    for BackUpStoreSvc<T> {
+                        type Response = super::BackUpStoreResponse;
+                        type ResponseStream = T::BackUpStoreStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::BackUpStoreRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::back_up_store(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = BackUpStoreSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -23,6 +23,9 @@ pub enum DecodeError {
         /// Newest format known.
         known: u8,
     },
+    /// The keyspace is what a restore has left that did not come to its end.
+    #[error("a restore into this store did not come to its end: empty the store, then restore again")]
+    Unfinished,
 }
 
 /// Appends fields to a byte vector.

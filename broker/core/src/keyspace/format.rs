@@ -1,6 +1,7 @@
 //! The format record: what this keyspace is, written once.
 //!
-//! Key: `f`. Value: format 1, number of virtual shards u16, cluster id (16).
+//! Key: `f`. Value: format 1, number of virtual shards u16, cluster id (16). While a restore goes on: format 0, and an
+//! id (16) of that restore, so that nobody takes for a keyspace what is only half of one.
 
 use bytes::Bytes;
 
@@ -8,6 +9,8 @@ use super::{DecodeError, Reader, Writer, tag};
 
 /// Newest value format known.
 const FORMAT: u8 = 1;
+/// Format of the value while a restore goes on.
+const RESTORING: u8 = 0;
 
 /// Virtual shards of a new keyspace; fixed when it is created.
 pub const VIRTUAL_SHARDS_DEFAULT: u16 = 256;
@@ -22,6 +25,9 @@ pub struct KeyspaceFormat {
 }
 
 impl KeyspaceFormat {
+    /// The format that this program writes.
+    pub const VERSION: u8 = FORMAT;
+
     /// The only key of the table.
     #[must_use]
     pub fn key() -> Vec<u8> {
@@ -39,6 +45,9 @@ impl KeyspaceFormat {
     /// # Errors
     /// If it is not one, or of a newer format.
     pub fn decode(value: Bytes) -> Result<Self, DecodeError> {
+        if value.first() == Some(&RESTORING) {
+            return Err(DecodeError::Unfinished);
+        }
         let (mut reader, _) = Reader::value(value, "keyspace format", FORMAT)?;
         let virtual_shards = reader.u16("virtual shards")?;
         if virtual_shards == 0 {
@@ -46,6 +55,12 @@ impl KeyspaceFormat {
         }
         Ok(Self { virtual_shards, cluster_id: reader.id("cluster id")? })
     }
+}
+
+/// The value while the restore `id` goes on.
+#[must_use]
+pub(crate) fn restoring(id: &[u8; 16]) -> Vec<u8> {
+    Writer::new(RESTORING).raw(id).finish()
 }
 
 #[cfg(test)]
@@ -60,5 +75,7 @@ mod tests {
         bytes.extend([7; 16]);
         assert_eq!(format.encode(), bytes);
         assert_eq!(KeyspaceFormat::decode(bytes.into()), Ok(format));
+        assert_eq!(restoring(&[7; 16]), [[0].as_slice(), &[7; 16]].concat());
+        assert_eq!(KeyspaceFormat::decode(restoring(&[7; 16]).into()), Err(DecodeError::Unfinished));
     }
 }

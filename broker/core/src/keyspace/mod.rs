@@ -16,6 +16,7 @@ pub mod log_state;
 pub mod mark;
 pub mod owner;
 pub mod queue;
+pub mod record;
 pub mod retained;
 pub mod segment;
 pub mod session;

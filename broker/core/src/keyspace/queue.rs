@@ -136,6 +136,13 @@ impl AckBlock {
         self.bits[byte] & mask != 0
     }
 
+    /// The last offset set, counted from the block's first; `None` if none is.
+    #[must_use]
+    pub fn last(&self) -> Option<u64> {
+        let byte = self.bits.iter().rposition(|byte| *byte != 0)?;
+        Some(byte as u64 * 8 + u64::from(self.bits[byte].ilog2()))
+    }
+
     /// Number of bits set.
     #[must_use]
     pub fn count(&self) -> u64 {

@@ -67,7 +67,7 @@ pub enum TimerKind {
 }
 
 impl TimerKind {
-    const fn byte(self) -> u8 {
+    pub(crate) const fn byte(self) -> u8 {
         match self {
             Self::SessionEnd => b's',
             Self::Will => b'w',

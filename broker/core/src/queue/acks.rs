@@ -5,16 +5,22 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::keyspace::queue::{AckBlock, BLOCK_OFFSETS};
 
 /// Done messages of one log, and which blocks have changed since they were last written.
+///
+/// A block has a row in the store only while something above the floor is done: acknowledgements in order write
+/// the floor and nothing else.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Acks {
     floor: u64,
     blocks: BTreeMap<u64, AckBlock>,
     dirty: BTreeSet<u64>,
+    /// Blocks that may have a row.
+    stored: BTreeSet<u64>,
 }
 
 impl Acks {
     pub(crate) fn new(floor: u64, blocks: BTreeMap<u64, AckBlock>) -> Self {
-        Self { floor, blocks, dirty: BTreeSet::new() }
+        let stored = blocks.keys().copied().collect();
+        Self { floor, blocks, dirty: BTreeSet::new(), stored }
     }
 
     pub(crate) fn floor(&self) -> u64 {
@@ -53,13 +59,28 @@ impl Acks {
 
     /// What has to be written since the last call: block numbers with their bitmap, or `None` to clear.
     pub(crate) fn take_dirty(&mut self) -> Vec<(u64, Option<AckBlock>)> {
-        let dirty = std::mem::take(&mut self.dirty);
-        dirty.into_iter().map(|block| (block, self.blocks.get(&block).cloned())).collect()
+        let mut changes = Vec::new();
+        for number in std::mem::take(&mut self.dirty) {
+            let bits = self.blocks.get(&number);
+            let above_floor = bits
+                .and_then(AckBlock::last)
+                .is_some_and(|last| number.saturating_mul(BLOCK_OFFSETS).saturating_add(last) >= self.floor);
+            if above_floor {
+                self.stored.insert(number);
+                changes.push((number, bits.cloned()));
+            } else if self.stored.remove(&number) {
+                changes.push((number, None));
+            }
+        }
+        changes
     }
 
-    /// Marks blocks as changed again: their write did not happen.
+    /// Marks blocks as changed again: their write did not happen, or nobody knows.
     pub(crate) fn mark_dirty(&mut self, blocks: impl IntoIterator<Item = u64>) {
-        self.dirty.extend(blocks);
+        for block in blocks {
+            self.dirty.insert(block);
+            self.stored.insert(block);
+        }
     }
 }
 
@@ -76,17 +97,51 @@ mod tests {
         assert_eq!(acks.floor(), 12);
     }
 
+    /// Blocks to write (true) or clear (false).
+    fn dirty(acks: &mut Acks) -> Vec<(u64, bool)> {
+        acks.take_dirty().into_iter().map(|(block, bits)| (block, bits.is_some())).collect()
+    }
+
     #[test]
     fn a_finished_block_is_cleared() {
+        let next = BLOCK_OFFSETS + 5;
         let mut acks = Acks::default();
-        for offset in (0..BLOCK_OFFSETS + 5).rev() {
-            assert!(acks.set(offset, BLOCK_OFFSETS + 5));
+        assert!(acks.set(7, next) && acks.set(BLOCK_OFFSETS + 4, next));
+        assert_eq!(dirty(&mut acks), [(0, true), (1, true)]);
+        for offset in (0..next - 1).rev().filter(|offset| *offset != 7) {
+            assert!(acks.set(offset, next));
         }
-        assert_eq!(acks.floor(), BLOCK_OFFSETS + 5);
-        let dirty: Vec<(u64, bool)> =
-            acks.take_dirty().into_iter().map(|(block, bits)| (block, bits.is_some())).collect();
-        assert_eq!(dirty, [(0, false), (1, true)]);
+        assert_eq!(acks.floor(), next);
+        assert_eq!(dirty(&mut acks), [(0, false), (1, false)]);
         assert!(acks.take_dirty().is_empty());
         assert!(acks.is_done(4) && acks.is_done(BLOCK_OFFSETS + 4) && !acks.is_done(BLOCK_OFFSETS + 5));
+    }
+
+    #[test]
+    fn acks_in_order_write_no_block() {
+        let mut acks = Acks::default();
+        for offset in 0..BLOCK_OFFSETS * 2 + 7 {
+            assert!(acks.set(offset, u64::MAX));
+            assert!(acks.take_dirty().is_empty(), "offset {offset}");
+        }
+        assert!(acks.set(BLOCK_OFFSETS * 2 + 9, u64::MAX));
+        assert_eq!(dirty(&mut acks), [(2, true)]);
+        acks.mark_dirty([2]);
+        assert!(acks.set(BLOCK_OFFSETS * 2 + 7, u64::MAX));
+        assert_eq!(dirty(&mut acks), [(2, true)], "the last one is still above the floor");
+        assert!(acks.set(BLOCK_OFFSETS * 2 + 8, u64::MAX));
+        assert_eq!(dirty(&mut acks), [(2, false)]);
+    }
+
+    #[test]
+    fn a_block_found_in_the_store_is_cleared_once_the_floor_says_it_all() {
+        let mut block = AckBlock::default();
+        block.set(3);
+        let mut acks = Acks::new(2, BTreeMap::from([(0, block)]));
+        assert!(acks.take_dirty().is_empty() && acks.is_done(3));
+        assert!(acks.set(2, 10));
+        assert_eq!((acks.floor(), dirty(&mut acks)), (4, vec![(0, false)]));
+        acks.mark_dirty([0]);
+        assert_eq!(dirty(&mut acks), [(0, false)], "nobody knows whether it was cleared");
     }
 }

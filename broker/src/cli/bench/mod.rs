@@ -8,6 +8,7 @@
 //! Connections are dealt out to worker threads, each with a runtime of its own; [`run::execute`] is the only place
 //! that starts and stops them. Whatever happens, a run ends, with its connections closed.
 
+mod cost;
 mod frame;
 mod idle;
 mod latency;
@@ -72,6 +73,9 @@ pub(super) struct CommonArgs {
     /// Process id of a broker on this machine, to report the processor time and memory it uses
     #[arg(long, value_name = "PID")]
     broker_pid: Option<u32>,
+    /// Address where the broker serves /metrics, to report what the run costs its store
+    #[arg(long, value_name = "ADDRESS")]
+    http: Option<String>,
     /// How to print the result
     #[arg(short, long, value_enum, value_name = "FORMAT", default_value = "text")]
     output: Format,

@@ -2,12 +2,14 @@
 
 use serde_json::{Value, json};
 
+use super::cost::{StoreCost, Work};
 use super::latency::{Latencies, Latency};
 use super::plan::Plan;
 use super::run::expected;
 use super::shared::{Shared, read};
 use super::usage::Used;
 use crate::cli::output::Table;
+pub(super) use crate::cli::output::nanos;
 
 /// All runs of a scenario.
 #[derive(Debug)]
@@ -36,6 +38,7 @@ pub(super) struct Outcome {
     set_up: u64,
     latencies: Latencies,
     used: Used,
+    cost: Option<StoreCost>,
 }
 
 /// When things happened, in nanoseconds.
@@ -48,7 +51,14 @@ pub(super) struct Times {
 }
 
 impl Outcome {
-    pub(super) fn new(plan: &Plan, shared: &Shared, latencies: Latencies, times: Times, used: Used) -> Self {
+    pub(super) fn new(
+        plan: &Plan,
+        shared: &Shared,
+        latencies: Latencies,
+        times: Times,
+        used: Used,
+        cost: Option<StoreCost>,
+    ) -> Self {
         let counts = &shared.counts;
         let Times { started, set_up } = times;
         Self {
@@ -67,6 +77,7 @@ impl Outcome {
             set_up,
             latencies,
             used,
+            cost,
         }
     }
 
@@ -93,6 +104,13 @@ impl Outcome {
             (0, acked) => ("message", acked),
             (received, _) => ("message", received),
         }
+    }
+
+    /// What the cost of the store is shared by: publishes, or else arrivals or connections.
+    fn store_work(&self, plan: &Plan) -> Work {
+        let payload_bytes = plan.publishers.first().map_or(0, |publisher| publisher.size as u64 * self.sent);
+        let (unit, count) = if self.sent > 0 { ("message", self.sent) } else { self.work() };
+        Work { unit, count, payload_bytes }
     }
 
     /// Which latencies mean something in this run.
@@ -188,6 +206,9 @@ fn text(plan: &Plan, outcome: &Outcome) -> String {
         text.push_str(&format!("\nlast arrival {} after the last publish\n", nanos(outcome.drain())));
     }
     text.push_str(&used(outcome));
+    if let Some(cost) = &outcome.cost {
+        text.push_str(&cost.text(outcome.store_work(plan)));
+    }
     text
 }
 
@@ -245,6 +266,7 @@ fn document(plan: &Plan, outcome: &Outcome) -> Value {
         "measuredNanos": outcome.received_for.max(outcome.sent_for),
         "latency": latencies.collect::<serde_json::Map<_, _>>(),
         "used": outcome.used.document(),
+        "store": outcome.cost.as_ref().map(|cost| cost.document(outcome.store_work(plan))),
     })
 }
 
@@ -271,18 +293,6 @@ fn seconds(nanos: u64) -> f64 {
     nanos as f64 / 1e9
 }
 
-/// A latency in the unit that fits it.
-pub(super) fn nanos(n: u64) -> String {
-    let seconds = seconds(n);
-    if n < 1_000_000 {
-        format!("{:.0} us", seconds * 1e6)
-    } else if n < 1_000_000_000 {
-        format!("{:.2} ms", seconds * 1e3)
-    } else {
-        format!("{seconds:.2} s")
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -293,7 +303,6 @@ mod tests {
         assert_eq!(rate(999, 1.0), "999");
         assert_eq!(rate(1_234_567, 1.0), "1,234,567");
         assert_eq!(rate(10, 0.0), "0");
-        assert_eq!([999_000, 1_500_000, 2_500_000_000].map(nanos), ["999 us", "1.50 ms", "2.50 s"]);
     }
 
     #[test]
@@ -315,6 +324,7 @@ mod tests {
             set_up: 0,
             latencies: Latencies::default(),
             used: Used::default(),
+            cost: None,
         };
         let check =
             |outcome: Outcome, lost, extra| assert_eq!((outcome.lost(), outcome.extra(&plan)), (lost, extra));

@@ -11,6 +11,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::CommonArgs;
+use super::cost::StoreCost;
 use super::latency::Latencies;
 use super::plan::{IdlePlan, Plan, PublisherPlan, SubscriberPlan};
 use super::report::{self, Outcome, Times};
@@ -48,20 +49,20 @@ pub(super) fn execute(plan: &Plan, common: &CommonArgs, run: u64) -> anyhow::Res
     let mut workers = Workers::spawn(plan, &shared, common.threads.into())?;
     let executed = runtime.block_on(async {
         tokio::select! {
-            controlled = control(plan, &shared, &mut workers, Processes { broker: common.broker_pid }) => controlled,
+            controlled = control(plan, &shared, &mut workers, common) => controlled,
             interrupted = tokio::signal::ctrl_c() => {
                 interrupted?;
                 eprintln!("interrupted");
                 let now = shared.now();
-                Ok((Times { started: now, set_up: 0 }, Used::default()))
+                Ok((Times { started: now, set_up: 0 }, Used::default(), None))
             }
         }
     });
     shared.set_phase(Phase::Stop);
     workers.join();
-    let (times, used) = executed?;
+    let (times, used, cost) = executed?;
     workers.collect();
-    Ok(Outcome::new(plan, &shared, workers.total, times, used))
+    Ok(Outcome::new(plan, &shared, workers.total, times, used, cost))
 }
 
 async fn check_loopback(common: &CommonArgs) -> anyhow::Result<()> {
@@ -77,18 +78,23 @@ async fn check_loopback(common: &CommonArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Follows the run to its end; returns when it started and what processes used from then on. Idle connections are
-/// what is measured, so making them counts.
+/// Follows the run to its end; returns when it started, and what processes used and the store had to do from then on.
+/// Idle connections are what is measured, so making them counts.
 async fn control(
     plan: &Plan,
     shared: &Shared,
     workers: &mut Workers,
-    processes: Processes,
-) -> anyhow::Result<(Times, Used)> {
+    common: &CommonArgs,
+) -> anyhow::Result<(Times, Used, Option<StoreCost>)> {
     let counts = &shared.counts;
+    let processes = Processes { broker: common.broker_pid };
+    let mut cost_before = store_cost(common).await?;
     let (setup_start, mut before) = (shared.now(), processes.read());
     set_up(shared, workers.members).await?;
     let set_up = shared.now() - setup_start;
+    if plan.idle == 0 {
+        cost_before = store_cost(common).await?;
+    }
     let start = shared.clock.now() + LEAD;
     let end = start + plan.duration;
     shared.set_phase(Phase::Run { start, end });
@@ -111,7 +117,22 @@ async fn control(
         tokio::time::sleep(TICK).await;
     }
     let started = if plan.idle > 0 { setup_start } else { shared.nanos(start) };
-    Ok((Times { started, set_up }, processes.read().since(&before)))
+    let used = processes.read().since(&before);
+    // What was measured counts also if the broker is gone by now.
+    let cost_after = store_cost(common).await.unwrap_or_else(|error| {
+        eprintln!("{error:#}");
+        None
+    });
+    let cost = cost_after.zip(cost_before).map(|(after, before)| after.since(&before));
+    Ok((Times { started, set_up }, used, cost))
+}
+
+/// What the broker's store had to do so far, if the broker is to be asked.
+async fn store_cost(common: &CommonArgs) -> anyhow::Result<Option<StoreCost>> {
+    match &common.http {
+        Some(address) => StoreCost::read(address).await.map(Some),
+        None => Ok(None),
+    }
 }
 
 async fn set_up(shared: &Shared, members: u64) -> anyhow::Result<()> {

@@ -20,6 +20,11 @@ use crate::{Error, Result, Version};
 /// What `FORMAT` begins with.
 const FORMAT: &str = "weir embedded store, format 2\n";
 
+/// The number of the format that this program writes.
+pub(super) fn format() -> &'static str {
+    FORMAT.trim_end().rsplit_once(" ").map_or(FORMAT, |(_, format)| format)
+}
+
 /// A locked folder of the right format. The lock is given back when it is dropped.
 #[derive(Debug)]
 pub(super) struct Folder {

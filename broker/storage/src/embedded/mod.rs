@@ -45,8 +45,8 @@ use weir_env::clock::Clock;
 use self::committer::Committer;
 use self::folder::Folder;
 use self::tree::{TreeView, TreeWriter};
-use crate::local::{LocalTransaction, Sequencer, Shared};
-use crate::{Error, Result, Store, StoreStats, Transaction};
+use crate::local::{HeldSnapshot, LocalTransaction, Sequencer, Shared};
+use crate::{Error, Result, Snapshot, Store, StoreStats, Transaction, Version};
 
 /// How an [`EmbeddedStore`] uses memory and disk.
 #[derive(Clone, Debug)]
@@ -113,6 +113,20 @@ impl Store for EmbeddedStore {
 
     fn engine_stats(&self) -> Option<Arc<StoreStats>> {
         Some(self.stats())
+    }
+
+    async fn describe(&self) -> Result<Vec<(&'static str, String)>> {
+        Ok(vec![("format", folder::format().to_owned())])
+    }
+
+    fn hold(&self) -> Option<Result<Box<dyn Snapshot>>> {
+        let held = HeldSnapshot::new(Arc::clone(&self.shared));
+        Some(held.map(|held| Box::new(held) as Box<dyn Snapshot>))
+    }
+
+    async fn advance(&self, version: Version) -> Result<()> {
+        self.shared.advance(version);
+        Ok(())
     }
 
     async fn failed(&self) -> Arc<str> {

@@ -21,7 +21,7 @@ pub use self::plan::{CommitFault, FaultRates, WatchFault};
 use self::plan::{Plan, ReadFault};
 use self::transaction::FaultTransaction;
 use crate::local::failure_in;
-use crate::{Committed, Error, Result, SharedStore, Store, Transaction, Watch};
+use crate::{Committed, Error, Result, SharedStore, Snapshot, Store, Transaction, Version, Watch};
 
 /// A store with faults; see [`FaultStore::handle`].
 #[derive(Debug)]
@@ -82,6 +82,14 @@ impl Store for FaultStore {
 
     async fn describe(&self) -> Result<Vec<(&'static str, String)>> {
         self.inner.describe().await
+    }
+
+    fn hold(&self) -> Option<Result<Box<dyn Snapshot>>> {
+        self.inner.hold()
+    }
+
+    async fn advance(&self, version: Version) -> Result<()> {
+        self.inner.advance(version).await
     }
 
     async fn failed(&self) -> Arc<str> {

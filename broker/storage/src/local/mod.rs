@@ -11,6 +11,7 @@
 //! told from the number alone, whatever happened since, as on FoundationDB. The clock of versions stands
 //! still while a commit is in flight: no version above that commit's may be handed out before it is visible.
 
+mod held;
 mod resolver;
 mod sequencer;
 mod shared;
@@ -25,6 +26,7 @@ use bytes::Bytes;
 
 pub(crate) use crate::pending::{KeyRange, WriteSet};
 use crate::{Committed, Error, Result, Version};
+pub(crate) use held::HeldSnapshot;
 pub(crate) use sequencer::{CommitRequest, Sequencer};
 pub(crate) use shared::{Shared, closed, failure_in};
 pub(crate) use transaction::LocalTransaction;

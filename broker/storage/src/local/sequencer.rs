@@ -145,7 +145,8 @@ impl<W: Writer> Sequencer<W> {
         match self.writer.apply(version, batch) {
             Ok(view) => {
                 self.shared.publish(version, view, batch);
-                self.writer.retire(Version(version.0.saturating_sub(2 * LIFETIME_VERSIONS)));
+                let oldest = Version(version.0.saturating_sub(2 * LIFETIME_VERSIONS));
+                self.writer.retire(self.shared.oldest_needed(oldest));
                 let stats = &self.shared.stats;
                 StoreStats::add(&stats.commits, usize::from(passed));
                 StoreStats::add(&stats.batches, 1);

@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 use weir_env::clock::{Clock, Instant};
 
+use super::held::Holds;
 use super::watches::Watches;
 use super::{View, WriteSet};
 use crate::limits::LIFETIME;
@@ -22,6 +23,7 @@ pub(super) const LIFETIME_VERSIONS: u64 = LIFETIME.as_micros() as u64;
 pub(crate) struct Shared<V> {
     history: Mutex<History<V>>,
     watches: Mutex<Watches>,
+    holds: Mutex<Holds<V>>,
     /// Why nothing can be committed any more.
     failure: watch::Sender<Option<Arc<str>>>,
     pub(crate) clock: Clock,
@@ -49,9 +51,9 @@ impl<V: View> Shared<V> {
             in_flight: None,
             base: (clock.now(), version.0),
         };
-        let (history, watches) = (Mutex::new(history), Mutex::default());
+        let (history, watches, holds) = (Mutex::new(history), Mutex::default(), Mutex::default());
         let failure = watch::Sender::new(None);
-        Arc::new(Self { history, watches, failure, clock, stats })
+        Arc::new(Self { history, watches, holds, failure, clock, stats })
     }
 
     /// A version that includes every commit reported so far.
@@ -112,7 +114,7 @@ impl<V: View> Shared<V> {
                 return;
             }
             history.views.push_back((version, view));
-            history.issued = version.0;
+            history.issued = history.issued.max(version.0);
             history.in_flight = None;
             history.retire()
         };
@@ -131,6 +133,41 @@ impl<V: View> Shared<V> {
         }
     }
 
+    /// Keeps the newest view readable until [`Shared::release`]; its number, and the version it is read at.
+    pub(super) fn hold(&self) -> Result<(u64, Version)> {
+        let version = self.read_version()?;
+        // Under the lock: closing the store takes what is here after it has ended reads.
+        let mut holds = self.holds.lock();
+        let view = self.view_at(version)?;
+        Ok((holds.add(version, view), version))
+    }
+
+    /// The view held under this number.
+    pub(super) fn held_view(&self, id: u64) -> Result<V> {
+        self.holds.lock().view(id)
+    }
+
+    /// Lets go of a view.
+    pub(super) fn release(&self, id: u64) {
+        let released = self.holds.lock().remove(id);
+        drop(released);
+    }
+
+    /// The oldest version that may still be read, given that transactions need none before `version`.
+    pub(super) fn oldest_needed(&self, version: Version) -> Version {
+        self.holds.lock().oldest().map_or(version, |held| held.min(version))
+    }
+
+    /// Makes every later version greater than `version`. Transactions that have begun may be too old afterwards.
+    pub(crate) fn advance(&self, version: Version) {
+        let mut history = self.history.lock();
+        let now = self.clock.now();
+        if history.now(now) <= version.0 {
+            history.issued = version.0.saturating_add(1);
+            history.base = (now, history.issued);
+        }
+    }
+
     /// Says that nothing can be committed any more.
     pub(super) fn fail(&self, why: Arc<str>) {
         self.failure.send_replace(Some(why));
@@ -145,6 +182,8 @@ impl<V: View> Shared<V> {
     pub(crate) fn close(&self) {
         let views = std::mem::take(&mut self.history.lock().views);
         drop(views);
+        let held = self.holds.lock().take_all();
+        drop(held);
         let fired = self.watches.lock().take_all();
         drop(fired);
     }

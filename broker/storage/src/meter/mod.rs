@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use async_trait::async_trait;
 
 use self::transaction::MeteredTransaction;
-use crate::{Committed, Error, Result, SharedStore, Store, Transaction};
+use crate::{Committed, Error, Result, SharedStore, Snapshot, Store, Transaction, Version};
 
 /// What was done to the keys of one kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -48,19 +48,22 @@ pub enum Outcome {
     TooLarge,
     /// [`Error::UnknownSettled`] or [`Error::UnknownOpen`]: its writes are not counted.
     Unknown,
+    /// [`Error::Busy`].
+    Busy,
     /// [`Error::Unavailable`] or [`Error::Damaged`].
     Failed,
 }
 
 impl Outcome {
     /// Every outcome.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Committed,
         Self::ReadOnly,
         Self::Conflict,
         Self::TooOld,
         Self::TooLarge,
         Self::Unknown,
+        Self::Busy,
         Self::Failed,
     ];
 
@@ -74,6 +77,7 @@ impl Outcome {
             Self::TooOld => "too_old",
             Self::TooLarge => "too_large",
             Self::Unknown => "unknown",
+            Self::Busy => "busy",
             Self::Failed => "failed",
         }
     }
@@ -86,6 +90,7 @@ impl Outcome {
             Err(Error::TooOld) => Self::TooOld,
             Err(Error::TooLarge { .. }) => Self::TooLarge,
             Err(Error::UnknownSettled | Error::UnknownOpen) => Self::Unknown,
+            Err(Error::Busy(_)) => Self::Busy,
             Err(Error::Unavailable(_) | Error::Damaged(_)) => Self::Failed,
         }
     }
@@ -191,6 +196,18 @@ impl Store for MeteredStore {
         self.inner.engine()
     }
 
+    async fn describe(&self) -> Result<Vec<(&'static str, String)>> {
+        self.inner.describe().await
+    }
+
+    fn hold(&self) -> Option<Result<Box<dyn Snapshot>>> {
+        self.inner.hold()
+    }
+
+    async fn advance(&self, version: Version) -> Result<()> {
+        self.inner.advance(version).await
+    }
+
     async fn failed(&self) -> Arc<str> {
         self.inner.failed().await
     }
@@ -235,7 +252,7 @@ mod tests {
         let b = Cost { keys_written: 2, bytes_written: 7 + 12, ranges_cleared: 1, ..Cost::default() };
         let rest = Cost { keys_written: 1, bytes_written: 11, ..Cost::default() };
         assert_eq!([0, 1, 2].map(|kind| meter.cost(kind)), [a, b, rest]);
-        assert_eq!(Outcome::ALL.map(|outcome| meter.transactions(outcome)), [1, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(Outcome::ALL.map(|outcome| meter.transactions(outcome)), [1, 0, 0, 0, 0, 0, 0, 0]);
     }
 
     #[tokio::test]
@@ -288,6 +305,7 @@ mod tests {
             ("too_old", 0),
             ("too_large", 1),
             ("unknown", 0),
+            ("busy", 0),
             ("failed", 1),
         ];
         assert_eq!(counted, expected);

@@ -7,9 +7,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use super::{Cost, Meter, Outcome};
-use crate::{
-    Committed, ConflictKind, Isolation, RangePage, RangeQuery, Result, Transaction, Version, Watch,
-};
+use crate::{Committed, ConflictKind, Isolation, RangePage, RangeQuery, Result, Transaction, Version, Watch};
 
 #[derive(Debug)]
 pub(super) struct MeteredTransaction {

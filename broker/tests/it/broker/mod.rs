@@ -6,6 +6,7 @@ mod auth;
 mod auth_methods;
 mod auth_peers;
 mod auth_rights;
+mod backup;
 mod client;
 mod failed;
 mod faults;

@@ -22,6 +22,15 @@ struct Canned(Arc<Mutex<Vec<ReadStreamRequest>>>);
 #[tonic::async_trait]
 impl Admin for Canned {
     type ReadStreamStream = Pin<Box<dyn Stream<Item = Result<ReadStreamResponse, Status>> + Send>>;
+    type BackUpStoreStream = Pin<Box<dyn Stream<Item = Result<BackUpStoreResponse, Status>> + Send>>;
+
+    async fn back_up_store(
+        &self,
+        _: Request<BackUpStoreRequest>,
+    ) -> Result<Response<Self::BackUpStoreStream>, Status> {
+        let damaged = BackUpStoreResponse { data: "weir backup 1\nand then nothing of the kind".into() };
+        Ok(Response::new(Box::pin(tokio_stream::iter([Ok(damaged)]))))
+    }
 
     async fn list_queues(
         &self,

@@ -1,10 +1,15 @@
-//! Opens the store that the configuration names. The one place that knows which engines there are.
+//! Opens the store that the configuration names, and counts what is done to it. The one place that knows which engines
+//! there are; what a store holds is the business of `weir-core`.
+
+mod metrics;
 
 use std::sync::Arc;
 
 use anyhow::Context;
+use prometheus_client::registry::Registry;
+use weir_core::keyspace::record::RecordKind;
 use weir_env::clock::Clock;
-use weir_storage::{EmbeddedOptions, EmbeddedStore, MemoryStore, SharedStore};
+use weir_storage::{EmbeddedOptions, EmbeddedStore, MemoryStore, Meter, MeteredStore, SharedStore};
 use weir_storage_fdb::{FdbNetwork, FdbOptions, FdbStore};
 
 use crate::config::{Config, StoreConfig};
@@ -32,4 +37,22 @@ pub async fn open(config: &Config, clock: Clock) -> anyhow::Result<SharedStore> 
             Arc::new(FdbStore::open(&network, &options, clock).await.context("open store")?)
         }
     })
+}
+
+/// The same store, with what its transactions cost by kind of record in `registry`.
+pub(crate) fn metered(store: SharedStore, registry: &mut Registry) -> SharedStore {
+    let meter = Arc::new(Meter::new(RecordKind::ALL.len(), RecordKind::index_of));
+    metrics::register(&meter, registry);
+    Arc::new(MeteredStore::new(store, meter))
+}
+
+/// Why there is no backup, and what to do.
+pub(crate) fn explain_backup(error: &weir_storage::Error) -> String {
+    match error {
+        weir_storage::Error::Conflict => "the store was written while it was read, and its engine cannot keep an older \
+             version for more than a few seconds: stop every broker that uses it and back it up with --store, or use \
+             the engine's own backup (FoundationDB: fdbbackup)"
+            .to_owned(),
+        other => format!("read the store: {other}"),
+    }
 }

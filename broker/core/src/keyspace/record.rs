@@ -1,0 +1,213 @@
+//! Which kind of record a key belongs to: for whoever counts what is in the store, or what is done to it.
+//!
+//! A key that ends before its kind is told, as the end of a range may, is of the first kind of its table.
+
+use super::tag;
+
+macro_rules! kinds {
+    ($($(#[$doc:meta])* $kind:ident = $text:literal,)+) => {
+        /// A kind of record.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum RecordKind {
+            $($(#[$doc])* $kind,)+
+        }
+
+        impl RecordKind {
+            /// Every kind; its place here is `kind as usize`.
+            pub const ALL: &'static [Self] = &[$(Self::$kind),+];
+
+            /// The name that metrics and people see.
+            #[must_use]
+            pub const fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$kind => $text,)+
+                }
+            }
+        }
+    };
+}
+
+kinds! {
+    /// What the keyspace is.
+    Format = "format",
+    /// Definitions of queues and streams.
+    Catalog = "catalog",
+    /// Fences of virtual shards.
+    Owner = "owner",
+    /// Messages of queues and streams.
+    Segment = "segment",
+    /// Payloads too large for a segment.
+    LogBlob = "log_blob",
+    /// Where a time begins in a log.
+    TimeIndex = "time_index",
+    /// Ends and sizes of logs.
+    LogState = "log_state",
+    /// Marks of publishes to logs that may be repeated.
+    Mark = "mark",
+    /// Floors and counters of queues.
+    QueueFloor = "queue_floor",
+    /// Bitmaps of what is acknowledged.
+    QueueAcks = "queue_acks",
+    /// Failed attempts.
+    QueueAttempts = "queue_attempts",
+    /// Fences and states of sessions.
+    Session = "session",
+    /// Subscriptions of sessions.
+    Subscription = "subscription",
+    /// QoS 2 publishes received and not released.
+    QosReceived = "qos_received",
+    /// QoS 1 and 2 publishes sent and not done.
+    QosSent = "qos_sent",
+    /// Messages that wait for a session.
+    Inbox = "inbox",
+    /// Messages that several inboxes share, or too large for a row.
+    InboxBlob = "inbox_blob",
+    /// Marks of publishes to inboxes that may be repeated.
+    InboxMark = "inbox_mark",
+    /// Subscriptions by topic filter.
+    SessionRoute = "session_route",
+    /// Wills.
+    Will = "will",
+    /// What is to happen later.
+    Timer = "timer",
+    /// Retained messages.
+    Retained = "retained",
+    /// Retained messages too large for a row.
+    RetainedBlob = "retained_blob",
+    /// How much is retained.
+    RetainedUsage = "retained_usage",
+    /// Anything else.
+    Other = "other",
+}
+
+/// Bytes before the kind of a queue record: the tag and the log.
+const QUEUE_KIND_AT: usize = 8;
+/// Bytes before the client id of a session record: the tag, the virtual shard and the length of the id.
+const CLIENT_AT: usize = 5;
+
+impl RecordKind {
+    /// The kind of the record at `key`.
+    #[must_use]
+    pub fn of(key: &[u8]) -> Self {
+        match key.first().copied() {
+            Some(tag::FORMAT) => Self::Format,
+            Some(tag::CATALOG) => Self::Catalog,
+            Some(tag::OWNER) => Self::Owner,
+            Some(tag::SEGMENT) => Self::Segment,
+            Some(tag::LOG_BLOB) => Self::LogBlob,
+            Some(tag::TIME_INDEX) => Self::TimeIndex,
+            Some(tag::LOG_STATE) => Self::LogState,
+            Some(tag::MARK) => Self::Mark,
+            Some(tag::QUEUE) => match key.get(QUEUE_KIND_AT) {
+                Some(b'a') => Self::QueueAcks,
+                Some(b'r') => Self::QueueAttempts,
+                _ => Self::QueueFloor,
+            },
+            Some(tag::SESSION) => Self::of_session(key),
+            Some(tag::INBOX_BLOB) => Self::InboxBlob,
+            Some(tag::INBOX_MARK) => Self::InboxMark,
+            Some(tag::SESSION_ROUTE) => Self::SessionRoute,
+            Some(tag::WILL) => Self::Will,
+            Some(tag::TIMER) => Self::Timer,
+            Some(tag::RETAINED) => Self::Retained,
+            Some(tag::RETAINED_BLOB) => Self::RetainedBlob,
+            Some(tag::RETAINED_USAGE) => Self::RetainedUsage,
+            _ => Self::Other,
+        }
+    }
+
+    /// [`RecordKind::of`] as a number, for a [`Meter`](weir_storage::Meter).
+    #[must_use]
+    pub fn index_of(key: &[u8]) -> usize {
+        Self::of(key) as usize
+    }
+
+    fn of_session(key: &[u8]) -> Self {
+        match session_part(key) {
+            Some(b's') => Self::Subscription,
+            Some(b'd') => Self::QosReceived,
+            Some(b'o') => Self::QosSent,
+            Some(b'x') => Self::Inbox,
+            _ => Self::Session,
+        }
+    }
+}
+
+/// What follows the client id in the key of a session's record.
+pub(crate) fn session_part(key: &[u8]) -> Option<u8> {
+    let [high, low] = key.get(CLIENT_AT - 2..CLIENT_AT)?.try_into().ok()?;
+    key.get(CLIENT_AT + usize::from(u16::from_be_bytes([high, low]))).copied()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use weir_env::clock::Timestamp;
+
+    use super::*;
+    use crate::keyspace::catalog::CatalogEntry;
+    use crate::keyspace::format::KeyspaceFormat;
+    use crate::keyspace::inbox_blob::BlobId;
+    use crate::keyspace::log_state::LogState;
+    use crate::keyspace::mark::Mark;
+    use crate::keyspace::owner::Owner;
+    use crate::keyspace::queue::{AckBlock, Attempts, QueueFloor};
+    use crate::keyspace::session::{ClientKeys, Incarnation, SessionRoute};
+    use crate::keyspace::timer::{Timer, TimerId, TimerKind};
+    use crate::keyspace::will::WillId;
+    use crate::keyspace::{LogId, PublishId, VirtualShard, segment};
+
+    #[test]
+    fn names_and_places_are_unique() {
+        let names: BTreeSet<_> = RecordKind::ALL.iter().map(|kind| kind.as_str()).collect();
+        assert_eq!(names.len(), RecordKind::ALL.len());
+        for (place, kind) in RecordKind::ALL.iter().enumerate() {
+            assert_eq!(*kind as usize, place);
+        }
+    }
+
+    #[test]
+    fn every_record_is_of_its_kind() {
+        // A shard and a client whose bytes look like kinds.
+        let log = LogId { vs: VirtualShard(u16::from(b'a')), object: u32::from(b'r'), shard: b'x' };
+        let client = ClientKeys::new("xsdo", 256);
+        let timer = TimerId { due: Timestamp::from_micros(1), seq: 2 };
+        let will = WillId {
+            pod: [7; 16],
+            client_id: "c".into(),
+            incarnation: Incarnation(1),
+            epoch: crate::keyspace::session::SessionEpoch(1),
+        };
+        for (key, kind) in [
+            (KeyspaceFormat::key(), RecordKind::Format),
+            (CatalogEntry::key(crate::definition::Kind::Queue, "q"), RecordKind::Catalog),
+            (Owner::key(log.vs), RecordKind::Owner),
+            (segment::key(&log, 7), RecordKind::Segment),
+            (LogState::key(&log), RecordKind::LogState),
+            (Mark::key(&log, &PublishId([1; 16])), RecordKind::Mark),
+            (QueueFloor::key(&log), RecordKind::QueueFloor),
+            (AckBlock::key(&log, 4096), RecordKind::QueueAcks),
+            (Attempts::key(&log, 1), RecordKind::QueueAttempts),
+            (client.fence(), RecordKind::Session),
+            (client.state(), RecordKind::Session),
+            (client.all_but_inbox().0, RecordKind::Session),
+            (client.subscription("a/#"), RecordKind::Subscription),
+            (client.incoming(1), RecordKind::QosReceived),
+            (client.outgoing(1), RecordKind::QosSent),
+            (client.all_but_inbox().1, RecordKind::Inbox),
+            (SessionRoute::key("c", "a/#", 256), RecordKind::SessionRoute),
+            (BlobId([1; 16]).chunk(0), RecordKind::InboxBlob),
+            (will.key(0), RecordKind::Will),
+            (Timer::key(log.vs, TimerKind::Will, timer), RecordKind::Timer),
+            (b"R".to_vec(), RecordKind::Retained),
+            (b"?".to_vec(), RecordKind::Other),
+            (Vec::new(), RecordKind::Other),
+        ] {
+            assert_eq!(RecordKind::of(&key), kind, "{key:?}");
+            // Whatever is cut off, and whatever is in the store, nothing panics.
+            (0..key.len()).for_each(|len| _ = RecordKind::of(&key[..len]));
+        }
+        assert_eq!(RecordKind::of(b"S\0\0\xff\xffabc"), RecordKind::Session);
+    }
+}
