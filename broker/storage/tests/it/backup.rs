@@ -61,7 +61,7 @@ async fn write(store: SharedStore, done: Arc<AtomicU64>, stop: Arc<AtomicBool>) 
         let mut tx = store.begin();
         step(n, &mut |key, value| {
             // Large enough for several chunks.
-            let padded = [value.to_be_bytes().as_slice(), &[b'x'; 1_500]].concat();
+            let padded = [value.to_be_bytes().as_slice(), &[b'x'; 5_000]].concat();
             tx.set(&key, &padded);
         });
         if n.is_multiple_of(10) {

@@ -94,7 +94,7 @@ async fn a_broker_on_a_restored_store_goes_on_where_the_backup_was_made() {
     broker.publish("inbox/1", &["d"]).await;
     let mut client = broker.resume(persistent("s", V5)).await;
     assert_eq!(client.take_texts(4).await, ["a", "b", "c", "d"]);
-    client.publish_twice_acknowledged(1, "inbox/2", "e").await;
+    late.publish_twice_acknowledged(1, "inbox/2", "e").await;
     assert_eq!(text(&client.take().await), "e");
     broker.publish("log/1", &["4"]).await;
     assert_eq!(text(&reader.take().await), "4");

@@ -10,7 +10,7 @@ async fn help(command: &[&str]) -> String {
 
 #[tokio::test]
 async fn help_of_every_command() {
-    let commands: [&[&str]; 8] = [
+    let commands: [&[&str]; 11] = [
         &[],
         &["serve"],
         &["pub"],
@@ -19,6 +19,9 @@ async fn help_of_every_command() {
         &["stream", "tail"],
         &["bench"],
         &["bench", "fanout"],
+        &["store", "check"],
+        &["store", "backup"],
+        &["store", "restore"],
     ];
     for command in commands {
         let name = format!("help {}", command.join(" "));
