@@ -445,3 +445,70 @@ async fn a_damaged_queue_does_not_hide_the_others() {
     refused(bench.client.describe_queue(describe).await, Code::DataLoss, "restore the store");
     bench.stop().await;
 }
+
+/// A service over a core that keeps two megabytes, which no reader reads ahead.
+async fn with_something_to_back_up() -> Service {
+    let clock = Clock::system();
+    let store = Arc::new(MemoryStore::new(clock));
+    let core = Core::open(store, clock, &Seed::fixed(2), Metrics::default()).await.unwrap();
+    for batch in 0..4 {
+        let mut tx = core.store().begin();
+        (0..10_u8).for_each(|n| tx.set(&[b'?', batch, n], &[n; 50_000]));
+        tx.commit().await.unwrap();
+    }
+    Service::new(Arc::new(core), CancellationToken::new())
+}
+
+async fn back_up(service: &Service) -> Result<<Service as Admin>::BackUpStoreStream, Status> {
+    service.back_up_store(Request::new(wire::BackUpStoreRequest {})).await.map(Response::into_inner)
+}
+
+/// What comes of a backup: its bytes, and why it ended before its end.
+async fn outcome(mut parts: <Service as Admin>::BackUpStoreStream) -> (Vec<u8>, Option<Status>) {
+    let mut bytes = Vec::new();
+    while let Some(part) = parts.next().await {
+        match part {
+            Ok(part) => bytes.extend_from_slice(&part.data),
+            Err(status) => return (bytes, Some(status)),
+        }
+    }
+    (bytes, None)
+}
+
+#[tokio::test]
+async fn one_backup_is_made_at_a_time_and_a_dropped_one_gives_its_place_back() {
+    let service = with_something_to_back_up().await;
+    let first = back_up(&service).await.unwrap();
+    refused(back_up(&service).await.map(drop), Code::ResourceExhausted, "a backup is under way");
+    drop(first);
+    service.tasks.close();
+    service.tasks.wait().await;
+    let (bytes, why) = outcome(back_up(&service).await.unwrap()).await;
+    assert!(why.is_none(), "{why:?}");
+    let reader = weir_storage::backup::BackupReader::open(&bytes[..]).unwrap();
+    let (about, extent) = reader.verify().unwrap();
+    assert!(about.program.starts_with("weir ") && extent.bytes > 2_000_000, "{about:?} {extent:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_backup_of_which_nothing_is_taken_is_given_up() {
+    let service = with_something_to_back_up().await;
+    let parts = back_up(&service).await.unwrap();
+    service.tasks.close();
+    tokio::time::timeout(backup::PART_WAIT * 2, service.tasks.wait()).await.unwrap();
+    let (bytes, why) = outcome(parts).await;
+    refused(why.map_or(Ok(()), Err), Code::DeadlineExceeded, "nothing of the backup was taken");
+    assert!(weir_storage::backup::BackupReader::open(&bytes[..]).unwrap().verify().is_err());
+    assert!(back_up(&service).await.is_ok(), "another one has its place");
+}
+
+#[tokio::test]
+async fn a_shutdown_ends_a_backup() {
+    let service = with_something_to_back_up().await;
+    let parts = back_up(&service).await.unwrap();
+    service.shutdown.cancel();
+    service.tasks.close();
+    service.tasks.wait().await;
+    let (_, why) = outcome(parts).await;
+    refused(why.map_or(Ok(()), Err), Code::Unavailable, "shutting down");
+}
