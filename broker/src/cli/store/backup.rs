@@ -77,6 +77,7 @@ pub(super) async fn run(args: &BackupArgs, output: &mut Output) -> anyhow::Resul
 async fn of_store(args: &StoreArgs, file: &mut BackupFile) -> anyhow::Result<()> {
     let clock = Clock::system();
     let store = open_existing(&args.load()?, clock)
+        .await
         .context("a broker that runs makes its backup itself, without --store")?;
     let mut progress = Progress::new("read");
     let copied = async {

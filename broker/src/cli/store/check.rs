@@ -57,7 +57,7 @@ struct Latency {
 
 pub(super) async fn run(args: &CheckArgs, output: &mut Output) -> anyhow::Result<()> {
     let config = args.store.load()?;
-    let store = open_existing(&config, Clock::system())?;
+    let store = open_existing(&config, Clock::system()).await?;
     let found = find(args, config.store.to_string(), &store).await;
     store.close().await;
     let found = found?;

@@ -66,7 +66,7 @@ impl StoreArgs {
 }
 
 /// Opens a store that is there already.
-fn open_existing(config: &Config, clock: Clock) -> anyhow::Result<SharedStore> {
+async fn open_existing(config: &Config, clock: Clock) -> anyhow::Result<SharedStore> {
     match &config.store {
         StoreConfig::Memory => bail!("{}: is in the memory of its broker and nowhere else", config.store),
         StoreConfig::Embedded(dir) => {
@@ -78,8 +78,9 @@ fn open_existing(config: &Config, clock: Clock) -> anyhow::Result<SharedStore> {
                 );
             }
         }
+        StoreConfig::Fdb(_) => {}
     }
-    crate::store::open(&config.store, clock).with_context(|| config.store.to_string())
+    crate::store::open(config, clock).await.with_context(|| config.store.to_string())
 }
 
 /// Tells a person each second how far it is.

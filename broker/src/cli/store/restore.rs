@@ -41,7 +41,7 @@ pub(super) async fn run(args: &RestoreArgs, output: &mut Output) -> anyhow::Resu
     }
     let (about, extent) = verify(args)?;
     let store =
-        crate::store::open(&config.store, Clock::system()).with_context(|| config.store.to_string())?;
+        crate::store::open(&config, Clock::system()).await.with_context(|| config.store.to_string())?;
     let restored = write(args, &store, &about).await;
     store.close().await;
     restored?;

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use async_trait::async_trait;
 
 use self::transaction::MeteredTransaction;
-use crate::{Committed, Error, Result, SharedStore, Snapshot, Store, Transaction, Version};
+use crate::{Committed, Error, Result, SharedStore, Snapshot, Store, StoreStats, Transaction, Version};
 
 /// What was done to the keys of one kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -194,6 +194,10 @@ impl Store for MeteredStore {
 
     fn engine(&self) -> &'static str {
         self.inner.engine()
+    }
+
+    fn engine_stats(&self) -> Option<Arc<StoreStats>> {
+        self.inner.engine_stats()
     }
 
     async fn describe(&self) -> Result<Vec<(&'static str, String)>> {
