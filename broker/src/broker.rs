@@ -33,6 +33,7 @@ use crate::config::Limits;
 use crate::convert;
 use crate::metrics::{Dropped, DurableOutcome, Metrics};
 use crate::persistent::Persistent;
+use crate::responses::ResponseInformation;
 use crate::router::{Matched, Router, Subscriber, SubscriberId, Wish};
 use crate::sys::Sys;
 use crate::under_way::{UnderWay, UnderWayGuard};
@@ -71,6 +72,7 @@ pub(crate) struct Broker {
     pub(crate) limits: Limits,
     pub(crate) session_limits: weir_session::Limits,
     pub(crate) wait_for_queue: bool,
+    pub(crate) response_information: Option<ResponseInformation>,
     pub(crate) tasks: TaskTracker,
     pub(crate) next_consumer: AtomicU64,
 }

@@ -17,6 +17,7 @@ mod manifests;
 pub mod metrics;
 mod persistent;
 mod process;
+pub mod responses;
 mod router;
 pub mod server;
 mod shared;

@@ -292,6 +292,7 @@ async fn build(
         limits: config.limits.clone(),
         session_limits: session_limits(&config.limits),
         wait_for_queue: config.wait_for_queue,
+        response_information: config.response_information.clone(),
         tasks: tasks.clone(),
         next_consumer: AtomicU64::new(1),
     }))

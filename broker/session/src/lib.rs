@@ -27,5 +27,5 @@ mod transmit;
 pub use delivery::{Delivery, Outgoing, Refusal, Refused, Restored, Returned, SessionState};
 pub use event::{CloseCause, Closed, Event, ProtocolError, PublishToken};
 pub use limits::Limits;
-pub use session::Session;
+pub use session::{Session, Told};
 pub use transmit::Transmit;

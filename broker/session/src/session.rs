@@ -50,6 +50,15 @@ pub struct Session<T> {
     unknown_acks: u64,
 }
 
+/// What a client is told at its CONNECT that the session does not know.
+#[derive(Clone, Debug, Default)]
+pub struct Told {
+    /// The last Authentication Data of an enhanced authentication.
+    pub authentication_data: Option<Bytes>,
+    /// Response Information, for a client that asks for it.
+    pub response_information: Option<ByteString>,
+}
+
 impl<T: Clone> Session<T> {
     /// Begins a session for a client that the broker has let in, and queues the CONNACK and the resends of
     /// `restored`, whose presence is told as Session Present.
@@ -61,15 +70,15 @@ impl<T: Clone> Session<T> {
         restored: Option<Restored<T>>,
         now: Instant,
     ) -> Self {
-        Self::accept_authenticated(connect, assigned_client_id, None, limits, restored, now)
+        Self::accept_telling(connect, assigned_client_id, Told::default(), limits, restored, now)
     }
 
-    /// As [`Self::accept`], with the last Authentication Data of an enhanced authentication, for CONNACK.
+    /// As [`Self::accept`], with more for CONNACK.
     #[must_use]
-    pub fn accept_authenticated(
+    pub fn accept_telling(
         connect: &Connect,
         assigned_client_id: Option<ByteString>,
-        authentication_data: Option<Bytes>,
+        told: Told,
         limits: &Limits,
         restored: Option<Restored<T>>,
         now: Instant,
@@ -93,7 +102,11 @@ impl<T: Clone> Session<T> {
             server_keep_alive,
             // [MQTT-4.12.0-5]
             authentication_method: connect.authentication_method.clone(),
-            authentication_data,
+            authentication_data: told.authentication_data,
+            // [MQTT-3.1.2-28]
+            response_information: told
+                .response_information
+                .filter(|_| v5 && connect.request_response_information),
             ..ConnAck::default()
         };
         let method = connect.authentication_method.as_ref();

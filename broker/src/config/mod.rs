@@ -18,6 +18,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::responses::ResponseInformation;
+
 pub use admin::AdminAccess;
 pub use auth::{AuthConfig, JwtSettings};
 pub use fdb::FdbConfig;
@@ -54,6 +56,8 @@ pub struct Config {
     pub auth: AuthConfig,
     /// A subscription to a queue or stream that does not exist is granted and starts when it appears.
     pub wait_for_queue: bool,
+    /// Told to MQTT 5 clients that ask for Response Information; `None`: nothing.
+    pub response_information: Option<ResponseInformation>,
     /// How often changed figures are published under `$SYS`; zero: there is nothing under `$SYS`.
     pub sys_interval: Duration,
     /// Bounds on what clients can make the broker hold.
@@ -171,6 +175,7 @@ impl Default for Config {
             allow_anonymous: false,
             auth: AuthConfig::default(),
             wait_for_queue: true,
+            response_information: None,
             sys_interval: Duration::ZERO,
             limits: Limits::default(),
             log: LogConfig { format: LogFormat::Text, filter: "info".to_owned() },

@@ -8,6 +8,7 @@ use std::sync::LazyLock;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
 use super::{ByteCount, Config, Problem, admin, auth, fdb, limits, listeners, value};
+use crate::responses::ResponseInformation;
 
 /// One thing that can be set.
 pub(super) struct Setting {
@@ -141,6 +142,22 @@ const GENERAL: &[Setting] = &[
             Ok(())
         },
         show: |config| config.store_reserve.to_string(),
+        ..PLAIN
+    },
+    Setting {
+        key: "responseInformation",
+        flag: "response-information",
+        env: "WEIR_RESPONSE_INFORMATION",
+        value_name: "TOPIC",
+        help: "Where MQTT 5 clients that ask are told to have their responses sent, as in responses/%c; %c is the client \
+               id, %u the user name",
+        set: |config, values| {
+            config.response_information = Some(ResponseInformation::parse(one(values)?)?);
+            Ok(())
+        },
+        show: |config| {
+            config.response_information.as_ref().map(|it| it.pattern().to_owned()).unwrap_or_default()
+        },
         ..PLAIN
     },
     Setting {

@@ -16,7 +16,7 @@ use weir_core::queue::Window;
 use weir_core::sessions::{OpenOptions, Opened, SessionOp};
 use weir_core::wills::StoredWill;
 use weir_env::seed::{HashMap, HashSet};
-use weir_session::{Delivery, Outgoing, Restored, Session, Transmit};
+use weir_session::{Delivery, Outgoing, Restored, Session, Told, Transmit};
 
 use super::auth::{self, Admitted, ClientAuth, NotAdmitted};
 use super::external::{QUEUE_CHANNEL, STREAM_CHANNEL};
@@ -294,10 +294,14 @@ impl Parts {
         }
         let now = broker.clock.now().into_std();
         let limits = &broker.session_limits;
-        let session = Session::accept_authenticated(
+        let response_information = broker
+            .response_information
+            .as_ref()
+            .and_then(|information| information.of(&publisher.client_id, publisher.username.as_deref()));
+        let session = Session::accept_telling(
             connect,
             assigned,
-            data,
+            Told { authentication_data: data, response_information },
             limits,
             opened.present.then_some(restored),
             now,

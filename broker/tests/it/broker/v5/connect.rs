@@ -2,9 +2,10 @@
 
 use std::num::NonZeroU32;
 
+use weir::responses::ResponseInformation;
 use weir_codec::{ConnAck, Connect, Packet, ReasonCode};
 
-use super::super::client::{AtLeastOnce, AtMostOnce, V5, clean, persistent, publish, text, will};
+use super::super::client::{AtLeastOnce, AtMostOnce, V5, V311, clean, persistent, publish, text, will};
 use super::super::{TestBroker, config, memory};
 use super::{frame, sent, told, wire};
 
@@ -225,8 +226,18 @@ async fn connack_comes_first_and_once() {
 // Conformance v5: 3.1.2-28
 #[tokio::test]
 async fn response_information_is_not_told_unasked() {
-    let broker = TestBroker::start().await;
-    let (_, connack) = broker.connack(clean("c", V5)).await;
+    let mut config = config();
+    config.response_information = Some(ResponseInformation::parse("responses/%c").unwrap());
+    let broker = TestBroker::start_with(config, &memory()).await;
+    let none = TestBroker::start().await;
+    for (asks, told) in [(false, None), (true, Some("responses/c"))] {
+        let connect = Connect { request_response_information: asks, ..clean("c", V5) };
+        let (mut client, connack) = broker.connack(connect.clone()).await;
+        assert_eq!(connack.response_information.as_deref(), told);
+        client.subscribe("responses/c", AtMostOnce).await;
+        assert_eq!(none.connack(connect).await.1.response_information, None, "nothing is configured");
+    }
+    let (_, connack) = broker.connack(clean("c", V311)).await;
     assert_eq!(connack.response_information, None);
 }
 

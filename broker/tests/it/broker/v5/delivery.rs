@@ -3,12 +3,14 @@
 use std::num::NonZeroU16;
 
 use weir_codec::{Connect, Packet, ReasonCode};
+use weir_core::keyspace::tag;
+use weir_storage::CommitFault;
 
 use super::super::client::{
     AtLeastOnce, AtMostOnce, Client, ExactlyOnce, V5, again, clean, id, persistent, publish, receive_maximum,
     text,
 };
-use super::super::{TestBroker, config, memory};
+use super::super::{DEADLINE, TestBroker, config, faulty, memory, queue};
 
 // Conformance v5: 2.2.1-5, 4.3.2-4, 4.3.2-5
 #[tokio::test]
@@ -188,6 +190,36 @@ async fn messages_of_a_publisher_keep_their_order() {
     for client in [&mut live, &mut inbox] {
         let (received, released) = received_in_reverse(client).await;
         assert_eq!(received, released);
+    }
+}
+
+/// The first waits for the store, the others for nobody but the first; some are refused.
+// Conformance v5: 4.6.0-2, 4.6.0-3
+#[tokio::test]
+async fn answers_keep_the_order_of_the_publishes_however_slow_the_store_is() {
+    let (store, faults) = faulty();
+    let broker = TestBroker::start_on(&store).await;
+    broker.declare(&[queue("q", "slow")]).await;
+    for qos in [AtLeastOnce, ExactlyOnce] {
+        for connect in [clean("c", V5), persistent("c", V5)] {
+            let mut client = broker.connect(connect).await;
+            faults.fail_commits_matching(&[tag::SEGMENT], CommitFault::Stalled(DEADLINE));
+            let topics = ["slow", "nobody", "$queue/q", "slow", "nobody"];
+            let packets = (1..).zip(topics).map(|(n, topic)| publish(qos, n, topic, "x"));
+            client.send_all(packets.map(|publish| Packet::Publish(Box::new(publish)))).await;
+            // All are read, and none is answered before the first.
+            client.synced().await;
+            faults.heal();
+            faults.release_stalled();
+            for (n, topic) in (1..).zip(topics) {
+                let reason = match qos {
+                    AtLeastOnce => client.pubacked(n).await,
+                    _ => client.pubreced(n).await,
+                };
+                assert_eq!(reason.is_error(), topic.starts_with('$'), "{qos:?} {n}");
+            }
+            client.disconnect().await;
+        }
     }
 }
 
