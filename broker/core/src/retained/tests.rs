@@ -307,3 +307,18 @@ async fn an_unknown_outcome_changes_neither_messages_nor_their_count() {
         }
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn who_adds_more_than_the_pending_bytes_waits() {
+    let it =
+        RetainedBench::with(RetainedOptions { pending_bytes_max: 1_000, ..RetainedOptions::default() }).await;
+    // Larger than all that may be pending: alone it gets through.
+    it.set("large", vec![1; 100_000]).await.unwrap();
+    let first = it.retained.set(message("a", vec![1; 600])).await.unwrap();
+    let mut second = Box::pin(it.retained.set(message("b", vec![1; 600])));
+    let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+    assert!(second.as_mut().poll(&mut cx).is_pending());
+    first.await.unwrap();
+    second.await.unwrap().await.unwrap();
+    assert_eq!(it.matching("+").await.len(), 3);
+}
