@@ -125,6 +125,13 @@ pub(crate) struct Live {
     span: tracing::Span,
 }
 
+impl Live {
+    /// Bytes it takes while it waits.
+    pub(crate) fn size(&self) -> usize {
+        crate::mailbox::size_of(&self.message)
+    }
+}
+
 /// A publish that has begun.
 pub(crate) enum Begun {
     /// It is as far as it goes without waiting.

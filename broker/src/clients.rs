@@ -11,7 +11,7 @@ use weir_env::seed::HashMap;
 use crate::mailbox::{Eviction, Mailbox};
 
 /// Longest wait for a connection that has been told to end. Its session is fenced off in the store anyway.
-const EVICTION_WAIT_MAX: Duration = Duration::from_secs(5);
+pub(crate) const EVICTION_WAIT_MAX: Duration = Duration::from_secs(5);
 
 #[derive(Clone, Debug)]
 struct Entry {

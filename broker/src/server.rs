@@ -365,23 +365,31 @@ async fn publish_wills(broker: &Arc<Broker>, now: Timestamp) -> weir_core::Resul
     }
 }
 
+/// Does each task though another one failed; the first failure.
 async fn maintain_once(broker: &Arc<Broker>, now: Timestamp, sweep: bool) -> weir_core::Result<()> {
-    publish_wills(broker, now).await?;
-    for ended in broker.sessions.expire_due(now).await? {
-        broker.forget(&ended);
-        broker.metrics.sessions_expired.inc();
-    }
-    for ended in broker.sessions.settle_doubts().await? {
-        broker.forget(&ended);
-    }
-    broker.inbox.sweep(now).await?;
+    let wills = publish_wills(broker, now).await;
+    let expired = broker.sessions.expire_due(now).await.map(|ended| {
+        for ended in ended {
+            broker.forget(&ended);
+            broker.metrics.sessions_expired.inc();
+        }
+    });
+    let settled = broker.sessions.settle_doubts().await.map(|ended| {
+        for ended in ended {
+            broker.forget(&ended);
+        }
+    });
+    let inboxes = broker.inbox.sweep(now).await.map(|_| ());
     broker.metrics.retained_messages.set(i64::try_from(broker.retained.usage().messages).unwrap_or(i64::MAX));
-    if sweep {
-        broker.retained.sweep(now).await?;
-        let age = u64::try_from(MARK_AGE.as_micros()).unwrap_or(u64::MAX);
-        let before = Timestamp::from_micros(now.as_micros().saturating_sub(age));
-        broker.inbox.sweep_marks(before).await?;
-        broker.core.sweep_marks(before).await?;
-    }
+    let swept = if sweep { sweep_once(broker, now).await } else { Ok(()) };
+    wills.and(expired).and(settled).and(inboxes).and(swept)
+}
+
+async fn sweep_once(broker: &Broker, now: Timestamp) -> weir_core::Result<()> {
+    broker.retained.sweep(now).await?;
+    let age = u64::try_from(MARK_AGE.as_micros()).unwrap_or(u64::MAX);
+    let before = Timestamp::from_micros(now.as_micros().saturating_sub(age));
+    broker.inbox.sweep_marks(before).await?;
+    broker.core.sweep_marks(before).await?;
     Ok(())
 }

@@ -28,7 +28,7 @@ const CLOSE_RETRY_WAIT: Duration = Duration::from_millis(100);
 /// Longest wait before it is tried again.
 const CLOSE_RETRY_WAIT_MAX: Duration = Duration::from_secs(5);
 /// How long other members of its groups are given to make room for what a client leaves.
-const HAND_ON_PATIENCE: Duration = Duration::from_secs(1);
+pub(super) const HAND_ON_PATIENCE: Duration = Duration::from_secs(1);
 
 /// What is left of a connection while its end is stored.
 struct Leaving {
@@ -47,19 +47,22 @@ impl Connection {
         // Putting the session away may take long: what was to be sent and answered does not wait for that.
         self.pending = Pending::default();
         self.retained.clear();
-        self.inbox.state().items = VecDeque::new();
+        if let Some(state) = self.inbox.known() {
+            state.items = VecDeque::new();
+        }
         if closed.cause != CloseCause::Lost {
             // The client may be gone, or not read: then the last packets are lost with the connection.
             let _ = tokio::time::timeout(FAREWELL_TIMEOUT, write_all(&mut self.wire)).await;
             self.settle_written().await;
             self.wire.close();
         }
-        if let Some(writing) = self.inbox.state().writing.take()
+        let to_store = self.inbox.known().map(|state| (state.writing.take(), std::mem::take(&mut state.ops)));
+        let (writing, ops) = to_store.unwrap_or_default();
+        if let Some(writing) = writing
             && let Err(error) = writing.await
         {
             tracing::debug!(%error, "acknowledgements of the last moment not stored");
         }
-        let ops = std::mem::take(&mut self.inbox.state().ops);
         if !ops.is_empty()
             && let Err(error) = self.broker.sessions.update(&self.stored, &ops).await
         {

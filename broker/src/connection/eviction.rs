@@ -9,13 +9,20 @@ use std::time::Duration;
 
 use weir_codec::ReasonCode;
 
-use super::{Connection, HELD_UP_WAIT};
+use super::close::HAND_ON_PATIENCE;
+use super::{Connection, FAREWELL_TIMEOUT, HELD_UP_WAIT};
+use crate::clients::EVICTION_WAIT_MAX;
 use crate::mailbox::Eviction;
 
 /// Most bytes read of what a client sent before it came back: about what a socket holds.
 const LAST_BYTES_MAX: usize = 8 << 20;
-/// Longest time for it; the new connection waits a little longer.
-const LAST_TIME_MAX: Duration = Duration::from_secs(3);
+/// Longest time for it.
+const LAST_TIME_MAX: Duration = Duration::from_millis(1_500);
+// The new connection waits for all that a connection does at its end.
+const _: () = assert!(
+    LAST_TIME_MAX.as_millis() + FAREWELL_TIMEOUT.as_millis() + HAND_ON_PATIENCE.as_millis()
+        < EVICTION_WAIT_MAX.as_millis()
+);
 
 impl Connection {
     pub(super) async fn handle_eviction(&mut self, eviction: Eviction) {
@@ -33,7 +40,8 @@ impl Connection {
         }
     }
 
-    /// Handles what the client has sent until now. Cancelled, it leaves what it has not handled.
+    /// Handles what the client has sent until now. Cancelled, what was being handled counts as not
+    /// received.
     async fn handle_last_input(&mut self) {
         let mut left = LAST_BYTES_MAX;
         // Whether the socket had nothing when it was asked last.

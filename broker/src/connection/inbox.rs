@@ -44,6 +44,11 @@ impl Inbox {
         self.0.get_or_insert_default()
     }
 
+    /// What is known of it, if there is one.
+    pub(super) fn known(&mut self) -> Option<&mut InboxState> {
+        self.0.as_deref_mut()
+    }
+
     /// Whether all there is has been read and sent.
     pub(super) fn is_exhausted(&self) -> bool {
         self.0.as_ref().is_none_or(|state| state.items.is_empty() && !state.more)

@@ -73,10 +73,13 @@ impl Output {
         self.len() == 0
     }
 
-    /// Adds whatever `write` appends to the buffer it is given.
+    /// Adds whatever `write` appends to the buffer it is given, if it succeeds.
     pub(super) fn put<E>(&mut self, write: impl FnOnce(&mut BytesMut) -> Result<(), E>) -> Result<(), E> {
         let before = self.small.len();
         let written = write(&mut self.small);
+        if written.is_err() {
+            self.small.truncate(before);
+        }
         self.behind += self.small.len() - before;
         written
     }
@@ -244,7 +247,12 @@ mod tests {
     #[test]
     fn what_could_not_be_encoded_adds_nothing() {
         let mut output = Output::default();
-        assert_eq!(output.put(|_| Err(1)), Err(1));
-        assert!(output.is_empty());
+        let expected = add(&mut output, &[3]);
+        let half_way = |buffer: &mut BytesMut| {
+            buffer.extend_from_slice(b"half");
+            Err(1)
+        };
+        assert_eq!(output.put(half_way), Err(1));
+        assert_eq!(drain(&mut output, 1, false), expected);
     }
 }

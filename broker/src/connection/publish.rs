@@ -105,10 +105,19 @@ impl Connection {
     fn handle_accepted(&mut self, asker: Asker, accepted: Accepted) {
         match accepted {
             // Behind those before it, if it is still to be delivered.
-            Accepted::Done(outcome) if outcome.live.is_some() && !self.pending.is_empty() => {
-                self.pending.push_back(0, Box::pin(async move { (asker, outcome) }));
-            }
-            Accepted::Done(outcome) => self.answer(asker, outcome),
+            Accepted::Done(outcome) => match outcome.live.as_ref().filter(|_| !self.pending.is_empty()) {
+                Some(live) => {
+                    let under_way = self.broker.under_way.enter(live.size());
+                    self.pending.push_back(
+                        under_way.bytes(),
+                        Box::pin(async move {
+                            drop(under_way);
+                            (asker, outcome)
+                        }),
+                    );
+                }
+                None => self.answer(asker, outcome),
+            },
             Accepted::Pending(bytes, outcome) => {
                 self.pending.push_back(bytes, Box::pin(async move { (asker, outcome.await) }));
             }
@@ -219,23 +228,24 @@ impl Connection {
     /// Changes the stored session now, after what waits to be stored: a packet id may be in both. False if that
     /// failed: the session is then closed.
     pub(super) async fn update_session(&mut self, ops: &[SessionOp]) -> bool {
-        if let Some(writing) = &mut self.inbox.state().writing {
-            let result = writing.await;
-            let failed = result.is_err();
-            self.handle_written(result);
-            if failed {
-                return false;
-            }
+        if !self.written().await {
+            return false;
         }
         let mut all = std::mem::take(&mut self.inbox.state().ops);
         all.extend_from_slice(ops);
-        match Box::pin(self.broker.sessions.update(&self.stored, &all)).await {
-            Ok(()) => true,
-            Err(error) => {
-                self.fail(&error);
-                false
-            }
-        }
+        let (sessions, stored) = (self.broker.sessions.clone(), self.stored.clone());
+        // There it is brought to its end by whoever ends the connection, if nobody waits for it here any more.
+        self.inbox.state().writing = Some(Box::pin(async move { sessions.update(&stored, &all).await }));
+        self.written().await
+    }
+
+    /// Waits for the write under way. False if it failed: the session is then closed. Cancel-safe.
+    async fn written(&mut self) -> bool {
+        let Some(writing) = &mut self.inbox.state().writing else { return true };
+        let result = writing.await;
+        let is_written = result.is_ok();
+        self.handle_written(result);
+        is_written
     }
 
     /// Ends the connection because the store failed, or because the session was taken over elsewhere.

@@ -87,6 +87,13 @@ struct Counted {
     gone: Option<u64>,
 }
 
+impl Counted {
+    /// What is in the inbox as far as is known. Until what was there before has been counted it is at least this.
+    fn held(&self) -> InboxUsage {
+        self.usage.without(self.gone.unwrap_or(0))
+    }
+}
+
 /// Whether a message may be added to an inbox.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Admission {
@@ -136,14 +143,14 @@ impl InboxCounters {
             is_first = true;
             Counted { gone: Some(0), ..Counted::default() }
         });
-        let usage = counted.usage.plus(InboxUsage { messages: 1, bytes });
-        if usage.is_over(limits) && limits.overflow != InboxOverflow::DropOldest {
+        let one = InboxUsage { messages: 1, bytes };
+        if counted.held().plus(one).is_over(limits) && limits.overflow != InboxOverflow::DropOldest {
             if is_first {
                 inboxes.remove(&inbox);
             }
             return Admission::Full;
         }
-        counted.usage = usage;
+        counted.usage = counted.usage.plus(one);
         if is_first { Admission::First } else { Admission::Admitted }
     }
 
@@ -221,7 +228,7 @@ impl InboxCounters {
     /// What an inbox holds, if this process has added to it.
     #[must_use]
     pub fn usage(&self, client_id: &ByteString, incarnation: Incarnation) -> Option<InboxUsage> {
-        self.inboxes.lock().get(&(client_id.clone(), incarnation)).map(|counted| counted.usage)
+        self.inboxes.lock().get(&(client_id.clone(), incarnation)).map(Counted::held)
     }
 }
 
@@ -253,6 +260,22 @@ mod tests {
         assert_eq!(add(3), Admission::Admitted);
         counters.forget(&client, Incarnation(1));
         assert_eq!(counters.usage(&client, Incarnation(1)), None);
+    }
+
+    #[test]
+    fn an_inbox_that_is_emptied_while_it_is_counted_stays_open() {
+        let limits = InboxLimits { messages_max: 3, bytes_max: 100, ..InboxLimits::default() };
+        let counters = InboxCounters::default();
+        let client = ByteString::from("c");
+        assert_eq!(counters.add(&client, Incarnation(1), 10, &limits), Admission::First);
+        for n in 1..=20 {
+            counters.remove(&client, Incarnation(1), std::iter::once(id(n)));
+            assert_eq!(counters.add(&client, Incarnation(1), 10, &limits), Admission::Admitted);
+        }
+        let one = InboxUsage { messages: 1, bytes: 10 };
+        assert_eq!(counters.usage(&client, Incarnation(1)), Some(one));
+        counters.add_counted(&client, Incarnation(1), InboxUsage::default());
+        assert_eq!(counters.usage(&client, Incarnation(1)), Some(one));
     }
 
     #[test]

@@ -9,12 +9,12 @@ use std::time::Duration;
 use bytestring::ByteString;
 use parking_lot::Mutex;
 use weir_env::clock::Instant;
-use weir_env::seed::HashMap;
+use weir_env::seed::{HashMap, HashSet};
 use weir_storage::Isolation;
 
 use super::{EndedSession, Retry, Sessions, Shared, read_fence};
-use crate::Result;
 use crate::keyspace::session::{Incarnation, SessionState};
+use crate::{Error, Result};
 
 /// Time after which whoever noted a session has given up: longer than any attempt.
 const SETTLE_AFTER: Duration = Duration::from_secs(15);
@@ -29,7 +29,8 @@ pub(super) struct Doubts {
 
 #[derive(Debug)]
 struct Doubt {
-    filters: Vec<ByteString>,
+    /// Each once, however often it was tried.
+    filters: HashSet<ByteString>,
     noted: Instant,
 }
 
@@ -47,6 +48,13 @@ impl Doubts {
         let sessions = self.sessions.lock();
         let old = sessions.iter().filter(|(_, doubt)| doubt.noted <= noted);
         old.take(SETTLE_MAX).map(|(session, _)| session.clone()).collect()
+    }
+
+    /// Looks at a session again as if it had been noted now.
+    fn postpone(&self, session: &(ByteString, Incarnation), now: Instant) {
+        if let Some(doubt) = self.sessions.lock().get_mut(session) {
+            doubt.noted = now;
+        }
     }
 
     /// Forgets a session that goes on, unless somebody is about to end it again.
@@ -72,8 +80,13 @@ impl Sessions {
             match shared.fate(&client_id, incarnation).await {
                 Ok(Fate::Ended) => ended.push(shared.end(&client_id, incarnation)),
                 // Its timer needs what is known of it.
-                Ok(Fate::Ending) => {}
+                Ok(Fate::Ending) => shared.doubts.postpone(&(client_id, incarnation), shared.clock.now()),
                 Ok(Fate::Lives) => shared.doubts.drop((client_id, incarnation), noted),
+                // It keeps nobody from the others.
+                Err(error @ Error::Record(_)) => {
+                    tracing::error!(client = %client_id, %error, "what became of a session is not known");
+                    shared.doubts.postpone(&(client_id, incarnation), shared.clock.now());
+                }
                 // What has been found must be told.
                 Err(error) if ended.is_empty() => return Err(error),
                 Err(_) => break,
@@ -89,8 +102,9 @@ impl Shared {
         let EndedSession { client_id, incarnation, filters } = ended?;
         let noted = self.clock.now();
         let mut sessions = self.doubts.sessions.lock();
-        let doubt =
-            sessions.entry((client_id, incarnation)).or_insert_with(|| Doubt { filters: Vec::new(), noted });
+        let doubt = sessions
+            .entry((client_id, incarnation))
+            .or_insert_with(|| Doubt { filters: HashSet::default(), noted });
         doubt.noted = noted;
         doubt.filters.extend(filters);
         Some(incarnation)
@@ -100,13 +114,12 @@ impl Shared {
     pub(super) fn end(&self, client_id: &ByteString, incarnation: Incarnation) -> EndedSession {
         self.counters.forget(client_id, incarnation);
         let known = self.doubts.sessions.lock().remove(&(client_id.clone(), incarnation));
-        let mut filters = known.map(|doubt| doubt.filters).unwrap_or_default();
+        let mut filters: Vec<_> = known.into_iter().flat_map(|doubt| doubt.filters).collect();
         filters.sort_unstable();
-        filters.dedup();
         EndedSession { client_id: client_id.clone(), incarnation, filters }
     }
 
-    /// Whether a session is there. If it is, earlier attempts to end it cannot commit any more.
+    /// Whether a session is there. If it lives, earlier attempts to end it cannot commit any more.
     pub(super) async fn fate(&self, client_id: &str, incarnation: Incarnation) -> Result<Fate> {
         let keys = self.keys(client_id);
         let mut retry = Retry::new(self.clock);
@@ -117,11 +130,14 @@ impl Shared {
                 let Some(fence) = fence.filter(|f| f.persistent && f.incarnation == incarnation) else {
                     return Ok(Fate::Ended);
                 };
-                tx.set(&keys.fence(), &fence.encode());
                 let state = tx.get(&keys.state(), Isolation::Serializable).await?;
                 let state = state.map(SessionState::decode).transpose()?;
                 let timer = state.as_ref().and_then(SessionState::expiry);
-                Ok(if timer.is_some() { Fate::Ending } else { Fate::Lives })
+                if timer.is_some() {
+                    return Ok(Fate::Ending);
+                }
+                tx.set(&keys.fence(), &fence.encode());
+                Ok(Fate::Lives)
             };
             let outcome = outcome.await;
             if let Some(outcome) = retry.commit(tx, outcome).await {
