@@ -23,6 +23,8 @@ thread_local! {
 pub(super) struct Intake {
     /// The last read brought so much that the next is made without a detour.
     bulk: bool,
+    /// The buffer was made for a large packet, and what follows it is not to keep it.
+    outgrown: bool,
 }
 
 impl Intake {
@@ -34,11 +36,16 @@ impl Intake {
         missing: usize,
         read: impl FnOnce(&mut BytesMut, usize) -> io::Result<usize>,
     ) -> io::Result<usize> {
+        if input.is_empty() && std::mem::take(&mut self.outgrown) {
+            *input = BytesMut::new();
+        }
         let before = input.len();
         let result = if self.bulk {
-            // Grows with what has come, whatever was announced, and takes little of what follows a large packet.
+            // Grows with what has come, whatever was announced, and takes nothing of what follows a large packet.
             input.reserve(READ_BYTES);
-            let room = missing.max(READ_BYTES).min(input.capacity() - before);
+            self.outgrown = before.saturating_add(missing) > READ_BYTES;
+            let wanted = if self.outgrown { missing } else { READ_BYTES };
+            let room = wanted.min(input.capacity() - before);
             read(input, room)
         } else {
             SCRATCH.with_borrow_mut(|scratch| {
@@ -96,7 +103,7 @@ mod tests {
 
     #[test]
     fn a_large_packet_is_read_in_few_pieces_and_no_further() {
-        const PACKET: usize = 16 << 20;
+        const PACKET: usize = (16 << 20) + 1;
         let (mut input, mut intake) = (BytesMut::new(), Intake::default());
         let mut reads = 0;
         while input.len() < PACKET {
@@ -106,6 +113,9 @@ mod tests {
         }
         assert_eq!(input.len(), PACKET);
         assert!(reads < 12, "{reads} reads");
+        let packet = input.split_to(PACKET);
+        read_from(&mut input, &mut intake, 2, usize::MAX);
+        assert!(input.capacity() <= 2 * READ_BYTES, "{}: part of {}", input.capacity(), packet.len());
     }
 
     #[test]
@@ -123,7 +133,8 @@ mod tests {
 
     #[test]
     fn nothing_is_lost_when_a_read_fails() {
-        let (mut input, mut intake) = (BytesMut::from(&b"ab"[..]), Intake { bulk: true });
+        let (mut input, mut intake) =
+            (BytesMut::from(&b"ab"[..]), Intake { bulk: true, ..Intake::default() });
         let failed = intake.read(&mut input, 2, |_, _| Err(io::ErrorKind::WouldBlock.into()));
         assert!(failed.is_err());
         assert_eq!(input, "ab");

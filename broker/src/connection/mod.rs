@@ -386,9 +386,8 @@ impl Connection {
             && self.wire.backlog() < 4 * wire::WRITE_HIGH_WATER
     }
 
-    /// Of whom too much is under way, if the next packet adds to it. All others are read: what is acknowledged makes
-    /// room.
-    /// `decoded` bytes have been decoded since anything was counted.
+    /// Of whom too much is under way, if the next packet adds to it; `decoded` bytes have been decoded since anything
+    /// was counted. All other packets are read: what is acknowledged makes room.
     fn held_up_by(&self, decoded: usize) -> Option<metrics::PublishWait> {
         let is_publish = |byte: &u8| byte >> 4 == PacketType::Publish as u8;
         let next = self.wire.input.first().is_some_and(is_publish);

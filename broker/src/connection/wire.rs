@@ -20,6 +20,7 @@ use crate::transport::Stream;
 
 /// Bytes that may wait to be written before sources of deliveries are asked for no more.
 pub(super) const WRITE_HIGH_WATER: usize = 128 * 1024;
+
 /// One client's socket.
 #[derive(Debug)]
 pub(super) struct Wire {
