@@ -49,8 +49,9 @@ pub struct DecoderConfig {
 /// more than one packet within the limit. Strings and payloads of a packet are slices of one allocation, which they keep
 /// alive. It is the packet's own, and as large, for CONNECT and SUBSCRIBE, whose strings live as long as the connection,
 /// and for each PUBLISH below [`OWN_FRAME_BELOW`], which may wait long for its subscribers. A larger one is a slice of
-/// the buffer, so who fills that should not let much more into it than such a packet has bytes. A decoded packet takes at most about 32 times its length on the wire; empty
-/// topic filters in an UNSUBSCRIBE are the worst case, short user properties come next.
+/// the buffer, so who fills that should not let much more into it than such a packet has bytes. A decoded packet takes at
+/// most about 32 times its length on the wire; empty topic filters in an UNSUBSCRIBE are the worst case, short user
+/// properties come next.
 #[derive(Debug)]
 pub struct Decoder {
     config: DecoderConfig,
