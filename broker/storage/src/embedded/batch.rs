@@ -8,6 +8,8 @@
 //! seeded with the id of the store: what a client sends cannot pass for a batch. A batch begins at a multiple of
 //! [`ALIGN`], with zeroes before it, so no write touches a disk block that holds an earlier batch.
 
+use std::ops::Range;
+
 use bytes::{Buf, BufMut, Bytes};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
@@ -82,21 +84,21 @@ pub(super) fn encoded_bytes_max(changes: &WriteSet) -> usize {
     (HEADER_BYTES + counts + changes.bytes()).next_multiple_of(ALIGN)
 }
 
-/// Every whole batch of the segment `place` in `bytes`, in order, and where the last of them ends. What is not a batch
+/// Every whole batch of the segment `place` in `bytes`, in order, and where the last of them lies. What is not a batch
 /// is passed over: the versions tell whether one is missing.
-pub(super) fn decode_all(bytes: &Bytes, place: Place) -> (Vec<Batch>, usize) {
-    let (mut batches, mut at, mut end) = (Vec::new(), 0, 0);
+pub(super) fn decode_all(bytes: &Bytes, place: Place) -> (Vec<Batch>, Range<usize>) {
+    let (mut batches, mut at, mut last) = (Vec::new(), 0, 0..0);
     while at < bytes.len() {
         match decode(bytes, at, place) {
             Some((batch, len)) => {
                 batches.push(batch);
-                at += len.next_multiple_of(ALIGN);
-                end = at;
+                last = at..at + len.next_multiple_of(ALIGN);
+                at = last.end;
             }
             None => at += ALIGN,
         }
     }
-    (batches, end)
+    (batches, last)
 }
 
 /// The batch at `at` and its length.
@@ -170,8 +172,8 @@ mod tests {
     }
 
     fn versions(bytes: &[u8], place: Place) -> Vec<u64> {
-        let (batches, end) = decode_all(&Bytes::copy_from_slice(bytes), place);
-        assert_eq!(end == 0, batches.is_empty());
+        let (batches, last) = decode_all(&Bytes::copy_from_slice(bytes), place);
+        assert_eq!(last.is_empty(), batches.is_empty());
         batches.iter().map(|batch| batch.version.0).collect()
     }
 
@@ -180,8 +182,8 @@ mod tests {
         let bytes = [encoded(2), encoded(3)].concat();
         assert_eq!(bytes.len() % ALIGN, 0);
         assert!(bytes.len() / 2 <= encoded_bytes_max(&changes()));
-        let (batches, end) = decode_all(&Bytes::from(bytes.clone()), PLACE);
-        assert_eq!(end, bytes.len());
+        let (batches, last) = decode_all(&Bytes::from(bytes.clone()), PLACE);
+        assert_eq!(last, bytes.len() / 2..bytes.len());
         assert_eq!(batches.iter().map(|b| (b.version.0, b.previous.0)).collect::<Vec<_>>(), [(2, 1), (3, 2)]);
         for batch in batches {
             assert!(batch.changes.keys().eq(changes().keys()));

@@ -102,9 +102,9 @@ impl Folder {
     /// Forgets the last stop: from here on there are commits that it does not know of.
     pub(super) fn started(&self) -> Result<()> {
         let removed = match fs::remove_file(self.stopped_path()) {
-            Ok(()) => File::open(&self.path).and_then(|folder| folder.sync_all()),
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-            Err(error) => Err(error),
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+            // Also if it is not there: it may be so only until the power fails.
+            _ => sync_folder(&self.path),
         };
         removed.map_err(|error| disk_error(&self.path, "open", &error))
     }
@@ -198,7 +198,12 @@ fn write_whole(path: &Path, text: &str) -> io::Result<()> {
     file.write_all(text.as_bytes())?;
     file.sync_all()?;
     fs::rename(&new_path, path)?;
-    path.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all())
+    path.parent().map_or(Ok(()), sync_folder)
+}
+
+/// Makes durable which files the folder holds, and under which names.
+pub(super) fn sync_folder(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
 }
 
 /// Whether the operating system says that there is no room.

@@ -92,7 +92,8 @@ pub(super) fn damaged(path: &Path, what: &str) -> Error {
 /// The file of the tree in `dir` that is not what was written, if one is found among the first gigabyte of those that
 /// may hold `key`, or of all if there is none.
 pub(super) fn find_damaged(tree: &AnyTree, key: Option<&[u8]>) -> Option<PathBuf> {
-    let version = tree.current_version();
+    // After a panic it may do so again.
+    let version = guarded(|| Ok(tree.current_version())).ok()?;
     let tables = version
         .iter_tables()
         .filter(|table| key.is_none_or(|key| table.metadata.key_range.contains_key(key)));

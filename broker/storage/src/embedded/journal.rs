@@ -11,6 +11,9 @@
 //!
 //! Each batch names the one before it, and is synced before the next is written. So what is missing at the end was
 //! never acknowledged, and what is missing anywhere else is damage. A file that is too short is damage too.
+//!
+//! A process may have ended between a write or a rename and its sync, and what it did is then seen here though the disk
+//! does not have it yet. So a start makes durable what it found before anything is built on it.
 
 use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};
@@ -21,7 +24,7 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 
 use super::batch::{self, Batch, Place};
-use super::folder::disk_error;
+use super::folder::{disk_error, sync_folder};
 use super::inspect::damaged;
 use crate::local::WriteSet;
 use crate::{Error, Result, Version};
@@ -89,7 +92,7 @@ impl Journal {
         for (index, &number) in numbers.iter().enumerate() {
             let path = path(dir, number);
             let bytes = read_whole(&path)?;
-            let (batches, end) = batch::decode_all(&bytes, Place { store, segment: number });
+            let (batches, newest_at) = batch::decode_all(&bytes, Place { store, segment: number });
             let newest = batches.last().map(|batch| batch.version);
             let before = index.checked_sub(1).map(|before| numbers[before]);
             for (at, batch) in batches.into_iter().enumerate() {
@@ -97,7 +100,10 @@ impl Journal {
                 chain.follow(batch, || unreadable(dir, suspect))?;
             }
             if index + 1 == numbers.len() {
-                active = Some(Segment::open(&path, number, end as u64).map_err(failed)?);
+                active = Some((
+                    Segment::open(&path, number, newest_at.end as u64).map_err(failed)?,
+                    bytes.slice(newest_at),
+                ));
             } else if newest.is_some_and(|newest| newest > persisted) {
                 sealed.push_back(Sealed { number, last: chain.last });
             } else {
@@ -111,7 +117,10 @@ impl Journal {
             return Err(unreadable(dir, *number));
         }
         let active = match active {
-            Some(active) => active,
+            Some((active, newest)) => {
+                active.make_durable(&newest).and_then(|()| sync_folder(dir)).map_err(failed)?;
+                active
+            }
             None => Segment::create(dir, 1).map_err(failed)?,
         };
         let mut journal = Self { dir: dir.into(), store, active, sealed, spares, last, buffer: Vec::new() };
@@ -184,7 +193,7 @@ impl Journal {
                 fs::rename(path(&self.dir, spare), path(&self.dir, number))?;
                 // From here on the file has the new number, also if this fails: it is written over or found again.
                 self.spares.pop();
-                File::open(&self.dir)?.sync_all()?;
+                sync_folder(&self.dir)?;
                 Segment::open(&path(&self.dir, number), number, 0)?
             }
             None => Segment::create(&self.dir, number)?,
@@ -211,8 +220,15 @@ impl Segment {
         segment.fill(0)?;
         segment.file.sync_all()?;
         fs::rename(&made, &path)?;
-        File::open(dir)?.sync_all()?;
+        sync_folder(dir)?;
         Ok(segment)
+    }
+
+    /// Makes durable what was found, whose last batch is `newest`. That one is written once more: after a failed write
+    /// the operating system takes it to be on the disk, and a sync would do nothing.
+    fn make_durable(&self, newest: &[u8]) -> io::Result<()> {
+        self.file.write_all_at(newest, self.at - newest.len() as u64)?;
+        self.file.sync_all()
     }
 
     /// Sees to it that the file has its blocks up to `needed`, and some more.

@@ -9,9 +9,11 @@
 //! last, so it is repeated from the journal if a crash comes first.
 
 use std::fmt;
+use std::io::{self, ErrorKind};
 use std::ops::{Bound, ControlFlow};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use lsm_tree::{
@@ -21,7 +23,7 @@ use weir_env::clock::Clock;
 
 use super::EmbeddedOptions;
 use super::batch::Batch;
-use super::folder::{Folder, disk_error};
+use super::folder::{Folder, disk_error, is_full, sync_folder};
 use super::inspect::{self, Fault, Files, damaged, find_damaged, guarded};
 use super::journal::Journal;
 use super::pins::{Pin, Pins};
@@ -45,6 +47,8 @@ const SEGMENTS_HANDED_OVER: usize = 8;
 const SEGMENTS_MAX: usize = 15;
 /// Buffers that wait to become tables at most.
 const BUFFERS_MAX: usize = 4;
+/// The same in the middle of a batch while the disk is full.
+const BUFFERS_FULL_MAX: usize = 16;
 /// Runs of tables that may overlap at most, since each makes reads slower.
 const RUNS_MAX: usize = 30;
 
@@ -53,13 +57,34 @@ const RUNS_MAX: usize = 30;
 pub(super) struct TreeView {
     tree: AnyTree,
     pin: Arc<Pin>,
-    dir: Arc<PathBuf>,
+    place: Arc<TreePlace>,
+}
+
+/// Where a tree lies, and what is wrong there.
+#[derive(Debug)]
+struct TreePlace {
+    dir: PathBuf,
+    is_searched: AtomicBool,
+    damaged: OnceLock<PathBuf>,
+}
+
+impl TreePlace {
+    /// The damaged file, if one is known. Only the first who asks searches for it, since that reads the disk for long.
+    fn find_damaged(&self, tree: &AnyTree, key: Option<&[u8]>) -> Option<&Path> {
+        if !self.is_searched.swap(true, Ordering::Relaxed)
+            && let Some(found) = find_damaged(tree, key)
+        {
+            tracing::error!(file = %found.display(), "a file of the store is damaged");
+            return Some(self.damaged.get_or_init(|| found));
+        }
+        self.damaged.get().map(PathBuf::as_path)
+    }
 }
 
 impl TreeView {
     fn failed(&self, fault: Fault, key: Option<&[u8]>) -> Error {
-        let found = fault.is_damage().then(|| find_damaged(&self.tree, key)).flatten();
-        fault.into_error(found.as_deref().unwrap_or(&self.dir), "read")
+        let found = fault.is_damage().then(|| self.place.find_damaged(&self.tree, key)).flatten();
+        fault.into_error(found.unwrap_or(&self.place.dir), "read")
     }
 
     /// Calls `visit` with the keys of a range in order until it breaks.
@@ -114,7 +139,7 @@ struct Buffer {
     tree: AnyTree,
     pins: Pins,
     seqno: SequenceNumberCounter,
-    dir: Arc<PathBuf>,
+    place: Arc<TreePlace>,
     bytes_max: u64,
     cleared_keys_max: usize,
 }
@@ -130,11 +155,13 @@ impl Buffer {
             .with_kv_separation(Some(apart));
         let tree = inspect::open(dir, config, files)?;
         seqno.fetch_max(tree.get_highest_seqno().map_or(1, |seqno| seqno + 1));
+        let place =
+            TreePlace { dir: dir.to_owned(), is_searched: AtomicBool::new(false), damaged: OnceLock::new() };
         Ok(Self {
             tree,
             pins: Pins::default(),
             seqno,
-            dir: Arc::new(dir.to_owned()),
+            place: Arc::new(place),
             bytes_max: options.write_buffer_bytes.max(1 << 20),
             cleared_keys_max: CLEARED_KEYS_MAX,
         })
@@ -143,7 +170,7 @@ impl Buffer {
     /// Everything that was put so far.
     fn view(&self) -> TreeView {
         let pin = Arc::new(self.pins.pin(self.seqno.get()));
-        TreeView { tree: self.tree.clone(), pin, dir: Arc::clone(&self.dir) }
+        TreeView { tree: self.tree.clone(), pin, place: Arc::clone(&self.place) }
     }
 
     /// The version of the last batch; one for a new store.
@@ -154,7 +181,7 @@ impl Buffer {
             return Ok(Version(1));
         };
         let bytes = stored.as_ref().try_into();
-        let bytes = bytes.map_err(|_| damaged(&self.dir, "the last version is not 8 bytes long"))?;
+        let bytes = bytes.map_err(|_| damaged(&self.place.dir, "the last version is not 8 bytes long"))?;
         Ok(Version(u64::from_be_bytes(bytes)))
     }
 
@@ -166,9 +193,20 @@ impl Buffer {
     fn rotate(&self) {
         self.tree.rotate_memtable();
         let watermark = self.pins.watermark();
-        if let Err(error) = self.tree.get_version_history_lock().maintenance(&self.dir, watermark) {
+        if let Err(error) = self.tree.get_version_history_lock().maintenance(&self.place.dir, watermark) {
             tracing::warn!(%error, "old lists of tables are left");
         }
+    }
+
+    /// Hands over what was put so far, in the middle of a batch or a start, and waits until few buffers are left of
+    /// which the tables lack something: up to `full_max` while the disk is full. What the tables hold then is whole up
+    /// to `version`.
+    fn make_room(&self, upkeep: &Upkeep, version: Version, full_max: usize) -> Result<()> {
+        self.rotate();
+        upkeep.handed_over(version);
+        upkeep.wait_through_full(|is_full| {
+            self.tree.sealed_memtable_count() < if is_full { full_max } else { BUFFERS_MAX }
+        })
     }
 
     /// Puts the changes of a batch. Nobody sees them before there is a new view. When the buffer is full in the middle
@@ -252,16 +290,27 @@ impl TreeWriter {
         let buffer = Buffer::open(&tree_dir, files.unwrap_or_default(), options)?;
         let persisted = buffer.stored_version()?;
         let stopped_at = folder.stopped_at()?;
-        let replay = |Batch { version, changes, .. }| buffer.put(version, &changes, &mut |_| Ok(()));
-        let journal = Journal::open(&journal_dir, folder.id(), persisted, stopped_at, replay)?;
-        folder.started()?;
+        make_durable(&tree_dir)?;
         let (tree, pins) = (buffer.tree.clone(), buffer.pins.clone());
         let upkeep = Upkeep::start(tree, tree_dir.clone(), pins, persisted)
             .map_err(|error| disk_error(&tree_dir, "start the threads that write tables in", &error))?;
+        let mut handed_over = persisted;
+        let replay = |Batch { version, changes, .. }| {
+            // On a full disk memory has to do: what is in the journal was acknowledged.
+            buffer
+                .put(version, &changes, &mut |buffer| buffer.make_room(&upkeep, handed_over, usize::MAX))?;
+            if buffer.is_full() {
+                handed_over = version;
+                buffer.make_room(&upkeep, handed_over, usize::MAX)?;
+            }
+            Ok(())
+        };
+        let journal = Journal::open(&journal_dir, folder.id(), persisted, stopped_at, replay)?;
+        folder.started()?;
         let space = Space::new(folder.path(), options.reserve_bytes, Arc::clone(&stats));
         let (view, last, is_broken) = (buffer.view(), journal.last(), false);
         let mut writer =
-            Self { buffer, upkeep, journal, space, stats, clock, handed_over: persisted, is_broken, folder };
+            Self { buffer, upkeep, journal, space, stats, clock, handed_over, is_broken, folder };
         writer.hand_over_if_full(last);
         Ok((writer, last, view))
     }
@@ -277,18 +326,26 @@ impl TreeWriter {
     }
 
     /// Waits until the tables have caught up far enough, and makes sure that the journal has room for a batch.
-    fn prepare(&mut self, changes: &WriteSet) -> Result<()> {
+    fn prepare(&mut self, changes: &WriteSet) -> Result<(), ApplyError> {
         let dir = self.folder.journal();
-        let failed = |error| disk_error(&dir, "write", &error);
+        let failed = |error: io::Error| {
+            let is_as_before = is_full(&error) || error.kind() == ErrorKind::FileTooLarge;
+            let error = disk_error(&dir, "write", &error);
+            if is_as_before { ApplyError::Refused(error) } else { ApplyError::Failed(error) }
+        };
         loop {
             self.journal.retire(self.upkeep.persisted()).map_err(failed)?;
             let awaited =
                 self.journal.oldest().filter(|_| self.journal.sealed_after(Version(0)) >= SEGMENTS_MAX);
             let tree = &self.buffer.tree;
-            self.upkeep.wait_for_room(|persisted| {
+            let waited = self.upkeep.wait_for_room(|persisted| {
                 awaited.is_none_or(|awaited| persisted >= awaited)
                     && tree.sealed_memtable_count() < BUFFERS_MAX
                     && tree.l0_run_count() < RUNS_MAX
+            });
+            waited.map_err(|error| match self.upkeep.failure() {
+                Some(failure) => ApplyError::Failed(failure),
+                None => ApplyError::Refused(error),
             })?;
             if awaited.is_none() {
                 return self.journal.reserve(changes).map_err(failed);
@@ -302,12 +359,8 @@ impl TreeWriter {
         self.stats.record_sync(started.elapsed());
         appended.map_err(|error| disk_error(&self.folder.journal(), "write", &error))?;
         let (upkeep, before) = (&self.upkeep, self.handed_over);
-        self.buffer.put(version, changes, &mut |buffer| {
-            // Part of a batch: what the tables hold whole does not grow by it.
-            buffer.rotate();
-            upkeep.handed_over(before);
-            upkeep.wait_for_room(|_| buffer.tree.sealed_memtable_count() < BUFFERS_MAX)
-        })
+        // Part of a batch: what the tables hold whole does not grow by it.
+        self.buffer.put(version, changes, &mut |buffer| buffer.make_room(upkeep, before, BUFFERS_FULL_MAX))
     }
 }
 
@@ -320,10 +373,8 @@ impl Writer for TreeWriter {
 
     fn apply(&mut self, version: Version, changes: &WriteSet) -> Result<TreeView, ApplyError> {
         if let Err(error) = self.prepare(changes) {
-            return Err(match self.upkeep.failure() {
-                Some(failure) => ApplyError::Failed(failure),
-                None => ApplyError::Refused(error),
-            });
+            self.is_broken |= matches!(error, ApplyError::Failed(_));
+            return Err(error);
         }
         if let Err(error) = self.append(version, changes) {
             self.is_broken = true;
@@ -349,6 +400,15 @@ impl fmt::Debug for TreeWriter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("TreeWriter").field("folder", &self.folder).finish_non_exhaustive()
     }
+}
+
+/// Makes durable which files the tree consists of, as it was found: the process that wrote it may have ended before it
+/// did so.
+fn make_durable(tree_dir: &Path) -> Result<()> {
+    for folder in [tree_dir.join("tables"), tree_dir.join("blobs"), tree_dir.to_owned()] {
+        sync_folder(&folder).map_err(|error| disk_error(&folder, "open", &error))?;
+    }
+    Ok(())
 }
 
 /// A small value as bytes of its own: as it comes it keeps the whole block in memory that it was read from.
@@ -412,6 +472,94 @@ mod tests {
         assert_eq!(writer.buffer.stored_version().unwrap(), Version(3));
         drop((writer, before, after));
         assert_eq!(keys(&self::writer(dir.path()).2), kept);
+    }
+
+    /// The commit is in the journal, so there is no way back.
+    #[test]
+    fn a_large_clear_goes_on_while_the_disk_is_full() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut writer, ..) = writer(dir.path());
+        writer.apply(Version(2), &changes(None, (0..95).map(|n| format!("m{n:02}")))).unwrap();
+        let tree = writer.buffer.tree.clone();
+        let no_tables = tree.get_flush_lock();
+        writer.upkeep.assume_full();
+        writer.buffer.bytes_max = 0;
+        let view = writer.apply(Version(3), &changes(Some(("m", "n")), std::iter::empty())).unwrap();
+        assert!(keys(&view).is_empty());
+        assert!(writer.buffer.tree.sealed_memtable_count() > BUFFERS_MAX);
+        let more = changes(None, std::iter::once("a".to_owned()));
+        assert!(matches!(writer.apply(Version(4), &more), Err(ApplyError::Refused(_))));
+        drop(no_tables);
+        writer.upkeep.wait_through_full(|is_full| !is_full).unwrap();
+        writer.apply(Version(4), &more).unwrap();
+    }
+
+    #[test]
+    fn a_panic_of_the_tree_ends_the_commits_instead_of_holding_them_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut writer, ..) = writer(dir.path());
+        let tree = writer.buffer.tree.clone();
+        let panicked = std::thread::spawn(move || {
+            let _poisoned = tree.get_flush_lock();
+            panic!("on purpose");
+        });
+        assert!(panicked.join().is_err());
+        writer.buffer.bytes_max = 0;
+        let failed = (2..20).find_map(|version| {
+            writer.apply(Version(version), &changes(None, std::iter::once(format!("{version}")))).err()
+        });
+        assert!(matches!(failed, Some(ApplyError::Failed(Error::Damaged(_)))), "{failed:?}");
+    }
+
+    #[test]
+    fn a_thread_that_panics_is_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let (writer, ..) = writer(dir.path());
+        let (tree, pins) = (writer.buffer.tree.clone(), writer.buffer.pins.clone());
+        let poisoned = tree.clone();
+        let panicked = std::thread::spawn(move || {
+            let _poisoned = poisoned.get_version_history_lock();
+            panic!("on purpose");
+        });
+        assert!(panicked.join().is_err());
+        let upkeep = Upkeep::start(tree, dir.path().join("tree"), pins, Version(1)).unwrap();
+        assert!(upkeep.wait_through_full(|_| false).unwrap_err().to_string().contains("panicked: restart"));
+    }
+
+    #[test]
+    fn an_error_that_is_not_a_full_disk_ends_the_commits() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut writer, ..) = writer(dir.path());
+        let large = |version| {
+            let mut changes = WriteSet::default();
+            (0..50).for_each(|n| changes.set(format!("{version} {n}").into(), vec![1; 90_000].into()));
+            changes
+        };
+        std::fs::remove_dir_all(dir.path().join("journal")).unwrap();
+        let failed = (2..20).find_map(|version| writer.apply(Version(version), &large(version)).err());
+        assert!(matches!(failed, Some(ApplyError::Failed(Error::Unavailable(_)))), "{failed:?}");
+    }
+
+    #[test]
+    fn a_start_moves_what_it_reads_to_tables() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut writer, ..) = writer(dir.path());
+        writer.buffer.bytes_max = u64::MAX;
+        for version in 2..6 {
+            let mut changes = WriteSet::default();
+            (0..600).for_each(|n| changes.set(format!("{version} {n:03}").into(), vec![1; 2_000].into()));
+            writer.apply(Version(version), &changes).unwrap();
+        }
+        assert_eq!(writer.buffer.tree.table_count(), 0);
+        drop(writer);
+        let options = EmbeddedOptions { write_buffer_bytes: 1 << 20, ..EmbeddedOptions::default() };
+        let folder = Folder::open(dir.path()).unwrap();
+        let (writer, version, view) =
+            TreeWriter::open(folder, &options, Arc::default(), Clock::system()).unwrap();
+        assert_eq!(version, Version(5));
+        assert_eq!(keys(&view).len(), 2_400);
+        writer.upkeep.wait_through_full(|_| writer.buffer.tree.table_count() > 0).unwrap();
+        assert!(writer.buffer.tree.active_memtable().size() < 2 << 20);
     }
 
     #[test]

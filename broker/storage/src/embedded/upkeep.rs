@@ -91,7 +91,11 @@ impl Upkeep {
         let mut upkeep = Self { shared, threads: Vec::new() };
         for (name, run) in [("weir-flush", Shared::flush as fn(&Shared)), ("weir-compact", Shared::compact)] {
             let shared = Arc::clone(&upkeep.shared);
-            upkeep.threads.push(thread::Builder::new().name(name.into()).spawn(move || run(&shared))?);
+            let body = move || {
+                let _told = ToldOfPanics(&shared);
+                run(&shared);
+            };
+            upkeep.threads.push(thread::Builder::new().name(name.into()).spawn(body)?);
         }
         Ok(upkeep)
     }
@@ -130,6 +134,30 @@ impl Upkeep {
         }
     }
 
+    /// Waits until `has_room`, which is told whether the disk is full, says so: for who is in the middle of a batch and
+    /// cannot go back.
+    ///
+    /// # Errors
+    /// Why nothing will be written any more.
+    pub(super) fn wait_through_full(&self, mut has_room: impl FnMut(bool) -> bool) -> Result<()> {
+        let mut state = self.shared.state.lock();
+        loop {
+            if let Some(failed) = &state.failed {
+                return Err(failed.clone());
+            }
+            if has_room(state.full.is_some() || state.compaction_full.is_some()) {
+                return Ok(());
+            }
+            self.shared.changed.wait(&mut state);
+        }
+    }
+
+    /// Says that the last attempt to write tables found the disk full.
+    #[cfg(test)]
+    pub(super) fn assume_full(&self) {
+        self.shared.state.lock().full = Some(Error::Unavailable("disk full".into()));
+    }
+
     /// Why nothing is written any more.
     pub(super) fn failure(&self) -> Option<Error> {
         self.shared.state.lock().failed.clone()
@@ -144,6 +172,19 @@ impl Drop for Upkeep {
             if thread.join().is_err() {
                 tracing::error!(folder = %self.shared.dir.display(), "a thread of the store panicked");
             }
+        }
+    }
+}
+
+/// Ends the upkeep if the thread that holds it panics: a tree whose locks are poisoned panics at every turn.
+struct ToldOfPanics<'a>(&'a Shared);
+
+impl Drop for ToldOfPanics<'_> {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            let text = format!("write {}: a thread of the store panicked: restart", self.0.dir.display());
+            self.0.state.lock().failed.get_or_insert(Error::Unavailable(text.into()));
+            self.0.changed.notify_all();
         }
     }
 }
@@ -176,7 +217,7 @@ impl Shared {
                     self.changed.notify_all();
                 }
                 Err(fault) => {
-                    {
+                    if fault.is_full() {
                         let _quiet = self.compacting.lock();
                         self.remove_unfinished(&before);
                     }
@@ -216,7 +257,9 @@ impl Shared {
                     self.changed.notify_all();
                 }
                 Err(fault) => {
-                    self.remove_unfinished(&before);
+                    if fault.is_full() {
+                        self.remove_unfinished(&before);
+                    }
                     drop(quiet);
                     self.state.lock().compaction_wanted = true;
                     if !self.may_retry(fault, false) {
@@ -259,8 +302,8 @@ impl Shared {
         files
     }
 
-    /// Removes what a failed attempt left: what was not there `before` and the tree does not know. The other thread
-    /// must not be writing.
+    /// Removes what an attempt on a full disk left: what was not there `before` and the tree does not know. The other
+    /// thread must not be writing. After any other failure the next start does it.
     fn remove_unfinished(&self, before: &BTreeSet<(&'static str, OsString)>) {
         let _quiet = self.tree.get_flush_lock();
         let version = self.tree.current_version();

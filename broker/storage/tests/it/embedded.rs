@@ -42,6 +42,12 @@ fn written(journal: &[u8]) -> usize {
     journal.iter().rposition(|byte| *byte != 0).unwrap() + 1
 }
 
+/// Says that a test needs what is not allowed here. Fails if `WEIR_REQUIRE_PRIVILEGED` says that it must be.
+pub(crate) fn not_run(why: &str) {
+    assert!(std::env::var_os("WEIR_REQUIRE_PRIVILEGED").is_none_or(|value| value != "1"), "not run: {why}");
+    eprintln!("not run: {why}");
+}
+
 /// Makes an orderly stop look like a crash.
 pub(crate) fn crash(dir: &Path) {
     fs::remove_file(dir.join("stopped")).unwrap();

@@ -12,10 +12,10 @@ use tempfile::TempDir;
 use weir_env::clock::Clock;
 use weir_storage::{EmbeddedOptions, EmbeddedStore, Error, Store};
 
-use crate::embedded::rows;
+use crate::embedded::{not_run, rows};
 
 const MIB: u64 = 1 << 20;
-const NOT_RUN: &str = "not run: mounting a file system is not allowed here";
+const NOT_RUN: &str = "mounting a file system is not allowed here";
 
 /// A file system in memory. Dropping it unmounts it.
 struct Mount(TempDir);
@@ -95,7 +95,7 @@ async fn fill(store: &EmbeddedStore, acknowledged: &mut BTreeSet<u32>) -> Error 
 /// when there is room.
 #[tokio::test]
 async fn a_full_disk_is_waited_out() {
-    let Some(mount) = Mount::new(160) else { return println!("{NOT_RUN}") };
+    let Some(mount) = Mount::new(160) else { return not_run(NOT_RUN) };
     let (dir, mut acknowledged) = (mount.path().join("store"), BTreeSet::new());
     let store = open(&dir, 0).unwrap();
     let ballast = mount.ballast(40);
@@ -124,7 +124,7 @@ async fn a_full_disk_is_waited_out() {
 /// The store stops before the disk is full, but for what makes room.
 #[tokio::test]
 async fn the_reserve_is_kept_for_what_frees_room() {
-    let Some(mount) = Mount::new(160) else { return println!("{NOT_RUN}") };
+    let Some(mount) = Mount::new(160) else { return not_run(NOT_RUN) };
     let (dir, mut acknowledged) = (mount.path().join("store"), BTreeSet::new());
     let store = open(&dir, 60).unwrap();
     let ballast = mount.ballast(20);
@@ -151,7 +151,7 @@ async fn the_reserve_is_kept_for_what_frees_room() {
 
 #[tokio::test]
 async fn a_read_only_folder_is_refused_with_words_that_help() {
-    let Some(mount) = Mount::new(80) else { return println!("{NOT_RUN}") };
+    let Some(mount) = Mount::new(80) else { return not_run(NOT_RUN) };
     let dir = mount.path().join("store");
     let mut acknowledged = BTreeSet::from([1]);
     let store = open(&dir, 0).unwrap();
