@@ -69,7 +69,8 @@ fn a_hostile_store_is_serializable() {
 
 #[test]
 fn a_hostile_embedded_store_is_serializable() {
-    run_all(10, FaultRates::hostile(), embedded);
+    let tally = run_all(10, FaultRates::hostile(), embedded);
+    assert!(tally.unknown_committed > 0 && tally.unknown_lost > 0, "{tally:?}");
 }
 
 /// What was committed is there when the store is opened again, and what was not is not.
