@@ -19,6 +19,9 @@ use crate::{Error, Result, StoreStats, Version, WatchTrigger};
 #[expect(clippy::cast_possible_truncation, reason = "five seconds in microseconds")]
 pub(super) const LIFETIME_VERSIONS: u64 = LIFETIME.as_micros() as u64;
 
+/// How often a watch is tried to be armed between two commits, before it fires for no reason.
+const ARM_ATTEMPTS: usize = 16;
+
 #[derive(Debug)]
 pub(crate) struct Shared<V> {
     history: Mutex<History<V>>,
@@ -88,9 +91,12 @@ impl<V: View> Shared<V> {
         }
     }
 
-    fn newest_view(&self) -> Result<V> {
-        let history = self.history.lock();
-        history.views.back().map(|(_, view)| view.clone()).ok_or_else(closed)
+    fn newest_view(&self) -> Result<(Version, V)> {
+        self.history.lock().views.back().cloned().ok_or_else(closed)
+    }
+
+    fn newest_version(&self) -> Option<Version> {
+        self.history.lock().views.back().map(|(version, _)| *version)
     }
 
     /// The version of the next commit, which was asked for at `now`.
@@ -123,14 +129,22 @@ impl<V: View> Shared<V> {
         drop(fired);
     }
 
-    /// Arms a watch of `key` if it still has the value `expected`; fires it otherwise.
+    /// Arms a watch of `key` if it still has the value `expected`; fires it otherwise. Reads the disk.
     pub(super) fn arm(&self, key: Bytes, expected: Option<Bytes>, trigger: WatchTrigger) {
-        // Under the lock: a commit that the comparison does not see yet takes its watches after this.
-        let mut watches = self.watches.lock();
-        match self.newest_view().and_then(|view| view.get(&key)) {
-            Ok(current) if current == expected => watches.arm(key, trigger),
-            Ok(_) | Err(_) => trigger.fire(),
+        for _ in 0..ARM_ATTEMPTS {
+            let read = self.newest_view().and_then(|(version, view)| Ok((version, view.get(&key)?)));
+            let Ok((version, current)) = read else { break };
+            if current != expected {
+                break;
+            }
+            // Not held over the read, as every commit waits for it. A commit that is not seen here takes its watches
+            // after this.
+            let mut watches = self.watches.lock();
+            if self.newest_version() == Some(version) {
+                return watches.arm(key, trigger);
+            }
         }
+        trigger.fire();
     }
 
     /// Keeps the newest view readable until [`Shared::release`]; its number, and the version it is read at.
@@ -222,4 +236,73 @@ pub(crate) async fn failure_in(failure: &watch::Sender<Option<Arc<str>>>) -> Arc
 /// What every operation on a closed store returns.
 pub(crate) fn closed() -> Error {
     Error::Unavailable("the store is closed".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ops::ControlFlow;
+    use std::sync::OnceLock;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use super::*;
+    use crate::Watch;
+    use crate::local::KeyRange;
+
+    /// While it is read, another key is committed `commits` times.
+    #[derive(Clone, Debug)]
+    struct Busy(Arc<Commits>);
+
+    #[derive(Debug)]
+    struct Commits {
+        shared: OnceLock<Arc<Shared<Busy>>>,
+        left: AtomicU64,
+        /// What is committed.
+        key: &'static str,
+    }
+
+    impl View for Busy {
+        fn get(&self, _: &[u8]) -> Result<Option<Bytes>> {
+            let (shared, left) = (self.0.shared.get().unwrap(), self.0.left.load(Ordering::Relaxed));
+            if left > 0 {
+                self.0.left.store(left - 1, Ordering::Relaxed);
+                shared.publish(shared.begin_commit(shared.clock.now()), self.clone(), &written(self.0.key));
+            }
+            Ok(None)
+        }
+
+        fn scan(
+            &self,
+            _: &KeyRange,
+            _: bool,
+            _: &mut dyn FnMut(Bytes, Bytes) -> ControlFlow<()>,
+        ) -> Result<()> {
+            Ok(())
+        }
+    }
+
+    fn written(key: &'static str) -> WriteSet {
+        let mut changes = WriteSet::default();
+        changes.set(Bytes::from(key), Bytes::new());
+        changes
+    }
+
+    /// Arms a watch of `a`, and tells whether it fires at once and whether it does when `a` is written.
+    fn armed(commits: u64, key: &'static str) -> (bool, bool) {
+        let view = Busy(Arc::new(Commits { shared: OnceLock::new(), left: AtomicU64::new(commits), key }));
+        let shared = Shared::new(Version(1), view.clone(), Clock::system(), Arc::default());
+        view.0.shared.set(Arc::clone(&shared)).unwrap();
+        let (trigger, watch) = Watch::new();
+        shared.arm(Bytes::from("a"), None, trigger);
+        let at_once = watch.has_fired();
+        shared.publish(shared.begin_commit(shared.clock.now()), view, &written("a"));
+        (at_once, watch.has_fired())
+    }
+
+    /// No commit waits for the read.
+    #[test]
+    fn a_watch_is_armed_while_commits_go_on() {
+        assert_eq!(armed(0, "b"), (false, true));
+        assert_eq!(armed(3, "b"), (false, true));
+        assert_eq!(armed(1_000, "b"), (true, true), "not for ever");
+    }
 }
