@@ -20,6 +20,8 @@ use crate::local::{KeyRange, WriteSet};
 pub(super) const ALIGN: usize = 4_096;
 const MAGIC: &[u8; 4] = b"wjb2";
 const HEADER_BYTES: usize = 40;
+/// What a key or a range takes besides its own bytes, at most.
+pub(super) const CHANGE_BYTES: usize = 9;
 /// The sum and what it covers begin here.
 const SUM_AT: usize = 4;
 const SUMMED_AT: usize = 12;
@@ -80,7 +82,7 @@ pub(super) fn encode(
 
 /// The room that a batch of these changes takes at most.
 pub(super) fn encoded_bytes_max(changes: &WriteSet) -> usize {
-    let counts = changes.keys().count() * 9 + changes.cleared().count() * 8 + 8;
+    let counts = (changes.keys().count() + changes.cleared().count()) * CHANGE_BYTES + 8;
     (HEADER_BYTES + counts + changes.bytes()).next_multiple_of(ALIGN)
 }
 

@@ -9,13 +9,15 @@ use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::{mpsc, oneshot, watch};
 use weir_env::clock::Clock;
 
+use super::batch;
 use crate::local::{CommitRequest, Sequencer, Submit, Writer, closed};
 use crate::{Committed, Error, Result};
 
 /// Transactions that wait for the next batch; one more waits for a place. Each is at most 4 MB, and the
 /// broker's own limits on bytes in flight come first.
 const QUEUE_LEN: usize = 1_024;
-/// Bytes from which a batch takes no further transaction, so that one batch does not delay all for long.
+/// Bytes in the journal up to which a batch takes further transactions, so that one batch does not delay all for long
+/// and fits in a segment, as the largest transaction does alone.
 const BATCH_BYTES_TARGET: usize = 8 << 20;
 /// Transactions in a batch at most, well below what a versionstamp can number.
 const BATCH_LEN_MAX: usize = 4_096;
@@ -81,8 +83,11 @@ impl Submit for Committer {
 
 fn run<W: Writer>(mut sequencer: Sequencer<W>, mut queue_rx: mpsc::Receiver<Job>, clock: Clock) {
     let (mut last_len, mut last_took) = (0, Duration::ZERO);
-    while let Some(first) = queue_rx.blocking_recv() {
-        let (requests, answers) = gather(first, &mut queue_rx, last_len, last_took.min(GATHER_MAX), clock);
+    let mut next = None;
+    while let Some(first) = next.take().or_else(|| queue_rx.blocking_recv()) {
+        let wait_max = last_took.min(GATHER_MAX);
+        let Gathered { requests, answers, left } = gather(first, &mut queue_rx, last_len, wait_max, clock);
+        next = left;
         last_len = requests.len();
         let started = clock.now();
         let outcomes = sequencer.commit(requests);
@@ -94,6 +99,14 @@ fn run<W: Writer>(mut sequencer: Sequencer<W>, mut queue_rx: mpsc::Receiver<Job>
     }
 }
 
+/// The next batch.
+struct Gathered {
+    requests: Vec<CommitRequest>,
+    answers: Vec<oneshot::Sender<Result<Committed>>>,
+    /// What was taken from the queue and did not fit.
+    left: Option<Job>,
+}
+
 /// What is in the queue. Those whose commit was just reported often come again at once, one after the other: they are
 /// waited for a moment, as long as they keep coming, since each batch costs a sync.
 fn gather(
@@ -102,15 +115,19 @@ fn gather(
     expected: usize,
     wait_max: Duration,
     clock: Clock,
-) -> (Vec<CommitRequest>, Vec<oneshot::Sender<Result<Committed>>>) {
-    let mut bytes = first.request.bytes();
-    let (mut requests, mut answers) = (vec![first.request], vec![first.answer_tx]);
+) -> Gathered {
+    let mut bytes = journal_bytes(&first.request);
+    let (mut requests, mut answers, mut left) = (vec![first.request], vec![first.answer_tx], None);
     let started = clock.now();
     let mut came = started;
     while bytes < BATCH_BYTES_TARGET && requests.len() < BATCH_LEN_MAX {
         match queue_rx.try_recv() {
             Ok(job) => {
-                bytes += job.request.bytes();
+                bytes += journal_bytes(&job.request);
+                if bytes > BATCH_BYTES_TARGET {
+                    left = Some(job);
+                    break;
+                }
                 requests.push(job.request);
                 answers.push(job.answer_tx);
                 came = clock.now();
@@ -125,5 +142,46 @@ fn gather(
             }
         }
     }
-    (requests, answers)
+    Gathered { requests, answers, left }
+}
+
+/// What a transaction takes in the journal at most. Of small keys that is a multiple of their bytes.
+fn journal_bytes(request: &CommitRequest) -> usize {
+    request.bytes() + request.changes() * batch::CHANGE_BYTES
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::local::WriteSet;
+
+    fn job(changes: usize) -> Job {
+        let mut writes = WriteSet::default();
+        for n in 0..changes {
+            writes.set(Bytes::copy_from_slice(&n.to_be_bytes()[5..]), Bytes::new());
+        }
+        Job { request: CommitRequest::of(writes), answer_tx: oneshot::channel().0 }
+    }
+
+    /// By the bytes of their keys alone all of them would fit in one batch.
+    #[test]
+    fn a_batch_is_as_long_as_it_is_in_the_journal() {
+        let (queue_tx, mut queue_rx) = mpsc::channel(8);
+        for _ in 0..3 {
+            queue_tx.try_send(job(300_000)).unwrap();
+        }
+        let mut gather = |first| gather(first, &mut queue_rx, 0, Duration::ZERO, Clock::system());
+        let batch = gather(job(300_000));
+        assert_eq!((batch.requests.len(), batch.answers.len()), (2, 2));
+        let batch = gather(batch.left.unwrap());
+        assert_eq!((batch.requests.len(), batch.left.is_some()), (2, false));
+        // What is larger is a batch of its own.
+        let largest = job(700_000);
+        assert!(journal_bytes(&largest.request) > BATCH_BYTES_TARGET);
+        queue_tx.try_send(job(1)).unwrap();
+        let batch = gather(largest);
+        assert_eq!((batch.requests.len(), batch.left.is_some()), (1, false));
+    }
 }

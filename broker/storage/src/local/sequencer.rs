@@ -37,6 +37,24 @@ impl CommitRequest {
         self.writes.bytes() + self.stamped.iter().map(Mutation::bytes).sum::<usize>()
     }
 
+    /// How many keys are set or cleared and ranges cleared, at most.
+    pub(crate) fn changes(&self) -> usize {
+        self.writes.keys().count() + self.writes.cleared().count() + self.stamped.len()
+    }
+
+    /// A request that only writes.
+    #[cfg(test)]
+    pub(crate) fn of(writes: WriteSet) -> Self {
+        Self {
+            read_version: Version(1),
+            reads: Vec::new(),
+            write_conflicts: Vec::new(),
+            writes,
+            stamped: Vec::new(),
+            asked_at: weir_env::clock::Clock::system().now(),
+        }
+    }
+
     /// Whether the disk has more room after this.
     fn frees(&self) -> bool {
         let mut keys = self.writes.keys();
