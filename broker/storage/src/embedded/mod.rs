@@ -12,7 +12,9 @@
 //! # When the disk is full
 //! The journal has its blocks before a batch is accepted. Below [`EmbeddedOptions::reserve_bytes`] of free space only
 //! transactions are taken that clear something and write little, below a quarter of it none: the rest is refused as
-//! [`Error::Unavailable`] before anything is written. When there is room again the store goes on by itself. Tables
+//! [`Error::Unavailable`] before anything is written. What was cleared is given back to the disk after some seconds,
+//! when nobody reads it any more, if all tables (without large values) fit once more; else as they are compacted, a few
+//! at a time. When there is room again the store goes on by itself. Tables
 //! that cannot be written are tried again; meanwhile their data is in the journal, and commits are refused when that
 //! is full too.
 //!

@@ -73,7 +73,8 @@ impl fmt::Debug for Space {
     }
 }
 
-fn free_bytes(path: &Path) -> io::Result<u64> {
+/// Free space on the disk that holds `path`.
+pub(super) fn free_bytes(path: &Path) -> io::Result<u64> {
     let disk = rustix::fs::statvfs(path)?;
     Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
 }

@@ -14,12 +14,14 @@ use std::ops::{Bound, ControlFlow};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use bytes::Bytes;
 use lsm_tree::{
-    AbstractTree, AnyTree, Cache, CompressionType, Config, Guard, KvSeparationOptions, SequenceNumberCounter,
+    AbstractTree, AnyTree, Cache, CompressionType, Config, Guard, KvSeparationOptions, SeqNo,
+    SequenceNumberCounter,
 };
-use weir_env::clock::Clock;
+use weir_env::clock::{Clock, Instant};
 
 use super::EmbeddedOptions;
 use super::batch::Batch;
@@ -49,6 +51,9 @@ const SEGMENTS_MAX: usize = 15;
 const BUFFERS_MAX: usize = 4;
 /// The same in the middle of a batch while the disk is full.
 const BUFFERS_FULL_MAX: usize = 16;
+/// Commits on a disk with little room after which what they cleared is freed, and how long it waits at most.
+const FREEING_COMMITS: usize = 1_000;
+const FREEING_WAIT: Duration = Duration::from_secs(2);
 /// Runs of tables that may overlap at most, since each makes reads slower.
 const RUNS_MAX: usize = 30;
 
@@ -192,6 +197,11 @@ impl Buffer {
     /// Makes room: what was put so far waits to become a table.
     fn rotate(&self) {
         self.tree.rotate_memtable();
+        self.forget_lists();
+    }
+
+    /// Lets go of the lists of tables that nobody reads, and with them of the tables that are in no other.
+    fn forget_lists(&self) {
         let watermark = self.pins.watermark();
         if let Err(error) = self.tree.get_version_history_lock().maintenance(&self.place.dir, watermark) {
             tracing::warn!(%error, "old lists of tables are left");
@@ -269,6 +279,11 @@ pub(super) struct TreeWriter {
     clock: Clock,
     /// What the buffer had when it was handed over last.
     handed_over: Version,
+    /// While there is little room: since when something is cleared that was not handed over, and by how many commits.
+    freeing: Option<(Instant, usize)>,
+    is_short: bool,
+    /// What the view that was returned last shows.
+    viewed: SeqNo,
     is_broken: bool,
     folder: Folder,
 }
@@ -308,9 +323,21 @@ impl TreeWriter {
         let journal = Journal::open(&journal_dir, folder.id(), persisted, stopped_at, replay)?;
         folder.started()?;
         let space = Space::new(folder.path(), options.reserve_bytes, Arc::clone(&stats));
-        let (view, last, is_broken) = (buffer.view(), journal.last(), false);
-        let mut writer =
-            Self { buffer, upkeep, journal, space, stats, clock, handed_over, is_broken, folder };
+        let (view, last) = (buffer.view(), journal.last());
+        let mut writer = Self {
+            buffer,
+            upkeep,
+            journal,
+            space,
+            stats,
+            clock,
+            handed_over,
+            freeing: None,
+            is_short: false,
+            viewed: view.pin.seqno(),
+            is_broken: false,
+            folder,
+        };
         writer.hand_over_if_full(last);
         Ok((writer, last, view))
     }
@@ -319,10 +346,32 @@ impl TreeWriter {
     fn hand_over_if_full(&mut self, version: Version) {
         let is_long = self.journal.sealed_after(self.handed_over) >= SEGMENTS_HANDED_OVER;
         if self.buffer.is_full() || is_long {
-            self.buffer.rotate();
-            self.upkeep.handed_over(version);
-            self.handed_over = version;
+            self.hand_over(version);
         }
+    }
+
+    fn hand_over(&mut self, version: Version) {
+        self.buffer.rotate();
+        self.upkeep.handed_over(version);
+        self.handed_over = version;
+    }
+
+    /// What is cleared frees nothing as long as it is in the buffer, and below what it clears.
+    fn free_room(&mut self) {
+        self.buffer.forget_lists();
+        if let Some((since, commits)) = self.freeing
+            && (commits >= FREEING_COMMITS || since.elapsed() >= FREEING_WAIT)
+        {
+            self.freeing = None;
+            self.hand_over(self.journal.last());
+            self.upkeep.free_room(self.buffer.seqno.get().saturating_sub(1));
+        }
+    }
+
+    fn newest_view(&mut self) -> TreeView {
+        let view = self.buffer.view();
+        self.viewed = view.pin.seqno();
+        view
     }
 
     /// Waits until the tables have caught up far enough, and makes sure that the journal has room for a batch.
@@ -368,7 +417,25 @@ impl Writer for TreeWriter {
     type View = TreeView;
 
     fn room(&mut self) -> Room {
-        self.space.room()
+        let room = self.space.room();
+        let was_short = std::mem::replace(&mut self.is_short, !matches!(room, Room::Plenty));
+        if self.is_short {
+            if !was_short {
+                // What was cleared before is worth it too.
+                self.freeing = Some((self.clock.now(), 0));
+            }
+            self.free_room();
+        }
+        room
+    }
+
+    fn moved(&mut self) -> Option<TreeView> {
+        if !self.is_short || self.buffer.seqno.get() <= self.viewed {
+            return None;
+        }
+        // One above the newest list of tables: the others are let go of below the oldest view less one.
+        let _ = self.buffer.seqno.next();
+        Some(self.newest_view())
     }
 
     fn apply(&mut self, version: Version, changes: &WriteSet) -> Result<TreeView, ApplyError> {
@@ -381,7 +448,10 @@ impl Writer for TreeWriter {
             return Err(ApplyError::Failed(error));
         }
         self.hand_over_if_full(version);
-        Ok(self.buffer.view())
+        if self.is_short {
+            self.freeing.get_or_insert_with(|| (self.clock.now(), 0)).1 += 1;
+        }
+        Ok(self.newest_view())
     }
 
     /// Nothing to do: a view that is dropped gives its old values back to compaction.

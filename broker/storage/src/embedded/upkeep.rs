@@ -13,15 +13,18 @@ use std::thread;
 use std::time::Duration;
 
 use lsm_tree::compaction::Leveled;
-use lsm_tree::{AbstractTree, AnyTree};
+use lsm_tree::{AbstractTree, AnyTree, SeqNo};
 use parking_lot::{Condvar, Mutex};
 
 use super::inspect::{Fault, find_damaged, guarded};
 use super::pins::Pins;
+use super::space::free_bytes;
 use crate::{Error, Result, Version};
 
 /// How long a full disk is left alone before the next attempt.
 const RETRY: Duration = Duration::from_secs(1);
+/// How long tables become when all are written anew.
+const TABLE_BYTES: u64 = 64 << 20;
 /// Folders that attempts write to.
 const WRITTEN: [&str; 2] = ["tables", "blobs"];
 
@@ -58,6 +61,8 @@ struct State {
     /// The version up to which the tables hold everything.
     persisted: Version,
     compaction_wanted: bool,
+    /// What was cleared is to be freed, once nobody reads what was replaced before this.
+    freeing_wanted: Option<SeqNo>,
     /// Why the last attempt to write tables failed; it will be tried again.
     full: Option<Error>,
     /// The same of the last attempt to compact them.
@@ -81,6 +86,7 @@ impl Upkeep {
             handed_over: persisted,
             persisted,
             compaction_wanted: true,
+            freeing_wanted: None,
             full: None,
             compaction_full: None,
             failed: None,
@@ -106,6 +112,13 @@ impl Upkeep {
         state.buffers += 1;
         state.handed_over = version;
         drop(state);
+        self.shared.changed.notify_all();
+    }
+
+    /// Asks to give the disk back what is not needed, once nobody reads what was replaced before `seqno`. All of it was
+    /// handed over.
+    pub(super) fn free_room(&self, seqno: SeqNo) {
+        self.shared.state.lock().freeing_wanted = Some(seqno);
         self.shared.changed.notify_all();
     }
 
@@ -231,20 +244,14 @@ impl Shared {
 
     fn compact(&self) {
         loop {
-            {
-                let mut state = self.state.lock();
-                while !state.is_closing && (!state.compaction_wanted || state.full.is_some()) {
-                    self.changed.wait(&mut state);
-                }
-                if state.is_closing {
-                    return;
-                }
-                state.compaction_wanted = false;
-            }
+            let Some(frees_room) = self.next_compaction() else { return };
             let quiet = self.compacting.lock();
             let (before, version) = (self.files(), self.tree.current_version().id());
-            let strategy = Arc::new(Leveled::default());
-            let outcome = guarded(|| self.tree.compact(strategy, self.pins.watermark()));
+            let outcome = guarded(|| match frees_room {
+                // The first pass finds out which value files have what nobody needs, the second removes them.
+                true => (0..2).try_for_each(|_| self.tree.major_compact(TABLE_BYTES, self.pins.watermark())),
+                false => self.tree.compact(Arc::new(Leveled::default()), self.pins.watermark()),
+            });
             match outcome {
                 Ok(()) => {
                     drop(quiet);
@@ -268,6 +275,39 @@ impl Shared {
                 }
             }
         }
+    }
+
+    /// Waits until there is something to compact, and tells whether that is all there is, to free room. `None` at the end.
+    fn next_compaction(&self) -> Option<bool> {
+        let mut state = self.state.lock();
+        while !state.is_closing {
+            let is_written = state.full.is_none() && state.buffers == state.written;
+            let is_due = state.freeing_wanted.is_some_and(|seqno| self.pins.watermark() >= seqno);
+            if is_written && is_due {
+                state.freeing_wanted = None;
+                if self.has_room_for_all() {
+                    return Some(true);
+                }
+                state.compaction_wanted = true;
+            }
+            if state.compaction_wanted && state.full.is_none() {
+                state.compaction_wanted = false;
+                return Some(false);
+            }
+            match state.freeing_wanted {
+                // Nobody says when a reader ends.
+                Some(_) => drop(self.changed.wait_for(&mut state, RETRY)),
+                None => self.changed.wait(&mut state),
+            }
+        }
+        None
+    }
+
+    /// Whether all tables fit on the disk once more. If not, freeing has to be left to the compaction of some at a time.
+    fn has_room_for_all(&self) -> bool {
+        let tables = fs::read_dir(self.dir.join("tables")).into_iter().flatten().flatten();
+        let bytes: u64 = tables.filter_map(|entry| Some(entry.metadata().ok()?.len())).sum();
+        free_bytes(&self.dir).is_ok_and(|free| bytes < free)
     }
 
     /// Whether to try again after `fault`: a full disk is waited for, anything else ends the upkeep.

@@ -55,6 +55,12 @@ pub(crate) trait Writer: Debug + Send + 'static {
         Room::Plenty
     }
 
+    /// The store as it is, if it lies otherwise than in the view that it returned last: with that one kept, files that
+    /// are not needed are.
+    fn moved(&mut self) -> Option<Self::View> {
+        None
+    }
+
     /// Applies `changes` as one atomic and durable step and returns the store as it is then. After
     /// [`ApplyError::Failed`] the writer is not used again.
     fn apply(&mut self, version: Version, changes: &WriteSet) -> Result<Self::View, ApplyError>;

@@ -101,7 +101,10 @@ impl<W: Writer> Sequencer<W> {
             answers.push(answer);
         }
         if passed == 0 {
-            self.shared.abort_commit();
+            match self.writer.moved() {
+                Some(view) => self.shared.publish(version, view, &batch),
+                None => self.shared.abort_commit(),
+            }
         } else if let Err(error) = self.apply(version, &batch, passed) {
             for answer in answers.iter_mut().filter(|answer| answer.is_ok()) {
                 *answer = Err(error.clone());

@@ -107,9 +107,14 @@ impl<V: View> Shared<V> {
         Version(version)
     }
 
-    /// Ends a commit that changes nothing.
+    /// Ends a commit that changes nothing, and lets go of views that are too old: on a full disk no other does.
     pub(super) fn abort_commit(&self) {
-        self.history.lock().in_flight = None;
+        let retired = {
+            let mut history = self.history.lock();
+            history.issued = history.in_flight.take().unwrap_or_default().max(history.issued);
+            history.retire()
+        };
+        drop(retired);
     }
 
     /// Makes the commit `version` visible, lets go of views that are too old, and fires watches.

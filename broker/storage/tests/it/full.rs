@@ -149,6 +149,30 @@ async fn the_reserve_is_kept_for_what_frees_room() {
     store.close().await;
 }
 
+/// Nobody makes room but the store itself: what is cleared is given back to the disk, although it is far less than a
+/// write buffer and nothing else is written.
+#[tokio::test]
+async fn clears_alone_make_room() {
+    let Some(mount) = Mount::new(160) else { return not_run(NOT_RUN) };
+    let (dir, mut acknowledged) = (mount.path().join("store"), BTreeSet::new());
+    let store = open(&dir, 60).unwrap();
+    fill(&store, &mut acknowledged).await;
+    mount.ballast(20);
+    let kept = acknowledged.split_off(&100);
+    assert!(kept.len() > 100);
+    let mut tx = store.begin();
+    tx.clear_range(b"row 00000", format!("row {:05}", kept.last().unwrap()).as_bytes());
+    tx.commit().await.unwrap();
+    let mut acknowledged = BTreeSet::from([*kept.last().unwrap(), 90_000]);
+    while put(&store, 90_000).await.is_err() {
+        tokio::task::yield_now().await;
+    }
+    acknowledged.insert(90_001);
+    put(&store, 90_001).await.unwrap();
+    assert_all_there(&store, &acknowledged).await;
+    store.close().await;
+}
+
 #[tokio::test]
 async fn a_read_only_folder_is_refused_with_words_that_help() {
     let Some(mount) = Mount::new(80) else { return not_run(NOT_RUN) };
