@@ -46,10 +46,20 @@ const fn meaning(code: i32) -> Meaning {
     }
 }
 
+/// What an error says. The client library answers for codes that are not known here: those of a later release.
+fn meaning_of(error: FdbError) -> Meaning {
+    match meaning(error.code()) {
+        Meaning::Open if error.is_retryable_not_committed() => Meaning::Busy,
+        meaning => meaning,
+    }
+}
+
 /// The error of anything but a commit.
 pub(crate) fn of_read(error: FdbError) -> Error {
-    match meaning(error.code()) {
+    match meaning_of(error) {
         Meaning::TooOld => Error::TooOld,
+        // The time of the whole transaction is over (see `Shared::transaction`), which is later than its lifetime.
+        Meaning::Open if error.code() == 1031 => Error::TooOld,
         Meaning::Conflict => Error::Conflict,
         Meaning::Busy | Meaning::Settled => Error::Busy(text(error)),
         Meaning::TooLarge(what, limit) => too_large(what, limit),
@@ -61,7 +71,7 @@ pub(crate) fn of_read(error: FdbError) -> Error {
 
 /// The error of a commit.
 pub(crate) fn of_commit(error: FdbError) -> Error {
-    match meaning(error.code()) {
+    match meaning_of(error) {
         Meaning::TooOld => Error::TooOld,
         Meaning::Conflict => Error::Conflict,
         Meaning::Busy => Error::Busy(text(error)),
@@ -112,7 +122,8 @@ mod tests {
             (&[1020], "Conflict", "Conflict"),
             (&[1009, 1037, 1042, 1051, 1078, 1213, 1223], "Busy", "Busy"),
             (&[1021], "Busy", "UnknownSettled"),
-            (&[1031, 1025, 1101, 1100, 1022, 4100, 1006], "Unavailable", "UnknownOpen"),
+            (&[1031], "TooOld", "UnknownOpen"),
+            (&[1025, 1101, 1100, 1022, 4100, 1006], "Unavailable", "UnknownOpen"),
             (&[1039], "Busy", "UnknownOpen"),
             (&[1038, 1515, 2104, 2107, 2124, 2203, 6000], "Unavailable", "Unavailable"),
             (&[foundationdb_sys::NOT_LOADED], "Unavailable", "Unavailable"),

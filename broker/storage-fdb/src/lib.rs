@@ -14,8 +14,8 @@
 //! late delays the end and breaks nothing; what calls `exit` meanwhile also waits for the thread.
 //!
 //! # Time
-//! Nothing waits for longer than [`FdbOptions::timeout`]: a read or the start of a transaction is then
-//! [`Error::Unavailable`](weir_storage::Error::Unavailable), and a commit
+//! No operation waits for longer than [`FdbOptions::timeout`], however many answers of the cluster it takes: a read or
+//! the start of a transaction is then [`Error::Unavailable`](weir_storage::Error::Unavailable), and a commit
 //! [`Error::UnknownOpen`](weir_storage::Error::UnknownOpen), because the cluster may still carry it out.
 
 mod cluster_file;

@@ -5,18 +5,25 @@
 #![expect(unsafe_code, reason = "running the network and hooking the exit of the process are unsafe")]
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::thread::{self, JoinHandle};
 
 use foundationdb::api::{FdbApiBuilder, NetworkRunner, NetworkStop, NetworkWait};
 use foundationdb_sys::{FDB_API_VERSION, LoadError};
 use parking_lot::Mutex;
+use tokio_util::sync::CancellationToken;
 use weir_storage::{Error, Result};
 
 use crate::errors;
 
 static STATE: Mutex<State> = Mutex::new(State::Idle);
 static THREAD: Mutex<Option<Thread>> = Mutex::new(None);
+/// Whether the thread was asked to end.
+static STOPPING: AtomicBool = AtomicBool::new(false);
+
+const DIED: &str =
+    "the network thread of FoundationDB has ended: it runs once in a process, so start the process again";
 
 /// The network of this process. Cheap to clone; when the last one is gone, the thread is stopped and joined, and there
 /// is no other in this process.
@@ -29,6 +36,8 @@ pub struct FdbNetwork {
 struct Running {
     library: PathBuf,
     client_version: String,
+    /// Cancelled when the thread has ended without being asked to: nothing is answered any more.
+    died: CancellationToken,
 }
 
 enum State {
@@ -61,12 +70,14 @@ impl FdbNetwork {
                         "the network of FoundationDB has ended: it runs once in a process".into(),
                     )
                 })?;
-                return Ok(Self { running });
+                let network = Self { running };
+                return network.check().map(|()| network);
             }
             State::Failed(why) => return Err(Error::Unavailable(Arc::clone(why))),
         }
         let library = foundationdb_sys::load(library).map_err(|error| not_loaded(&error))?;
-        match run() {
+        let died = CancellationToken::new();
+        match run(died.clone()) {
             Ok(thread) => {
                 *THREAD.lock() = Some(thread);
                 stop_at_exit()?;
@@ -81,6 +92,7 @@ impl FdbNetwork {
         let running = Arc::new(Running {
             library: library.path().to_owned(),
             client_version: library.client_version(),
+            died,
         });
         *state = State::Started(Arc::downgrade(&running));
         tracing::info!(library = %library.path().display(), version = running.client_version, "FoundationDB client started");
@@ -91,6 +103,20 @@ impl FdbNetwork {
     #[must_use]
     pub fn client_version(&self) -> &str {
         &self.running.client_version
+    }
+
+    /// Fails if the thread has ended without being asked to.
+    pub(crate) fn check(&self) -> Result<()> {
+        match self.running.died.is_cancelled() {
+            true => Err(Error::Unavailable(DIED.into())),
+            false => Ok(()),
+        }
+    }
+
+    /// Waits until the thread has ended without being asked to, and says so.
+    pub(crate) async fn died(&self) -> Arc<str> {
+        self.running.died.cancelled().await;
+        DIED.into()
     }
 
     /// The client library that was opened.
@@ -114,11 +140,11 @@ fn not_loaded(error: &LoadError) -> Error {
 }
 
 /// Selects the version, sets the network up and runs it.
-fn run() -> Result<Thread> {
+fn run(died: CancellationToken) -> Result<Thread> {
     let version = i32::try_from(FDB_API_VERSION).unwrap_or(i32::MAX);
     let builder = FdbApiBuilder::default().set_runtime_version(version);
     let (runner, wait) = builder.build().and_then(|network| network.build()).map_err(errors::of_read)?;
-    spawn(runner, wait)
+    spawn(runner, wait, died)
 }
 
 /// Has the thread stopped and joined when the process exits. Handlers run in the reverse order of their setting, and
@@ -135,11 +161,16 @@ pub(crate) fn stop_at_exit() -> Result<()> {
     }
 }
 
-fn spawn(runner: NetworkRunner, wait: NetworkWait) -> Result<Thread> {
+fn spawn(runner: NetworkRunner, wait: NetworkWait, died: CancellationToken) -> Result<Thread> {
     let run = move || {
+        // Also when the client library panics.
+        let died = died.drop_guard();
         // SAFETY: `stop` is called before the process ends: by the last `FdbNetwork`, or at exit.
-        if let Err(error) = unsafe { runner.run() } {
-            tracing::error!(%error, "the network of FoundationDB ended");
+        let outcome = unsafe { runner.run() };
+        match outcome {
+            Ok(()) if STOPPING.load(Ordering::Acquire) => drop(died.disarm()),
+            Ok(()) => tracing::error!("the network of FoundationDB ended by itself"),
+            Err(error) => tracing::error!(%error, "the network of FoundationDB ended"),
         }
     };
     let handle = thread::Builder::new().name("fdb-network".into()).spawn(run).map_err(|error| {
@@ -153,6 +184,7 @@ fn stop() {
     // Held until the thread has ended, so that whoever comes second waits too.
     let mut thread = THREAD.lock();
     let Some(Thread { stop, handle }) = thread.take() else { return };
+    STOPPING.store(true, Ordering::Release);
     match stop.stop() {
         Ok(()) if handle.join().is_err() => tracing::error!("the network thread of FoundationDB panicked"),
         Ok(()) => {}

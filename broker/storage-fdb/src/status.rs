@@ -12,7 +12,7 @@ const STATUS_KEY: &[u8] = b"\xff\xff/status/json";
 /// Names and values.
 pub(crate) async fn facts(shared: &Shared) -> Result<Vec<(&'static str, String)>> {
     let transaction = shared.plain_transaction()?;
-    let status = shared.answer(transaction.get(STATUS_KEY, true)).await?;
+    let status = shared.answer(transaction.get(STATUS_KEY, true), shared.deadline()).await?;
     let status = status.and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok()).unwrap_or_default();
     Ok(extract(&status))
 }

@@ -12,9 +12,9 @@ use foundationdb::{Database, FdbResult};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
-use weir_env::clock::Clock;
+use weir_env::clock::{Clock, Instant};
 use weir_storage::limits::LIFETIME;
-use weir_storage::{Error, Result, Store, StoreStats, Transaction};
+use weir_storage::{Error, Result, Store, StoreStats, Transaction, Version};
 
 use crate::keys::Prefix;
 use crate::transaction::FdbTransaction;
@@ -92,9 +92,25 @@ impl Store for FdbStore {
         "fdb"
     }
 
-    /// Never: a cluster that is away may come back.
+    /// A cluster that is away may come back; the network of a process does not.
     async fn failed(&self) -> Arc<str> {
-        std::future::pending().await
+        self.shared.network.died().await
+    }
+
+    /// The versions of a cluster are its own: only an operator moves them.
+    async fn advance(&self, version: Version) -> Result<()> {
+        let now = self.begin().read_version().await?;
+        if now > version {
+            return Ok(());
+        }
+        let (now, file) = (now.0, self.shared.cluster_file.display());
+        let why = format!(
+            "the version of the FoundationDB cluster of {file} is {now} and has to be beyond {}: \
+             `fdbcli -C {file} --exec 'advanceversion {}'` moves it on, for everything in the cluster",
+            version.0,
+            version.0.saturating_add(1)
+        );
+        Err(Error::Unavailable(why.into()))
     }
 
     async fn describe(&self) -> Result<Vec<(&'static str, String)>> {
@@ -122,7 +138,7 @@ impl Shared {
         let token = self.tasks.token();
         match self.closed.is_cancelled() {
             true => Err(Error::Unavailable("the store is closed".into())),
-            false => Ok(token),
+            false => self.network.check().map(|()| token),
         }
     }
 
@@ -144,9 +160,18 @@ impl Shared {
         self.database.create_trx().map_err(errors::of_read)
     }
 
+    /// Until when an operation that begins now may take, all that it asks the cluster for included.
+    pub(crate) fn deadline(&self) -> Instant {
+        self.clock.now() + self.timeout
+    }
+
     /// What a read or anything else that commits nothing gives, in time.
-    pub(crate) async fn answer<T>(&self, future: impl Future<Output = FdbResult<T>>) -> Result<T> {
-        match tokio::time::timeout(self.timeout, future).await {
+    pub(crate) async fn answer<T>(
+        &self,
+        future: impl Future<Output = FdbResult<T>>,
+        deadline: Instant,
+    ) -> Result<T> {
+        match tokio::time::timeout_at(deadline, future).await {
             Ok(answer) => answer.map_err(errors::of_read),
             Err(_) => Err(self.silent()),
         }
@@ -156,11 +181,12 @@ impl Shared {
     pub(crate) async fn outcome<T, E>(
         &self,
         commit: impl Future<Output = std::result::Result<T, E>>,
+        deadline: Instant,
     ) -> Result<T>
     where
         foundationdb::FdbError: From<E>,
     {
-        match tokio::time::timeout(self.timeout, commit).await {
+        match tokio::time::timeout_at(deadline, commit).await {
             Ok(outcome) => outcome.map_err(|error| errors::of_commit(error.into())),
             Err(_) => Err(Error::UnknownOpen),
         }

@@ -27,7 +27,7 @@ pub(crate) struct FdbTransaction {
     reader: Option<foundationdb::Transaction>,
     shared: Arc<Shared>,
     read_version: Option<i64>,
-    /// When `read_version` was given out, if it was to this transaction.
+    /// When `read_version` was given out to this transaction, or chosen for it.
     since: Option<Instant>,
     pending: Pending,
     watches: Vec<(Bytes, WatchTrigger)>,
@@ -40,7 +40,7 @@ impl FdbTransaction {
     }
 
     /// The read version, however old.
-    async fn version(&mut self) -> Result<i64> {
+    async fn version(&mut self, deadline: Instant) -> Result<i64> {
         let _entered = self.shared.enter()?;
         if self.reader.is_none() {
             let reader = self.shared.transaction()?;
@@ -52,7 +52,7 @@ impl FdbTransaction {
         match (self.read_version, &self.reader) {
             (Some(version), _) => Ok(version),
             (None, Some(reader)) => {
-                let version = self.shared.answer(reader.get_read_version()).await?;
+                let version = self.shared.answer(reader.get_read_version(), deadline).await?;
                 self.since = Some(self.shared.clock.now());
                 Ok(*self.read_version.insert(version))
             }
@@ -61,8 +61,8 @@ impl FdbTransaction {
     }
 
     /// The read version while it can be read, and what reads at it.
-    async fn reader(&mut self) -> Result<(i64, &foundationdb::Transaction)> {
-        let version = self.version().await?;
+    async fn reader(&mut self, deadline: Instant) -> Result<(i64, &foundationdb::Transaction)> {
+        let version = self.version(deadline).await?;
         // FoundationDB forgets in steps; here it is to the moment, as on the other engines.
         if self.since.is_some_and(|since| self.shared.clock.now().saturating_duration_since(since) > LIFETIME)
         {
@@ -72,11 +72,11 @@ impl FdbTransaction {
     }
 
     /// Everything that is to be committed, as a transaction of FoundationDB.
-    async fn writer(&mut self) -> Result<foundationdb::Transaction> {
+    async fn writer(&mut self, deadline: Instant) -> Result<foundationdb::Transaction> {
         let writer = self.shared.transaction()?;
         // Without conflicts to check the age of what was read does not matter.
         if !self.pending.reads.is_empty() {
-            writer.set_read_version(self.reader().await?.0);
+            writer.set_read_version(self.reader(deadline).await?.0);
         }
         let Self { shared, pending, .. } = self;
         let prefix = &shared.prefix;
@@ -118,14 +118,14 @@ impl FdbTransaction {
     }
 
     /// Commits writes that are within the limits.
-    async fn commit_writes(&mut self) -> Result<Committed> {
-        let writer = self.writer().await?;
+    async fn commit_writes(&mut self, deadline: Instant) -> Result<Committed> {
+        let writer = self.writer(deadline).await?;
         let shared = &self.shared;
         let stamp = writer.get_versionstamp();
-        let committed: TransactionCommitted = shared.outcome(writer.commit()).await?;
+        let committed: TransactionCommitted = shared.outcome(writer.commit(), deadline).await?;
         // From here on it is committed, and what fails can only hide how.
         let version = committed.committed_version().map_err(|_| Error::UnknownSettled)?;
-        let stamp = shared.answer(stamp).await.map_err(|_| Error::UnknownSettled)?;
+        let stamp = shared.answer(stamp, deadline).await.map_err(|_| Error::UnknownSettled)?;
         let stamp = Versionstamp(stamp[..].try_into().map_err(|_| Error::UnknownSettled)?);
         Shared::count(&shared.stats.commits, 1);
         Shared::count(&shared.stats.batches, 1);
@@ -150,13 +150,13 @@ fn with_offset(mut bytes: Vec<u8>, offset: usize) -> Vec<u8> {
 #[async_trait]
 impl Transaction for FdbTransaction {
     async fn read_version(&mut self) -> Result<Version> {
-        external(self.version().await?)
+        external(self.version(self.shared.deadline()).await?)
     }
 
     fn set_read_version(&mut self, version: Version) {
         // One beyond what FoundationDB counts to was never given out, and this one won't be either.
         self.read_version = Some(i64::try_from(version.0).unwrap_or(i64::MAX));
-        (self.reader, self.since) = (None, None);
+        (self.reader, self.since) = (None, Some(self.shared.clock.now()));
     }
 
     async fn get(&mut self, key: &[u8], isolation: Isolation) -> Result<Option<Bytes>> {
@@ -165,9 +165,10 @@ impl Transaction for FdbTransaction {
         }
         let in_cluster = self.shared.prefix.join(key);
         let shared = Arc::clone(&self.shared);
-        let (_, reader) = self.reader().await?;
+        let deadline = shared.deadline();
+        let (_, reader) = self.reader(deadline).await?;
         let value = match key.len() <= KEY_BYTES_MAX {
-            true => shared.answer(reader.get(&in_cluster, true)).await?,
+            true => shared.answer(reader.get(&in_cluster, true), deadline).await?,
             // It can't be there, and FoundationDB might not take the question.
             false => None,
         };
@@ -179,7 +180,8 @@ impl Transaction for FdbTransaction {
         if query.begin >= query.end {
             return Ok(RangePage::default());
         }
-        self.reader().await?;
+        let deadline = self.shared.deadline();
+        self.reader(deadline).await?;
         let (shared, prefix) = (&self.shared, &self.shared.prefix);
         let reader = self.reader.as_ref().ok_or(Error::TooOld)?;
         let (mut begin, mut end) = (prefix.join(&query.begin), prefix.join(&query.end));
@@ -194,7 +196,7 @@ impl Transaction for FdbTransaction {
                 reverse: query.reverse,
                 ..RangeOption::default()
             };
-            let values = shared.answer(reader.get_range(&part, iteration, true)).await?;
+            let values = shared.answer(reader.get_range(&part, iteration, true), deadline).await?;
             let is_full = values.iter().any(|pair| {
                 merge.push(prefix.strip(pair.key()), Bytes::copy_from_slice(pair.value())).is_break()
             });
@@ -241,16 +243,17 @@ impl Transaction for FdbTransaction {
 
     async fn commit(mut self: Box<Self>) -> Result<Committed> {
         let _entered = self.shared.enter()?;
+        let deadline = self.shared.deadline();
         let is_foreign = |(key, _): &(Bytes, _)| self.pending.lookup(key).is_none();
         let seen = match self.pending.is_read_only() || self.watches.iter().any(is_foreign) {
-            true => Some(self.version().await?),
+            true => Some(self.version(deadline).await?),
             false => None,
         };
         let committed = match seen.filter(|_| self.pending.is_read_only()) {
             Some(version) => Committed { version: external(version)?, versionstamp: None },
             None => {
                 self.pending.size.check()?;
-                let outcome = self.commit_writes().await;
+                let outcome = self.commit_writes(deadline).await;
                 match &outcome {
                     Err(Error::Conflict) => Shared::count(&self.shared.stats.conflicts, 1),
                     Err(Error::TooOld) => Shared::count(&self.shared.stats.too_old, 1),

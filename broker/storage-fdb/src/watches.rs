@@ -42,7 +42,7 @@ async fn changed(shared: &Shared, key: &[u8], version: i64) -> Result<()> {
     let transaction = shared.plain_transaction()?;
     transaction.set_read_version(version);
     let watch = transaction.watch(key);
-    shared.outcome(transaction.commit()).await?;
+    shared.outcome(transaction.commit(), shared.deadline()).await?;
     // As long as it takes: this is what the caller waits for.
     watch.await.map_err(crate::errors::of_read)
 }

@@ -134,6 +134,11 @@ pub mod limits {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Version(pub u64);
 
+impl Version {
+    /// Greater than any that a store comes to, with room to go on above it: FoundationDB counts in 63 bits.
+    pub const MAX: Self = Self(u64::MAX / 4);
+}
+
 /// Ten bytes, unique and ordered by commit: the commit version (8, big-endian) and the place in its batch (2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Versionstamp(pub [u8; 10]);
@@ -256,7 +261,8 @@ pub trait Store: Send + Sync + Debug + 'static {
     /// another store with their versionstamps. Call it before anything else is done with the store.
     ///
     /// # Errors
-    /// [`Error::Unavailable`] if the store is not that far and the engine cannot be moved on.
+    /// [`Error::Unavailable`] if the store is not that far and the engine cannot be moved on, or not beyond
+    /// [`Version::MAX`].
     async fn advance(&self, version: Version) -> Result<()> {
         let now = self.begin().read_version().await?;
         if now > version {

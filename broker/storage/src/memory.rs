@@ -66,8 +66,7 @@ impl Store for MemoryStore {
     }
 
     async fn advance(&self, version: Version) -> Result<()> {
-        self.shared.advance(version);
-        Ok(())
+        self.shared.advance(version)
     }
 
     async fn failed(&self) -> Arc<str> {

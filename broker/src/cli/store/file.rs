@@ -1,7 +1,7 @@
 //! The file of a backup: nothing has its name before it is whole, on the disk and read back.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{BufReader, BufWriter, ErrorKind, Write};
+use std::io::{self, BufReader, BufWriter, ErrorKind, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -64,14 +64,12 @@ impl BackupFile {
             file.sync_all().with_context(|| format!("write {shown}"))?;
             let (about, extent) =
                 open(&self.partial)?.verify().context("what was written is not a backup")?;
-            fs::rename(&self.partial, &self.path)
+            give_name(&self.partial, &self.path)
                 .with_context(|| format!("name it {}", self.path.display()))?;
             Ok((about, extent))
         })();
-        if outcome.is_err() {
-            // It is of no use; there is nothing else to be done about it.
-            let _ = fs::remove_file(&self.partial);
-        }
+        // It has its name, or is of no use; there is nothing else to be done about it.
+        let _ = fs::remove_file(&self.partial);
         let (about, extent): (About, Extent) = outcome?;
         let folder = match self.path.parent() {
             Some(folder) if !folder.as_os_str().is_empty() => folder,
@@ -91,6 +89,18 @@ impl Drop for BackupFile {
     }
 }
 
+/// Gives the file `partial` the name `path`, unless another file has got that meanwhile.
+fn give_name(partial: &Path, path: &Path) -> io::Result<()> {
+    match fs::hard_link(partial, path) {
+        // Not every file system has links: there the name is taken first.
+        Err(error) if error.kind() != ErrorKind::AlreadyExists => {
+            OpenOptions::new().write(true).create_new(true).open(path)?;
+            fs::rename(partial, path)
+        }
+        linked => linked,
+    }
+}
+
 /// Begins to read a backup.
 pub(super) fn open(path: &Path) -> anyhow::Result<BackupReader<BufReader<File>>> {
     let file = File::open(path).with_context(|| format!("open {}", path.display()))?;
@@ -106,6 +116,12 @@ fn file_name(now: Timestamp) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use weir_env::clock::Clock;
+    use weir_storage::backup::Backup;
+    use weir_storage::{MemoryStore, SharedStore};
+
     use super::*;
 
     fn names(dir: &Path) -> Vec<String> {
@@ -129,6 +145,33 @@ mod tests {
         assert!(names(dir.path()).is_empty());
         drop(BackupFile::create(&path, Timestamp::default()).unwrap());
         assert!(names(dir.path()).is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_file_that_appears_meanwhile_stays_as_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("b");
+        let store: SharedStore = Arc::new(MemoryStore::new(Clock::system()));
+        let mut backup = Backup::begin(&store, "weir test", 1).await.unwrap();
+        let mut whole = Vec::new();
+        while let Some(part) = backup.next().await.unwrap() {
+            whole.extend_from_slice(&part);
+        }
+        for appears in [true, false] {
+            let mut file = BackupFile::create(&path, Timestamp::default()).unwrap();
+            file.write(&whole).unwrap();
+            if appears {
+                fs::write(&path, "precious").unwrap();
+                let error = format!("{:#}", file.finish().unwrap_err());
+                assert!(error.contains("name it"), "{error}");
+                assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
+                fs::remove_file(&path).unwrap();
+            } else {
+                file.finish().unwrap();
+                assert_eq!(fs::read(&path).unwrap(), whole);
+                assert_eq!(names(dir.path()), ["b"]);
+            }
+        }
     }
 
     #[test]

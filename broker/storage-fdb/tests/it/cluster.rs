@@ -31,14 +31,14 @@ pub(crate) fn real() -> Option<PathBuf> {
 
 /// The client library with a cluster in it, which `cargo test` builds as an example; not if it is told to build one
 /// target alone.
-fn fake() -> Option<PathBuf> {
+pub(crate) fn fake() -> Option<PathBuf> {
     let tests = env::current_exe().unwrap();
     let library = tests.parent()?.parent()?.join("examples").join("libfake_fdb_c.so");
     library.exists().then_some(library)
 }
 
 /// A cluster file for the stand-in, which does not read it.
-fn fake_cluster_file() -> PathBuf {
+pub(crate) fn fake_cluster_file() -> PathBuf {
     static FILE: OnceLock<PathBuf> = OnceLock::new();
     let write = || {
         let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join("fake.cluster");

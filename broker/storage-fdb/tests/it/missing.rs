@@ -10,7 +10,7 @@ use weir_env::clock::Clock;
 use weir_storage::{Error, Store};
 use weir_storage_fdb::{FdbNetwork, FdbOptions, FdbStore};
 
-use crate::cluster::not_run;
+use crate::cluster::{self, not_run};
 
 /// What a process that was started by a test does.
 const ROLE: &str = "WEIR_TEST_FDB_ROLE";
@@ -149,10 +149,37 @@ fn a_process_that_exits_with_the_network_running_ends_well() {
     std::process::exit(7);
 }
 
+/// The network thread dies: whoever has the store is told that it is over, and nothing waits for an answer.
+#[test]
+fn a_network_that_ends_unasked_is_the_end_of_its_stores() {
+    let name = "a_network_that_ends_unasked_is_the_end_of_its_stores";
+    let Some(fake) = cluster::fake() else {
+        return not_run("over a client library that fails: the stand-in is not built");
+    };
+    if role().is_none() {
+        let text = said(&run(name, "died", &[]));
+        assert!(text.contains("OVER the network thread of FoundationDB has ended"), "{text}");
+        return;
+    }
+    let network = FdbNetwork::start(Some(&fake)).unwrap();
+    let options = FdbOptions::new(cluster::fake_cluster_file());
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let store = FdbStore::open(&network, &options, Clock::system()).await.unwrap();
+        let mut tx = store.begin();
+        tx.set(b"end of the network", b"");
+        tx.commit().await.unwrap();
+        println!("OVER {}", store.failed().await);
+        assert!(matches!(store.begin().read_version().await, Err(Error::Unavailable(_))));
+        store.close().await;
+    });
+    assert!(FdbNetwork::start(None).is_err());
+}
+
 #[tokio::test]
 async fn a_cluster_file_that_is_no_such_thing_is_named() {
-    let Some(options) = crate::cluster::options() else { return };
-    let network = crate::cluster::network();
+    let Some(options) = cluster::options() else { return };
+    let network = cluster::network();
     let folder = tempfile::tempdir().unwrap();
     let text = folder.path().join("text");
     fs::write(&text, "hello\n").unwrap();

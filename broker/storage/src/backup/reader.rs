@@ -95,6 +95,9 @@ impl<R: Read> BackupReader<R> {
         let (kind, body) = reader.frame()?;
         let about = (kind == HEADER).then(|| about_in(body)).flatten();
         reader.about = about.ok_or(BackupError::Damaged { at, what: "the header is not readable" })?;
+        if reader.about.version > Version::MAX {
+            return Err(BackupError::Damaged { at, what: "its version is greater than any of a store" });
+        }
         Ok(reader)
     }
 

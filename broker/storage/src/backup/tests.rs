@@ -5,7 +5,7 @@ use weir_env::clock::Clock;
 use weir_env::seed::Seed;
 
 use super::*;
-use crate::{MemoryStore, SharedStore};
+use crate::{MemoryStore, SharedStore, Version};
 
 async fn store(pairs: u32, value_bytes: usize) -> SharedStore {
     let store: SharedStore = Arc::new(MemoryStore::new(Clock::system()));
@@ -118,6 +118,17 @@ async fn other_files_and_formats_are_told_apart() {
     assert!(matches!(read(b"PK\x03\x04 something else"), Err(BackupError::Foreign)));
     let error = read(b"weir backup 2\n...").unwrap_err().to_string();
     assert!(error.contains("`weir backup 2`"), "{error}");
+}
+
+#[test]
+fn a_version_that_no_store_comes_to_is_refused() {
+    for (version, is_fine) in [(Version::MAX.0, true), (Version::MAX.0 + 1, false), (u64::MAX, false)] {
+        let body = [&version.to_be_bytes()[..], &[0; 12]].concat();
+        let length = u32::try_from(body.len()).unwrap().to_be_bytes();
+        let frame = [&[HEADER][..], &length, &body, &checksum(0, HEADER, &body).to_be_bytes()].concat();
+        let opened = BackupReader::open(&[MAGIC, &frame].concat()[..]);
+        assert_eq!(opened.is_ok(), is_fine, "{version}: {:?}", opened.err());
+    }
 }
 
 /// Whatever a file holds, reading it ends without a panic and without much memory.

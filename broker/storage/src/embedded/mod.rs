@@ -127,8 +127,7 @@ impl Store for EmbeddedStore {
     }
 
     async fn advance(&self, version: Version) -> Result<()> {
-        self.shared.advance(version);
-        Ok(())
+        self.shared.advance(version)
     }
 
     async fn failed(&self) -> Arc<str> {

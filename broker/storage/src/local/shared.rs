@@ -178,13 +178,18 @@ impl<V: View> Shared<V> {
     }
 
     /// Makes every later version greater than `version`. Transactions that have begun may be too old afterwards.
-    pub(crate) fn advance(&self, version: Version) {
+    pub(crate) fn advance(&self, version: Version) -> Result<()> {
+        if version > Version::MAX {
+            let why = format!("version {} is greater than any of a store", version.0);
+            return Err(Error::Unavailable(why.into()));
+        }
         let mut history = self.history.lock();
         let now = self.clock.now();
         if history.now(now) <= version.0 {
-            history.issued = version.0.saturating_add(1);
+            history.issued = version.0 + 1;
             history.base = (now, history.issued);
         }
+        Ok(())
     }
 
     /// Says that nothing can be committed any more.

@@ -1,6 +1,7 @@
 //! An MQTT 3.1.1 publisher cannot be told of a failure: its acknowledgement is withheld while the store is tried
 //! again, for thirty seconds of a clock that this test moves.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
@@ -10,10 +11,10 @@ use weir::server::{self, Started};
 use weir_codec::{Packet, ProtocolVersion};
 use weir_env::clock::Clock;
 use weir_env::seed::Seed;
-use weir_storage::FaultHandle;
+use weir_storage::{FaultHandle, FaultStore, MemoryStore, SharedStore};
 
 use super::client::{AtLeastOnce, Client, ExactlyOnce, V5, V311, clean, open_at, publish, retained};
-use super::{config, faulty, queue};
+use super::{config, queue};
 
 struct Publisher {
     client: Client,
@@ -24,8 +25,11 @@ struct Publisher {
 
 /// A publisher at a broker in this very runtime, whose time does not pass while anybody has something to do.
 async fn publisher(version: ProtocolVersion) -> Publisher {
-    let (store, faults) = faulty();
     let (clock, shutdown) = (Clock::system(), CancellationToken::new());
+    // In memory whatever other tests run on: a cluster answers in its own time.
+    let store = FaultStore::wrap(Arc::new(MemoryStore::new(clock)), Seed::fixed(1));
+    let faults = store.handle();
+    let store: SharedStore = Arc::new(store);
     let (started_tx, started) = oneshot::channel();
     let tasks = TaskTracker::new();
     tasks.spawn({
