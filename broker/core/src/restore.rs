@@ -13,7 +13,7 @@ use bytes::Bytes;
 use weir_env::seed::Seed;
 use weir_storage::backup::Pairs;
 use weir_storage::limits::TRANSACTION_BYTES_TARGET;
-use weir_storage::{Isolation, KEYS_END, RangeQuery, SharedStore, Transaction, Version};
+use weir_storage::{Isolation, KEYS_END, RangeQuery, SharedStore, Transaction, TransactionSize, Version};
 
 use crate::keyspace::DecodeError;
 use crate::keyspace::format::{self, KeyspaceFormat};
@@ -27,7 +27,7 @@ use crate::keyspace::will::WillId;
 const EPOCH_LEAP: u64 = 1 << 32;
 /// The owner of a restored shard: no process has this id.
 const NOBODY: PodId = PodId([0; 16]);
-/// Bytes of keys and values in one transaction; what comes on top of them is small.
+/// Size of the records in one transaction; what comes on top of them is small.
 const BATCH_BYTES: usize = TRANSACTION_BYTES_TARGET - 100_000;
 /// How often a transaction is repeated.
 const REPEATS_MAX: u32 = 20;
@@ -123,7 +123,7 @@ impl Restore {
                 continue;
             }
             let (key, value) = renew(key, value)?;
-            let bytes = key.len() + value.len();
+            let bytes = TransactionSize::of_write(key.len(), value.len());
             if self.batch_bytes + bytes > BATCH_BYTES {
                 self.flush().await?;
             }

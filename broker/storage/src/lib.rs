@@ -76,10 +76,14 @@
 //! armed, and an engine may lose one: whoever waits reads the key again now and then. It says nothing of the value.
 //!
 //! # Size of a transaction
-//! A write counts its key and its value; a range cleared, read or added as a conflict counts both ends. A key
-//! read or added as a conflict counts as the range that holds it alone. Every call counts, also one that
-//! repeats or undoes an earlier one. Snapshot reads do not. [`TransactionSize`] is the one place that counts. Limits are
-//! checked at the commit, before anything is written.
+//! A write counts its key twice and its value; a range cleared, read or added as a conflict counts both ends. A key
+//! read or added as a conflict counts as the range that holds it alone. Each counts [`limits::OPERATION_BYTES`] besides.
+//! Every call counts, also one that repeats or undoes an earlier one. Snapshot reads do not. [`TransactionSize`] is the
+//! one place that counts. Limits are checked at the commit, before anything is written.
+//!
+//! FoundationDB takes 10 MB, in which a key occurs in its mutation and in both ends of its conflict range, each time with
+//! the prefix of the installation, and each mutation and range has a size of its own. Counted like this, a transaction
+//! within our limit is within that one too, however small its keys and values are.
 
 pub mod backup;
 pub mod conformance;
@@ -121,7 +125,9 @@ pub mod limits {
     pub const KEY_BYTES_MAX: usize = 2_000;
     /// Longest value, in bytes.
     pub const VALUE_BYTES_MAX: usize = 90_000;
-    /// Size a transaction should stay below, in bytes of keys, values and conflict ranges.
+    /// What each write and each range counts besides its bytes.
+    pub const OPERATION_BYTES: usize = 96;
+    /// Size a transaction should stay below, as [`TransactionSize`](super::TransactionSize) counts.
     pub const TRANSACTION_BYTES_TARGET: usize = 1_000_000;
     /// Size from which a commit fails with [`Error::TooLarge`](super::Error::TooLarge).
     pub const TRANSACTION_BYTES_MAX: usize = 4_000_000;

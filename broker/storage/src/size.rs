@@ -1,6 +1,6 @@
 //! The size of a transaction, counted alike by every engine. Knows the limits, not the engines.
 
-use crate::limits::{KEY_BYTES_MAX, TRANSACTION_BYTES_MAX, VALUE_BYTES_MAX};
+use crate::limits::{KEY_BYTES_MAX, OPERATION_BYTES, TRANSACTION_BYTES_MAX, VALUE_BYTES_MAX};
 use crate::{Error, Result};
 
 /// Counts what a transaction does against [`limits`](crate::limits); see the crate's documentation for the
@@ -13,9 +13,15 @@ pub struct TransactionSize {
 }
 
 impl TransactionSize {
+    /// What a write of a key of `key` bytes with a value of `value` bytes adds: the key counts twice.
+    #[must_use]
+    pub const fn of_write(key: usize, value: usize) -> usize {
+        OPERATION_BYTES.saturating_add(key).saturating_add(key).saturating_add(value)
+    }
+
     /// Counts a write of a key of `key` bytes with a value of `value` bytes.
     pub const fn add_write(&mut self, key: usize, value: usize) {
-        self.total = self.total.saturating_add(key).saturating_add(value);
+        self.total = self.total.saturating_add(Self::of_write(key, value));
         if key > self.longest_key {
             self.longest_key = key;
         }
@@ -26,7 +32,7 @@ impl TransactionSize {
 
     /// Counts a range that was cleared, read or added as a conflict, by the lengths of its two ends.
     pub const fn add_range(&mut self, begin: usize, end: usize) {
-        self.total = self.total.saturating_add(begin).saturating_add(end);
+        self.total = self.total.saturating_add(OPERATION_BYTES).saturating_add(begin).saturating_add(end);
     }
 
     /// Bytes counted so far.

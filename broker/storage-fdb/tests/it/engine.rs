@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use weir_env::clock::Clock;
 use weir_storage::conformance::Fixture;
-use weir_storage::{ConflictKind, Error, Isolation, RangeQuery, Store, conformance};
+use weir_storage::limits::TRANSACTION_BYTES_MAX;
+use weir_storage::{ConflictKind, Error, Isolation, RangeQuery, Store, TransactionSize, conformance};
 use weir_storage_fdb::FdbStore;
 
 use crate::cluster;
@@ -110,6 +111,22 @@ async fn an_owner_that_was_replaced_never_commits() {
             assert_eq!(store.begin().get(&[b'l', round, row], Isolation::Snapshot).await.unwrap(), None);
         }
     }
+}
+
+/// The limit of the contract comes before that of FoundationDB, which counts in another way, for the shortest keys too.
+#[tokio::test]
+async fn a_transaction_full_of_tiny_keys_is_within_what_foundationdb_takes() {
+    let Some(store) = cluster::store().await else { return };
+    let (mut tx, mut size) = (store.begin(), TransactionSize::default());
+    for number in 0u32.. {
+        let key = &number.to_be_bytes()[1..];
+        tx.clear(key);
+        size.add_write(key.len(), 0);
+        if size.total() + 2 * TransactionSize::of_write(key.len(), 0) >= TRANSACTION_BYTES_MAX {
+            break;
+        }
+    }
+    tx.commit().await.unwrap();
 }
 
 #[tokio::test]

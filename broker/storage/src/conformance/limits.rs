@@ -34,7 +34,7 @@ pub async fn sizes_are_limited_exactly(subject: Subject) {
         size.add_range(begin.len(), end.len());
         for number in 0.. {
             let key = subject.key(format!("row {number:03}"));
-            let room = TRANSACTION_BYTES_MAX - size.total() - key.len() - usize::from(!over);
+            let room = room_for(&size, &key) - usize::from(!over);
             let value = vec![b'v'; room.min(VALUE_BYTES_MAX)];
             tx.set(&key, &value);
             size.add_write(key.len(), value.len());
@@ -48,6 +48,43 @@ pub async fn sizes_are_limited_exactly(subject: Subject) {
             false => drop(tx.commit().await.must()),
             true => assert_fails!(tx.commit().await, TooLarge { what: "transaction", .. }),
         }
+    }
+}
+
+/// Bytes of a value at `key` with which the size is at the limit.
+fn room_for(size: &TransactionSize, key: &[u8]) -> usize {
+    TRANSACTION_BYTES_MAX - size.total() - TransactionSize::of_write(key.len(), 0)
+}
+
+/// A transaction may be full of the smallest writes there are, and of ranges. It then takes the most room where an
+/// engine stores more than was written.
+pub async fn a_transaction_full_of_small_writes_is_taken(subject: Subject) {
+    for kind in 0..4 {
+        let (mut tx, mut size) = (subject.begin(), TransactionSize::default());
+        for number in 0u32.. {
+            let key = subject.key(number.to_be_bytes());
+            let end = subject.key((number + 1).to_be_bytes());
+            match kind {
+                0 => tx.clear(&key),
+                1 => tx.set(&key, b""),
+                2 => tx.clear_range(&key, &end),
+                _ => tx.add_conflict_range(&key, &end, ConflictKind::Write),
+            }
+            match kind {
+                0 | 1 => size.add_write(key.len(), 0),
+                _ => size.add_range(key.len(), end.len()),
+            }
+            if number == 0 {
+                // From here on the order of the writes is kept to the commit.
+                let (key, value) = (subject.key("stamped"), [0; 10]);
+                tx.set_versionstamped_value(&key, &value, 0);
+                size.add_write(key.len(), value.len());
+            }
+            if size.total() + TransactionSize::of_write(key.len(), key.len()) >= TRANSACTION_BYTES_MAX {
+                break;
+            }
+        }
+        tx.commit().await.must();
     }
 }
 
@@ -111,7 +148,7 @@ pub async fn everything_in_a_transaction_counts_towards_its_size(subject: Subjec
                 tx.get(&subject.key("free of charge"), Isolation::Snapshot).await.must();
             }
             let key = subject.key("the rest");
-            let room = TRANSACTION_BYTES_MAX - size.total() - key.len() - usize::from(!over);
+            let room = room_for(&size, &key) - usize::from(!over);
             tx.set(&key, &vec![b'v'; room]);
             match over {
                 false => drop(tx.commit().await.must()),

@@ -106,6 +106,7 @@ macro_rules! conformance {
                 an_old_transaction_is_too_old
                 sizes_are_limited_exactly
                 everything_in_a_transaction_counts_towards_its_size
+                a_transaction_full_of_small_writes_is_taken
                 watches_fire_on_changes
                 watches_see_changes_made_before_they_are_armed
                 a_watch_of_a_refused_transaction_fires
