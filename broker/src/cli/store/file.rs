@@ -60,7 +60,7 @@ impl BackupFile {
         let shown = self.partial.display().to_string();
         let out = self.out.take().expect("ended once");
         let outcome: anyhow::Result<_> = (|| {
-            let file = out.into_inner().map_err(std::io::IntoInnerError::into_error)?;
+            let file = out.into_inner().map_err(io::IntoInnerError::into_error)?;
             file.sync_all().with_context(|| format!("write {shown}"))?;
             let (about, extent) =
                 open(&self.partial)?.verify().context("what was written is not a backup")?;

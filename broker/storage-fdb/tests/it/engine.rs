@@ -7,7 +7,9 @@ use std::time::Duration;
 use weir_env::clock::Clock;
 use weir_storage::conformance::Fixture;
 use weir_storage::limits::TRANSACTION_BYTES_MAX;
-use weir_storage::{ConflictKind, Error, Isolation, RangeQuery, Store, TransactionSize, conformance};
+use weir_storage::{
+    ConflictKind, Error, Isolation, RangeQuery, Store, TransactionSize, Version, conformance,
+};
 use weir_storage_fdb::FdbStore;
 
 use crate::cluster;
@@ -127,6 +129,19 @@ async fn a_transaction_full_of_tiny_keys_is_within_what_foundationdb_takes() {
         }
     }
     tx.commit().await.unwrap();
+}
+
+/// Versions are the cluster's: one that is behind is moved on by its operator, who is told how.
+#[tokio::test]
+async fn a_cluster_that_is_behind_is_not_moved_on_but_says_how() {
+    let Some(store) = cluster::store().await else { return };
+    store.advance(Version(1)).await.unwrap();
+    let beyond = Version::MAX.0;
+    let error = store.advance(Version::MAX).await.unwrap_err();
+    assert!(matches!(error, Error::Unavailable(_)));
+    let advice = format!("--exec 'advanceversion {}'", beyond + 1);
+    assert!(error.to_string().contains(&advice), "{error}");
+    assert!(store.begin().read_version().await.unwrap() < Version::MAX);
 }
 
 #[tokio::test]
