@@ -11,6 +11,7 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesOrdered;
 
 use super::Answer;
+use crate::under_way::UnderWayGuard;
 
 /// Answers to come.
 #[derive(Debug, Default)]
@@ -19,17 +20,26 @@ pub(super) struct Pending(Option<Box<Line>>);
 #[derive(Debug, Default)]
 struct Line {
     answers: FuturesOrdered<BoxFuture<'static, Answer>>,
-    /// What each of them counts for.
-    sizes: VecDeque<u64>,
+    /// What each of them counts for, and what counts it over all clients if it does not do so itself.
+    sizes: VecDeque<(u64, Option<UnderWayGuard>)>,
     bytes: u64,
 }
 
 impl Pending {
     /// Adds one that counts for `bytes` behind the others.
     pub(super) fn push_back(&mut self, bytes: u64, answer: BoxFuture<'static, Answer>) {
+        self.push(bytes, None, answer);
+    }
+
+    /// Adds one whose answer is known: `under_way` counts it until its turn comes.
+    pub(super) fn push_answered(&mut self, under_way: UnderWayGuard, answer: Answer) {
+        self.push(under_way.bytes(), Some(under_way), Box::pin(std::future::ready(answer)));
+    }
+
+    fn push(&mut self, bytes: u64, under_way: Option<UnderWayGuard>, answer: BoxFuture<'static, Answer>) {
         let line = self.0.get_or_insert_default();
         line.answers.push_back(answer);
-        line.sizes.push_back(bytes);
+        line.sizes.push_back((bytes, under_way));
         line.bytes += bytes;
     }
 
@@ -52,7 +62,7 @@ impl Pending {
     pub(super) fn poll_next(&mut self, context: &mut Context<'_>) -> Option<Answer> {
         let line = self.0.as_mut()?;
         let Poll::Ready(Some(answer)) = line.answers.poll_next_unpin(context) else { return None };
-        line.bytes -= line.sizes.pop_front().unwrap_or(0);
+        line.bytes -= line.sizes.pop_front().map_or(0, |(bytes, _)| bytes);
         Some(answer)
     }
 

@@ -108,13 +108,7 @@ impl Connection {
             Accepted::Done(outcome) => match outcome.live.as_ref().filter(|_| !self.pending.is_empty()) {
                 Some(live) => {
                     let under_way = self.broker.under_way.enter(live.size());
-                    self.pending.push_back(
-                        under_way.bytes(),
-                        Box::pin(async move {
-                            drop(under_way);
-                            (asker, outcome)
-                        }),
-                    );
+                    self.pending.push_answered(under_way, (asker, outcome));
                 }
                 None => self.answer(asker, outcome),
             },
