@@ -74,6 +74,8 @@ async fn run(load: Load, duration: Duration) -> [u64; 3] {
         key: None,
         retention: Retention::default(),
         dispatch: DispatchSettings::default(),
+        last_value: false,
+        queue: weir_core::definition::QueueSettings::default(),
         delete_data: false,
     };
     core.apply(&[definition]).await.unwrap();

@@ -221,7 +221,7 @@ impl Catalog {
             id: entry.id,
             generation: entry.generation,
             filter: definition.topic_filter.as_deref().and_then(|f| TopicFilter::parse(f.to_owned()).ok()),
-            key: definition.key.as_deref().and_then(|key| KeyExpression::parse(key).ok()),
+            key: definition.effective_key().and_then(|key| KeyExpression::parse(key).ok()),
             logs: (0..definition.shards).map(place).collect(),
             definition,
         })

@@ -34,8 +34,14 @@ pub struct Definition {
     pub key: Option<String>,
     /// How long and how much is kept.
     pub retention: Retention,
+    /// Whether only the newest message of each key is kept.
+    #[serde(default)]
+    pub last_value: bool,
     /// Of queues only.
     pub dispatch: DispatchSettings,
+    /// Of queues only.
+    #[serde(default)]
+    pub queue: QueueSettings,
     /// Whether deletion removes what is stored.
     pub delete_data: bool,
 }
@@ -50,6 +56,66 @@ pub struct Retention {
     pub max_bytes: u64,
     /// Messages.
     pub max_messages: u64,
+}
+
+/// What a queue does beyond handing out.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct QueueSettings {
+    /// Whether messages of one key are delivered one at a time and in order.
+    pub ordering: Ordering,
+    /// What happens to a message that does not fit.
+    pub overflow: Overflow,
+    /// Where messages go that cannot be delivered; none: they are dropped and counted.
+    pub dead_letter: Option<DeadLetterTarget>,
+    /// Milliseconds for which a `queue-dedup-id` is remembered; zero: not at all.
+    pub dedup_window_ms: u64,
+    /// What publishers may ask for.
+    pub controls: Controls,
+}
+
+/// Whether messages of one key are delivered in order.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Ordering {
+    /// Any order.
+    #[default]
+    None,
+    /// One at a time and in order within a key.
+    Key,
+}
+
+/// What happens to a message that does not fit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Overflow {
+    /// Its publisher is told.
+    #[default]
+    RejectPublish,
+    /// The oldest messages make room.
+    DropOldest,
+}
+
+/// Where messages go that cannot be delivered.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum DeadLetterTarget {
+    /// To the queue that this object of the same namespace declares.
+    Object(String),
+    /// Published to this topic.
+    Topic(String),
+}
+
+/// What publishers may ask of a queue by user properties.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Controls {
+    /// `queue-delay`
+    pub delay: bool,
+    /// `queue-priority`
+    pub priority: bool,
+    /// `queue-dedup-id`
+    pub dedup: bool,
 }
 
 /// Which consumer gets the next message.
@@ -83,6 +149,24 @@ pub struct DispatchSettings {
     pub backoff_max_ms: u64,
     /// Growth of the wait per attempt, in hundredths: 200 doubles it.
     pub backoff_factor_percent: u32,
+}
+
+impl Default for QueueSettings {
+    fn default() -> Self {
+        Self {
+            ordering: Ordering::default(),
+            overflow: Overflow::default(),
+            dead_letter: None,
+            dedup_window_ms: 120_000,
+            controls: Controls::default(),
+        }
+    }
+}
+
+impl Default for Controls {
+    fn default() -> Self {
+        Self { delay: true, priority: true, dedup: true }
+    }
 }
 
 impl Default for DispatchSettings {
@@ -128,9 +212,18 @@ impl Definition {
             Some("topicFilter")
         } else if self.shards != other.shards {
             Some("shards")
+        } else if self.last_value != other.last_value {
+            Some("lastValue")
         } else {
             None
         }
+    }
+
+    /// The expression of the key: the topic where a queue or stream needs one and none is declared.
+    #[must_use]
+    pub fn effective_key(&self) -> Option<&str> {
+        let needed = self.last_value || self.queue.ordering == Ordering::Key;
+        self.key.as_deref().or_else(|| needed.then_some("message.topic"))
     }
 
     /// A shard's even share of `limit`; zero stays no limit.

@@ -111,6 +111,8 @@ fn definition(kind: Kind, name: &str, filter: &str, shards: u8) -> Definition {
         key: None,
         retention: Retention::default(),
         dispatch: DispatchSettings::default(),
+        last_value: false,
+        queue: weir_core::definition::QueueSettings::default(),
         delete_data: true,
     }
 }

@@ -6,11 +6,15 @@
 
 use std::time::Duration;
 
-use weir_core::definition::{Definition, DispatchSettings, Kind, Retention, Strategy};
+use weir_core::definition::{
+    Controls, DeadLetterTarget, Definition, DispatchSettings, Kind, QueueSettings as Queue, Retention,
+    Strategy,
+};
 use weir_core::key::KeyExpression;
 use weir_manifest::{Declared, ERRORS_MAX, ManifestSet, Source};
 use weir_operator_api::{
-    DeletionPolicy, DispatchStrategy, MessageQueue, Ordering, Overflow, QueueSettings, Stream,
+    DeadLetter, DeletionPolicy, DispatchStrategy, MessageQueue, Ordering, Overflow, PublisherControl,
+    QueueSettings, Stream,
 };
 
 /// The queues and streams of `set`.
@@ -93,14 +97,7 @@ impl Document<'_> {
 fn queue(declared: &Declared<MessageQueue>, document: &mut Document<'_>) -> Option<Definition> {
     let object = &declared.object;
     let spec = &object.spec.settings;
-    if object.spec.topic_filter.is_none() {
-        document.refuse(
-            "spec.topicFilter",
-            "a queue without one gets messages from dead letters and redrive, which this version does not \
-             have; give it a topic filter, or remove it",
-        );
-    }
-    refuse_unsupported(spec, document);
+    document.key(spec.key.as_deref());
     let shards = document.number("spec.shards", i64::from(spec.shards));
     let retention = Retention {
         max_age_ms: millis(spec.retention.max_age.as_duration()),
@@ -116,42 +113,38 @@ fn queue(declared: &Declared<MessageQueue>, document: &mut Document<'_>) -> Opti
         shards: shards?,
         key: spec.key.clone(),
         retention,
+        last_value: spec.last_value,
         dispatch: dispatch(spec, document)?,
+        queue: queue_settings(spec),
         delete_data: spec.deletion_policy == DeletionPolicy::Delete,
     })
 }
 
-fn refuse_unsupported(spec: &QueueSettings, document: &mut Document<'_>) {
-    if spec.ordering == Ordering::Key {
-        document.refuse("spec.ordering", "`key` is not supported by this version; allowed: none");
+fn queue_settings(spec: &QueueSettings) -> Queue {
+    let allowed = |control| spec.publisher_controls.contains(&control);
+    Queue {
+        ordering: match spec.ordering {
+            Ordering::None => weir_core::definition::Ordering::None,
+            Ordering::Key => weir_core::definition::Ordering::Key,
+        },
+        overflow: match spec.retention.overflow {
+            Overflow::RejectPublish => weir_core::definition::Overflow::RejectPublish,
+            Overflow::DropOldest => weir_core::definition::Overflow::DropOldest,
+        },
+        dead_letter: spec.dead_letter.as_ref().and_then(dead_letter),
+        dedup_window_ms: millis(spec.dedup.window.as_duration()),
+        controls: Controls {
+            delay: allowed(PublisherControl::Delay),
+            priority: allowed(PublisherControl::Priority),
+            dedup: allowed(PublisherControl::Dedup),
+        },
     }
-    document.key(spec.key.as_deref());
-    document.last_value(spec.last_value);
-    if spec.dead_letter.is_some() {
-        document.refuse(
-            "spec.deadLetter",
-            "dead letters are not supported by this version; remove the field: after maxDeliveries a message \
-             is dropped and counted, with maxDeliveries 0 it is tried for ever",
-        );
-    }
-    if spec.retention.overflow == Overflow::DropOldest {
-        let problem = "`DropOldest` is not supported by this version; allowed: RejectPublish";
-        document.refuse("spec.retention.overflow", problem);
-    }
-    let defaults = QueueSettings::default();
-    // Nothing is what this version does: no window and no controls are as good as the defaults.
-    if spec.dedup != defaults.dedup && !spec.dedup.window.is_zero() {
-        let problem =
-            "repeated publishes are not recognised by this version; remove the field, or set it to 0s";
-        document.refuse("spec.dedup.window", problem);
-    }
-    let controls = &spec.publisher_controls;
-    let is_default = defaults.publisher_controls.iter().all(|control| controls.contains(control));
-    if !is_default && !controls.is_empty() {
-        let problem =
-            "publisher controls are not supported by this version; remove the field, or set it to []";
-        document.refuse("spec.publisherControls", problem);
-    }
+}
+
+/// The schema sees to it that there is exactly one target.
+fn dead_letter(target: &DeadLetter) -> Option<DeadLetterTarget> {
+    let object = target.queue_ref.as_ref().map(|queue| DeadLetterTarget::Object(queue.name.clone()));
+    object.or_else(|| target.topic.clone().map(DeadLetterTarget::Topic))
 }
 
 fn dispatch(spec: &QueueSettings, document: &mut Document<'_>) -> Option<DispatchSettings> {
@@ -195,7 +188,9 @@ fn stream(declared: &Declared<Stream>, document: &mut Document<'_>) -> Option<De
             max_bytes: spec.retention.max_bytes.as_bytes(),
             max_messages: document.number("spec.retention.maxMessages", spec.retention.max_messages)?,
         },
+        last_value: false,
         dispatch: DispatchSettings::default(),
+        queue: Queue::default(),
         delete_data: spec.deletion_policy == DeletionPolicy::Delete,
     })
 }

@@ -1,7 +1,9 @@
 use std::path::Path;
 use std::time::Duration;
 
-use weir_core::definition::{Definition, Strategy};
+use weir_core::definition::{
+    Controls, DeadLetterTarget, Definition, Ordering, Overflow, QueueSettings, Strategy,
+};
 use weir_core::metrics::Metrics;
 use weir_env::clock::Clock;
 use weir_env::seed::Seed;
@@ -96,6 +98,7 @@ fn defaults_are_those_of_the_core() {
     assert_eq!((queue.namespace.as_str(), queue.object.as_str()), ("city", "traffic"));
     assert_eq!(queue.topic_filter.as_deref(), Some("sensor/+/data"));
     assert_eq!(queue.dispatch, weir_core::definition::DispatchSettings::default());
+    assert_eq!(queue.queue, QueueSettings::default());
     assert_eq!(queue.retention.max_bytes, 10 << 30);
     assert_eq!((stream.kind, stream.name.as_str()), (Kind::Stream, "telemetry"));
     assert_eq!(stream.retention.max_age_ms, 168 * 3_600_000);
@@ -113,15 +116,16 @@ spec:
   topicFilter: a
   queueName: name
   shards: 4
-  ordering: none
+  ordering: key
   key: message.clientId
   dispatch: { strategy: roundRobin, maxInflightPerConsumer: 7 }
   ackTimeout: 5s
   maxDeliveries: 3
   retryBackoff: { initial: 2s, max: 8s, factor: 3 }
-  retention: { maxAge: 1h, maxBytes: 1Ki, maxMessages: 9, overflow: RejectPublish }
-  dedup: { window: 2m }
-  publisherControls: [dedup, priority, delay]
+  retention: { maxAge: 1h, maxBytes: 1Ki, maxMessages: 9, overflow: DropOldest }
+  dedup: { window: 3m }
+  publisherControls: [dedup]
+  deadLetter: { queueRef: { name: dead } }
   deletionPolicy: Delete
 ---
 apiVersion: weir.dev/v1alpha1
@@ -145,6 +149,14 @@ spec:
     assert_eq!((dispatch.ack_timeout_ms, dispatch.max_deliveries), (5000, 3));
     let backoff = (dispatch.backoff_initial_ms, dispatch.backoff_max_ms, dispatch.backoff_factor_percent);
     assert_eq!(backoff, (2000, 8000, 300));
+    let expected = QueueSettings {
+        ordering: Ordering::Key,
+        overflow: Overflow::DropOldest,
+        dead_letter: Some(DeadLetterTarget::Object("dead".into())),
+        dedup_window_ms: 180_000,
+        controls: Controls { delay: false, priority: false, dedup: true },
+    };
+    assert_eq!(queue.queue, expected);
     let kept = |d: &Definition| (d.retention.max_age_ms, d.retention.max_bytes, d.retention.max_messages);
     assert_eq!((kept(queue), queue.delete_data), ((3_600_000, 1024, 9), true));
     assert_eq!((stream.name.as_str(), stream.shards), ("name", 2));
@@ -161,46 +173,24 @@ fn what_this_version_cannot_do_is_refused() {
             assert!(line.starts_with(&format!("m.yaml:2: {expected}")), "{field}: {line}");
         }
     };
-    for (field, expected) in [
-        ("ordering: key", "spec.ordering: `key` is not supported by this version; allowed: none"),
-        ("lastValue: true", "spec.lastValue: `true` is not supported"),
-        ("deadLetter: { topic: dead }", "spec.deadLetter: dead letters are not supported"),
-        ("deadLetter: { queueRef: { name: dead } }", "spec.deadLetter: "),
-        ("retention: { overflow: DropOldest }", "spec.retention.overflow: `DropOldest` is not supported"),
-        ("dedup: { window: 5m }", "spec.dedup.window: "),
-        ("publisherControls: [delay]", "spec.publisherControls: "),
-        (
-            "key: message.json.id",
-            "spec.key: key `message.json.id` is not supported; supported: message.topic",
-        ),
-    ] {
-        refused(QUEUE, field, &[expected]);
-    }
+    let key = "spec.key: key `message.json.id` is not supported; supported: message.topic";
+    refused(QUEUE, "key: message.json.id", &[key]);
     refused(STREAM, "lastValue: true", &["spec.lastValue: "]);
     refused(STREAM, "key: size(message.payload)", &["spec.key: "]);
-    refused(QUEUE, "ordering: key\n  lastValue: true", &["spec.ordering: ", "spec.lastValue: "]);
-    let without_filter = QUEUE.replace("spec:\n  topicFilter: sensor/+/data\n", "spec:\n");
-    refused(&without_filter, "shards: 1", &["spec.topicFilter: "]);
-}
-
-#[test]
-fn asking_for_less_than_the_default_is_no_reason_to_refuse() {
-    for field in ["dedup: { window: 0s }", "publisherControls: []", "maxDeliveries: 0"] {
-        assert!(converted(&format!("{QUEUE}  {field}\n")).is_ok(), "{field}");
-    }
+    refused(STREAM, "lastValue: true\n  key: a.b", &["spec.key: ", "spec.lastValue: "]);
 }
 
 #[tokio::test]
 async fn the_start_applies_all_or_tells_every_problem() {
     let bench = Bench::new().await;
-    bench.write("a.yaml", &format!("{QUEUE}  ordering: key\n  lastValue: true\n"));
+    bench.write("a.yaml", &format!("{QUEUE}  key: a.b\n---\n{STREAM}  lastValue: true\n"));
     bench.write("b.yaml", STREAM);
     let error = load_and_apply(&bench.core, &mut bench.watcher()).await.unwrap_err().to_string();
     assert!(
         error.starts_with(&format!("manifests in {} are refused:\n", bench.dir.path().display())),
         "{error}"
     );
-    assert_eq!(error.matches("\n  a.yaml:1: spec.").count(), 2, "{error}");
+    assert_eq!(error.matches("\n  a.yaml:").count(), 2, "{error}");
     assert!(!bench.has(Kind::Stream, "telemetry"), "a part was applied");
 
     bench.write("a.yaml", QUEUE);

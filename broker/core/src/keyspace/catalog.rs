@@ -120,6 +120,8 @@ mod tests {
                 key: None,
                 retention: Retention::default(),
                 dispatch: DispatchSettings::default(),
+                last_value: false,
+                queue: crate::definition::QueueSettings::default(),
                 delete_data: false,
             },
         };

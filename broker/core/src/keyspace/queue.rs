@@ -1,6 +1,6 @@
 //! What a queue knows of its log: the floor, acknowledgements above it, and failed attempts.
 //!
-//! * Floor: key `q`, log id, `f`. Value: format 1, floor u64, then the counters as varints, epoch u64.
+//! * Floor: key `q`, log id, `f`. Value: format 2, floor u64, then the counters as varints, epoch u64.
 //! * Acks: key `q`, log id, `a`, block u64. Value: format 1, bitmap of 4,096 offsets: bit `n` of the block is
 //!   bit `n % 8` of byte `n / 8`; trailing zero bytes are left out.
 //! * Attempts: key `q`, log id, `r`, offset u64. Value: format 1, failed attempts varint.
@@ -11,6 +11,7 @@ use super::owner::Epoch;
 use super::{DecodeError, LogId, Reader, Writer, tag};
 
 const FORMAT: u8 = 1;
+const FLOOR_FORMAT: u8 = 2;
 const FLOOR: u8 = b'f';
 const ACKS: u8 = b'a';
 const ATTEMPTS: u8 = b'r';
@@ -31,6 +32,14 @@ pub struct QueueFloor {
     pub exhausted: u64,
     /// Messages dropped by a purge, ever.
     pub purged: u64,
+    /// Messages that went to the dead letters, ever.
+    pub dead_lettered: u64,
+    /// Messages dropped to make room for newer ones, ever.
+    pub overflowed: u64,
+    /// Messages replaced by a newer one of their key, ever.
+    pub superseded: u64,
+    /// Dead letters that were moved back to where they came from, ever.
+    pub redriven: u64,
     /// Bytes of messages that are neither acknowledged nor dropped.
     pub bytes: u64,
     /// Of the owner that wrote this.
@@ -47,18 +56,29 @@ impl QueueFloor {
     /// Messages that are done, one way or the other.
     #[must_use]
     pub fn done(&self) -> u64 {
-        self.acknowledged + self.expired + self.exhausted + self.purged
+        self.acknowledged
+            + self.expired
+            + self.exhausted
+            + self.purged
+            + self.dead_lettered
+            + self.overflowed
+            + self.superseded
+            + self.redriven
     }
 
     /// The value.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
-        Writer::new(FORMAT)
+        Writer::new(FLOOR_FORMAT)
             .u64(self.floor)
             .varint(self.acknowledged)
             .varint(self.expired)
             .varint(self.exhausted)
             .varint(self.purged)
+            .varint(self.dead_lettered)
+            .varint(self.overflowed)
+            .varint(self.superseded)
+            .varint(self.redriven)
             .varint(self.bytes)
             .u64(self.epoch.0)
             .finish()
@@ -69,16 +89,24 @@ impl QueueFloor {
     /// # Errors
     /// If it is not one, or of a newer format.
     pub fn decode(value: Bytes) -> Result<Self, DecodeError> {
-        let (mut reader, _) = Reader::value(value, "queue floor", FORMAT)?;
-        Ok(Self {
+        let (mut reader, format) = Reader::value(value, "queue floor", FLOOR_FORMAT)?;
+        let mut floor = Self {
             floor: reader.u64("floor")?,
             acknowledged: reader.varint("acknowledged")?,
             expired: reader.varint("expired")?,
             exhausted: reader.varint("exhausted")?,
             purged: reader.varint("purged")?,
-            bytes: reader.varint("bytes")?,
-            epoch: Epoch(reader.u64("epoch")?),
-        })
+            ..Self::default()
+        };
+        if format > 1 {
+            floor.dead_lettered = reader.varint("dead-lettered")?;
+            floor.overflowed = reader.varint("overflowed")?;
+            floor.superseded = reader.varint("superseded")?;
+            floor.redriven = reader.varint("redriven")?;
+        }
+        floor.bytes = reader.varint("bytes")?;
+        floor.epoch = Epoch(reader.u64("epoch")?);
+        Ok(floor)
     }
 }
 
@@ -238,12 +266,20 @@ mod tests {
             expired: 1,
             exhausted: 2,
             purged: 3,
-            bytes: 4,
-            epoch: Epoch(5),
+            dead_lettered: 4,
+            overflowed: 5,
+            superseded: 6,
+            redriven: 7,
+            bytes: 8,
+            epoch: Epoch(9),
         };
         let bytes = floor.encode();
-        assert_eq!(bytes, b"\x01\0\0\0\0\0\0\0\x09\xac\x02\x01\x02\x03\x04\0\0\0\0\0\0\0\x05");
+        let expected = b"\x02\0\0\0\0\0\0\0\x09\xac\x02\x01\x02\x03\x04\x05\x06\x07\x08\0\0\0\0\0\0\0\x09";
+        assert_eq!(bytes, expected);
         assert_eq!(QueueFloor::decode(bytes.into()), Ok(floor));
+        let format_1 = b"\x01\0\0\0\0\0\0\0\x09\xac\x02\x01\x02\x03\x04\0\0\0\0\0\0\0\x05";
+        let old = QueueFloor::decode(Bytes::from_static(format_1)).unwrap();
+        assert_eq!((old.done(), old.bytes, old.epoch), (306, 4, Epoch(5)));
 
         assert_eq!(AckBlock::key(&LOG, 1), b"q\0\x01\0\0\0\x02\x03a\0\0\0\0\0\0\0\x01");
         let mut block = AckBlock::default();

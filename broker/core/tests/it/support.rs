@@ -37,6 +37,8 @@ pub(crate) fn definition(kind: Kind, name: &str, filter: &str, shards: u8) -> De
         key: None,
         retention: Retention::default(),
         dispatch: DispatchSettings::default(),
+        last_value: false,
+        queue: weir_core::definition::QueueSettings::default(),
         delete_data: false,
     }
 }

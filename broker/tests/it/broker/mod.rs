@@ -213,6 +213,8 @@ fn definition(kind: Kind, name: &str, filter: &str) -> Definition {
             backoff_max_ms: 20,
             ..DispatchSettings::default()
         },
+        last_value: false,
+        queue: weir_core::definition::QueueSettings::default(),
         delete_data: true,
     }
 }
