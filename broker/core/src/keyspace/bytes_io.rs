@@ -23,6 +23,17 @@ pub enum DecodeError {
         /// Newest format known.
         known: u8,
     },
+    /// The keyspace was written by a version of Weir whose layout this one has left behind.
+    #[error(
+        "the store has layout {found}, of a version before the first release; this version uses layout {known}: begin a \
+         new store"
+    )]
+    Outdated {
+        /// Format found.
+        found: u8,
+        /// The only one that is read.
+        known: u8,
+    },
     /// The keyspace is what a restore has left that did not come to its end.
     #[error("a restore into this store did not come to its end: empty the store, then restore again")]
     Unfinished,

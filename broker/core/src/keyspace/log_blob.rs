@@ -27,8 +27,8 @@ mod tests {
 
     #[test]
     fn golden() {
-        let log = LogId { vs: VirtualShard(1), object: 2, shard: 3 };
-        assert_eq!(key(&log, 5, 6), b"b\0\x01\0\0\0\x02\x03\0\0\0\0\0\0\0\x05\0\x06");
+        let log = LogId { vs: VirtualShard(1), object: 2, shard: 3, class: 0 };
+        assert_eq!(key(&log, 5, 6), b"b\0\x01\0\0\0\x02\x03\0\0\0\0\0\0\0\0\x05\0\x06");
         let (begin, end) = range(&log, 5, 6);
         assert!(begin < key(&log, 5, 0) && key(&log, 5, u16::MAX) < end);
     }

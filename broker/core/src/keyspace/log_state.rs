@@ -91,8 +91,8 @@ mod tests {
             batch: [6; 16],
             epoch: Epoch(7),
         };
-        let log = LogId { vs: VirtualShard(1), object: 2, shard: 3 };
-        assert_eq!(LogState::key(&log), b"s\0\x01\0\0\0\x02\x03");
+        let log = LogId { vs: VirtualShard(1), object: 2, shard: 3, class: 0 };
+        assert_eq!(LogState::key(&log), b"s\0\x01\0\0\0\x02\x03\0");
         let bytes = state.encode();
         assert_eq!(bytes.len(), 1 + 5 * 8 + 16 + 8);
         assert_eq!(&bytes[..17], b"\x01\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\0\x02");

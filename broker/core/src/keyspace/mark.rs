@@ -71,8 +71,8 @@ mod tests {
 
     #[test]
     fn golden() {
-        let log = LogId { vs: VirtualShard(1), object: 2, shard: 3 };
-        let mut expected = b"u\0\x01\0\0\0\x02\x03".to_vec();
+        let log = LogId { vs: VirtualShard(1), object: 2, shard: 3, class: 0 };
+        let mut expected = b"u\0\x01\0\0\0\x02\x03\0".to_vec();
         expected.extend([8; 16]);
         assert_eq!(Mark::key(&log, &PublishId([8; 16])), expected);
         let mark = Mark { offset: 1, at: Timestamp::from_micros(2) };
@@ -82,7 +82,7 @@ mod tests {
 
     #[test]
     fn ids_sort_by_the_time_they_were_made() {
-        let log = LogId { vs: VirtualShard(1), object: 2, shard: 3 };
+        let log = LogId { vs: VirtualShard(1), object: 2, shard: 3, class: 0 };
         let at = |millis: u64| Timestamp::from_micros(millis * 1000);
         let (begin, end) = Mark::range_before(&log, at(1_700_000_000_000));
         let old = Mark::key(&log, &PublishId::new(at(1_699_999_999_999), [0xff; 16]));

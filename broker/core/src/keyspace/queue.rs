@@ -144,7 +144,7 @@ impl AckBlock {
     /// If the key is none.
     pub fn block_of_key(key: &Bytes) -> Result<u64, DecodeError> {
         let mut reader = Reader::new(key.clone());
-        reader.take(9, "ack block key")?;
+        reader.take(LogId::KEY_BYTES + 1, "ack block key")?;
         reader.u64("ack block")
     }
 
@@ -229,7 +229,7 @@ impl Attempts {
     /// If the key is none.
     pub fn offset_of_key(key: &Bytes) -> Result<u64, DecodeError> {
         let mut reader = Reader::new(key.clone());
-        reader.take(9, "attempts key")?;
+        reader.take(LogId::KEY_BYTES + 1, "attempts key")?;
         reader.u64("attempts offset")
     }
 
@@ -255,11 +255,11 @@ mod tests {
     use super::*;
     use crate::keyspace::VirtualShard;
 
-    const LOG: LogId = LogId { vs: VirtualShard(1), object: 2, shard: 3 };
+    const LOG: LogId = LogId { vs: VirtualShard(1), object: 2, shard: 3, class: 0 };
 
     #[test]
     fn golden() {
-        assert_eq!(QueueFloor::key(&LOG), b"q\0\x01\0\0\0\x02\x03f");
+        assert_eq!(QueueFloor::key(&LOG), b"q\0\x01\0\0\0\x02\x03\0f");
         let floor = QueueFloor {
             floor: 9,
             acknowledged: 300,
@@ -281,13 +281,13 @@ mod tests {
         let old = QueueFloor::decode(Bytes::from_static(format_1)).unwrap();
         assert_eq!((old.done(), old.bytes, old.epoch), (306, 4, Epoch(5)));
 
-        assert_eq!(AckBlock::key(&LOG, 1), b"q\0\x01\0\0\0\x02\x03a\0\0\0\0\0\0\0\x01");
+        assert_eq!(AckBlock::key(&LOG, 1), b"q\0\x01\0\0\0\x02\x03\0a\0\0\0\0\0\0\0\x01");
         let mut block = AckBlock::default();
         assert!(block.set(4096) && block.set(4105) && !block.set(4105));
         assert_eq!(block.encode(), b"\x01\x01\x02");
         assert_eq!(AckBlock::decode(block.encode().into()), Ok(block));
 
-        assert_eq!(Attempts::key(&LOG, 2), b"q\0\x01\0\0\0\x02\x03r\0\0\0\0\0\0\0\x02");
+        assert_eq!(Attempts::key(&LOG, 2), b"q\0\x01\0\0\0\x02\x03\0r\0\0\0\0\0\0\0\x02");
         assert_eq!(Attempts(3).encode(), b"\x01\x03");
         assert_eq!(Attempts::decode(Bytes::from_static(b"\x01\x03")), Ok(Attempts(3)));
     }

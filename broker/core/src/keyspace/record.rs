@@ -2,7 +2,7 @@
 //!
 //! A key that ends before its kind is told, as the end of a range may, is of the first kind of its table.
 
-use super::tag;
+use super::{LogId, tag};
 
 macro_rules! kinds {
     ($($(#[$doc:meta])* $kind:ident = $text:literal,)+) => {
@@ -80,8 +80,6 @@ kinds! {
     Other = "other",
 }
 
-/// Bytes before the kind of a queue record: the tag and the log.
-const QUEUE_KIND_AT: usize = 8;
 /// Bytes before the client id of a session record: the tag, the virtual shard and the length of the id.
 const CLIENT_AT: usize = 5;
 
@@ -98,7 +96,7 @@ impl RecordKind {
             Some(tag::TIME_INDEX) => Self::TimeIndex,
             Some(tag::LOG_STATE) => Self::LogState,
             Some(tag::MARK) => Self::Mark,
-            Some(tag::QUEUE) => match key.get(QUEUE_KIND_AT) {
+            Some(tag::QUEUE) => match key.get(LogId::KEY_BYTES) {
                 Some(b'a') => Self::QueueAcks,
                 Some(b'r') => Self::QueueAttempts,
                 _ => Self::QueueFloor,
@@ -156,7 +154,7 @@ mod tests {
     use crate::keyspace::session::{ClientKeys, Incarnation, SessionRoute};
     use crate::keyspace::timer::{Timer, TimerId, TimerKind};
     use crate::keyspace::will::WillId;
-    use crate::keyspace::{LogId, PublishId, VirtualShard, segment};
+    use crate::keyspace::{PublishId, VirtualShard, segment};
 
     #[test]
     fn names_and_places_are_unique() {
@@ -170,7 +168,7 @@ mod tests {
     #[test]
     fn every_record_is_of_its_kind() {
         // A shard and a client whose bytes look like kinds.
-        let log = LogId { vs: VirtualShard(u16::from(b'a')), object: u32::from(b'r'), shard: b'x' };
+        let log = LogId { vs: VirtualShard(u16::from(b'a')), object: u32::from(b'r'), shard: b'x', class: 3 };
         let client = ClientKeys::new("xsdo", 256);
         let timer = TimerId { due: Timestamp::from_micros(1), seq: 2 };
         let will = WillId {

@@ -86,7 +86,7 @@ pub fn key(log: &LogId, base: u64) -> Vec<u8> {
 /// If the key is none.
 pub fn base_of_key(key: &Bytes) -> Result<u64, DecodeError> {
     let mut reader = Reader::new(key.clone());
-    reader.take(8, "segment key")?;
+    reader.take(LogId::KEY_BYTES, "segment key")?;
     reader.u64("segment base")
 }
 
@@ -297,7 +297,7 @@ mod tests {
     use crate::keyspace::VirtualShard;
     use crate::message::tests::full_message;
 
-    const LOG: LogId = LogId { vs: VirtualShard(1), object: 2, shard: 3 };
+    const LOG: LogId = LogId { vs: VirtualShard(1), object: 2, shard: 3, class: 0 };
 
     fn records() -> Vec<Record> {
         let plain = Message { properties: crate::message::Properties::default(), ..full_message() };
@@ -353,7 +353,7 @@ mod tests {
 
     #[test]
     fn golden() {
-        assert_eq!(key(&LOG, 5), b"l\0\x01\0\0\0\x02\x03\0\0\0\0\0\0\0\x05");
+        assert_eq!(key(&LOG, 5), b"l\0\x01\0\0\0\x02\x03\0\0\0\0\0\0\0\0\x05");
         assert_eq!(base_of_key(&key(&LOG, 5).into()), Ok(5));
         let message = Message {
             topic: weir_topic::TopicName::parse("t").unwrap(),

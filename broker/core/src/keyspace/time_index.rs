@@ -40,7 +40,7 @@ impl IndexEntry {
     /// If key or value are none, or of a newer format.
     pub fn decode(key: &Bytes, value: Bytes) -> Result<Self, DecodeError> {
         let mut reader = Reader::new(key.clone());
-        reader.take(8, "time index key")?;
+        reader.take(LogId::KEY_BYTES, "time index key")?;
         let first_ts = Timestamp::from_micros(reader.u64("time")?);
         let base = reader.u64("base")?;
         let log_bytes_before = Reader::value(value, "time index", FORMAT)?.0.varint("position")?;
@@ -55,9 +55,9 @@ mod tests {
 
     #[test]
     fn golden() {
-        let log = LogId { vs: VirtualShard(1), object: 2, shard: 3 };
+        let log = LogId { vs: VirtualShard(1), object: 2, shard: 3, class: 0 };
         let bytes = key(&log, Timestamp::from_micros(9), 5);
-        assert_eq!(bytes, b"i\0\x01\0\0\0\x02\x03\0\0\0\0\0\0\0\x09\0\0\0\0\0\0\0\x05");
+        assert_eq!(bytes, b"i\0\x01\0\0\0\x02\x03\0\0\0\0\0\0\0\0\x09\0\0\0\0\0\0\0\x05");
         let entry = IndexEntry { first_ts: Timestamp::from_micros(9), base: 5, log_bytes_before: 300 };
         assert_eq!(entry.encode(), b"\x01\xac\x02");
         assert_eq!(IndexEntry::decode(&bytes.into(), entry.encode().into()), Ok(entry));

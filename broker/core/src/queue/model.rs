@@ -20,7 +20,7 @@ use crate::keyspace::{LogId, VirtualShard};
 use crate::message::tests::full_message;
 use crate::metrics::Metrics;
 
-const LOG: LogId = LogId { vs: VirtualShard(0), object: 1, shard: 0 };
+const LOG: LogId = LogId { vs: VirtualShard(0), object: 1, shard: 0, class: 0 };
 
 #[derive(Clone, Debug)]
 enum Step {

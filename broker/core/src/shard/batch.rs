@@ -311,12 +311,12 @@ fn write_queue(batch: &mut Batch, log: &LogId, dirty: &DirtyQueue) {
     }
 }
 
-/// The ranges of everything that is stored of `log`.
+/// The ranges of everything that is stored of the shard of `log`, all its classes.
 pub(crate) fn all_of(log: &LogId) -> Vec<Mutation> {
     [tag::SEGMENT, tag::TIME_INDEX, tag::LOG_STATE, tag::QUEUE, tag::MARK, tag::LOG_BLOB]
         .into_iter()
         .map(|table| {
-            let (begin, end) = log.range(table);
+            let (begin, end) = log.shard_range(table);
             Mutation::ClearRange(begin, end)
         })
         .collect()

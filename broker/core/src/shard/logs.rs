@@ -8,12 +8,12 @@ use weir_env::clock::Instant;
 use super::log::Log;
 use crate::keyspace::LogId;
 
-/// Names a log within its virtual shard: object and shard.
-pub(crate) type LogKey = (u32, u8);
+/// Names a log within its virtual shard: object, shard and priority class.
+pub(crate) type LogKey = (u32, u8, u8);
 
 /// The key of `id`.
 pub(crate) const fn key_of(id: &LogId) -> LogKey {
-    (id.object, id.shard)
+    (id.object, id.shard, id.class)
 }
 
 /// Logs in memory.

@@ -80,9 +80,9 @@ async fn an_append_writes_its_bytes_to_the_records_that_hold_them() {
     let [segment, index, state] = [segment, index, state].map(|cost| cost.bytes_written);
     let overhead = segment - before[0].bytes_written - 1000 - TOPIC.len() as u64;
     assert!((40..70).contains(&overhead), "key, header and record: {overhead} bytes");
-    // By `docs/keyspace.md`: a key of 24 bytes and two of value; 8 and 65.
-    assert!((26..32).contains(&(index - before[1].bytes_written)));
-    assert_eq!(state - before[2].bytes_written, 73);
+    // By `docs/keyspace.md`: a key of 25 bytes and two of value; 9 and 65.
+    assert!((27..33).contains(&(index - before[1].bytes_written)));
+    assert_eq!(state - before[2].bytes_written, 74);
     let counted = segment + index + state - before.iter().map(|cost| cost.bytes_written).sum::<u64>();
     assert_eq!(metered.written() - all_before, counted, "and nothing else was written");
     let cleared = RecordKind::ALL.iter().map(|kind| metered.cost(*kind)).map(|cost| cost.keys_cleared);

@@ -222,7 +222,7 @@ async fn check_says_what_a_store_is() {
     drop(store);
 
     let text = weir(&["store", "check", "--store", &name, "--count", "--tries", "5"], "").await.output();
-    for part in ["embedded, format", "format 1, 256 virtual shards", "Commit:", "of 5", "segment", "total"] {
+    for part in ["embedded, format", "format 2, 256 virtual shards", "Commit:", "of 5", "segment", "total"] {
         assert!(text.contains(part), "{part}: {text}");
     }
     let output = weir(&["store", "check", "--store", &name, "-o", "json"], "").await.output();
