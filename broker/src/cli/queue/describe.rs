@@ -1,69 +1,23 @@
-//! `weir queue`: what queues there are, and how one is doing.
+//! `weir queue describe`: one queue with its shards and consumers.
 
-use clap::Subcommand;
 use serde_json::{Value, json};
 use weir_proto::admin::v1 as wire;
 
-use super::admin::{AdminArgs, conditions_json, declaration_json, declared, facts, ready, remarks};
-use super::output::{Format, Output, Table, bytes, harmless, limit, millis};
+use super::list::queue_json;
+use super::ordering;
+use crate::cli::admin::{AdminArgs, declared, facts, remarks};
+use crate::cli::output::{Format, Output, Table, bytes, harmless, limit, millis};
 
-#[derive(Clone, Debug, Subcommand)]
-pub(super) enum QueueCommand {
-    /// List all queues
-    List {
-        #[command(flatten)]
-        admin: AdminArgs,
-    },
-    /// Describe one queue with its shards and consumers
-    Describe {
-        /// Name of the queue
-        name: String,
-        #[command(flatten)]
-        admin: AdminArgs,
-    },
-}
-
-pub(super) async fn run(command: &QueueCommand) -> anyhow::Result<()> {
+pub(super) async fn run(admin: &AdminArgs, name: &str) -> anyhow::Result<()> {
+    let mut client = admin.connect().await?;
+    let request = wire::DescribeQueueRequest { name: name.to_owned() };
+    let response = admin.answer(client.describe_queue(request)).await?;
     let mut output = Output::stdout();
-    match command {
-        QueueCommand::List { admin } => {
-            let mut client = admin.connect().await?;
-            let response = admin.answer(client.list_queues(wire::ListQueuesRequest {})).await?;
-            match admin.output {
-                Format::Json => output.json(&response.queues.iter().map(queue_json).collect())?,
-                Format::Text if response.queues.is_empty() => eprintln!("there are no queues"),
-                Format::Text => output.text(&list(&response.queues))?,
-            }
-        }
-        QueueCommand::Describe { name, admin } => {
-            let mut client = admin.connect().await?;
-            let request = wire::DescribeQueueRequest { name: name.clone() };
-            let response = admin.answer(client.describe_queue(request)).await?;
-            match admin.output {
-                Format::Json => output.json(&description_json(&response))?,
-                Format::Text => output.text(&describe(&response))?,
-            }
-        }
+    match admin.output {
+        Format::Json => output.json(&description_json(&response))?,
+        Format::Text => output.text(&describe(&response))?,
     }
     Ok(())
-}
-
-fn list(queues: &[wire::Queue]) -> String {
-    let mut table =
-        Table::new(&["NAME", "FILTER", "SHARDS#", "DEPTH#", "IN FLIGHT#", "CONSUMERS#", "SIZE#", "STATUS"]);
-    for queue in queues {
-        table.row(vec![
-            harmless(&queue.name),
-            harmless(&queue.topic_filter),
-            queue.shards.to_string(),
-            queue.depth.to_string(),
-            queue.in_flight.to_string(),
-            queue.consumers.to_string(),
-            bytes(queue.bytes),
-            ready(&queue.conditions),
-        ]);
-    }
-    table.to_string()
 }
 
 fn describe(response: &wire::DescribeQueueResponse) -> String {
@@ -125,29 +79,6 @@ fn keeps(settings: &wire::QueueSettings) -> String {
 
 fn or_none(text: &str) -> String {
     if text.is_empty() { "-".to_owned() } else { harmless(text) }
-}
-
-fn ordering(ordering: wire::Ordering) -> &'static str {
-    match ordering {
-        wire::Ordering::Unspecified => "-",
-        wire::Ordering::None => "none",
-        wire::Ordering::Key => "key",
-    }
-}
-
-fn queue_json(queue: &wire::Queue) -> Value {
-    json!({
-        "name": queue.name,
-        "topicFilter": queue.topic_filter,
-        "shards": queue.shards,
-        "ordering": ordering(queue.ordering()),
-        "depth": queue.depth,
-        "inFlight": queue.in_flight,
-        "consumers": queue.consumers,
-        "bytes": queue.bytes,
-        "declaration": declaration_json(queue.declaration.as_ref()),
-        "conditions": conditions_json(&queue.conditions),
-    })
 }
 
 fn description_json(response: &wire::DescribeQueueResponse) -> Value {
