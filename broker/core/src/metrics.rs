@@ -40,6 +40,16 @@ pub struct Metrics {
     pub expired: Counter,
     /// Queue messages dropped after their last attempt.
     pub exhausted: Counter,
+    /// Queue messages that went to the dead letters.
+    pub dead_lettered: Counter,
+    /// Queue messages dropped to make room for newer ones.
+    pub overflowed: Counter,
+    /// Queue messages replaced by a newer one of their key.
+    pub superseded: Counter,
+    /// Queue messages removed by a purge.
+    pub purged: Counter,
+    /// Dead letters moved back to the queue they had left.
+    pub redriven: Counter,
     /// Messages whose key expression did not evaluate.
     pub key_failures: Counter,
     /// Shards lost to another owner.
@@ -67,6 +77,11 @@ impl Metrics {
         counter("queue_ack_timeouts", "Queue deliveries not acknowledged in time", &self.ack_timeouts);
         counter("queue_expired", "Queue messages dropped because they had expired", &self.expired);
         counter("queue_exhausted", "Queue messages dropped after their last attempt", &self.exhausted);
+        counter("queue_dead_lettered", "Queue messages that went to the dead letters", &self.dead_lettered);
+        counter("queue_overflowed", "Queue messages dropped to make room for newer ones", &self.overflowed);
+        counter("queue_superseded", "Queue messages replaced by a newer one of their key", &self.superseded);
+        counter("queue_purged", "Queue messages removed by a purge", &self.purged);
+        counter("queue_redriven", "Dead letters moved back to the queue they had left", &self.redriven);
         counter("key_failures", "Messages whose key expression did not evaluate", &self.key_failures);
         counter("shards_lost", "Virtual shards lost to another owner", &self.shards_lost);
         counter("damaged_records", "Stored records found damaged", &self.damaged);

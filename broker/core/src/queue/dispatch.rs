@@ -8,7 +8,7 @@ use tokio::sync::mpsc::error::TrySendError;
 use weir_env::clock::{Instant, Timestamp};
 
 use super::shard::{Lease, QueueShard, RETRY_MAX};
-use super::{ConsumerId, QueueDelivery};
+use super::{ConsumerId, End, QueueDelivery};
 use crate::definition::Strategy;
 use crate::keyspace::segment::Record;
 
@@ -23,10 +23,7 @@ impl QueueShard {
             let expires = self.expiry(&record);
             if expires.is_some_and(|at| at <= wall) {
                 self.forget_front(offset);
-                if self.done(offset, &record) {
-                    self.counters.expired += 1;
-                    self.metrics.expired.inc();
-                }
+                self.finish(offset, record.cost(), End::Expired);
                 continue;
             }
             if self.consumers.is_empty() {

@@ -6,11 +6,13 @@
 mod acks;
 mod consumer;
 mod dispatch;
+mod ends;
 #[cfg(test)]
 mod model;
 mod shard;
 
 pub use consumer::{Consumer, ConsumerId, QueueDelivery, Window};
+pub use ends::{DeadReason, End};
 pub(crate) use shard::DirtyQueue;
 pub use shard::{Lost, QueueShard, Settings, StoredQueue, Verdict};
 

@@ -12,7 +12,7 @@ use std::time::Duration;
 use weir_env::clock::{Instant, Timestamp};
 use weir_env::seed::{HashMap, Seed};
 
-use super::{Acks, Consumer, ConsumerId};
+use super::{Acks, Consumer, ConsumerId, DeadReason, End};
 use crate::definition::DispatchSettings;
 use crate::keyspace::LogId;
 use crate::keyspace::queue::{AckBlock, QueueFloor};
@@ -317,7 +317,9 @@ impl QueueShard {
             let Some(lease) = self.leases.remove(&offset) else { continue };
             let avoid = match lost {
                 Lost::Left => None,
-                Lost::Vanished if self.count_attempt(offset, &lease.record) => continue,
+                Lost::Vanished if self.count_attempt(offset, &lease.record, DeadReason::Disconnected) => {
+                    continue;
+                }
                 Lost::Vanished => Some(id),
             };
             self.again.insert(offset, (lease.record, avoid));
@@ -346,7 +348,7 @@ impl QueueShard {
             Verdict::Acknowledged => self.acknowledge(offset),
             Verdict::Rejected if held => {
                 self.metrics.rejected.inc();
-                self.retry_later(offset, now);
+                self.retry_later(offset, now, DeadReason::Rejected);
             }
             Verdict::Returned if held => {
                 if let Some(lease) = self.leases.remove(&offset) {
@@ -369,22 +371,12 @@ impl QueueShard {
             let at = self.ready.binary_search_by_key(&offset, |(offset, _)| *offset);
             at.ok().and_then(|at| self.ready.get(at)).map(|(_, record)| Arc::clone(record))
         };
-        let done = match record {
-            Some(record) => self.done(offset, &record),
-            None => self.done_of_cost(offset, 0),
-        };
-        if done {
-            self.counters.acknowledged += 1;
-            self.metrics.acknowledged.inc();
-        }
+        let cost = record.map_or(0, |record| record.cost());
+        self.finish(offset, cost, End::Acknowledged);
     }
 
-    /// Marks a message as done; the caller counts why.
-    pub(super) fn done(&mut self, offset: u64, record: &Record) -> bool {
-        self.done_of_cost(offset, record.cost())
-    }
-
-    fn done_of_cost(&mut self, offset: u64, cost: u64) -> bool {
+    /// Marks a message as done and what it held as free; [`QueueShard::finish`] counts why.
+    pub(super) fn set_done(&mut self, offset: u64, cost: u64) -> bool {
         if !self.acks.set(offset, self.next) {
             return false;
         }
@@ -400,22 +392,21 @@ impl QueueShard {
     }
 
     /// Counts a failed attempt. True if it was the last one allowed, and the message is dropped.
-    fn count_attempt(&mut self, offset: u64, record: &Record) -> bool {
+    fn count_attempt(&mut self, offset: u64, record: &Record, why: DeadReason) -> bool {
         let attempts = self.attempts.entry(offset).or_default();
         *attempts = attempts.saturating_add(1);
         let exhausted = self.settings.max_deliveries != 0 && *attempts >= self.settings.max_deliveries;
         self.attempts_dirty.push(offset);
         self.changed = true;
-        if exhausted && self.done(offset, record) {
-            self.counters.exhausted += 1;
-            self.metrics.exhausted.inc();
+        if exhausted {
+            self.finish(offset, record.cost(), End::Exhausted(why));
         }
         exhausted
     }
 
-    fn retry_later(&mut self, offset: u64, now: Instant) {
+    fn retry_later(&mut self, offset: u64, now: Instant, why: DeadReason) {
         let Some(lease) = self.leases.remove(&offset) else { return };
-        if !self.count_attempt(offset, &lease.record) {
+        if !self.count_attempt(offset, &lease.record, why) {
             let attempts = self.attempts.get(&offset).copied().unwrap_or(1);
             let due = now + self.settings.backoff(attempts);
             self.delayed.insert((due, offset), (lease.record, lease.consumer));
@@ -442,7 +433,7 @@ impl QueueShard {
             self.deadlines.pop_front();
             if live {
                 self.metrics.ack_timeouts.inc();
-                self.retry_later(offset, now);
+                self.retry_later(offset, now, DeadReason::Timeout);
             }
         }
         while let Some(entry) = self.delayed.first_entry() {

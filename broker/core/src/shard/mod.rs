@@ -27,6 +27,7 @@ use crate::catalog::Object;
 use crate::error::{Error, Result};
 use crate::keyspace::mark::PublishId;
 use crate::keyspace::owner::PodId;
+use crate::keyspace::queue::QueueFloor;
 use crate::keyspace::segment::Record;
 use crate::keyspace::{LogId, VirtualShard};
 use crate::metrics::Metrics;
@@ -128,12 +129,8 @@ pub struct QueueReport {
     pub bytes: u64,
     /// Messages that consumers hold.
     pub inflight: u64,
-    /// Messages acknowledged, ever.
-    pub acknowledged: u64,
-    /// Messages dropped because they had expired, ever.
-    pub expired: u64,
-    /// Messages dropped after their last attempt, ever.
-    pub exhausted: u64,
+    /// What has become of its messages, ever.
+    pub counters: QueueFloor,
     /// Consumers and how many messages each holds.
     pub consumers: Vec<(ConsumerId, u32)>,
 }

@@ -358,9 +358,7 @@ fn report(log: &Log) -> LogReport {
             depth: queue.depth(),
             bytes: queue.bytes(),
             inflight: queue.inflight() as u64,
-            acknowledged: queue.counters().acknowledged,
-            expired: queue.counters().expired,
-            exhausted: queue.counters().exhausted,
+            counters: *queue.counters(),
             consumers: queue.consumers().collect(),
         }),
     }

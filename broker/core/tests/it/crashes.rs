@@ -197,10 +197,7 @@ impl World {
         let mut depth = 0;
         for report in core.describe(&queue).await.unwrap() {
             let queue = report.queue.unwrap();
-            assert_eq!(
-                queue.depth,
-                report.extent.next - queue.acknowledged - queue.expired - queue.exhausted
-            );
+            assert_eq!(queue.depth, report.extent.next - queue.counters.done());
             depth += queue.depth;
         }
         let mut consumer = TestConsumer::attach(&core, &queue, 1, 50).await;

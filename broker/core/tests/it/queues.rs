@@ -140,7 +140,7 @@ async fn a_refused_message_comes_again_after_backoff_until_its_last_attempt() {
     consumer.nothing().await;
     let reports = core.describe(&queue).await.unwrap();
     let report = reports[0].queue.as_ref().unwrap();
-    assert_eq!((report.depth, report.exhausted), (0, 1));
+    assert_eq!((report.depth, report.counters.exhausted), (0, 1));
     core.close().await;
 }
 

@@ -148,7 +148,7 @@ async fn silence_brings_the_message_again_and_a_late_answer_counts() {
         broker.core.describe(&object).await.unwrap().remove(0).queue.unwrap()
     };
     let report = report.await;
-    assert_eq!((report.depth, report.acknowledged), (0, 1));
+    assert_eq!((report.depth, report.counters.acknowledged), (0, 1));
     // The other one is not needed any more, and not an error.
     consumer.puback(&second, ReasonCode::UnspecifiedError).await;
     consumer.synced().await;

@@ -1,0 +1,88 @@
+//! How messages end: one function that all ends go through, so that each message is counted exactly once.
+//!
+//! Knows nothing of why a message ends; whoever ends it says so.
+
+use super::shard::QueueShard;
+
+/// Why a message is given up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DeadReason {
+    /// Its last attempt was refused by a consumer.
+    Rejected,
+    /// Its last attempt was not acknowledged in time.
+    Timeout,
+    /// Its last attempt ended with its consumer's connection.
+    Disconnected,
+    /// It was too old.
+    Expired,
+    /// It made room for newer ones.
+    Overflow,
+}
+
+impl DeadReason {
+    /// What consumers of dead letters see.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Rejected => "rejected",
+            Self::Timeout => "timeout",
+            Self::Disconnected => "disconnected",
+            Self::Expired => "expired",
+            Self::Overflow => "overflow",
+        }
+    }
+
+    /// How a message ends for this reason if it is dropped.
+    #[must_use]
+    pub const fn end(self) -> End {
+        match self {
+            Self::Rejected | Self::Timeout | Self::Disconnected => End::Exhausted(self),
+            Self::Expired => End::Expired,
+            Self::Overflow => End::Overflowed,
+        }
+    }
+}
+
+/// How a message ends: every message of a queue, once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// A consumer has it.
+    Acknowledged,
+    /// Dropped: it was too old.
+    Expired,
+    /// Dropped after its last attempt, which failed for this reason.
+    Exhausted(DeadReason),
+    /// Dropped to make room for a newer one.
+    Overflowed,
+    /// Replaced by a newer one of its key.
+    Superseded,
+    /// Removed by an administrator.
+    Purged,
+    /// Moved back to the queue it had left as a dead letter.
+    Redriven,
+    /// It is in the dead letters.
+    DeadLettered,
+}
+
+impl QueueShard {
+    /// Ends the message at `offset`, which counted `cost` bytes: it is done, and counted as `end`. False if it was
+    /// done before. Lists that still name it skip it later.
+    pub(super) fn finish(&mut self, offset: u64, cost: u64, end: End) -> bool {
+        if !self.set_done(offset, cost) {
+            return false;
+        }
+        let (counter, metric) = match end {
+            End::Acknowledged => (&mut self.counters.acknowledged, &self.metrics.acknowledged),
+            End::Expired => (&mut self.counters.expired, &self.metrics.expired),
+            End::Exhausted(_) => (&mut self.counters.exhausted, &self.metrics.exhausted),
+            End::Overflowed => (&mut self.counters.overflowed, &self.metrics.overflowed),
+            End::Superseded => (&mut self.counters.superseded, &self.metrics.superseded),
+            End::Purged => (&mut self.counters.purged, &self.metrics.purged),
+            End::Redriven => (&mut self.counters.redriven, &self.metrics.redriven),
+            End::DeadLettered => (&mut self.counters.dead_lettered, &self.metrics.dead_lettered),
+        };
+        *counter += 1;
+        metric.inc();
+        true
+    }
+}
