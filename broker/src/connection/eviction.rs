@@ -44,7 +44,7 @@ impl Connection {
     /// received.
     async fn handle_last_input(&mut self) {
         let mut left = LAST_BYTES_MAX;
-        // Whether the socket had nothing when it was asked last.
+        // Whether the socket had nothing when it was asked last: a sender that waited for room has its turn then.
         let mut quiet = false;
         while !self.session.is_closed() {
             if self.undecoded && !self.wants_read() && self.pending.is_empty() {
@@ -62,8 +62,12 @@ impl Connection {
                 let read = self.wire.input.len().saturating_sub(before);
                 left = left.saturating_sub(read);
                 self.undecoded = read > 0;
-                // What has arrived may not be known yet: then it is after everybody else has had a turn.
-                if read == 0 && std::mem::replace(&mut quiet, true) {
+                if read == 0 && self.wire.has_input() {
+                    // What has arrived is not known here before another thread has looked.
+                    if self.wire.ready(true).await.is_err() {
+                        return;
+                    }
+                } else if read == 0 && std::mem::replace(&mut quiet, true) {
                     return;
                 }
                 quiet = read == 0;

@@ -86,6 +86,11 @@ impl Wire {
         let _ = self.stream.ready(Interest::ERROR).await;
     }
 
+    /// Whether something has come that [`Self::fill`] may not be able to read yet.
+    pub(super) fn has_input(&self) -> bool {
+        self.stream.has_input()
+    }
+
     /// Reads what there is. False at the end of the stream. The packet that has begun lacks `missing` bytes.
     pub(super) fn fill(&mut self, missing: usize) -> io::Result<bool> {
         let Self { stream, input, intake, .. } = self;

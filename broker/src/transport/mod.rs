@@ -147,6 +147,12 @@ impl Stream {
         if readable || writable { Poll::Ready(Ok(readable)) } else { Poll::Pending }
     }
 
+    /// Whether the socket has something to read, of which the runtime may not have heard yet.
+    #[must_use]
+    pub fn has_input(&self) -> bool {
+        self.socket.has_input()
+    }
+
     /// Reads what there is; `Ok(0)` is the end. `into` needs room: a plain socket fills what there is.
     ///
     /// # Errors

@@ -1,9 +1,11 @@
 //! A TCP or Unix socket.
 
 use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
 use std::task::{Context, Poll};
 
 use bytes::BufMut;
+use socket2::SockRef;
 use tokio::io::{AsyncWriteExt, Interest, Ready};
 use tokio::net::{TcpStream, UnixStream};
 
@@ -39,6 +41,17 @@ impl Socket {
             Self::Tcp(stream) => stream.poll_write_ready(context),
             Self::Unix(stream) => stream.poll_write_ready(context),
         }
+    }
+
+    /// Whether bytes or the end have come that were not read, asked of the system itself: the runtime may not have heard
+    /// of them.
+    pub(super) fn has_input(&self) -> bool {
+        let mut byte = [MaybeUninit::uninit()];
+        let socket = match self {
+            Self::Tcp(stream) => SockRef::from(stream),
+            Self::Unix(stream) => SockRef::from(stream),
+        };
+        socket.peek(&mut byte).is_ok()
     }
 
     /// Fills the room there is, of which `into` must have some.
