@@ -2,7 +2,7 @@
 //! a file that has its blocks. Rounds of both take turns, because a disk that others use changes from second to second.
 //! Prints tables for `docs/benchmarks-storage.md`.
 //!
-//! `cargo bench -p weir-storage --bench limit [-- ROUNDS]`; `WEIR_BENCH_DIR` chooses the disk.
+//! `cargo bench -p weir-storage --bench limit [-- ROUNDS [TASKS BYTES]]`; `WEIR_BENCH_DIR` chooses the disk.
 
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a program that prints figures or dies")]
 
@@ -108,7 +108,8 @@ fn median(mut values: Vec<f64>) -> f64 {
     values[values.len() / 2]
 }
 
-fn compare(base: &Path, plain: &File, tasks: u64, bytes: usize, rounds: usize) {
+fn compare(base: &Path, plain: &File, tasks: usize, bytes: usize, rounds: usize) {
+    let tasks = tasks as u64;
     let dir = base.join(format!("limit-{tasks}-{bytes}"));
     let _ = std::fs::remove_dir_all(&dir);
     let runtime = Builder::new_multi_thread().worker_threads(1).build().unwrap();
@@ -143,7 +144,9 @@ fn compare(base: &Path, plain: &File, tasks: u64, bytes: usize, rounds: usize) {
 
 fn main() {
     let mut words = std::env::args().skip(1).filter(|word| word != "--bench");
-    let rounds = words.next().and_then(|word| word.parse().ok()).unwrap_or(7);
+    let mut number = || words.next().and_then(|word| word.parse().ok());
+    let rounds = number().unwrap_or(7);
+    let only = number().zip(number());
     let base = std::env::var_os("WEIR_BENCH_DIR").map_or(env!("CARGO_TARGET_TMPDIR").into(), PathBuf::from);
     std::fs::create_dir_all(&base).unwrap();
     let path = base.join("plain");
@@ -158,10 +161,9 @@ fn main() {
          times plain | commit p99 us |"
     );
     println!("|---|---|---|---|---|---|---|---|---|---|---|");
-    for bytes in [104, 1_000, 60_000] {
-        for tasks in [1, 64, 256] {
-            compare(&base, &plain, tasks, bytes, rounds);
-        }
+    let all = [104, 1_000, 60_000].into_iter().flat_map(|bytes| [1, 64, 256].map(|tasks| (tasks, bytes)));
+    for (tasks, bytes) in only.map_or_else(|| all.collect(), |only| vec![only]) {
+        compare(&base, &plain, tasks, bytes, rounds);
     }
     drop(plain);
     std::fs::remove_file(path).unwrap();
