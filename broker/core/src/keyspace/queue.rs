@@ -3,9 +3,12 @@
 //! * Floor: key `q`, log id, `f`. Value: format 2, floor u64, then the counters as varints, epoch u64.
 //! * Acks: key `q`, log id, `a`, block u64. Value: format 1, bitmap of 4,096 offsets: bit `n` of the block is
 //!   bit `n % 8` of byte `n / 8`; trailing zero bytes are left out.
-//! * Attempts: key `q`, log id, `r`, offset u64. Value: format 1, failed attempts varint.
+//! * Attempts: key `q`, log id, `r`, offset u64. Value: format 1, failed attempts varint, time before which it is not
+//!   delivered again varint (µs, 0: at once), why it failed last u8 (0 not known, 1 rejected, 2 no acknowledgement in
+//!   time, 3 consumer gone).
 
 use bytes::Bytes;
+use weir_env::clock::Timestamp;
 
 use super::owner::Epoch;
 use super::{DecodeError, LogId, Reader, Writer, tag};
@@ -204,9 +207,48 @@ impl AckBlock {
     }
 }
 
-/// Failed attempts at one message: stored only once there is one.
+/// Why an attempt to deliver a message failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Attempts(pub u32);
+pub enum Failure {
+    /// Its consumer refused it.
+    Rejected,
+    /// No acknowledgement came in time.
+    TimedOut,
+    /// Its consumer went away without a word.
+    Disconnected,
+}
+
+impl Failure {
+    const fn code(failure: Option<Self>) -> u8 {
+        match failure {
+            None => 0,
+            Some(Self::Rejected) => 1,
+            Some(Self::TimedOut) => 2,
+            Some(Self::Disconnected) => 3,
+        }
+    }
+
+    fn of_code(code: u8) -> Result<Option<Self>, DecodeError> {
+        match code {
+            0 => Ok(None),
+            1 => Ok(Some(Self::Rejected)),
+            2 => Ok(Some(Self::TimedOut)),
+            3 => Ok(Some(Self::Disconnected)),
+            _ => Err(DecodeError::Invalid("failure")),
+        }
+    }
+}
+
+/// Failed attempts at one message: stored only once there is one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Attempts {
+    /// How many failed.
+    pub failed: u32,
+    /// When it may be delivered again; zero: at once.
+    pub not_before: Timestamp,
+    /// Why the last one failed, if that is known.
+    pub failure: Option<Failure>,
+}
 
 impl Attempts {
     /// The key of `offset` in `log`.
@@ -236,7 +278,11 @@ impl Attempts {
     /// The value.
     #[must_use]
     pub fn encode(self) -> Vec<u8> {
-        Writer::new(FORMAT).varint(u64::from(self.0)).finish()
+        Writer::new(FORMAT)
+            .varint(u64::from(self.failed))
+            .varint(self.not_before.as_micros())
+            .u8(Failure::code(self.failure))
+            .finish()
     }
 
     /// Reads a value.
@@ -245,8 +291,11 @@ impl Attempts {
     /// If it is not one, or of a newer format.
     pub fn decode(value: Bytes) -> Result<Self, DecodeError> {
         let (mut reader, _) = Reader::value(value, "attempts", FORMAT)?;
-        let n = reader.varint("attempts")?;
-        Ok(Self(u32::try_from(n).map_err(|_| DecodeError::Invalid("attempts"))?))
+        let failed = reader.varint("attempts")?;
+        let failed = u32::try_from(failed).map_err(|_| DecodeError::Invalid("attempts"))?;
+        let not_before = Timestamp::from_micros(reader.varint("not before")?);
+        let failure = Failure::of_code(reader.u8("failure")?)?;
+        Ok(Self { failed, not_before, failure })
     }
 }
 
@@ -288,8 +337,15 @@ mod tests {
         assert_eq!(AckBlock::decode(block.encode().into()), Ok(block));
 
         assert_eq!(Attempts::key(&LOG, 2), b"q\0\x01\0\0\0\x02\x03\0r\0\0\0\0\0\0\0\x02");
-        assert_eq!(Attempts(3).encode(), b"\x01\x03");
-        assert_eq!(Attempts::decode(Bytes::from_static(b"\x01\x03")), Ok(Attempts(3)));
+        let attempts =
+            Attempts { failed: 3, not_before: Timestamp::from_micros(300), failure: Some(Failure::TimedOut) };
+        assert_eq!(attempts.encode(), b"\x01\x03\xac\x02\x02");
+        assert_eq!(Attempts::decode(attempts.encode().into()), Ok(attempts));
+        for failure in [None, Some(Failure::Rejected), Some(Failure::Disconnected)] {
+            let other = Attempts { failure, ..attempts };
+            assert_eq!(Attempts::decode(other.encode().into()), Ok(other));
+        }
+        assert!(Attempts::decode(Bytes::from_static(b"\x01\x03\0\x04")).is_err());
     }
 
     #[test]

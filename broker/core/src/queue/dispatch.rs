@@ -96,7 +96,7 @@ impl QueueShard {
     }
 
     fn lease(&mut self, to: usize, offset: u64, record: Arc<Record>, now: Instant) {
-        let failed = self.attempts.get(&offset).copied().unwrap_or(0);
+        let failed = self.attempts.get(&offset).map_or(0, |attempts| attempts.failed);
         let attached = &mut self.consumers[to];
         let delivery = QueueDelivery {
             consumer: attached.consumer.id,

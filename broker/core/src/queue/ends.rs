@@ -3,6 +3,7 @@
 //! Knows nothing of why a message ends; whoever ends it says so.
 
 use super::shard::QueueShard;
+use crate::keyspace::queue::Failure;
 
 /// Why a message is given up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -39,6 +40,16 @@ impl DeadReason {
             Self::Rejected | Self::Timeout | Self::Disconnected => End::Exhausted(self),
             Self::Expired => End::Expired,
             Self::Overflow => End::Overflowed,
+        }
+    }
+}
+
+impl From<Failure> for DeadReason {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Rejected => Self::Rejected,
+            Failure::TimedOut => Self::Timeout,
+            Failure::Disconnected => Self::Disconnected,
         }
     }
 }

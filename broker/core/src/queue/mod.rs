@@ -9,6 +9,7 @@ mod dispatch;
 mod ends;
 #[cfg(test)]
 mod model;
+mod retry;
 mod shard;
 
 pub use consumer::{Consumer, ConsumerId, QueueDelivery, Window};

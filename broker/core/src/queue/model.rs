@@ -14,7 +14,7 @@ use super::{
     Consumer, ConsumerId, DirtyQueue, Lost, QueueDelivery, QueueShard, Settings, StoredQueue, Verdict, Window,
 };
 use crate::definition::{DispatchSettings, Strategy as Dispatch};
-use crate::keyspace::queue::{AckBlock, QueueFloor};
+use crate::keyspace::queue::{AckBlock, Attempts, QueueFloor};
 use crate::keyspace::segment::{Record, RecordKey};
 use crate::keyspace::{LogId, VirtualShard};
 use crate::message::tests::full_message;
@@ -58,13 +58,14 @@ struct TestConsumer {
 struct Stored {
     floor: QueueFloor,
     blocks: BTreeMap<u64, AckBlock>,
-    attempts: BTreeMap<u64, u32>,
+    attempts: BTreeMap<u64, Attempts>,
     done: BTreeSet<u64>,
 }
 
 struct World {
     settings: DispatchSettings,
     shard: QueueShard,
+    started: Instant,
     now: Instant,
     log: Vec<Arc<Record>>,
     stored: Stored,
@@ -91,10 +92,12 @@ fn restore(stored: &Stored, next: u64, settings: &DispatchSettings) -> QueueShar
 impl World {
     fn new(settings: DispatchSettings) -> Self {
         let stored = Stored::default();
+        let now = Clock::system().now();
         Self {
             shard: restore(&stored, 0, &settings),
             settings,
-            now: Clock::system().now(),
+            started: now,
+            now,
             log: Vec::new(),
             stored,
             consumers: BTreeMap::new(),
@@ -104,6 +107,10 @@ impl World {
             delayed: BTreeMap::new(),
             attempts: BTreeMap::new(),
         }
+    }
+
+    fn wall(&self) -> Timestamp {
+        Timestamp::default().saturating_add(self.now - self.started)
     }
 
     fn next(&self) -> u64 {
@@ -232,7 +239,7 @@ impl World {
         if consumer.consumer.give_back() {
             self.shard.kick();
         }
-        self.shard.settle(ConsumerId(id), offset, verdict, self.now);
+        self.shard.settle(ConsumerId(id), offset, verdict, self.now, self.wall());
         let is_held = self.held.get(&offset).is_some_and(|held| held.0 == id);
         match verdict {
             Verdict::Acknowledged => {
@@ -249,7 +256,7 @@ impl World {
     fn wait(&mut self, time: Duration) {
         self.now += time;
         if self.shard.poll_timeout().is_some_and(|at| at <= self.now) {
-            self.shard.handle_timeout(self.now);
+            self.shard.handle_timeout(self.now, self.wall());
         }
         let late: Vec<u64> =
             self.held.iter().filter(|(_, held)| held.1 <= self.now).map(|(offset, _)| *offset).collect();
@@ -264,20 +271,24 @@ impl World {
         self.shard = restore(&self.stored, self.next(), &self.settings);
         self.consumers.clear();
         self.held.clear();
-        self.delayed.clear();
         self.done.clone_from(&self.stored.done);
-        self.attempts.clone_from(&self.stored.attempts);
+        self.attempts =
+            self.stored.attempts.iter().map(|(offset, stored)| (*offset, stored.failed)).collect();
+        let due = |stored: &Attempts| self.started + Duration::from_micros(stored.not_before.as_micros());
+        let stored = self.stored.attempts.iter().map(|(offset, attempts)| (*offset, due(attempts)));
+        self.delayed = stored.filter(|(_, due)| *due > self.now).collect();
     }
 
     /// Does what the owner does after each turn, and takes what was delivered.
     fn pump(&mut self) {
         loop {
-            self.shard.dispatch(self.now, Timestamp::default());
+            self.shard.dispatch(self.now, self.wall());
             let Some(from) = self.shard.wants_records() else { break };
             let at = usize::try_from(from).unwrap();
             let records: Vec<(u64, Arc<Record>)> =
                 (from..).zip(self.log[at..].iter().take(7).cloned()).collect();
-            self.shard.loaded(from, from + records.len() as u64, records);
+            let end = from + records.len() as u64;
+            self.shard.loaded(from, end, records, self.now, self.wall());
         }
         let deadline = self.now + self.settings.ack_timeout();
         for (id, consumer) in &mut self.consumers {

@@ -12,10 +12,10 @@ use std::time::Duration;
 use weir_env::clock::{Instant, Timestamp};
 use weir_env::seed::{HashMap, Seed};
 
-use super::{Acks, Consumer, ConsumerId, DeadReason, End};
+use super::{Acks, Consumer, ConsumerId, End};
 use crate::definition::DispatchSettings;
 use crate::keyspace::LogId;
-use crate::keyspace::queue::{AckBlock, QueueFloor};
+use crate::keyspace::queue::{AckBlock, Attempts, Failure, QueueFloor};
 use crate::keyspace::segment::Record;
 use crate::metrics::Metrics;
 
@@ -72,7 +72,7 @@ pub struct StoredQueue {
     /// Acknowledgements above the floor, by block.
     pub blocks: BTreeMap<u64, AckBlock>,
     /// Failed attempts by offset.
-    pub attempts: BTreeMap<u64, u32>,
+    pub attempts: BTreeMap<u64, Attempts>,
     /// End of the log.
     pub next: u64,
 }
@@ -105,7 +105,7 @@ pub struct QueueShard {
     max_age: Option<Duration>,
     pub(super) counters: QueueFloor,
     pub(super) acks: Acks,
-    pub(super) attempts: BTreeMap<u64, u32>,
+    pub(super) attempts: BTreeMap<u64, Attempts>,
     attempts_dirty: Vec<u64>,
     changed: bool,
     /// End of the committed log.
@@ -116,9 +116,9 @@ pub struct QueueShard {
     pub(super) ready_bytes: usize,
     /// To be delivered again; preferably not to the consumer named.
     pub(super) again: BTreeMap<u64, (Arc<Record>, Option<ConsumerId>)>,
-    pub(super) delayed: BTreeMap<(Instant, u64), (Arc<Record>, ConsumerId)>,
+    pub(super) delayed: BTreeMap<(Instant, u64), (Arc<Record>, Option<ConsumerId>)>,
     /// When each message of `delayed` is due.
-    delayed_until: HashMap<u64, Instant>,
+    pub(super) delayed_until: HashMap<u64, Instant>,
     pub(super) leases: HashMap<u64, Lease>,
     /// Leases in order of time-out, and some that have ended.
     pub(super) deadlines: VecDeque<(Instant, u64)>,
@@ -274,7 +274,14 @@ impl QueueShard {
     /// Records read from the store, beginning at `from`; `end` is where the next read begins. Ignored if
     /// the shard has moved on since it asked. What is beyond the end of the committed log may have been read
     /// before its commit was told: it comes again with [`QueueShard::appended`].
-    pub fn loaded(&mut self, from: u64, end: u64, records: Vec<(u64, Arc<Record>)>) {
+    pub fn loaded(
+        &mut self,
+        from: u64,
+        end: u64,
+        records: Vec<(u64, Arc<Record>)>,
+        now: Instant,
+        wall: Timestamp,
+    ) {
         if from != self.read_next {
             return;
         }
@@ -282,11 +289,21 @@ impl QueueShard {
             if offset >= self.next {
                 break;
             }
-            if offset >= self.read_next && !self.acks.is_done(offset) {
+            if offset < self.read_next || self.acks.is_done(offset) || self.is_at_hand(offset) {
+                continue;
+            }
+            if !self.resume_delay(offset, &record, now, wall) {
                 self.push_ready(offset, record);
             }
         }
         self.read_next = end.clamp(self.read_next, self.next);
+    }
+
+    /// Whether a message is in memory beside `ready`: it was read before, and then `ready` was let go of.
+    fn is_at_hand(&self, offset: u64) -> bool {
+        self.leases.contains_key(&offset)
+            || self.again.contains_key(&offset)
+            || self.delayed_until.contains_key(&offset)
     }
 
     fn push_ready(&mut self, offset: u64, record: Arc<Record>) {
@@ -317,7 +334,7 @@ impl QueueShard {
             let Some(lease) = self.leases.remove(&offset) else { continue };
             let avoid = match lost {
                 Lost::Left => None,
-                Lost::Vanished if self.count_attempt(offset, &lease.record, DeadReason::Disconnected) => {
+                Lost::Vanished if self.count_attempt(offset, &lease.record, Failure::Disconnected) => {
                     continue;
                 }
                 Lost::Vanished => Some(id),
@@ -337,7 +354,14 @@ impl QueueShard {
     }
 
     /// What `consumer` says of the message at `offset`. A late acknowledgement counts if nobody else's did.
-    pub fn settle(&mut self, consumer: ConsumerId, offset: u64, verdict: Verdict, now: Instant) {
+    pub fn settle(
+        &mut self,
+        consumer: ConsumerId,
+        offset: u64,
+        verdict: Verdict,
+        now: Instant,
+        wall: Timestamp,
+    ) {
         if let Ok(at) = self.find(consumer) {
             let attached = &mut self.consumers[at];
             attached.inflight = attached.inflight.saturating_sub(1);
@@ -348,7 +372,7 @@ impl QueueShard {
             Verdict::Acknowledged => self.acknowledge(offset),
             Verdict::Rejected if held => {
                 self.metrics.rejected.inc();
-                self.retry_later(offset, now, DeadReason::Rejected);
+                self.retry_later(offset, Failure::Rejected, now, wall);
             }
             Verdict::Returned if held => {
                 if let Some(lease) = self.leases.remove(&offset) {
@@ -391,27 +415,10 @@ impl QueueShard {
         true
     }
 
-    /// Counts a failed attempt. True if it was the last one allowed, and the message is dropped.
-    fn count_attempt(&mut self, offset: u64, record: &Record, why: DeadReason) -> bool {
-        let attempts = self.attempts.entry(offset).or_default();
-        *attempts = attempts.saturating_add(1);
-        let exhausted = self.settings.max_deliveries != 0 && *attempts >= self.settings.max_deliveries;
+    /// The attempts at `offset` have to be written.
+    pub(super) fn touch_attempts(&mut self, offset: u64) {
         self.attempts_dirty.push(offset);
         self.changed = true;
-        if exhausted {
-            self.finish(offset, record.cost(), End::Exhausted(why));
-        }
-        exhausted
-    }
-
-    fn retry_later(&mut self, offset: u64, now: Instant, why: DeadReason) {
-        let Some(lease) = self.leases.remove(&offset) else { return };
-        if !self.count_attempt(offset, &lease.record, why) {
-            let attempts = self.attempts.get(&offset).copied().unwrap_or(1);
-            let due = now + self.settings.backoff(attempts);
-            self.delayed.insert((due, offset), (lease.record, lease.consumer));
-            self.delayed_until.insert(offset, due);
-        }
     }
 
     /// When [`QueueShard::handle_timeout`] has something to do.
@@ -423,7 +430,7 @@ impl QueueShard {
     }
 
     /// Ends leases whose time is over and makes messages ready whose backoff is.
-    pub fn handle_timeout(&mut self, now: Instant) {
+    pub fn handle_timeout(&mut self, now: Instant, wall: Timestamp) {
         while let Some((at, offset)) = self.deadlines.front().copied() {
             // Entries of leases that have ended are dropped early, so that the queue stays as long as the leases.
             let live = self.leases.get(&offset).is_some_and(|lease| lease.deadline == at);
@@ -433,18 +440,10 @@ impl QueueShard {
             self.deadlines.pop_front();
             if live {
                 self.metrics.ack_timeouts.inc();
-                self.retry_later(offset, now, DeadReason::Timeout);
+                self.retry_later(offset, Failure::TimedOut, now, wall);
             }
         }
-        while let Some(entry) = self.delayed.first_entry() {
-            let (due, offset) = *entry.key();
-            if due > now {
-                break;
-            }
-            let (record, consumer) = entry.remove();
-            self.delayed_until.remove(&offset);
-            self.again.insert(offset, (record, Some(consumer)));
-        }
+        self.end_delays(now);
     }
 
     /// Whether something has to be written.
@@ -478,5 +477,5 @@ impl QueueShard {
 pub(crate) struct DirtyQueue {
     pub(crate) floor: QueueFloor,
     pub(crate) blocks: Vec<(u64, Option<AckBlock>)>,
-    pub(crate) attempts: Vec<(u64, Option<u32>)>,
+    pub(crate) attempts: Vec<(u64, Option<Attempts>)>,
 }

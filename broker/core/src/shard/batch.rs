@@ -305,7 +305,7 @@ fn write_queue(batch: &mut Batch, log: &LogId, dirty: &DirtyQueue) {
     for (offset, attempts) in &dirty.attempts {
         let key = Attempts::key(log, *offset);
         mutations.push(match attempts {
-            Some(n) => Mutation::Set(key, Attempts(*n).encode().into()),
+            Some(attempts) => Mutation::Set(key, attempts.encode().into()),
             None => Mutation::Clear(key),
         });
     }

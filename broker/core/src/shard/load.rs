@@ -36,7 +36,7 @@ pub(crate) async fn queue_state(context: &Context, log: &LogId, next: u64) -> Re
     }
     let mut attempts = BTreeMap::new();
     for (key, value) in pages(&mut *tx, Attempts::range(log)).await? {
-        attempts.insert(Attempts::offset_of_key(&key)?, Attempts::decode(value)?.0);
+        attempts.insert(Attempts::offset_of_key(&key)?, Attempts::decode(value)?);
     }
     Ok(StoredQueue { counters, blocks, attempts, next })
 }

@@ -153,7 +153,8 @@ impl ShardOwner {
                 }
             }
             Command::Settle { log, consumer, offset, verdict } => {
-                self.with_queue(log, |queue, now| queue.settle(consumer, offset, verdict, now));
+                let wall = self.context.clock.wall();
+                self.with_queue(log, |queue, now| queue.settle(consumer, offset, verdict, now, wall));
             }
             Command::Kick { log } => self.with_queue(log, |queue, _| queue.kick()),
             Command::Update { object, log } => self.update(object, log),

@@ -79,10 +79,11 @@ impl ShardOwner {
     }
 
     pub(super) async fn handle_timeout(&mut self, now: Instant) {
+        let wall = self.context.clock.wall();
         while let Some(key) = self.logs.pop_due(now) {
             let Some(log) = self.logs.get_mut(key) else { continue };
             if let Some(queue) = &mut log.queue {
-                queue.handle_timeout(now);
+                queue.handle_timeout(now, wall);
             }
             self.maintain(key, now);
             self.logs.touch(key);
@@ -138,7 +139,7 @@ impl ShardOwner {
                 log.refilling = false;
                 result.map(|(records, end)| {
                     if let Some(queue) = &mut log.queue {
-                        queue.loaded(from, end, records);
+                        queue.loaded(from, end, records, now, wall);
                     }
                 })
             }

@@ -145,19 +145,29 @@ async fn a_refused_message_comes_again_after_backoff_until_its_last_attempt() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn attempts_survive_a_restart() {
+async fn attempts_and_what_is_left_of_a_backoff_survive_a_restart() {
     let (store, clock) = memory();
     let core = open(&store, clock, 1).await;
-    core.apply(&[definition(Kind::Queue, "q", "a", 1)]).await.unwrap();
+    let mut q = definition(Kind::Queue, "q", "a", 1);
+    q.dispatch = DispatchSettings { backoff_initial_ms: 60_000, ..DispatchSettings::default() };
+    core.apply(&[q]).await.unwrap();
     let queue = core.catalog().view().find(Kind::Queue, "q").unwrap();
-    publish(&core, clock, "a", "m").await.unwrap();
+    publish(&core, clock, "a", "refused").await.unwrap();
     let mut consumer = TestConsumer::attach(&core, &queue, 1, 10).await;
+    let refused_at = clock.now();
     let delivery = consumer.next().await;
     consumer.settle(&core, &delivery, Verdict::Rejected).await;
+    publish(&core, clock, "a", "fresh").await.unwrap();
     core.close().await;
+
+    tokio::time::sleep(Duration::from_secs(20)).await;
     let core = open(&store, clock, 2).await;
     let mut consumer = TestConsumer::attach(&core, &queue, 1, 10).await;
-    assert_eq!(consumer.next().await.delivery_count, 2);
+    let fresh = consumer.next().await;
+    assert_eq!((text(&fresh).as_str(), fresh.delivery_count), ("fresh", 1));
+    let again = consumer.next().await;
+    assert_eq!((text(&again).as_str(), again.delivery_count), ("refused", 2));
+    assert_eq!((clock.now() - refused_at).as_secs(), 60);
     core.close().await;
 }
 

@@ -1,0 +1,77 @@
+//! Messages that come again: failed attempts, and how long a message waits for its next.
+//!
+//! Attempts are stored with the time before which the message is not delivered, so that a shard that is read again
+//! waits what is left of it. Knows nothing of consumers' room: what is due goes to `again`.
+
+use std::sync::Arc;
+
+use weir_env::clock::{Instant, Timestamp};
+
+use super::shard::QueueShard;
+use super::{ConsumerId, End};
+use crate::keyspace::queue::Failure;
+use crate::keyspace::segment::Record;
+
+impl QueueShard {
+    /// Counts a failed attempt. True if it was the last one allowed, and the message is dropped.
+    pub(super) fn count_attempt(&mut self, offset: u64, record: &Record, why: Failure) -> bool {
+        let attempts = self.attempts.entry(offset).or_default();
+        attempts.failed = attempts.failed.saturating_add(1);
+        attempts.failure = Some(why);
+        attempts.not_before = Timestamp::default();
+        let exhausted = self.settings.max_deliveries != 0 && attempts.failed >= self.settings.max_deliveries;
+        self.touch_attempts(offset);
+        if exhausted {
+            self.finish(offset, record.cost(), End::Exhausted(why.into()));
+        }
+        exhausted
+    }
+
+    /// Ends a lease whose message is to be delivered again after its backoff.
+    pub(super) fn retry_later(&mut self, offset: u64, why: Failure, now: Instant, wall: Timestamp) {
+        let Some(lease) = self.leases.remove(&offset) else { return };
+        if self.count_attempt(offset, &lease.record, why) {
+            return;
+        }
+        let attempts = self.attempts.entry(offset).or_default();
+        let wait = self.settings.backoff(attempts.failed);
+        attempts.not_before = wall.saturating_add(wait);
+        self.delay(offset, now + wait, lease.record, Some(lease.consumer));
+    }
+
+    fn delay(&mut self, offset: u64, due: Instant, record: Arc<Record>, avoid: Option<ConsumerId>) {
+        self.delayed.insert((due, offset), (record, avoid));
+        self.delayed_until.insert(offset, due);
+    }
+
+    /// Keeps a message that was read from the store waiting if its backoff is not over. However the clock was set
+    /// meanwhile, it waits no longer than a backoff may last. False if it need not wait.
+    pub(super) fn resume_delay(
+        &mut self,
+        offset: u64,
+        record: &Arc<Record>,
+        now: Instant,
+        wall: Timestamp,
+    ) -> bool {
+        let Some(attempts) = self.attempts.get(&offset).filter(|attempts| attempts.not_before > wall) else {
+            return false;
+        };
+        let longest = self.settings.backoff(attempts.failed);
+        let wait = attempts.not_before.saturating_since(wall).min(longest);
+        self.delay(offset, now + wait, Arc::clone(record), None);
+        true
+    }
+
+    /// Makes messages ready whose backoff is over.
+    pub(super) fn end_delays(&mut self, now: Instant) {
+        while let Some(entry) = self.delayed.first_entry() {
+            let (due, offset) = *entry.key();
+            if due > now {
+                break;
+            }
+            let (record, avoid) = entry.remove();
+            self.delayed_until.remove(&offset);
+            self.again.insert(offset, (record, avoid));
+        }
+    }
+}
