@@ -97,6 +97,8 @@ pub(crate) struct Inbound {
     pub(crate) version: ProtocolVersion,
     /// Whether live subscribers get it: not once more when it is only tried again to store it.
     pub(crate) live: bool,
+    /// Catalog id of the queue it left as a dead letter.
+    pub(crate) dead_letter: Option<u32>,
 }
 
 /// What became of a publish.
@@ -240,8 +242,9 @@ impl Broker {
 
     /// A message as it is kept.
     fn kept(&self, inbound: &Inbound) -> Arc<Message> {
-        let Inbound { message, qos, retain, expiry, .. } = inbound;
-        Arc::new(convert::to_core(message, *qos, *retain, *expiry, self.clock.wall()))
+        let Inbound { message, qos, retain, expiry, dead_letter, .. } = inbound;
+        let kept = convert::to_core(message, *qos, *retain, *expiry, self.clock.wall());
+        Arc::new(Message { dead_letter: *dead_letter, ..kept })
     }
 
     async fn retain(&self, inbound: &Inbound) -> Result<(Arc<Message>, Completion), Error> {
@@ -317,6 +320,7 @@ impl Broker {
             publisher: Arc::new(publisher),
             version: ProtocolVersion::V5,
             live: due.is_first,
+            dead_letter: None,
         };
         let Outcome { reason, retained, live } = match self.publish(inbound).await {
             Accepted::Done(outcome) => outcome,

@@ -22,6 +22,7 @@ pub(crate) fn to_core(
         qos: qos.as_u8(),
         retain,
         published_at: now,
+        dead_letter: None,
         expires_at: expiry.map(|seconds| now.saturating_add(Duration::from_secs(u64::from(seconds)))),
         properties: Properties {
             payload_format_utf8: properties.payload_format_utf8,

@@ -9,6 +9,7 @@ mod clients;
 pub mod config;
 mod connection;
 mod convert;
+mod dead_letters;
 mod disk;
 pub mod http;
 pub mod listen;

@@ -27,6 +27,7 @@ use crate::auth::{Auth, Method};
 use crate::broker::{Broker, session_limits};
 use crate::clients::Clients;
 use crate::config::{self, Config};
+use crate::dead_letters::LetterPublisher;
 use crate::http::{self, Readiness, ReadyState};
 use crate::listen::{self, Accepting};
 use crate::metrics::Metrics;
@@ -268,7 +269,7 @@ async fn build(
     let retained = Retained::spawn(context, retained_options, &retained_metrics, tasks, stop)
         .await
         .context("read retained messages")?;
-    Ok(Arc::new(Broker {
+    let broker = Arc::new(Broker {
         core: Arc::new(core),
         auth,
         inbox: Inbox::new(&sessions),
@@ -295,7 +296,9 @@ async fn build(
         response_information: config.response_information.clone(),
         tasks: tasks.clone(),
         next_consumer: AtomicU64::new(1),
-    }))
+    });
+    broker.core.publish_letters_with(Arc::new(LetterPublisher::new(&broker)));
+    Ok(broker)
 }
 
 /// Takes up what earlier processes left: on an exclusive store every one of them is gone.

@@ -112,6 +112,7 @@ async fn publish(
         qos: 1,
         retain: false,
         published_at: clock.wall(),
+        dead_letter: None,
         expires_at: None,
         properties: Properties::default(),
     };

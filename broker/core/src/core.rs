@@ -1,15 +1,12 @@
 //! The front of this crate: opens a keyspace and routes what is asked to the catalog and the shard owners.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Weak};
 
 use futures_util::future::try_join_all;
-use parking_lot::Mutex;
 use smallvec::SmallVec;
-use tokio::sync::oneshot;
-use tokio_util::task::TaskTracker;
 use weir_env::clock::{Clock, Timestamp};
 use weir_env::seed::Seed;
-use weir_storage::{Isolation, SharedStore, transact};
+use weir_storage::{Isolation, RangeQuery, SharedStore, transact};
 use weir_topic::TopicName;
 
 use crate::catalog::{Applied, ApplyError, Catalog, Object};
@@ -23,26 +20,24 @@ use crate::keyspace::segment::{Record, RecordKey};
 use crate::keyspace::{LogId, PublishId, VirtualShard, placement_hash};
 use crate::message::Message;
 use crate::metrics::{Metrics, Reason};
-use crate::panics::Panics;
 use crate::queue::{Consumer, ConsumerId, Lost, Verdict};
-use crate::shard::{AppendError, AppendReply, Command, Context, LogReport, ShardHandle};
+use crate::shard::{
+    AppendError, AppendReply, Command, Context, DeadLetters, LogReport, Owners, PublishLetters, ShardHandle,
+};
 use crate::stream::{ShardReader, Start};
 
 /// Logs whose marks are swept in one transaction.
 const LOGS_PER_SWEEP: usize = 500;
+/// Marks of dead letters looked at in one transaction.
+const MARKS_PER_SWEEP: usize = 2000;
 
 /// Queues, streams and their shards in one pod. Cheap to share.
 #[derive(Debug)]
 pub struct Core {
     context: Context,
     format: KeyspaceFormat,
-    catalog: Catalog,
-    /// Owner tasks by virtual shard, each started when it is first needed.
-    shards: Box<[OnceLock<ShardHandle>]>,
-    /// Held while an owner task is started: none is once the core is closed.
-    is_closed: Mutex<bool>,
-    tasks: TaskTracker,
-    panics: Panics,
+    catalog: Arc<Catalog>,
+    owners: Arc<Owners>,
 }
 
 /// What a publish waits for: an answer of every target.
@@ -83,12 +78,19 @@ impl Core {
     pub async fn open(store: SharedStore, clock: Clock, seed: &Seed, metrics: Metrics) -> Result<Self> {
         let pod = PodId(seed.fork("pod").next_id());
         let format = open_format(&store, seed).await?;
-        let catalog = Catalog::load(Arc::clone(&store), format.virtual_shards).await?;
-        let context = Context { store, clock, seed: seed.fork("shards"), metrics, pod };
-        let shards = (0..format.virtual_shards).map(|_| OnceLock::new()).collect();
-        let is_closed = Mutex::new(false);
-        let (tasks, panics) = (TaskTracker::new(), Panics::default());
-        Ok(Self { context, format, catalog, shards, is_closed, tasks, panics })
+        let catalog = Arc::new(Catalog::load(Arc::clone(&store), format.virtual_shards).await?);
+        let owners = Arc::new_cyclic(|owners| {
+            let dead_letters = Arc::new(DeadLetters::new(Arc::clone(&catalog), Weak::clone(owners)));
+            let context = Context { store, clock, seed: seed.fork("shards"), metrics, pod, dead_letters };
+            Owners::new(context, format.virtual_shards)
+        });
+        let context = owners.context().clone();
+        Ok(Self { context, format, catalog, owners })
+    }
+
+    /// Says who publishes dead letters whose target is a topic. Until then they stay where they are.
+    pub fn publish_letters_with(&self, publisher: Arc<dyn PublishLetters>) {
+        self.context.dead_letters.publish_with(publisher);
     }
 
     /// What the keyspace is.
@@ -156,7 +158,8 @@ impl Core {
         publish: Option<(PublishId, bool)>,
     ) -> Result<Receipt> {
         let mut receipt = Receipt::default();
-        for object in targets {
+        // A dead letter never enters the queue it left.
+        for object in targets.iter().filter(|object| message.dead_letter != Some(object.id)) {
             let key =
                 object.key.as_ref().map_or(Some(RecordKey::None), |key| key.evaluate(message, publisher));
             if key.is_none() {
@@ -275,6 +278,31 @@ impl Core {
             // An unknown outcome is as good as another sweep.
             tx.commit().await?;
         }
+        for log in logs {
+            self.sweep_letter_marks(&log, before).await?;
+        }
+        Ok(())
+    }
+
+    /// Forgets dead letters that were appended to `log` before `before`: the queue they left has long known.
+    async fn sweep_letter_marks(&self, log: &LogId, before: Timestamp) -> Result<()> {
+        let (begin, end) = Mark::range_of_dead_letters(log);
+        let mut next = Some(RangeQuery::new(begin, end).limit(MARKS_PER_SWEEP));
+        while let Some(query) = next {
+            let mut tx = self.context.store.begin();
+            let page = tx.get_range(query.clone(), Isolation::Snapshot).await?;
+            next = query.after(&page);
+            let mut is_changed = false;
+            for (key, value) in page.pairs {
+                if Mark::decode(value)?.at < before {
+                    tx.clear(&key);
+                    is_changed = true;
+                }
+            }
+            if is_changed {
+                tx.commit().await?;
+            }
+        }
         Ok(())
     }
 
@@ -283,43 +311,22 @@ impl Core {
     pub async fn failed(&self) -> Arc<str> {
         tokio::select! {
             why = self.context.store.failed() => why,
-            () = self.panics.panicked() => "the owner of a shard panicked".into(),
+            () = self.owners.panicked() => "the owner of a shard panicked".into(),
         }
     }
 
     /// Commits what is in line and ends the owner tasks. The store stays open.
     pub async fn close(&self) {
-        *self.is_closed.lock() = true;
-        self.tasks.close();
-        let mut closed = Vec::new();
-        for handle in self.shards.iter().filter_map(OnceLock::get) {
-            let (reply, answer) = oneshot::channel();
-            if handle.send(Command::Close { reply }).await.is_ok() {
-                closed.push(answer);
-            }
-        }
-        for answer in closed {
-            // An owner that has already ended has nothing left to commit.
-            let _ = answer.await;
-        }
-        self.tasks.wait().await;
+        self.owners.close().await;
     }
 
     fn shard(&self, vs: VirtualShard) -> Result<&ShardHandle> {
-        let slot = self.shards.get(usize::from(vs.0)).ok_or(Error::Closed)?;
-        if let Some(handle) = slot.get() {
-            return Ok(handle);
-        }
-        let is_closed = self.is_closed.lock();
-        if *is_closed {
-            return Err(Error::Closed);
-        }
-        Ok(slot.get_or_init(|| ShardHandle::spawn(self.context.clone(), vs, &self.tasks, &self.panics)))
+        self.owners.get(vs)
     }
 }
 
 /// The shard of `object` that `record` belongs to: by its key, or by its topic.
-fn place(object: &Object, record: &Record) -> Option<LogId> {
+pub(crate) fn place(object: &Object, record: &Record) -> Option<LogId> {
     let name = record.key_bytes().unwrap_or(record.message.topic.as_str().as_bytes());
     let count = u64::try_from(object.logs.len()).unwrap_or(1).max(1);
     let shard = usize::try_from(placement_hash(name) % count).unwrap_or(0);

@@ -22,6 +22,9 @@ pub struct Message {
     pub published_at: Timestamp,
     /// When it stops being worth delivering.
     pub expires_at: Option<Timestamp>,
+    /// Catalog id of the queue that this message left as a dead letter: it never enters that one again, and is never
+    /// dead-lettered once more. Nothing that a publisher sends sets it.
+    pub dead_letter: Option<u32>,
     /// Forwarded unaltered.
     pub properties: Properties,
 }
@@ -47,6 +50,7 @@ mod flag {
     pub(super) const RETAIN: u8 = 0b0000_0100;
     pub(super) const EXPIRES: u8 = 0b0000_1000;
     pub(super) const PROPERTIES: u8 = 0b0001_0000;
+    pub(super) const DEAD_LETTER: u8 = 0b0010_0000;
 }
 
 /// Kinds of property in an encoded message.
@@ -80,9 +84,13 @@ impl Message {
         flags |= if self.expires_at.is_some() { flag::EXPIRES } else { 0 };
         let has_properties = self.properties != Properties::default();
         flags |= if has_properties { flag::PROPERTIES } else { 0 };
+        flags |= if self.dead_letter.is_some() { flag::DEAD_LETTER } else { 0 };
         out = out.u8(flags).varint(self.published_at.as_micros().saturating_sub(base.as_micros()));
         if let Some(at) = self.expires_at {
             out = out.varint(at.as_micros().saturating_sub(self.published_at.as_micros()));
+        }
+        if let Some(queue) = self.dead_letter {
+            out = out.varint(u64::from(queue));
         }
         out = out.bytes(self.topic.as_str().as_bytes());
         if has_properties { self.properties.encode(out) } else { out }
@@ -101,6 +109,12 @@ impl Message {
         } else {
             None
         };
+        let dead_letter = if flags & flag::DEAD_LETTER != 0 {
+            let queue = u32::try_from(reader.varint("queue of a dead letter")?);
+            Some(queue.map_err(|_| DecodeError::Invalid("queue of a dead letter"))?)
+        } else {
+            None
+        };
         let topic = TopicName::parse(reader.string("message topic")?)
             .map_err(|_| DecodeError::Invalid("message topic"))?;
         let properties =
@@ -112,6 +126,7 @@ impl Message {
             retain: flags & flag::RETAIN != 0,
             published_at,
             expires_at,
+            dead_letter,
             properties,
         })
     }
@@ -201,6 +216,7 @@ pub(crate) mod tests {
             retain: true,
             published_at: Timestamp::from_micros(1_700_000_000_000_000),
             expires_at: Some(Timestamp::from_micros(1_700_000_060_000_000)),
+            dead_letter: None,
             properties: Properties {
                 payload_format_utf8: Some(true),
                 content_type: Some("text/plain".into()),
@@ -214,7 +230,8 @@ pub(crate) mod tests {
     #[test]
     fn a_message_comes_back_as_stored() {
         let plain = Message { properties: Properties::default(), expires_at: None, qos: 0, ..full_message() };
-        for message in [full_message(), plain] {
+        let dead = Message { dead_letter: Some(300), ..full_message() };
+        for message in [full_message(), plain, dead] {
             let bytes = Bytes::from(message.encode(Writer::new(1)).finish());
             let (mut reader, _) = Reader::value(bytes.clone(), "message", 1).unwrap();
             assert_eq!(Message::decode(&mut reader).unwrap(), message);

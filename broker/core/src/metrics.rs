@@ -50,6 +50,10 @@ pub struct Metrics {
     pub purged: Counter,
     /// Dead letters moved back to the queue they had left.
     pub redriven: Counter,
+    /// Messages on their way to the dead letters, or that cannot leave.
+    pub dead_letters_waiting: Gauge,
+    /// Attempts to send dead letters that failed.
+    pub dead_letter_failures: Counter,
     /// Messages whose key expression did not evaluate.
     pub key_failures: Counter,
     /// Shards lost to another owner.
@@ -82,10 +86,14 @@ impl Metrics {
         counter("queue_superseded", "Queue messages replaced by a newer one of their key", &self.superseded);
         counter("queue_purged", "Queue messages removed by a purge", &self.purged);
         counter("queue_redriven", "Dead letters moved back to the queue they had left", &self.redriven);
+        let failures = &self.dead_letter_failures;
+        counter("queue_dead_letter_failures", "Attempts to send dead letters that failed", failures);
         counter("key_failures", "Messages whose key expression did not evaluate", &self.key_failures);
         counter("shards_lost", "Virtual shards lost to another owner", &self.shards_lost);
         counter("damaged_records", "Stored records found damaged", &self.damaged);
         registry.register("append_refused", "Appends refused", self.append_refused.clone());
+        let waiting = self.dead_letters_waiting.clone();
+        registry.register("queue_dead_letters_waiting", "Messages on their way to the dead letters", waiting);
         registry.register("shards_owned", "Virtual shards this pod owns", self.shards_owned.clone());
     }
 }

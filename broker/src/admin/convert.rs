@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use tonic::Status;
 use weir_core::Error;
 use weir_core::catalog::Object;
-use weir_core::definition::{Kind, Strategy};
+use weir_core::definition::{DeadLetterTarget, Kind, Overflow, Strategy};
 use weir_core::shard::{LogReport, QueueReport};
 use weir_env::clock::Timestamp;
 use weir_proto::admin::v1 as wire;
@@ -58,13 +58,25 @@ impl Reports {
     }
 
     fn conditions(&self) -> Vec<wire::Condition> {
-        let (status, reason) = if self.damage.is_some() { ("False", "Damaged") } else { ("True", "Serving") };
+        let (status, reason, message) = match (&self.damage, self.dead_letter_blocked()) {
+            (Some(damage), _) => ("False", "Damaged", damage.clone()),
+            (None, Some(blocked)) => ("False", "DeadLetterBlocked", blocked),
+            (None, None) => ("True", "Serving", String::new()),
+        };
         vec![wire::Condition {
             r#type: "Ready".into(),
             status: status.into(),
             reason: reason.into(),
-            message: self.damage.clone().unwrap_or_default(),
+            message,
         }]
+    }
+
+    /// What keeps dead letters in the queue, and how many of them, if anything does.
+    fn dead_letter_blocked(&self) -> Option<String> {
+        let queues = || self.shards.iter().filter_map(|report| report.queue.as_ref());
+        let why = queues().find_map(|queue| queue.dead_letter_blocked.clone())?;
+        let waiting: u64 = queues().map(|queue| queue.dying).sum();
+        Some(format!("{waiting} dead letters cannot leave: {why}"))
     }
 }
 
@@ -124,7 +136,7 @@ pub(super) fn queue_description(object: &Object, reports: &Reports) -> wire::Des
     let consumers = reports.consumers();
     let mut warnings = Vec::new();
     let max_deliveries = object.definition.dispatch.max_deliveries;
-    if max_deliveries != 0 {
+    if max_deliveries != 0 && object.definition.queue.dead_letter.is_none() {
         warnings.push(format!(
             "No dead letters are kept: after {max_deliveries} deliveries a message is dropped."
         ));
@@ -162,8 +174,16 @@ fn queue_settings(object: &Object) -> wire::QueueSettings {
         retention_age_millis: definition.retention.max_age_ms,
         retention_bytes: definition.retention.max_bytes,
         retention_messages: definition.retention.max_messages,
-        overflow: "RejectPublish".into(),
-        dead_letter: String::new(),
+        overflow: match definition.queue.overflow {
+            Overflow::RejectPublish => "RejectPublish",
+            Overflow::DropOldest => "DropOldest",
+        }
+        .into(),
+        dead_letter: match &definition.queue.dead_letter {
+            None => String::new(),
+            Some(DeadLetterTarget::Object(name)) => format!("queue {name}"),
+            Some(DeadLetterTarget::Topic(topic)) => format!("topic {topic}"),
+        },
     }
 }
 

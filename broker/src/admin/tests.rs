@@ -56,6 +56,7 @@ impl Bench {
             qos: 1,
             retain: false,
             published_at: Clock::system().wall(),
+            dead_letter: None,
             expires_at: None,
             properties: Properties { user: vec![("n".into(), "v".into())], ..Properties::default() },
         };

@@ -85,6 +85,7 @@ impl Connection {
             publisher: Arc::clone(&self.publisher),
             version: self.version,
             live: true,
+            dead_letter: None,
         };
         let asker = packet_id.map(|id| (token, id));
         match self.broker.begin_publish(inbound) {

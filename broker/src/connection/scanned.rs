@@ -59,6 +59,7 @@ mod tests {
             qos: 1,
             retain,
             published_at: Timestamp::from_micros(at),
+            dead_letter: None,
             expires_at: None,
             properties: Properties::default(),
         }

@@ -1,7 +1,9 @@
 //! Marks of idempotent publishes: where a publish that may be repeated has been appended.
 //!
 //! Key: `u`, log id, publish id (16). Value: format 1, offset u64, time u64 (µs). A publish id begins with the
-//! time it was made (6 bytes, milliseconds), so that all marks of a log before some time are one range.
+//! time it was made (6 bytes, milliseconds), so that all marks of a log before some time are one range. That of a
+//! dead letter is 0xff, the object u32, shard u8, class u8 and offset u64 it comes from, 0: the same however often it
+//! is sent; its mark is swept by the time in its value.
 
 use bytes::Bytes;
 use weir_env::clock::Timestamp;
@@ -9,6 +11,7 @@ use weir_env::clock::Timestamp;
 use super::{DecodeError, LogId, Reader, Writer, tag};
 
 const FORMAT: u8 = 1;
+const DEAD_LETTER: u8 = 0xff;
 
 /// Identifies one publish, however often it is repeated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -21,6 +24,19 @@ impl PublishId {
         let mut id = random;
         let millis = (at.as_micros() / 1000).to_be_bytes();
         id[..6].copy_from_slice(&millis[2..]);
+        Self(id)
+    }
+
+    /// The id under which the message at `offset` of `log` leaves for the dead letters, whenever it does.
+    #[must_use]
+    pub fn of_dead_letter(log: &LogId, offset: u64) -> Self {
+        let mut id = [0; 16];
+        // No time begins with this byte for 6,000 years.
+        id[0] = DEAD_LETTER;
+        id[1..5].copy_from_slice(&log.object.to_be_bytes());
+        id[5] = log.shard;
+        id[6] = log.class;
+        id[7..15].copy_from_slice(&offset.to_be_bytes());
         Self(id)
     }
 }
@@ -46,6 +62,14 @@ impl Mark {
     pub fn range_before(log: &LogId, before: Timestamp) -> (Vec<u8>, Vec<u8>) {
         let end = PublishId::new(before, [0; 16]);
         (log.key(tag::MARK).finish(), Self::key(log, &end))
+    }
+
+    /// The keys in `log` of all publishes that are dead letters of other logs.
+    #[must_use]
+    pub fn range_of_dead_letters(log: &LogId) -> (Vec<u8>, Vec<u8>) {
+        let begin = log.key(tag::MARK).u8(DEAD_LETTER).finish();
+        let (_, end) = log.range(tag::MARK);
+        (begin, end)
     }
 
     /// The value.
@@ -78,6 +102,11 @@ mod tests {
         let mark = Mark { offset: 1, at: Timestamp::from_micros(2) };
         assert_eq!(mark.encode(), b"\x01\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\0\x02");
         assert_eq!(Mark::decode(mark.encode().into()), Ok(mark));
+        let letter = PublishId::of_dead_letter(&LogId { class: 4, ..log }, 5);
+        assert_eq!(&letter.0, b"\xff\0\0\0\x02\x03\x04\0\0\0\0\0\0\0\x05\0");
+        let (begin, end) = Mark::range_of_dead_letters(&log);
+        let key = Mark::key(&log, &letter);
+        assert!(begin < key && key < end && expected < begin);
     }
 
     #[test]

@@ -361,6 +361,7 @@ mod tests {
             qos: 1,
             retain: false,
             published_at: Timestamp::from_micros(0x0102),
+            dead_letter: None,
             expires_at: None,
             properties: crate::message::Properties::default(),
         };

@@ -8,7 +8,7 @@ use tokio::sync::mpsc::error::TrySendError;
 use weir_env::clock::{Instant, Timestamp};
 
 use super::shard::{Lease, QueueShard, RETRY_MAX};
-use super::{ConsumerId, End, QueueDelivery};
+use super::{ConsumerId, DeadReason, QueueDelivery};
 use crate::definition::Strategy;
 use crate::keyspace::segment::Record;
 
@@ -16,14 +16,20 @@ impl QueueShard {
     /// Hands out messages while there are some and consumers have room.
     pub fn dispatch(&mut self, now: Instant, wall: Timestamp) {
         while let Some((offset, record, avoid)) = self.front() {
-            if self.acks.is_done(offset) {
+            if self.is_over(offset) {
                 self.forget_front(offset);
                 continue;
             }
             let expires = self.expiry(&record);
             if expires.is_some_and(|at| at <= wall) {
                 self.forget_front(offset);
-                self.finish(offset, record.cost(), End::Expired);
+                self.give_up(offset, &record, DeadReason::Expired);
+                continue;
+            }
+            if let Some(why) = self.exhausted(offset) {
+                // It was before a restart, or by another limit.
+                self.forget_front(offset);
+                self.give_up(offset, &record, why);
                 continue;
             }
             if self.consumers.is_empty() {
@@ -41,7 +47,7 @@ impl QueueShard {
         if let Some((offset, (record, avoid))) = self.again.first_key_value() {
             return Some((*offset, Arc::clone(record), *avoid));
         }
-        if self.delayed.len() >= RETRY_MAX {
+        if self.delayed.len() >= RETRY_MAX || self.dying.is_full() {
             return None;
         }
         self.ready.front().map(|(offset, record)| (*offset, Arc::clone(record), None))

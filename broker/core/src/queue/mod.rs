@@ -6,6 +6,7 @@
 mod acks;
 mod consumer;
 mod dispatch;
+mod dying;
 mod ends;
 #[cfg(test)]
 mod model;

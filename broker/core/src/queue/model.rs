@@ -85,7 +85,7 @@ fn restore(stored: &Stored, next: u64, settings: &DispatchSettings) -> QueueShar
         attempts: stored.attempts.clone(),
         next,
     };
-    let settings = Settings { dispatch: settings.clone(), max_age: None };
+    let settings = Settings { dispatch: settings.clone(), max_age: None, has_dead_letters: false };
     QueueShard::restore(LOG, stored, settings, Seed::fixed(1), Metrics::default())
 }
 

@@ -8,23 +8,32 @@ use std::sync::Arc;
 use weir_env::clock::{Instant, Timestamp};
 
 use super::shard::QueueShard;
-use super::{ConsumerId, End};
+use super::{ConsumerId, DeadReason};
 use crate::keyspace::queue::Failure;
 use crate::keyspace::segment::Record;
 
 impl QueueShard {
-    /// Counts a failed attempt. True if it was the last one allowed, and the message is dropped.
-    pub(super) fn count_attempt(&mut self, offset: u64, record: &Record, why: Failure) -> bool {
+    /// Counts a failed attempt. True if it was the last one allowed, and the message is given up.
+    pub(super) fn count_attempt(&mut self, offset: u64, record: &Arc<Record>, why: Failure) -> bool {
         let attempts = self.attempts.entry(offset).or_default();
         attempts.failed = attempts.failed.saturating_add(1);
         attempts.failure = Some(why);
         attempts.not_before = Timestamp::default();
-        let exhausted = self.settings.max_deliveries != 0 && attempts.failed >= self.settings.max_deliveries;
         self.touch_attempts(offset);
-        if exhausted {
-            self.finish(offset, record.cost(), End::Exhausted(why.into()));
+        let exhausted = self.exhausted(offset);
+        if let Some(why) = exhausted {
+            self.give_up(offset, record, why);
         }
-        exhausted
+        exhausted.is_some()
+    }
+
+    /// Why the last attempt allowed has failed, if it has.
+    pub(super) fn exhausted(&self, offset: u64) -> Option<DeadReason> {
+        let attempts = self.attempts.get(&offset)?;
+        let max = self.settings.max_deliveries;
+        // A row of an older format does not say why.
+        (max != 0 && attempts.failed >= max)
+            .then(|| attempts.failure.map_or(DeadReason::Rejected, DeadReason::from))
     }
 
     /// Ends a lease whose message is to be delivered again after its backoff.

@@ -12,6 +12,7 @@ use std::time::Duration;
 use weir_env::clock::{Instant, Timestamp};
 use weir_env::seed::{HashMap, Seed};
 
+use super::dying::Dying;
 use super::{Acks, Consumer, ConsumerId, End};
 use crate::definition::DispatchSettings;
 use crate::keyspace::LogId;
@@ -84,6 +85,8 @@ pub struct Settings {
     pub dispatch: DispatchSettings,
     /// Age from which a message is not delivered.
     pub max_age: Option<Duration>,
+    /// Whether messages that are given up leave for the dead letters; else they are dropped.
+    pub has_dead_letters: bool,
 }
 
 /// What is known of the first message that is not done while nobody consumes.
@@ -103,13 +106,16 @@ pub struct QueueShard {
     pub(super) log: LogId,
     pub(super) settings: DispatchSettings,
     max_age: Option<Duration>,
+    pub(super) has_dead_letters: bool,
     pub(super) counters: QueueFloor,
     pub(super) acks: Acks,
     pub(super) attempts: BTreeMap<u64, Attempts>,
     attempts_dirty: Vec<u64>,
     changed: bool,
     /// End of the committed log.
-    next: u64,
+    pub(super) next: u64,
+    /// Its end when this owner read it: what is below may have been sent to the dead letters before.
+    pub(super) restored_next: u64,
     /// First offset that has not been read into `ready`.
     read_next: u64,
     pub(super) ready: VecDeque<(u64, Arc<Record>)>,
@@ -120,6 +126,8 @@ pub struct QueueShard {
     /// When each message of `delayed` is due.
     pub(super) delayed_until: HashMap<u64, Instant>,
     pub(super) leases: HashMap<u64, Lease>,
+    /// Given up, and not in the dead letters yet.
+    pub(super) dying: Dying,
     /// Leases in order of time-out, and some that have ended.
     pub(super) deadlines: VecDeque<(Instant, u64)>,
     /// In order of their ids.
@@ -145,11 +153,13 @@ impl QueueShard {
             log,
             settings: settings.dispatch,
             max_age: settings.max_age,
+            has_dead_letters: settings.has_dead_letters,
             acks: Acks::new(counters.floor, blocks),
             attempts,
             attempts_dirty: Vec::new(),
             changed: false,
             next,
+            restored_next: next,
             read_next: counters.floor,
             counters,
             ready: VecDeque::new(),
@@ -158,6 +168,7 @@ impl QueueShard {
             delayed: BTreeMap::new(),
             delayed_until: HashMap::default(),
             leases: HashMap::default(),
+            dying: Dying::new(metrics.dead_letters_waiting.clone()),
             deadlines: VecDeque::new(),
             consumers: Vec::new(),
             turn: 0,
@@ -171,6 +182,7 @@ impl QueueShard {
     pub fn update(&mut self, settings: Settings) {
         self.settings = settings.dispatch;
         self.max_age = settings.max_age;
+        self.set_dead_letters(settings.has_dead_letters);
         self.front = Front::Unknown;
     }
 
@@ -304,6 +316,7 @@ impl QueueShard {
         self.leases.contains_key(&offset)
             || self.again.contains_key(&offset)
             || self.delayed_until.contains_key(&offset)
+            || self.dying.contains(offset)
     }
 
     fn push_ready(&mut self, offset: u64, record: Arc<Record>) {
@@ -384,6 +397,12 @@ impl QueueShard {
     }
 
     fn acknowledge(&mut self, offset: u64) {
+        if self.dying.contains(offset) {
+            if let Some(cost) = self.revive(offset) {
+                self.finish(offset, cost, End::Acknowledged);
+            }
+            return;
+        }
         let record = if let Some(lease) = self.leases.remove(&offset) {
             Some(lease.record)
         } else if let Some((record, _)) = self.again.remove(&offset) {
@@ -426,7 +445,7 @@ impl QueueShard {
     pub fn poll_timeout(&self) -> Option<Instant> {
         let deadline = self.deadlines.front().map(|(at, _)| *at);
         let delayed = self.delayed.keys().next().map(|(at, _)| *at);
-        [deadline, delayed].into_iter().flatten().min()
+        [deadline, delayed, self.dying.poll_timeout()].into_iter().flatten().min()
     }
 
     /// Ends leases whose time is over and makes messages ready whose backoff is.

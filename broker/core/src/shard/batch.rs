@@ -204,12 +204,11 @@ impl Limits {
     fn of(log: &Log) -> Self {
         let definition = &log.object.definition;
         match &log.queue {
-            Some(queue) => Self {
-                messages: definition.share(definition.retention.max_messages),
-                bytes: definition.share(definition.retention.max_bytes),
-                depth: queue.depth(),
-                held: queue.bytes(),
-            },
+            Some(queue) => {
+                let (depth, held) = queue.limited();
+                let messages = definition.share(definition.retention.max_messages);
+                Self { messages, bytes: definition.share(definition.retention.max_bytes), depth, held }
+            }
             None => Self { messages: None, bytes: None, depth: 0, held: 0 },
         }
     }

@@ -7,11 +7,13 @@
 mod batch;
 mod batches;
 mod commit;
+mod dead_letters;
 mod fence;
 mod load;
 mod log;
 mod logs;
 mod owner;
+mod owners;
 mod retention;
 mod upkeep;
 
@@ -34,8 +36,13 @@ use crate::metrics::Metrics;
 use crate::panics::Panics;
 use crate::queue::{Consumer, ConsumerId, Lost, Verdict};
 
+pub use dead_letters::{
+    DELIVERY_COUNT_PROPERTY, PublishLetters, QUEUE_PROPERTY, REASON_PROPERTY, TOPIC_PROPERTY, TopicLetter,
+};
+pub(crate) use dead_letters::{DeadLetter, DeadLetters, Sent};
 pub(crate) use load::read_records;
 pub use load::{load_blob, read_segments};
+pub(crate) use owners::Owners;
 
 /// Commands a shard accepts before senders wait.
 const COMMANDS_MAX: usize = 4096;
@@ -55,6 +62,8 @@ pub struct Context {
     pub metrics: Metrics,
     /// This process.
     pub pod: PodId,
+    /// The way of dead letters to their targets.
+    pub(crate) dead_letters: Arc<DeadLetters>,
 }
 
 /// Why a record was not appended.
@@ -131,6 +140,10 @@ pub struct QueueReport {
     pub inflight: u64,
     /// What has become of its messages, ever.
     pub counters: QueueFloor,
+    /// Messages that were given up and are not in the dead letters yet; they are part of the depth.
+    pub dying: u64,
+    /// Why they cannot leave, if they cannot, and what to do.
+    pub dead_letter_blocked: Option<Arc<str>>,
     /// Consumers and how many messages each holds.
     pub consumers: Vec<(ConsumerId, u32)>,
 }

@@ -360,6 +360,8 @@ fn report(log: &Log) -> LogReport {
             bytes: queue.bytes(),
             inflight: queue.inflight() as u64,
             counters: *queue.counters(),
+            dying: queue.dying() as u64,
+            dead_letter_blocked: queue.dead_letter_blocked(),
             consumers: queue.consumers().collect(),
         }),
     }

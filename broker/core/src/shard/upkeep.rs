@@ -9,7 +9,7 @@ use super::batches::RETAKE_WAIT;
 use super::logs::{LogKey, key_of};
 use super::owner::ShardOwner;
 use super::retention::{self, Cut, Rule};
-use super::{ReadRecords, load};
+use super::{ReadRecords, Sent, load};
 use crate::catalog::Object;
 use crate::error::{Error, Result};
 use crate::keyspace::LogId;
@@ -26,12 +26,14 @@ const REFILL_BYTES: usize = 256 * 1024;
 /// Wait after a failed background read.
 const READ_RETRY_WAIT: Duration = Duration::from_millis(100);
 
-/// A background read that has ended.
+/// Something in the background that has ended.
 pub(super) enum Done {
     /// Records for a queue.
     Refill { log: LogId, from: u64, result: Result<ReadRecords> },
     /// Where a log can be cut.
     Retention { log: LogId, result: Result<Cut> },
+    /// What became of dead letters.
+    DeadLetters { log: LogId, sent: Sent },
 }
 
 impl ShardOwner {
@@ -49,6 +51,14 @@ impl ShardOwner {
             queue.dispatch(now, wall);
             if queue.is_dirty() && self.acks_due.is_none() {
                 self.acks_due = Some(now + ACK_DELAY);
+            }
+            let letters = queue.take_dying(now);
+            if !letters.is_empty() {
+                let (way, object, id) =
+                    (Arc::clone(&self.context.dead_letters), Arc::clone(&log.object), log.id);
+                self.background.push(Box::pin(async move {
+                    Done::DeadLetters { log: id, sent: way.send(&object, &id, letters).await }
+                }));
             }
             let (wanted, sweep_due) = (queue.wants_records(), queue.sweep_due());
             if let Some(at) = sweep_due {
@@ -130,7 +140,9 @@ impl ShardOwner {
     }
 
     pub(super) fn finish_background(&mut self, done: Done) {
-        let (Done::Refill { log: id, .. } | Done::Retention { log: id, .. }) = &done;
+        let (Done::Refill { log: id, .. }
+        | Done::Retention { log: id, .. }
+        | Done::DeadLetters { log: id, .. }) = &done;
         let (id, key) = (*id, key_of(id));
         let (now, wall) = (self.context.clock.now(), self.context.clock.wall());
         let Some(log) = self.logs.get_mut(key) else { return };
@@ -142,6 +154,12 @@ impl ShardOwner {
                         queue.loaded(from, end, records, now, wall);
                     }
                 })
+            }
+            Done::DeadLetters { sent, .. } => {
+                if let Some(queue) = &mut log.queue {
+                    queue.dead_lettered(sent, now);
+                }
+                Ok(())
             }
             Done::Retention { result, .. } => {
                 log.trimming = false;
@@ -179,5 +197,6 @@ pub(super) fn settings(object: &Object) -> Settings {
     Settings {
         dispatch: definition.dispatch.clone(),
         max_age: (age != 0).then(|| Duration::from_millis(age)),
+        has_dead_letters: definition.queue.dead_letter.is_some(),
     }
 }

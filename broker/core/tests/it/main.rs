@@ -3,6 +3,7 @@
 
 mod costs;
 mod crashes;
+mod dead_letters;
 mod faults;
 mod queues;
 mod sessions;

@@ -50,6 +50,7 @@ pub(crate) fn message(clock: Clock, topic: &str, payload: &str) -> Message {
         qos: 1,
         retain: false,
         published_at: clock.wall(),
+        dead_letter: None,
         expires_at: None,
         properties: Properties::default(),
     }
