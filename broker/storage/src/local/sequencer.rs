@@ -75,7 +75,7 @@ pub(crate) struct Sequencer<W: Writer> {
 
 impl<W: Writer> Sequencer<W> {
     /// Continues after the commit `version` of the store's previous life.
-    pub(crate) const fn new(shared: Arc<Shared<W::View>>, writer: W, version: Version) -> Self {
+    pub(crate) fn new(shared: Arc<Shared<W::View>>, writer: W, version: Version) -> Self {
         Self { shared, writer, resolver: Resolver::new(version, RANGES_MAX), broken: None }
     }
 
@@ -100,6 +100,8 @@ impl<W: Writer> Sequencer<W> {
             passed += u16::from(answer.is_ok());
             answers.push(answer);
         }
+        // Keys that a later one of the batch clears with a range are noted as part of that.
+        self.resolver.note_keys(version, &batch);
         if passed == 0 {
             match self.writer.moved() {
                 Some(view) => self.shared.publish(version, view, &batch),
@@ -132,7 +134,7 @@ impl<W: Writer> Sequencer<W> {
         batch: &mut WriteSet,
     ) -> Result<Committed> {
         let stats = &self.shared.stats;
-        match self.resolver.check(request.read_version, &request.reads) {
+        match self.resolver.check(request.read_version, &request.reads, batch) {
             Verdict::Commit => {}
             Verdict::Conflict => {
                 StoreStats::add(&stats.conflicts, 1);
@@ -148,16 +150,13 @@ impl<W: Writer> Sequencer<W> {
         for mutation in request.stamped {
             mutation.apply_stamped(stamp, &mut writes);
         }
-        for (key, _) in writes.keys() {
-            self.resolver.note(version, KeyRange::key(key));
-        }
         for range in writes.cleared().chain(request.write_conflicts) {
             self.resolver.note(version, range);
         }
         if batch.is_empty() {
             *batch = writes;
         } else {
-            batch.extend(&writes);
+            batch.extend(writes);
         }
         Ok(Committed { version, versionstamp: Some(stamp) })
     }

@@ -46,6 +46,12 @@ impl KeyRange {
         Self { begin: end.slice(..key.len()), end }
     }
 
+    /// The key, if it is a range that holds one alone.
+    pub(crate) fn as_key(&self) -> Option<&Bytes> {
+        let is_key = self.end.strip_prefix(&self.begin[..]) == Some(&[0]);
+        is_key.then_some(&self.begin)
+    }
+
     /// Whether no key is in it.
     #[must_use]
     pub fn is_empty(&self) -> bool {

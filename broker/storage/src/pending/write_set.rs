@@ -52,11 +52,11 @@ impl WriteSet {
     }
 
     /// Adds what `later` changes on top.
-    pub(crate) fn extend(&mut self, later: &Self) {
-        for (begin, end) in &later.cleared {
-            self.clear_range(KeyRange::new(begin.clone(), end.clone()));
+    pub(crate) fn extend(&mut self, later: Self) {
+        for (begin, end) in later.cleared {
+            self.clear_range(KeyRange { begin, end });
         }
-        self.keys.extend(later.keys.iter().map(|(key, value)| (key.clone(), value.clone())));
+        self.keys.extend(later.keys);
     }
 
     /// What this set says about `key`: nothing, cleared, or a value.
@@ -176,7 +176,7 @@ mod tests {
                 }
             }
             let mut set = build(&first);
-            set.extend(&build(&second));
+            set.extend(build(&second));
             for (key, expected) in (0u8..).zip(model) {
                 let found = set.lookup(&[key]).map(|value| value.map(|bytes| bytes[0]));
                 prop_assert_eq!(found, expected, "key {}", key);
