@@ -25,6 +25,7 @@ mod network;
 mod options;
 mod status;
 mod store;
+pub mod testing;
 mod transaction;
 mod watches;
 

@@ -9,5 +9,3 @@ mod broker;
 mod cli;
 #[cfg(test)]
 mod conformance;
-#[cfg(test)]
-mod fdb;

@@ -253,7 +253,8 @@ async fn an_expired_message_is_left_out_and_removed() {
     }
     tokio::time::advance(Duration::from_secs(10)).await;
     let replaced = it.retained.set(message("f", "new")).await.unwrap();
-    assert_eq!(it.retained.sweep(it.bench.clock.wall()).await.unwrap(), 2);
+    let swept = it.retained.sweep(it.bench.clock.wall()).await.unwrap();
+    assert!((1..=2).contains(&swept), "{swept}: f too, unless it was replaced by then");
     replaced.await.unwrap();
     it.settle().await;
     assert_eq!(it.matching("#").await.len(), 2);

@@ -48,7 +48,9 @@ struct Script {
 
 impl Faults {
     pub(crate) fn new(clock: Clock) -> Arc<Self> {
-        Arc::new(Self { inner: Arc::new(MemoryStore::new(clock)), script: Arc::default() })
+        let inner =
+            weir_storage_fdb::testing::store_apart().unwrap_or_else(|| Arc::new(MemoryStore::new(clock)));
+        Arc::new(Self { inner, script: Arc::default() })
     }
 
     /// The next commits that write something have these outcomes.

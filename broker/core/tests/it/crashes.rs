@@ -16,7 +16,7 @@ use weir_env::seed::{Seed, trials};
 use weir_storage::{FaultHandle, FaultRates, FaultStore, SharedStore};
 
 use crate::faults::contents;
-use crate::support::{TestConsumer, definition, memory, open, publish, text};
+use crate::support::{TestConsumer, definition, in_memory, memory, open, publish, text};
 
 const SEEDS: u64 = 100;
 const LIVES: u64 = 6;
@@ -44,8 +44,8 @@ struct World {
 }
 
 impl World {
-    fn new(seed: u64) -> Self {
-        let (store, clock) = memory();
+    fn new(seed: u64, store: fn() -> (SharedStore, Clock)) -> Self {
+        let (store, clock) = store();
         let profiles =
             [FaultRates::uniform(15), FaultRates::calm(), FaultRates::rough(), FaultRates::hostile()];
         let rates = profiles[usize::try_from(seed % 4).unwrap()];
@@ -218,8 +218,8 @@ impl World {
     }
 }
 
-async fn run(seed: u64) -> String {
-    let mut world = World::new(seed);
+async fn run(seed: u64, store: fn() -> (SharedStore, Clock)) -> String {
+    let mut world = World::new(seed, store);
     let core = world.open().await;
     let mut queue = definition(Kind::Queue, "q", "a/+", 2);
     queue.dispatch.max_deliveries = 0;
@@ -232,24 +232,24 @@ async fn run(seed: u64) -> String {
     world.trace
 }
 
-fn simulate(seed: u64) -> String {
+fn simulate(seed: u64, store: fn() -> (SharedStore, Clock)) -> String {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
-    runtime.block_on(run(seed))
+    runtime.block_on(run(seed, store))
 }
 
 #[test]
 fn nothing_acknowledged_is_lost_in_any_crash() {
     for trial in trials(SEEDS) {
-        simulate(trial.seed());
+        simulate(trial.seed(), memory);
     }
 }
 
 #[test]
 fn the_same_seed_is_the_same_run() {
     for seed in [3, 1000, 1001, 1002] {
-        let trace = simulate(seed);
+        let trace = simulate(seed, in_memory);
         assert!(trace.lines().count() > 50, "{trace}");
-        assert_eq!(trace, simulate(seed));
+        assert_eq!(trace, simulate(seed, in_memory));
     }
 }

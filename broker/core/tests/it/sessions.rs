@@ -26,7 +26,7 @@ use weir_env::seed::{Seed, trials};
 use weir_storage::{FaultHandle, FaultRates, FaultStore, Isolation, RangeQuery, SharedStore};
 use weir_topic::TopicFilter;
 
-use crate::support::{memory, message};
+use crate::support::{in_memory, memory, message};
 
 const SEEDS: u64 = 120;
 const LIVES: u64 = 4;
@@ -99,8 +99,8 @@ fn name(client: usize) -> ByteString {
 }
 
 impl World {
-    fn new(seed: u64) -> Self {
-        let (store, clock) = memory();
+    fn new(seed: u64, store: fn() -> (SharedStore, Clock)) -> Self {
+        let (store, clock) = store();
         let profiles =
             [FaultRates::calm(), FaultRates::rough(), FaultRates::hostile(), FaultRates::uniform(20)];
         let rates = profiles[usize::try_from(seed % 4).unwrap()];
@@ -514,8 +514,8 @@ impl World {
     }
 }
 
-async fn run(seed: u64) -> String {
-    let mut world = World::new(seed);
+async fn run(seed: u64, store: fn() -> (SharedStore, Clock)) -> String {
+    let mut world = World::new(seed, store);
     let mut first = world.start().await;
     for client in 0..CLIENTS {
         world.connect(&mut first, client).await;
@@ -527,24 +527,24 @@ async fn run(seed: u64) -> String {
     world.trace
 }
 
-fn simulate(seed: u64) -> String {
+fn simulate(seed: u64, store: fn() -> (SharedStore, Clock)) -> String {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
-    runtime.block_on(run(seed))
+    runtime.block_on(run(seed, store))
 }
 
 #[test]
 fn nothing_acknowledged_is_lost_or_doubled_in_any_crash() {
     for trial in trials(SEEDS) {
-        simulate(trial.seed());
+        simulate(trial.seed(), memory);
     }
 }
 
 #[test]
 fn the_same_seed_is_the_same_run() {
     for seed in [1, 2] {
-        let trace = simulate(seed);
+        let trace = simulate(seed, in_memory);
         assert!(trace.lines().count() > 50, "{trace}");
-        assert_eq!(trace, simulate(seed));
+        assert_eq!(trace, simulate(seed, in_memory));
     }
 }

@@ -1,4 +1,4 @@
-//! A core over an in-memory store, and short ways to say things.
+//! A core over an empty store, in memory or in the FoundationDB cluster that `FDB_CLUSTER_FILE` names, and short ways to say things.
 
 use std::sync::Arc;
 
@@ -17,7 +17,14 @@ use weir_env::seed::Seed;
 use weir_storage::{MemoryStore, SharedStore};
 use weir_topic::TopicName;
 
+/// An empty store, and the clock that goes with it.
 pub(crate) fn memory() -> (SharedStore, Clock) {
+    let (store, clock) = in_memory();
+    (weir_storage_fdb::testing::store_apart().unwrap_or(store), clock)
+}
+
+/// The same, always in memory: there the same seed is the same run.
+pub(crate) fn in_memory() -> (SharedStore, Clock) {
     let clock = Clock::simulated(Timestamp::from_micros(1_700_000_000_000_000));
     (Arc::new(MemoryStore::new(clock)), clock)
 }

@@ -72,7 +72,8 @@ const FAULTS_VARIABLE: &str = "WEIR_TEST_FAULTS";
 
 /// An empty store: in memory, or in FoundationDB if `FDB_CLUSTER_FILE` names a cluster for tests.
 pub(super) fn memory() -> SharedStore {
-    let store = crate::fdb::store().unwrap_or_else(|| Arc::new(MemoryStore::new(Clock::system())));
+    let store =
+        weir_storage_fdb::testing::store().unwrap_or_else(|| Arc::new(MemoryStore::new(Clock::system())));
     let rates = match std::env::var(FAULTS_VARIABLE).as_deref() {
         Err(_) => return store,
         Ok("calm") => FaultRates { settled_committed: 0, settled_lost: 0, ..FaultRates::calm() },
