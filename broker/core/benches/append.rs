@@ -129,6 +129,8 @@ async fn consume(core: Arc<Core>, id: u64, acked: Arc<AtomicU64>) {
     let (tx, mut deliveries) = mpsc::channel(WINDOW as usize);
     let consumer = Consumer {
         id: ConsumerId(id),
+        client_id: format!("c{id}").into(),
+        since: weir_env::clock::Timestamp::default(),
         window: Arc::new(Window::new(WINDOW)),
         connection_window: None,
         deliveries: tx,

@@ -1,10 +1,14 @@
 //! Counters of this crate, under names that begin with `weir_`.
 
+mod queues;
+
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
+
+pub use queues::{Gauges, OTHERS, QUEUES_NAMED_MAX, QueueEvent, QueueMetrics, SeriesShare};
 
 /// Why an append was refused: a bounded label.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -62,6 +66,8 @@ pub struct Metrics {
     pub shards_owned: Gauge,
     /// Segments or records found damaged.
     pub damaged: Counter,
+    /// What each queue holds and does.
+    pub queues: QueueMetrics,
 }
 
 impl Metrics {
@@ -94,6 +100,7 @@ impl Metrics {
         registry.register("append_refused", "Appends refused", self.append_refused.clone());
         let waiting = self.dead_letters_waiting.clone();
         registry.register("queue_dead_letters_waiting", "Messages on their way to the dead letters", waiting);
+        self.queues.register(registry);
         registry.register("shards_owned", "Virtual shards this pod owns", self.shards_owned.clone());
     }
 }

@@ -1,11 +1,13 @@
 //! The core's objects and errors as messages of the admin API. Reads nothing, owns nothing.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 use tonic::Status;
 use weir_core::Error;
 use weir_core::catalog::Object;
 use weir_core::definition::{DeadLetterTarget, Kind, Overflow, Strategy};
+use weir_core::queue::ConsumerReport;
 use weir_core::shard::{LogReport, QueueReport};
 use weir_env::clock::Timestamp;
 use weir_proto::admin::v1 as wire;
@@ -42,14 +44,56 @@ impl Reports {
         self.shards.iter().filter_map(|report| report.queue.as_ref()).map(of).sum()
     }
 
-    /// Consumers and what each holds, over all shards, by id.
-    fn consumers(&self) -> BTreeMap<u64, u64> {
-        let mut consumers = BTreeMap::new();
+    /// Consumers and what each does, over all shards, by id.
+    fn consumers(&self) -> BTreeMap<u64, ConsumerReport> {
+        let mut consumers: BTreeMap<u64, ConsumerReport> = BTreeMap::new();
         let queues = self.shards.iter().filter_map(|report| report.queue.as_ref());
-        for (id, inflight) in queues.flat_map(|queue| &queue.consumers) {
-            *consumers.entry(id.0).or_default() += u64::from(*inflight);
+        for report in queues.flat_map(|queue| &queue.consumers) {
+            match consumers.entry(report.id.0) {
+                Entry::Vacant(entry) => _ = entry.insert(report.clone()),
+                Entry::Occupied(mut entry) => {
+                    let whole = entry.get_mut();
+                    whole.inflight += report.inflight;
+                    whole.delivered += report.delivered;
+                    whole.acknowledged += report.acknowledged;
+                    whole.rejected += report.rejected;
+                    whole.latency.merge(&report.latency);
+                }
+            }
         }
         consumers
+    }
+
+    fn rates(&self) -> wire::QueueRates {
+        let mut sum = wire::QueueRates::default();
+        for queue in self.shards.iter().filter_map(|report| report.queue.as_ref()) {
+            sum.published += queue.rates.published;
+            sum.delivered += queue.rates.delivered;
+            sum.redelivered += queue.rates.redelivered;
+            sum.acknowledged += queue.rates.acknowledged;
+        }
+        sum
+    }
+
+    fn totals(&self) -> wire::QueueTotals {
+        wire::QueueTotals {
+            delivered: self.sum_queue(|queue| queue.delivered),
+            redelivered: self.sum_queue(|queue| queue.redelivered),
+            acknowledged: self.sum_queue(|queue| queue.counters.acknowledged),
+            dead_lettered: self.sum_queue(|queue| queue.counters.dead_lettered),
+            expired: self.sum_queue(|queue| queue.counters.expired),
+            exhausted: self.sum_queue(|queue| queue.counters.exhausted),
+            overflowed: self.sum_queue(|queue| queue.counters.overflowed),
+            superseded: self.sum_queue(|queue| queue.counters.superseded),
+            purged: self.sum_queue(|queue| queue.counters.purged),
+            redriven: self.sum_queue(|queue| queue.counters.redriven),
+        }
+    }
+
+    /// When the oldest message of a queue came; zero if there is none.
+    fn oldest(&self) -> u64 {
+        let oldest = self.shards.iter().filter_map(|report| report.queue.as_ref()?.oldest);
+        oldest.min().unwrap_or_default().as_micros()
     }
 
     /// A reader of a stream reads every shard.
@@ -127,6 +171,11 @@ pub(super) fn queue(object: &Object, reports: &Reports) -> wire::Queue {
         in_flight: reports.sum_queue(|queue| queue.inflight),
         consumers: count(reports.consumers().len()),
         bytes: reports.sum_queue(|queue| queue.bytes),
+        paused: false,
+        waiting: reports.sum_queue(|queue| queue.waiting),
+        oldest_ts_micros: reports.oldest(),
+        rates: Some(reports.rates()),
+        totals: Some(reports.totals()),
         declaration: Some(declaration(object)),
         conditions: reports.conditions(),
     }
@@ -141,19 +190,33 @@ pub(super) fn queue_description(object: &Object, reports: &Reports) -> wire::Des
             "No dead letters are kept: after {max_deliveries} deliveries a message is dropped."
         ));
     }
-    if !consumers.is_empty() {
-        warnings.push("Consumers are numbered in the order of their subscriptions, not named.".to_owned());
+    if consumers.len() > CONSUMERS_MAX {
+        warnings.push(format!("Of {} consumers the first {CONSUMERS_MAX} are shown.", consumers.len()));
     }
     wire::DescribeQueueResponse {
         queue: Some(queue(object, reports)),
         settings: Some(queue_settings(object)),
         shards: reports.shards.iter().zip(0..).map(|(report, n)| queue_shard(n, report)).collect(),
-        consumers: consumers
-            .into_iter()
-            .take(CONSUMERS_MAX)
-            .map(|(id, in_flight)| wire::QueueConsumer { id: format!("#{id}"), in_flight })
-            .collect(),
+        consumers: consumers.into_values().take(CONSUMERS_MAX).map(queue_consumer).collect(),
         warnings,
+    }
+}
+
+fn queue_consumer(report: ConsumerReport) -> wire::QueueConsumer {
+    let latency = |percent| {
+        let latency = report.latency.percentile(percent).unwrap_or_default();
+        u64::try_from(latency.as_micros()).unwrap_or(u64::MAX)
+    };
+    wire::QueueConsumer {
+        in_flight: report.inflight.into(),
+        window: u64::try_from(report.free.saturating_add(report.inflight.into())).unwrap_or(0),
+        delivered: report.delivered,
+        acknowledged: report.acknowledged,
+        rejected: report.rejected,
+        since_micros: report.since.as_micros(),
+        ack_p50_micros: latency(50),
+        ack_p99_micros: latency(99),
+        id: report.client_id,
     }
 }
 

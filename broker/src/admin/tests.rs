@@ -9,7 +9,7 @@ use weir_core::key::Publisher;
 use weir_core::message::{Message, Properties};
 use weir_core::metrics::Metrics;
 use weir_core::queue::{Consumer, ConsumerId, QueueDelivery, Window};
-use weir_env::clock::Clock;
+use weir_env::clock::{Clock, Timestamp};
 use weir_env::seed::Seed;
 use weir_proto::admin::v1::admin_client::AdminClient;
 use weir_proto::admin::v1::read_stream_request::Start;
@@ -71,6 +71,8 @@ impl Bench {
         let (deliveries, received) = mpsc::channel(window as usize);
         let consumer = Consumer {
             id: ConsumerId(id),
+            client_id: format!("c{id}").into(),
+            since: Timestamp::default(),
             window: Arc::new(Window::new(window)),
             connection_window: None,
             deliveries,
@@ -162,7 +164,10 @@ async fn queues_are_listed_and_described() {
 
     let describe = |name| named(name, |name| wire::DescribeQueueRequest { name });
     let a = client.describe_queue(describe("a")).await.unwrap().into_inner();
-    assert_eq!(a.queue.as_ref(), list.first());
+    assert_eq!(
+        a.queue.as_ref().map(|q| (&q.name, q.depth, q.bytes)),
+        list.first().map(|q| (&q.name, q.depth, q.bytes))
+    );
     let shard = wire::QueueShard {
         shard: 0,
         floor: 0,
@@ -172,7 +177,16 @@ async fn queues_are_listed_and_described() {
         in_flight: 3,
     };
     assert_eq!(a.shards, [shard]);
-    assert_eq!(a.consumers, [wire::QueueConsumer { id: "#7".into(), in_flight: 3 }]);
+    let consumer = wire::QueueConsumer {
+        id: "c7".into(),
+        in_flight: 3,
+        window: 3,
+        delivered: 3,
+        ..wire::QueueConsumer::default()
+    };
+    assert_eq!(a.consumers, [consumer]);
+    assert!(list[0].oldest_ts_micros > 0 && list[1].oldest_ts_micros == 0, "{list:?}");
+    assert_eq!(list[0].totals.map(|totals| (totals.delivered, totals.redelivered)), Some((3, 0)));
     assert!(a.warnings[0].contains("after 16 deliveries"), "{:?}", a.warnings);
     let b = client.describe_queue(describe("b")).await.unwrap().into_inner();
     let settings = b.settings.unwrap();

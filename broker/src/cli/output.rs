@@ -121,6 +121,11 @@ pub(super) fn bytes(n: u64) -> String {
     format!("{size:.1} {}", UNITS[unit])
 }
 
+/// Things a second: whole ones from ten on.
+pub(super) fn rate(n: f64) -> String {
+    if n == 0.0 || n >= 9.95 { format!("{n:.0}") } else { format!("{n:.1}") }
+}
+
 /// Wall-clock time in UTC; `-` for none.
 pub(super) fn time(micros: u64) -> String {
     i64::try_from(micros)
@@ -199,6 +204,7 @@ mod tests {
             ["0 B", "1023 B", "1.0 KiB", "1.0 MiB", "10.0 GiB"]
         );
         assert_eq!([999_000, 1_500_000, 2_500_000_000].map(nanos), ["999 us", "1.50 ms", "2.50 s"]);
+        assert_eq!([0.0, 0.25, 9.94, 9.96, 12345.6].map(rate), ["0", "0.2", "9.9", "10", "12346"]);
         assert_eq!(time(0), "-");
         assert_eq!(time(1_700_000_000_123_456), "2023-11-14T22:13:20.123456Z");
         assert_eq!(time(u64::MAX), "-");

@@ -307,6 +307,8 @@ impl Connection {
         let window = object.definition.dispatch.max_inflight_per_consumer.clamp(1, CONSUMER_WINDOW_MAX);
         let consumer = Consumer {
             id: self.broker.consumer_id(),
+            client_id: self.stored.client_id.clone(),
+            since: self.broker.clock.wall(),
             window: Arc::new(Window::new(window)),
             connection_window: (qos != QoS::AtMostOnce).then(|| Arc::clone(&self.window)),
             deliveries: self.queue.sender(),

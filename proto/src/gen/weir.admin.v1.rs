@@ -71,6 +71,69 @@ pub struct Queue {
     pub declaration: ::core::option::Option<Declaration>,
     #[prost(message, repeated, tag = "10")]
     pub conditions: ::prost::alloc::vec::Vec<Condition>,
+    /// Nothing is delivered until it is resumed.
+    #[prost(bool, tag = "11")]
+    pub paused: bool,
+    /// Messages that wait to be delivered again.
+    #[prost(uint64, tag = "12")]
+    pub waiting: u64,
+    /// When the oldest message that counts in `depth` came, microseconds; 0: there is none, or it is not known.
+    #[prost(uint64, tag = "13")]
+    pub oldest_ts_micros: u64,
+    #[prost(message, optional, tag = "14")]
+    pub rates: ::core::option::Option<QueueRates>,
+    #[prost(message, optional, tag = "15")]
+    pub totals: ::core::option::Option<QueueTotals>,
+}
+/// What happens in a second, over the last ten.
+#[derive(Clone, Copy, PartialEq, ::prost::Message)]
+pub struct QueueRates {
+    /// Messages that come in.
+    #[prost(double, tag = "1")]
+    pub published: f64,
+    /// Deliveries, redeliveries included.
+    #[prost(double, tag = "2")]
+    pub delivered: f64,
+    /// Deliveries of a message that had been delivered before.
+    #[prost(double, tag = "3")]
+    pub redelivered: f64,
+    /// Messages acknowledged.
+    #[prost(double, tag = "4")]
+    pub acknowledged: f64,
+}
+/// What has become of the messages of a queue. The first two count since the broker started, the others ever since the
+/// queue was made.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct QueueTotals {
+    /// Deliveries, redeliveries included.
+    #[prost(uint64, tag = "1")]
+    pub delivered: u64,
+    /// Deliveries of a message that had been delivered before.
+    #[prost(uint64, tag = "2")]
+    pub redelivered: u64,
+    #[prost(uint64, tag = "3")]
+    pub acknowledged: u64,
+    /// Moved to the dead letters.
+    #[prost(uint64, tag = "4")]
+    pub dead_lettered: u64,
+    /// Dropped because they were too old.
+    #[prost(uint64, tag = "5")]
+    pub expired: u64,
+    /// Dropped after their last attempt.
+    #[prost(uint64, tag = "6")]
+    pub exhausted: u64,
+    /// Dropped to make room for newer ones.
+    #[prost(uint64, tag = "7")]
+    pub overflowed: u64,
+    /// Replaced by a newer one of their key.
+    #[prost(uint64, tag = "8")]
+    pub superseded: u64,
+    /// Removed by a purge.
+    #[prost(uint64, tag = "9")]
+    pub purged: u64,
+    /// Dead letters that were moved back to the queue they had left.
+    #[prost(uint64, tag = "10")]
+    pub redriven: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DescribeQueueRequest {
@@ -161,6 +224,27 @@ pub struct QueueConsumer {
     /// Messages that it holds unacknowledged.
     #[prost(uint64, tag = "2")]
     pub in_flight: u64,
+    /// Messages that it may hold; fewer if its connection has less room.
+    #[prost(uint64, tag = "3")]
+    pub window: u64,
+    /// Deliveries to it.
+    #[prost(uint64, tag = "4")]
+    pub delivered: u64,
+    /// Messages that it acknowledged.
+    #[prost(uint64, tag = "5")]
+    pub acknowledged: u64,
+    /// Deliveries that it refused.
+    #[prost(uint64, tag = "6")]
+    pub rejected: u64,
+    /// When it began to consume, microseconds.
+    #[prost(uint64, tag = "7")]
+    pub since_micros: u64,
+    /// Time from delivery to acknowledgement that half of the latest did not exceed, microseconds; 0: none yet.
+    #[prost(uint64, tag = "8")]
+    pub ack_p50_micros: u64,
+    /// The same for 99 of 100.
+    #[prost(uint64, tag = "9")]
+    pub ack_p99_micros: u64,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListStreamsRequest {}

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
+use bytestring::ByteString;
 use tokio::sync::mpsc;
+use weir_env::clock::Timestamp;
 
 use crate::keyspace::LogId;
 use crate::keyspace::segment::Record;
@@ -87,6 +89,10 @@ pub struct QueueDelivery {
 pub struct Consumer {
     /// Which.
     pub id: ConsumerId,
+    /// Of the client it belongs to.
+    pub client_id: ByteString,
+    /// When it began to consume.
+    pub since: Timestamp,
     /// Room of the consumer over all shards of the queue.
     pub window: Arc<Window>,
     /// Room of the connection over everything it receives; `None` for a consumer that does not acknowledge.
@@ -159,6 +165,8 @@ mod tests {
         let connection = Arc::new(Window::new(0));
         let consumer = Consumer {
             id: ConsumerId(1),
+            client_id: "c".into(),
+            since: Timestamp::default(),
             window: Arc::new(Window::new(5)),
             connection_window: Some(Arc::clone(&connection)),
             deliveries,

@@ -122,12 +122,15 @@ impl QueueShard {
             return;
         }
         attached.inflight += 1;
+        attached.work.delivered += 1;
         self.metrics.dispatched.inc();
+        self.stats.delivered += 1;
         if failed > 0 {
             self.metrics.redelivered.inc();
+            self.stats.redelivered += 1;
         }
         let deadline = now + self.settings.ack_timeout();
-        self.leases.insert(offset, Lease { consumer, deadline, record });
+        self.leases.insert(offset, Lease { consumer, deadline, at: now, record });
         if self.deadlines.len() > 2 * self.leases.len() + 1024 {
             let leases = &self.leases;
             self.deadlines.retain(|(at, offset)| leases.get(offset).is_some_and(|l| l.deadline == *at));

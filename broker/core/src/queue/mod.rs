@@ -8,14 +8,18 @@ mod consumer;
 mod dispatch;
 mod dying;
 mod ends;
+mod latency;
 #[cfg(test)]
 mod model;
 mod retry;
 mod shard;
+mod stats;
 
 pub use consumer::{Consumer, ConsumerId, QueueDelivery, Window};
 pub use ends::{DeadReason, End};
+pub use latency::AckLatency;
 pub(crate) use shard::DirtyQueue;
 pub use shard::{Lost, QueueShard, Settings, StoredQueue, Verdict};
+pub use stats::{ConsumerReport, Rates};
 
 use acks::Acks;

@@ -178,6 +178,8 @@ impl World {
         self.next_consumer += 1;
         let consumer = Consumer {
             id: ConsumerId(id),
+            client_id: format!("c{id}").into(),
+            since: Timestamp::default(),
             window: Arc::new(Window::new(u32::try_from(window).unwrap())),
             connection_window: None,
             deliveries: tx,

@@ -13,6 +13,7 @@ use weir_env::clock::{Instant, Timestamp};
 use weir_env::seed::{HashMap, Seed};
 
 use super::dying::Dying;
+use super::stats::{Stats, Work};
 use super::{Acks, Consumer, ConsumerId, End};
 use crate::definition::DispatchSettings;
 use crate::keyspace::LogId;
@@ -51,6 +52,8 @@ pub enum Lost {
 pub(super) struct Lease {
     pub(super) consumer: ConsumerId,
     pub(super) deadline: Instant,
+    /// When it was given out.
+    pub(super) at: Instant,
     pub(super) record: Arc<Record>,
 }
 
@@ -63,6 +66,7 @@ pub(super) struct Attached {
     pub(super) full: bool,
     /// Nobody receives its deliveries any more; its end is about to be told.
     pub(super) gone: bool,
+    pub(super) work: Work,
 }
 
 /// What the store knows of a shard of a queue.
@@ -136,6 +140,7 @@ pub struct QueueShard {
     front: Front,
     pub(super) seed: Seed,
     pub(super) metrics: Metrics,
+    pub(super) stats: Stats,
 }
 
 impl QueueShard {
@@ -175,6 +180,7 @@ impl QueueShard {
             front: Front::Unknown,
             seed,
             metrics,
+            stats: Stats::default(),
         }
     }
 
@@ -233,6 +239,7 @@ impl QueueShard {
         for record in records {
             self.counters.bytes += record.cost();
             caught_up &= self.ready_bytes < READY_BYTES_MAX;
+            self.note_oldest(offset, &record);
             offset += 1;
             if caught_up {
                 self.push_ready(offset - 1, record);
@@ -304,6 +311,7 @@ impl QueueShard {
             if offset < self.read_next || self.acks.is_done(offset) || self.is_at_hand(offset) {
                 continue;
             }
+            self.note_oldest(offset, &record);
             if !self.resume_delay(offset, &record, now, wall) {
                 self.push_ready(offset, record);
             }
@@ -328,7 +336,8 @@ impl QueueShard {
     pub fn attach(&mut self, consumer: Consumer) {
         self.detach(consumer.id, Lost::Left);
         let at = self.find(consumer.id).unwrap_or_else(|at| at);
-        self.consumers.insert(at, Attached { consumer, inflight: 0, full: false, gone: false });
+        self.consumers
+            .insert(at, Attached { consumer, inflight: 0, full: false, gone: false, work: Work::default() });
     }
 
     /// Where a consumer is, or would be.
@@ -375,16 +384,19 @@ impl QueueShard {
         now: Instant,
         wall: Timestamp,
     ) {
+        let lease = self.leases.get(&offset).filter(|lease| lease.consumer == consumer);
+        let (held, took) = (lease.is_some(), lease.map(|lease| now.saturating_duration_since(lease.at)));
         if let Ok(at) = self.find(consumer) {
             let attached = &mut self.consumers[at];
             attached.inflight = attached.inflight.saturating_sub(1);
             attached.full = attached.gone;
+            attached.work.settled(verdict, took);
         }
-        let held = self.leases.get(&offset).is_some_and(|lease| lease.consumer == consumer);
         match verdict {
             Verdict::Acknowledged => self.acknowledge(offset),
             Verdict::Rejected if held => {
                 self.metrics.rejected.inc();
+                self.stats.rejected += 1;
                 self.retry_later(offset, Failure::Rejected, now, wall);
             }
             Verdict::Returned if held => {
@@ -459,6 +471,7 @@ impl QueueShard {
             self.deadlines.pop_front();
             if live {
                 self.metrics.ack_timeouts.inc();
+                self.stats.timeouts += 1;
                 self.retry_later(offset, Failure::TimedOut, now, wall);
             }
         }

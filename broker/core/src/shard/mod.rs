@@ -21,7 +21,7 @@ use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio_util::task::TaskTracker;
-use weir_env::clock::Clock;
+use weir_env::clock::{Clock, Timestamp};
 use weir_env::seed::Seed;
 use weir_storage::SharedStore;
 
@@ -34,7 +34,7 @@ use crate::keyspace::segment::Record;
 use crate::keyspace::{LogId, VirtualShard};
 use crate::metrics::Metrics;
 use crate::panics::Panics;
-use crate::queue::{Consumer, ConsumerId, Lost, Verdict};
+use crate::queue::{Consumer, ConsumerId, ConsumerReport, Lost, Rates, Verdict};
 
 pub use dead_letters::{
     DELIVERY_COUNT_PROPERTY, PublishLetters, QUEUE_PROPERTY, REASON_PROPERTY, TOPIC_PROPERTY, TopicLetter,
@@ -144,8 +144,18 @@ pub struct QueueReport {
     pub dying: u64,
     /// Why they cannot leave, if they cannot, and what to do.
     pub dead_letter_blocked: Option<Arc<str>>,
-    /// Consumers and how many messages each holds.
-    pub consumers: Vec<(ConsumerId, u32)>,
+    /// Messages that wait to be delivered again.
+    pub waiting: u64,
+    /// When the oldest message that is not done came, if there is one and the owner knows.
+    pub oldest: Option<Timestamp>,
+    /// Deliveries since the shard was loaded.
+    pub delivered: u64,
+    /// Deliveries of a message that had been delivered before, among them.
+    pub redelivered: u64,
+    /// What has happened lately.
+    pub rates: Rates,
+    /// Consumers and what each holds and does.
+    pub consumers: Vec<ConsumerReport>,
 }
 
 /// What a shard can be asked to do.

@@ -163,7 +163,8 @@ impl ShardOwner {
                 let _ = reply.send(result);
             }
             Command::Describe { object, log, reply } => {
-                let result = self.log_mut(&object, log).await.map(|log| report(log));
+                let now = self.context.clock.now();
+                let result = self.log_mut(&object, log).await.map(|log| report(log, now));
                 let _ = reply.send(result);
             }
             Command::Close { reply } => self.closing = Some(reply),
@@ -321,7 +322,10 @@ async fn load_log(context: &Context, object: &Arc<Object>, id: LogId) -> Result<
             let stored = load::queue_state(context, &id, state.next).await?;
             let seed = context.seed.fork(&format!("queue {} {}", id.object, id.shard));
             let metrics = context.metrics.clone();
-            Some(QueueShard::restore(id, stored, upkeep::settings(object), seed, metrics))
+            let share = metrics.queues.share(&object.definition.name, id);
+            let mut queue = QueueShard::restore(id, stored, upkeep::settings(object), seed, metrics);
+            queue.count_into(share);
+            Some(queue)
         }
     };
     Ok(Log {
@@ -348,7 +352,7 @@ async fn poll_optional(future: &mut Option<Committing>) -> (Batch, Outcome, Opti
     }
 }
 
-fn report(log: &Log) -> LogReport {
+fn report(log: &Log, now: Instant) -> LogReport {
     LogReport {
         extent: Extent { start: log.state.start, next: log.state.next },
         bytes: log.state.bytes(),
@@ -362,7 +366,12 @@ fn report(log: &Log) -> LogReport {
             counters: *queue.counters(),
             dying: queue.dying() as u64,
             dead_letter_blocked: queue.dead_letter_blocked(),
-            consumers: queue.consumers().collect(),
+            waiting: queue.waiting() as u64,
+            oldest: queue.oldest(),
+            delivered: queue.deliveries().0,
+            redelivered: queue.deliveries().1,
+            rates: queue.rates(now),
+            consumers: queue.consumer_reports(),
         }),
     }
 }

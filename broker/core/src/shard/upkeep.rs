@@ -49,6 +49,7 @@ impl ShardOwner {
         let Some(log) = self.logs.get_mut(key) else { return };
         if let Some(queue) = &mut log.queue {
             queue.dispatch(now, wall);
+            queue.observe(now);
             if queue.is_dirty() && self.acks_due.is_none() {
                 self.acks_due = Some(now + ACK_DELAY);
             }

@@ -269,6 +269,8 @@ async fn room_that_shards_and_queues_share_wakes_all_who_wait_for_it() {
     for name in ["q", "r"] {
         let consumer = Consumer {
             id: ConsumerId(1),
+            client_id: "c".into(),
+            since: weir_env::clock::Timestamp::default(),
             window: Arc::new(Window::new(10)),
             connection_window: Some(Arc::clone(&connection)),
             deliveries: tx.clone(),

@@ -96,6 +96,8 @@ impl TestConsumer {
         let (tx, deliveries) = mpsc::channel(window as usize);
         let consumer = Consumer {
             id: ConsumerId(id),
+            client_id: format!("c{id}").into(),
+            since: Timestamp::default(),
             window: Arc::new(Window::new(window)),
             connection_window: None,
             deliveries: tx,

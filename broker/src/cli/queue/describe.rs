@@ -4,9 +4,9 @@ use serde_json::{Value, json};
 use weir_proto::admin::v1 as wire;
 
 use super::list::queue_json;
-use super::ordering;
+use super::{consumers, ordering};
 use crate::cli::admin::{AdminArgs, declared, facts, remarks};
-use crate::cli::output::{Format, Output, Table, bytes, harmless, limit, millis};
+use crate::cli::output::{Format, Output, Table, bytes, harmless, limit, millis, rate, time};
 
 pub(super) async fn run(admin: &AdminArgs, name: &str) -> anyhow::Result<()> {
     let mut client = admin.connect().await?;
@@ -32,6 +32,11 @@ fn describe(response: &wire::DescribeQueueResponse) -> String {
         ("Filter", filter),
         ("Declared", declared(queue.declaration.as_ref())),
         ("Depth", format!("{} ({} in flight), {}", queue.depth, queue.in_flight, bytes(queue.bytes))),
+        ("State", if queue.paused { "paused: nothing is delivered" } else { "delivers" }.to_owned()),
+        ("Waiting", format!("{} to be delivered again", queue.waiting)),
+        ("Oldest", time(queue.oldest_ts_micros)),
+        ("Rates", rates(&queue.rates.unwrap_or_default())),
+        ("Totals", totals(&queue.totals.unwrap_or_default())),
         ("Ordering", ordering(queue.ordering()).to_owned()),
         ("Key", or_none(&settings.key)),
         ("Last value", if settings.last_value { "yes" } else { "no" }.to_owned()),
@@ -58,13 +63,38 @@ fn describe(response: &wire::DescribeQueueResponse) -> String {
     }
     text.push_str(&format!("\n{shards}"));
     if !response.consumers.is_empty() {
-        let mut consumers = Table::new(&["CONSUMER", "IN FLIGHT#"]);
-        for consumer in &response.consumers {
-            consumers.row(vec![harmless(&consumer.id), consumer.in_flight.to_string()]);
-        }
-        text.push_str(&format!("\n{consumers}"));
+        text.push_str(&format!("\n{}", consumers::table(&response.consumers)));
     }
     text.push_str(&remarks(&queue.conditions, &response.warnings));
+    text
+}
+
+fn rates(rates: &wire::QueueRates) -> String {
+    format!(
+        "{}/s in, {}/s delivered ({}/s again), {}/s acknowledged",
+        rate(rates.published),
+        rate(rates.delivered),
+        rate(rates.redelivered),
+        rate(rates.acknowledged)
+    )
+}
+
+/// What has become of messages, without what never happened.
+fn totals(totals: &wire::QueueTotals) -> String {
+    let others = [
+        (totals.redelivered, "redelivered"),
+        (totals.dead_lettered, "dead-lettered"),
+        (totals.expired, "expired"),
+        (totals.exhausted, "dropped after the last attempt"),
+        (totals.overflowed, "dropped for newer ones"),
+        (totals.superseded, "superseded"),
+        (totals.purged, "purged"),
+        (totals.redriven, "redriven"),
+    ];
+    let mut text = format!("{} acknowledged", totals.acknowledged);
+    for (n, what) in others.into_iter().filter(|(n, _)| *n > 0) {
+        text.push_str(&format!(", {n} {what}"));
+    }
     text
 }
 
@@ -93,8 +123,6 @@ fn description_json(response: &wire::DescribeQueueResponse) -> Value {
             "inFlight": shard.in_flight,
         })
     });
-    let consumers =
-        response.consumers.iter().map(|consumer| json!({"id": consumer.id, "inFlight": consumer.in_flight}));
     json!({
         "queue": queue_json(&response.queue.clone().unwrap_or_default()),
         "settings": {
@@ -111,7 +139,7 @@ fn description_json(response: &wire::DescribeQueueResponse) -> Value {
             "deadLetter": settings.dead_letter,
         },
         "shards": shards.collect::<Value>(),
-        "consumers": consumers.collect::<Value>(),
+        "consumers": response.consumers.iter().map(consumers::json_of).collect::<Value>(),
         "warnings": response.warnings,
     })
 }

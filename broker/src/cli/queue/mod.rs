@@ -2,6 +2,7 @@
 //!
 //! One file per command. Knows a broker from outside only: its admin API.
 
+mod consumers;
 mod describe;
 mod list;
 
@@ -24,12 +25,20 @@ pub(super) enum QueueCommand {
         #[command(flatten)]
         admin: AdminArgs,
     },
+    /// List who consumes a queue: what each holds, and how long it takes to acknowledge
+    Consumers {
+        /// Name of the queue
+        name: String,
+        #[command(flatten)]
+        admin: AdminArgs,
+    },
 }
 
 pub(super) async fn run(command: &QueueCommand) -> anyhow::Result<()> {
     match command {
         QueueCommand::List { admin } => list::run(admin).await,
         QueueCommand::Describe { name, admin } => describe::run(admin, name).await,
+        QueueCommand::Consumers { name, admin } => consumers::run(admin, name).await,
     }
 }
 

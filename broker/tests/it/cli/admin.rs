@@ -40,6 +40,7 @@ impl Admin for Canned {
         other.name = "a".into();
         other.topic_filter = String::new();
         other.conditions = vec![];
+        other.paused = true;
         Ok(Response::new(ListQueuesResponse { queues: vec![other, queue()] }))
     }
 
@@ -77,7 +78,17 @@ impl Admin for Canned {
                 },
                 QueueShard { shard: 1, floor: 0, next_offset: 0, depth: 0, bytes: 0, in_flight: 0 },
             ],
-            consumers: vec![QueueConsumer { id: "worker-1\u{1b}[2J".into(), in_flight: 7 }],
+            consumers: vec![QueueConsumer {
+                id: "worker-1\u{1b}[2J".into(),
+                in_flight: 7,
+                window: 1000,
+                delivered: 41,
+                acknowledged: 33,
+                rejected: 1,
+                since_micros: 1_700_000_000_000_000,
+                ack_p50_micros: 750,
+                ack_p99_micros: 12_000,
+            }],
             warnings: vec!["no dead letters are kept".into()],
         }))
     }
@@ -162,6 +173,11 @@ fn queue() -> Queue {
         bytes: 120_000,
         declaration: declaration("traffic"),
         conditions: ready(),
+        paused: false,
+        waiting: 3,
+        oldest_ts_micros: 1_700_000_000_000_000,
+        rates: Some(QueueRates { published: 120.4, delivered: 60.0, redelivered: 0.5, acknowledged: 59.9 }),
+        totals: Some(QueueTotals { acknowledged: 34, redelivered: 2, expired: 1, ..QueueTotals::default() }),
     }
 }
 
@@ -211,6 +227,7 @@ async fn lists_and_descriptions() {
     for args in [
         &["queue", "list"][..],
         &["queue", "describe", "traffic"],
+        &["queue", "consumers", "traffic"],
         &["stream", "list"],
         &["stream", "describe", "telemetry"],
     ] {
