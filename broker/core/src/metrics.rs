@@ -40,6 +40,8 @@ pub struct Metrics {
     pub rejected: Counter,
     /// Queue deliveries whose acknowledgement did not come in time.
     pub ack_timeouts: Counter,
+    /// Queue messages moved out of their log because those around them were done.
+    pub moved_aside: Counter,
     /// Queue messages dropped because they had expired.
     pub expired: Counter,
     /// Queue messages dropped after their last attempt.
@@ -85,6 +87,7 @@ impl Metrics {
         counter("queue_acknowledged", "Queue messages acknowledged", &self.acknowledged);
         counter("queue_rejected", "Queue deliveries refused by their consumer", &self.rejected);
         counter("queue_ack_timeouts", "Queue deliveries not acknowledged in time", &self.ack_timeouts);
+        counter("queue_moved_aside", "Queue messages moved out of their log", &self.moved_aside);
         counter("queue_expired", "Queue messages dropped because they had expired", &self.expired);
         counter("queue_exhausted", "Queue messages dropped after their last attempt", &self.exhausted);
         counter("queue_dead_lettered", "Queue messages that went to the dead letters", &self.dead_lettered);

@@ -5,6 +5,7 @@
 //! value begins with a format-version byte. `docs/keyspace.md` mirrors this folder. A tag that has been
 //! used is never given to another record.
 
+pub mod aside;
 mod bytes_io;
 pub mod catalog;
 pub mod format;

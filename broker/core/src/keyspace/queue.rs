@@ -5,7 +5,8 @@
 //!   bit `n % 8` of byte `n / 8`; trailing zero bytes are left out.
 //! * Attempts: key `q`, log id, `r`, offset u64. Value: format 1, failed attempts varint, time before which it is not
 //!   delivered again varint (µs, 0: at once), why it failed last u8 (0 not known, 1 rejected, 2 no acknowledgement in
-//!   time, 3 consumer gone).
+//!   time, 3 consumer gone), flags u8 (1 moved aside, 2 with a payload in a blob); if it is moved aside, bytes it
+//!   counts as varint, time of its publish varint and of its expiry varint (µs; 0: never).
 
 use bytes::Bytes;
 use weir_env::clock::Timestamp;
@@ -239,7 +240,48 @@ impl Failure {
     }
 }
 
-/// Failed attempts at one message: stored only once there is one.
+/// A message that was moved aside: it is done as far as the floor and the bitmaps say, and kept in a row of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Aside {
+    /// Bytes it counts as.
+    pub cost: u64,
+    /// Whether its payload is in blob chunks.
+    pub blob: bool,
+    /// When it was published.
+    pub published_at: Timestamp,
+    /// When it expires, if ever.
+    pub expires_at: Option<Timestamp>,
+}
+
+mod flag {
+    pub(super) const ASIDE: u8 = 1;
+    pub(super) const BLOB: u8 = 2;
+}
+
+impl Aside {
+    fn encode(aside: Option<Self>, out: Writer) -> Writer {
+        let Some(aside) = aside else { return out.u8(0) };
+        let flags = flag::ASIDE | if aside.blob { flag::BLOB } else { 0 };
+        out.u8(flags)
+            .varint(aside.cost)
+            .varint(aside.published_at.as_micros())
+            .varint(aside.expires_at.map_or(0, Timestamp::as_micros))
+    }
+
+    fn decode(reader: &mut Reader) -> Result<Option<Self>, DecodeError> {
+        let flags = reader.u8("aside")?;
+        if flags & flag::ASIDE == 0 {
+            return Ok(None);
+        }
+        let cost = reader.varint("aside bytes")?;
+        let published_at = Timestamp::from_micros(reader.varint("aside time")?);
+        let expires_at = Some(reader.varint("aside expiry")?).filter(|at| *at != 0);
+        let expires_at = expires_at.map(Timestamp::from_micros);
+        Ok(Some(Self { cost, blob: flags & flag::BLOB != 0, published_at, expires_at }))
+    }
+}
+
+/// Failed attempts at one message: stored once there is one, or once the message was moved aside.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Attempts {
     /// How many failed.
@@ -248,6 +290,8 @@ pub struct Attempts {
     pub not_before: Timestamp,
     /// Why the last one failed, if that is known.
     pub failure: Option<Failure>,
+    /// Set once the message was moved aside.
+    pub aside: Option<Aside>,
 }
 
 impl Attempts {
@@ -278,11 +322,11 @@ impl Attempts {
     /// The value.
     #[must_use]
     pub fn encode(self) -> Vec<u8> {
-        Writer::new(FORMAT)
+        let out = Writer::new(FORMAT)
             .varint(u64::from(self.failed))
             .varint(self.not_before.as_micros())
-            .u8(Failure::code(self.failure))
-            .finish()
+            .u8(Failure::code(self.failure));
+        Aside::encode(self.aside, out).finish()
     }
 
     /// Reads a value.
@@ -295,7 +339,7 @@ impl Attempts {
         let failed = u32::try_from(failed).map_err(|_| DecodeError::Invalid("attempts"))?;
         let not_before = Timestamp::from_micros(reader.varint("not before")?);
         let failure = Failure::of_code(reader.u8("failure")?)?;
-        Ok(Self { failed, not_before, failure })
+        Ok(Self { failed, not_before, failure, aside: Aside::decode(&mut reader)? })
     }
 }
 
@@ -337,10 +381,19 @@ mod tests {
         assert_eq!(AckBlock::decode(block.encode().into()), Ok(block));
 
         assert_eq!(Attempts::key(&LOG, 2), b"q\0\x01\0\0\0\x02\x03\0r\0\0\0\0\0\0\0\x02");
-        let attempts =
-            Attempts { failed: 3, not_before: Timestamp::from_micros(300), failure: Some(Failure::TimedOut) };
-        assert_eq!(attempts.encode(), b"\x01\x03\xac\x02\x02");
+        let attempts = Attempts {
+            failed: 3,
+            not_before: Timestamp::from_micros(300),
+            failure: Some(Failure::TimedOut),
+            aside: None,
+        };
+        assert_eq!(attempts.encode(), b"\x01\x03\xac\x02\x02\0");
         assert_eq!(Attempts::decode(attempts.encode().into()), Ok(attempts));
+        let (published_at, expires_at) = (Timestamp::from_micros(5), Some(Timestamp::from_micros(6)));
+        let aside = Some(Aside { cost: 300, blob: true, published_at, expires_at });
+        let moved = Attempts { aside, ..Attempts::default() };
+        assert_eq!(moved.encode(), b"\x01\0\0\0\x03\xac\x02\x05\x06");
+        assert_eq!(Attempts::decode(moved.encode().into()), Ok(moved));
         for failure in [None, Some(Failure::Rejected), Some(Failure::Disconnected)] {
             let other = Attempts { failure, ..attempts };
             assert_eq!(Attempts::decode(other.encode().into()), Ok(other));

@@ -50,6 +50,8 @@ kinds! {
     QueueAcks = "queue_acks",
     /// Failed attempts.
     QueueAttempts = "queue_attempts",
+    /// Messages that were moved out of their log.
+    QueueAside = "queue_aside",
     /// Fences and states of sessions.
     Session = "session",
     /// Subscriptions of sessions.
@@ -99,6 +101,7 @@ impl RecordKind {
             Some(tag::QUEUE) => match key.get(LogId::KEY_BYTES) {
                 Some(b'a') => Self::QueueAcks,
                 Some(b'r') => Self::QueueAttempts,
+                Some(&super::aside::MOVED) => Self::QueueAside,
                 _ => Self::QueueFloor,
             },
             Some(tag::SESSION) => Self::of_session(key),
@@ -187,6 +190,7 @@ mod tests {
             (QueueFloor::key(&log), RecordKind::QueueFloor),
             (AckBlock::key(&log, 4096), RecordKind::QueueAcks),
             (Attempts::key(&log, 1), RecordKind::QueueAttempts),
+            (crate::keyspace::aside::key(&log, 1), RecordKind::QueueAside),
             (client.fence(), RecordKind::Session),
             (client.state(), RecordKind::Session),
             (client.all_but_inbox().0, RecordKind::Session),

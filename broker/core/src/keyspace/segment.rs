@@ -114,18 +114,7 @@ impl SegmentBuilder {
 
     /// Appends `record`, whose time must not be before the previous one's.
     pub fn push(&mut self, record: &Record) {
-        let mut out = std::mem::take(&mut self.records);
-        out = record.message.encode_head(out, self.first_ts);
-        out = match &record.key {
-            RecordKey::None => out.u8(0),
-            RecordKey::Topic => out.u8(1),
-            RecordKey::Bytes(key) => out.u8(2).bytes(key),
-        };
-        out = match record.blob_len {
-            None => out.u8(0).bytes(&record.message.payload),
-            Some(len) => out.u8(1).varint(u64::from(len)),
-        };
-        self.records = out;
+        self.records = record.encode(std::mem::take(&mut self.records), self.first_ts);
         self.last_ts = record.message.published_at.max(self.last_ts);
         self.count += 1;
     }
@@ -217,31 +206,55 @@ impl SegmentReader {
         if self.next >= self.end() {
             return Ok(None);
         }
-        let mut message = Message::decode_head(&mut self.records, self.header.first_ts)?;
-        let key = match self.records.u8("record key")? {
-            0 => RecordKey::None,
-            1 => RecordKey::Topic,
-            2 => RecordKey::Bytes(self.records.bytes("record key")?),
-            _ => return Err(DecodeError::Invalid("record key")),
-        };
-        let blob_len = match self.records.u8("record payload")? {
-            0 => {
-                message.payload = self.records.bytes("record payload")?;
-                None
-            }
-            1 => {
-                let len = self.records.varint("record payload")?;
-                Some(u32::try_from(len).map_err(|_| DecodeError::Invalid("record payload"))?)
-            }
-            _ => return Err(DecodeError::Invalid("record payload")),
-        };
+        let record = Record::decode(&mut self.records, self.header.first_ts)?;
         let offset = self.next;
         self.next += 1;
-        Ok(Some((offset, Record { message, key, blob_len, span: tracing::Span::none() })))
+        Ok(Some((offset, record)))
     }
 }
 
 impl Record {
+    /// Appends it, with times relative to `base`; of a payload in a blob only the length.
+    #[must_use]
+    pub fn encode(&self, out: Writer, base: Timestamp) -> Writer {
+        let out = self.message.encode_head(out, base);
+        let out = match &self.key {
+            RecordKey::None => out.u8(0),
+            RecordKey::Topic => out.u8(1),
+            RecordKey::Bytes(key) => out.u8(2).bytes(key),
+        };
+        match self.blob_len {
+            None => out.u8(0).bytes(&self.message.payload),
+            Some(len) => out.u8(1).varint(u64::from(len)),
+        }
+    }
+
+    /// Takes what [`Record::encode`] wrote.
+    ///
+    /// # Errors
+    /// If it is damaged.
+    pub fn decode(reader: &mut Reader, base: Timestamp) -> Result<Self, DecodeError> {
+        let mut message = Message::decode_head(reader, base)?;
+        let key = match reader.u8("record key")? {
+            0 => RecordKey::None,
+            1 => RecordKey::Topic,
+            2 => RecordKey::Bytes(reader.bytes("record key")?),
+            _ => return Err(DecodeError::Invalid("record key")),
+        };
+        let blob_len = match reader.u8("record payload")? {
+            0 => {
+                message.payload = reader.bytes("record payload")?;
+                None
+            }
+            1 => {
+                let len = reader.varint("record payload")?;
+                Some(u32::try_from(len).map_err(|_| DecodeError::Invalid("record payload"))?)
+            }
+            _ => return Err(DecodeError::Invalid("record payload")),
+        };
+        Ok(Self { message, key, blob_len, span: tracing::Span::none() })
+    }
+
     /// Bytes it takes in a segment, nearly.
     #[must_use]
     pub fn encoded_len(&self) -> usize {

@@ -32,6 +32,13 @@ impl Acks {
             || self.blocks.get(&(offset / BLOCK_OFFSETS)).is_some_and(|block| block.contains(offset))
     }
 
+    /// The last offset above the floor that is done.
+    pub(crate) fn last(&self) -> Option<u64> {
+        let (number, block) = self.blocks.last_key_value()?;
+        let last = number.saturating_mul(BLOCK_OFFSETS).saturating_add(block.last()?);
+        (last >= self.floor).then_some(last)
+    }
+
     /// Marks `offset` as done and moves the floor up to the first that is not; `next` is the end of the
     /// log. False if it was done before.
     pub(crate) fn set(&mut self, offset: u64, next: u64) -> bool {

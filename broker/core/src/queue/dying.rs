@@ -133,7 +133,7 @@ impl QueueShard {
 
     /// Whether a message is done, or about to be.
     pub(super) fn is_over(&self, offset: u64) -> bool {
-        self.acks.is_done(offset) || self.dying.contains(offset)
+        self.is_done(offset) || self.dying.contains(offset)
     }
 
     /// A late acknowledgement of a dying message counts while no owner has sent it: returns what it cost then.

@@ -4,6 +4,7 @@
 //! keeps no clock: the owner feeds it records and tells it the time, and writes what it reports as changed.
 
 mod acks;
+mod aside;
 mod consumer;
 mod dispatch;
 mod dying;
@@ -15,6 +16,8 @@ mod retry;
 mod shard;
 mod stats;
 
+pub(crate) use aside::AsideChange;
+pub use aside::Lag;
 pub use consumer::{Consumer, ConsumerId, QueueDelivery, Window};
 pub use ends::{DeadReason, End};
 pub use latency::AckLatency;

@@ -11,7 +11,8 @@ use weir_env::clock::{Clock, Instant, Timestamp};
 use weir_env::seed::Seed;
 
 use super::{
-    Consumer, ConsumerId, DirtyQueue, Lost, QueueDelivery, QueueShard, Settings, StoredQueue, Verdict, Window,
+    AsideChange, Consumer, ConsumerId, DirtyQueue, Lag, Lost, QueueDelivery, QueueShard, Settings,
+    StoredQueue, Verdict, Window,
 };
 use crate::definition::{DispatchSettings, Strategy as Dispatch};
 use crate::keyspace::queue::{AckBlock, Attempts, QueueFloor};
@@ -30,6 +31,8 @@ enum Step {
     Settle(u8, u8),
     Wait(u16),
     Commit,
+    FailedCommit,
+    MoveAside,
     Restart { commit: bool },
 }
 
@@ -41,6 +44,8 @@ fn step() -> impl Strategy<Value = Step> {
         10 => (any::<u8>(), any::<u8>()).prop_map(|(n, verdict)| Step::Settle(n, verdict)),
         2 => (0..8000u16).prop_map(Step::Wait),
         1 => Just(Step::Commit),
+        1 => Just(Step::FailedCommit),
+        2 => Just(Step::MoveAside),
         1 => any::<bool>().prop_map(|commit| Step::Restart { commit }),
     ]
 }
@@ -59,6 +64,7 @@ struct Stored {
     floor: QueueFloor,
     blocks: BTreeMap<u64, AckBlock>,
     attempts: BTreeMap<u64, Attempts>,
+    asides: BTreeMap<u64, Arc<Record>>,
     done: BTreeSet<u64>,
 }
 
@@ -85,7 +91,8 @@ fn restore(stored: &Stored, next: u64, settings: &DispatchSettings) -> QueueShar
         attempts: stored.attempts.clone(),
         next,
     };
-    let settings = Settings { dispatch: settings.clone(), max_age: None, has_dead_letters: false };
+    let lag = Lag { offsets: 4, bytes: u64::MAX };
+    let settings = Settings { dispatch: settings.clone(), max_age: None, has_dead_letters: false, lag };
     QueueShard::restore(LOG, stored, settings, Seed::fixed(1), Metrics::default())
 }
 
@@ -125,6 +132,8 @@ impl World {
             Step::Settle(n, verdict) => self.settle(n, verdict),
             Step::Wait(millis) => self.wait(Duration::from_millis(u64::from(millis))),
             Step::Commit => self.commit(0),
+            Step::FailedCommit => self.fail_commit(),
+            Step::MoveAside => self.move_aside(),
             Step::Restart { commit } => self.restart(commit),
         }
         self.pump();
@@ -133,7 +142,7 @@ impl World {
 
     /// What the owner writes along with records of `cost`.
     fn commit(&mut self, cost: u64) {
-        let DirtyQueue { mut floor, blocks, attempts } = self.shard.take_dirty();
+        let DirtyQueue { mut floor, blocks, attempts, asides } = self.shard.take_dirty();
         floor.bytes += cost;
         self.stored.floor = floor;
         for (block, bits) in blocks {
@@ -148,7 +157,40 @@ impl World {
                 None => drop(self.stored.attempts.remove(&offset)),
             }
         }
+        for (offset, change) in asides {
+            match change {
+                AsideChange::Moved(record) => drop(self.stored.asides.insert(offset, record)),
+                AsideChange::Ended { blob } => {
+                    assert!(!blob);
+                    self.stored.asides.remove(&offset);
+                }
+            }
+        }
         self.stored.done.clone_from(&self.done);
+        self.shard.written();
+    }
+
+    /// A commit that fails.
+    fn fail_commit(&mut self) {
+        let dirty = self.shard.take_dirty();
+        self.shard.restore_dirty(&dirty);
+    }
+
+    /// What the owner does when it looks where the log can be cut, time and again.
+    fn move_aside(&mut self) {
+        self.shard.check_lag(0);
+        while let Some(from) = self.shard.wants_stragglers() {
+            let at = usize::try_from(from).unwrap();
+            let records = self.log[at..].iter().take(7).map(|record| (**record).clone());
+            self.shard.move_aside((from..).zip(records).collect());
+            assert!(self.shard.floor() > from);
+            self.commit(0);
+            self.shard.check_lag(0);
+        }
+        let floor = self.shard.floor();
+        let lag = self.done.range(floor..).count() as u64;
+        let span = self.done.last().map_or(0, |last| last.saturating_sub(floor));
+        assert!(lag <= 4 || span > 2 * lag, "{lag} done messages of {span} above the floor");
     }
 
     fn append(&mut self, count: usize) {
@@ -285,6 +327,15 @@ impl World {
     fn pump(&mut self) {
         loop {
             self.shard.dispatch(self.now, self.wall());
+            if let Some(from) = self.shard.wants_asides() {
+                let rows =
+                    self.stored.asides.range(from..).take(3).map(|(n, record)| (*n, Arc::clone(record)));
+                let rows: Vec<(u64, Arc<Record>)> = rows.collect();
+                let end = rows.last().map_or(u64::MAX, |(last, _)| last + 1);
+                let missing = self.shard.asides_loaded(from, end, rows, self.now, self.wall());
+                assert_eq!(missing, [0; 0]);
+                continue;
+            }
             let Some(from) = self.shard.wants_records() else { break };
             let at = usize::try_from(from).unwrap();
             let records: Vec<(u64, Arc<Record>)> =
@@ -316,8 +367,11 @@ impl World {
         let depth = self.next() - self.done.len() as u64;
         assert_eq!(self.shard.depth(), depth);
         assert_eq!(self.shard.inflight(), self.held.len());
-        let floor = (0..self.next()).find(|offset| !self.done.contains(offset)).unwrap_or(self.next());
+        let asides: BTreeSet<u64> = self.shard.asides().collect();
+        let gone = |offset: &u64| self.done.contains(offset) || asides.contains(offset);
+        let floor = (0..self.next()).find(|offset| !gone(offset)).unwrap_or(self.next());
         assert_eq!(self.shard.floor(), floor);
+        assert!(asides.is_disjoint(&self.done) && asides.iter().all(|offset| *offset < floor));
         let bytes: u64 =
             (0..).zip(&self.log).filter(|(n, _)| !self.done.contains(n)).map(|(_, r)| r.cost()).sum();
         assert_eq!(self.shard.bytes(), bytes);
@@ -356,6 +410,7 @@ impl World {
         }
         self.commit(0);
         assert_eq!((self.shard.depth(), self.shard.bytes()), (0, 0));
+        assert!(self.stored.asides.is_empty(), "messages aside that are done stay behind");
         assert!(self.stored.attempts.is_empty(), "attempts of messages that are done stay behind");
     }
 }

@@ -1,7 +1,8 @@
 //! The state of one shard of a queue in its owner's memory.
 //!
 //! Every message above the floor is in exactly one place: still in the store (from `read_next` on), ready,
-//! waiting for another delivery, waiting for its backoff, leased to a consumer, or done. Bounds: ready is
+//! waiting for another delivery, waiting for its backoff, leased to a consumer, or done. So is every message that was
+//! moved aside, but that its place in the store is a row of its own. Bounds: ready is
 //! filled up to [`READY_BYTES_MAX`] and let go of when nobody consumes; leases are bounded by the consumers'
 //! windows; messages that wait for a retry by [`RETRY_MAX`], beyond which nothing new is handed out.
 
@@ -12,6 +13,7 @@ use std::time::Duration;
 use weir_env::clock::{Instant, Timestamp};
 use weir_env::seed::{HashMap, Seed};
 
+use super::aside::{AsideChange, Asides, Lag};
 use super::dying::Dying;
 use super::stats::{Stats, Work};
 use super::{Acks, Consumer, ConsumerId, End};
@@ -91,6 +93,8 @@ pub struct Settings {
     pub max_age: Option<Duration>,
     /// Whether messages that are given up leave for the dead letters; else they are dropped.
     pub has_dead_letters: bool,
+    /// From when on messages are moved aside.
+    pub lag: Lag,
 }
 
 /// What is known of the first message that is not done while nobody consumes.
@@ -109,19 +113,21 @@ enum Front {
 pub struct QueueShard {
     pub(super) log: LogId,
     pub(super) settings: DispatchSettings,
-    max_age: Option<Duration>,
+    pub(super) max_age: Option<Duration>,
     pub(super) has_dead_letters: bool,
     pub(super) counters: QueueFloor,
     pub(super) acks: Acks,
     pub(super) attempts: BTreeMap<u64, Attempts>,
     attempts_dirty: Vec<u64>,
-    changed: bool,
+    pub(super) asides: Asides,
+    pub(super) lag: Lag,
+    pub(super) changed: bool,
     /// End of the committed log.
     pub(super) next: u64,
     /// Its end when this owner read it: what is below may have been sent to the dead letters before.
     pub(super) restored_next: u64,
     /// First offset that has not been read into `ready`.
-    read_next: u64,
+    pub(super) read_next: u64,
     pub(super) ready: VecDeque<(u64, Arc<Record>)>,
     pub(super) ready_bytes: usize,
     /// To be delivered again; preferably not to the consumer named.
@@ -154,6 +160,8 @@ impl QueueShard {
         metrics: Metrics,
     ) -> Self {
         let StoredQueue { counters, blocks, attempts, next } = stored;
+        let asides = attempts.iter().filter_map(|(offset, attempts)| Some((*offset, attempts.aside?)));
+        let asides = Asides::restore(asides.collect());
         Self {
             log,
             settings: settings.dispatch,
@@ -162,6 +170,8 @@ impl QueueShard {
             acks: Acks::new(counters.floor, blocks),
             attempts,
             attempts_dirty: Vec::new(),
+            asides,
+            lag: settings.lag,
             changed: false,
             next,
             restored_next: next,
@@ -189,6 +199,7 @@ impl QueueShard {
         self.settings = settings.dispatch;
         self.max_age = settings.max_age;
         self.set_dead_letters(settings.has_dead_letters);
+        self.lag = settings.lag;
         self.front = Front::Unknown;
     }
 
@@ -279,7 +290,9 @@ impl QueueShard {
         self.front = Front::Lasts(expires);
         if let Some((first, _)) = self.ready.front() {
             self.read_next = *first;
-            self.ready = VecDeque::new();
+            for (offset, _) in std::mem::take(&mut self.ready) {
+                self.asides.forget(offset);
+            }
             self.ready_bytes = 0;
         }
     }
@@ -432,15 +445,17 @@ impl QueueShard {
 
     /// Marks a message as done and what it held as free; [`QueueShard::finish`] counts why.
     pub(super) fn set_done(&mut self, offset: u64, cost: u64) -> bool {
-        if !self.acks.set(offset, self.next) {
-            return false;
-        }
+        let cost = match self.asides.end(offset) {
+            Some(cost) => cost,
+            None if self.acks.set(offset, self.next) => cost,
+            None => return false,
+        };
         if self.attempts.remove(&offset).is_some() {
             self.attempts_dirty.push(offset);
         }
         self.counters.floor = self.acks.floor();
         // A message that was not at hand when it was acknowledged has an unknown cost: an empty queue is right again.
-        let empty = self.counters.floor == self.next;
+        let empty = self.counters.floor == self.next && self.asides.is_empty();
         self.counters.bytes = if empty { 0 } else { self.counters.bytes.saturating_sub(cost) };
         self.changed = true;
         true
@@ -491,16 +506,27 @@ impl QueueShard {
         offsets.dedup();
         self.attempts_dirty = offsets.split_off(offsets.len().min(ATTEMPT_ROWS_MAX));
         self.changed = !self.attempts_dirty.is_empty();
-        let attempts =
-            offsets.into_iter().map(|offset| (offset, self.attempts.get(&offset).copied())).collect();
-        DirtyQueue { floor: self.counters, blocks: self.acks.take_dirty(), attempts }
+        let asides = self.asides.take_dirty();
+        // Floor and counters rely on the rows of messages aside.
+        let attempts: BTreeMap<u64, Option<Attempts>> = offsets
+            .into_iter()
+            .chain(asides.iter().map(|(offset, _)| *offset))
+            .map(|offset| (offset, self.attempts.get(&offset).copied()))
+            .collect();
+        DirtyQueue { floor: self.counters, blocks: self.acks.take_dirty(), attempts, asides }
+    }
+
+    /// What was taken last is in the store.
+    pub(crate) fn written(&mut self) {
+        self.asides.written();
     }
 
     /// A write did not happen: what it held has to be written again.
     pub(crate) fn restore_dirty(&mut self, dirty: &DirtyQueue) {
         self.changed = true;
         self.acks.mark_dirty(dirty.blocks.iter().map(|(block, _)| *block));
-        self.attempts_dirty.extend(dirty.attempts.iter().map(|(offset, _)| *offset));
+        self.attempts_dirty.extend(dirty.attempts.keys());
+        self.asides.restore_dirty(&dirty.asides);
     }
 }
 
@@ -509,5 +535,6 @@ impl QueueShard {
 pub(crate) struct DirtyQueue {
     pub(crate) floor: QueueFloor,
     pub(crate) blocks: Vec<(u64, Option<AckBlock>)>,
-    pub(crate) attempts: Vec<(u64, Option<Attempts>)>,
+    pub(crate) attempts: BTreeMap<u64, Option<Attempts>>,
+    pub(crate) asides: Vec<(u64, AsideChange)>,
 }

@@ -16,8 +16,8 @@ use crate::keyspace::owner::Epoch;
 use crate::keyspace::queue::{AckBlock, Attempts, QueueFloor};
 use crate::keyspace::segment::{self, Record, SegmentBuilder};
 use crate::keyspace::time_index::{self, IndexEntry};
-use crate::keyspace::{LogId, tag};
-use crate::queue::DirtyQueue;
+use crate::keyspace::{LogId, aside, tag};
+use crate::queue::{AsideChange, DirtyQueue};
 
 /// Bytes of records in one batch, about; the transaction stays below its target with what comes on top.
 const BATCH_BYTES_TARGET: u64 = 500_000;
@@ -155,7 +155,7 @@ fn add_log(batch: &mut Batch, chunks: &mut Vec<Mutation>, log: &mut Log, epoch: 
     if let Some(trim) = &change.trim {
         state.start = state.start.max(trim.start);
         state.bytes_trimmed = state.bytes_trimmed.max(trim.bytes_trimmed);
-        clear_below(batch, &id, trim);
+        clear_below(batch, log, trim);
     }
     if change.records.is_empty() && change.trim.is_none() {
         // All were refused; what the queue has to write it writes alone.
@@ -283,12 +283,21 @@ fn mark(log: &LogId, publish: &PublishId, offset: u64, at: Timestamp) -> Mutatio
     Mutation::Set(Mark::key(log, publish), Mark { offset, at }.encode().into())
 }
 
-fn clear_below(batch: &mut Batch, log: &LogId, trim: &Trim) {
-    batch.mutations.push(Mutation::ClearRange(segment::key(log, 0), segment::key(log, trim.base)));
-    let (index, _) = log.range(tag::TIME_INDEX);
-    batch.mutations.push(Mutation::ClearRange(index, time_index::key(log, trim.first_ts, trim.base)));
-    let (from, to) = log_blob::range(log, 0, trim.base);
-    batch.mutations.push(Mutation::ClearRange(from, to));
+/// Clears what is below a cut, but for payloads of messages that were moved aside.
+fn clear_below(batch: &mut Batch, log: &Log, trim: &Trim) {
+    let (id, mutations) = (&log.id, &mut batch.mutations);
+    mutations.push(Mutation::ClearRange(segment::key(id, 0), segment::key(id, trim.base)));
+    let (index, _) = id.range(tag::TIME_INDEX);
+    mutations.push(Mutation::ClearRange(index, time_index::key(id, trim.first_ts, trim.base)));
+    let mut from = trim.from;
+    let kept = log.queue.iter().flat_map(|queue| queue.aside_blobs(trim.from, trim.base));
+    for offset in kept.chain([trim.base]) {
+        let (begin, end) = log_blob::range(id, from, offset);
+        if from < offset {
+            mutations.push(Mutation::ClearRange(begin, end));
+        }
+        from = offset.saturating_add(1);
+    }
 }
 
 fn write_queue(batch: &mut Batch, log: &LogId, dirty: &DirtyQueue) {
@@ -307,6 +316,17 @@ fn write_queue(batch: &mut Batch, log: &LogId, dirty: &DirtyQueue) {
             Some(attempts) => Mutation::Set(key, attempts.encode().into()),
             None => Mutation::Clear(key),
         });
+    }
+    for (offset, change) in &dirty.asides {
+        let key = aside::key(log, *offset);
+        mutations.push(match change {
+            AsideChange::Moved(record) => Mutation::Set(key, aside::encode(record).into()),
+            AsideChange::Ended { .. } => Mutation::Clear(key),
+        });
+        if let AsideChange::Ended { blob: true } = change {
+            let (begin, end) = log_blob::range(log, *offset, offset.saturating_add(1));
+            mutations.push(Mutation::ClearRange(begin, end));
+        }
     }
 }
 

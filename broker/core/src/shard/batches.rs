@@ -106,6 +106,7 @@ impl ShardOwner {
             log.publish_extent();
             settle(log, &change);
             if let Some(queue) = &mut log.queue {
+                queue.written();
                 queue.appended(change.base, change.records.into_iter());
             }
             log.maintain_by(maintain_at);

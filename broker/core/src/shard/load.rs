@@ -11,8 +11,8 @@ use crate::error::{Error, Result};
 use crate::keyspace::log_state::LogState;
 use crate::keyspace::mark::{Mark, PublishId};
 use crate::keyspace::queue::{AckBlock, Attempts, QueueFloor};
-use crate::keyspace::segment::{self, SegmentReader};
-use crate::keyspace::{DecodeError, LogId, log_blob};
+use crate::keyspace::segment::{self, Record, SegmentReader};
+use crate::keyspace::{DecodeError, LogId, aside, log_blob};
 use crate::queue::StoredQueue;
 
 /// Pairs per page of queue state.
@@ -154,5 +154,55 @@ pub(crate) async fn read_records(
         }
         end = segment.end().max(end);
     }
+    Ok((records, end))
+}
+
+/// Records of `log` from `from` on, about `target_bytes` of them; payloads in chunks are not read.
+pub(crate) async fn read_heads(
+    store: &SharedStore,
+    log: &LogId,
+    from: u64,
+    target_bytes: usize,
+) -> Result<Vec<(u64, Record)>> {
+    let mut records = Vec::new();
+    for mut segment in read_segments(store, log, from, target_bytes).await? {
+        while let Some((offset, record)) = segment.next_record()? {
+            if offset >= from {
+                records.push((offset, record));
+            }
+        }
+    }
+    Ok(records)
+}
+
+/// Messages of `log` that were moved aside, from offset `from` on with their payloads, about `target_bytes` of them,
+/// and where the next read begins.
+pub(crate) async fn read_asides(
+    store: &SharedStore,
+    log: &LogId,
+    from: u64,
+    target_bytes: usize,
+) -> Result<ReadRecords> {
+    let (begin, end) = aside::range_from(log, from);
+    let query = RangeQuery { begin: begin.into(), end: end.into(), limit: 0, target_bytes, reverse: false };
+    let page = store.begin().get_range(query, Isolation::Snapshot).await?;
+    let mut records = Vec::new();
+    let mut blob_bytes = 0;
+    for (key, value) in page.pairs {
+        let offset = aside::offset_of_key(&key)?;
+        let mut record = aside::decode(value)?;
+        if let Some(len) = record.blob_len {
+            if blob_bytes >= target_bytes {
+                return Ok((records, offset));
+            }
+            record.message.payload = load_blob(store, log, offset, len).await?;
+            blob_bytes += record.message.payload.len();
+        }
+        records.push((offset, Arc::new(record)));
+    }
+    let end = match records.last() {
+        Some((last, _)) if page.more => last.saturating_add(1),
+        _ => u64::MAX,
+    };
     Ok((records, end))
 }

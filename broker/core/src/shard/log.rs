@@ -27,6 +27,8 @@ pub(crate) struct Log {
     pub(crate) unsettled: HashSet<PublishId>,
     /// A read for the queue is under way.
     pub(crate) refilling: bool,
+    /// Messages to be moved aside, or rows of such, are being read.
+    pub(crate) reading_asides: bool,
     /// Where retention will cut with the next batch.
     pub(crate) trim: Option<Trim>,
     /// Retention is being worked out.
@@ -60,6 +62,8 @@ pub(crate) struct Kept {
 pub(crate) struct Trim {
     /// New first offset.
     pub(crate) start: u64,
+    /// The first segment there is begins here.
+    pub(crate) from: u64,
     /// Segments below this base are removed.
     pub(crate) base: u64,
     /// Time of the segment at `base`.

@@ -4,6 +4,7 @@
 //! [`ShardHandle`] and sends a [`Command`]; what is to become durable is counted in bytes until it is, so
 //! a slow store turns into waiting publishers, never into growing memory.
 
+mod asides;
 mod batch;
 mod batches;
 mod commit;
@@ -138,6 +139,8 @@ pub struct QueueReport {
     pub bytes: u64,
     /// Messages that consumers hold.
     pub inflight: u64,
+    /// Messages that were moved out of the log and are not done.
+    pub aside: u64,
     /// What has become of its messages, ever.
     pub counters: QueueFloor,
     /// Messages that were given up and are not in the dead letters yet; they are part of the depth.

@@ -44,6 +44,8 @@ pub(crate) struct Cut {
     pub(crate) trim: Option<Trim>,
     /// Time of the first segment that age will reach next.
     pub(crate) ages_next: Option<Timestamp>,
+    /// Bytes of the log from the segment of a queue's floor on.
+    pub(crate) above_floor: u64,
 }
 
 /// The cut of `log` that `rule` asks for.
@@ -63,7 +65,13 @@ pub(crate) async fn find_cut(context: &Context, log: &LogId, state: &LogState, r
         }
         Rule::Stream { keep_since: None, .. } | Rule::Floor(_) => None,
     };
-    Ok(Cut { trim: cut(&entries, state, rule), ages_next })
+    let above_floor = match rule {
+        Rule::Floor(floor) => entries.iter().rfind(|entry| entry.base <= *floor),
+        Rule::Stream { .. } => None,
+    };
+    let above_floor =
+        above_floor.map_or(0, |entry| state.bytes_appended.saturating_sub(entry.log_bytes_before));
+    Ok(Cut { trim: cut(&entries, state, rule), ages_next, above_floor })
 }
 
 fn cut(entries: &[IndexEntry], state: &LogState, rule: &Rule) -> Option<Trim> {
@@ -86,9 +94,15 @@ fn cut(entries: &[IndexEntry], state: &LogState, rule: &Rule) -> Option<Trim> {
     };
     let entry = entries.get(at?)?;
     let start = start.max(state.start).min(state.next);
-    let trim =
-        Trim { start, base: entry.base, first_ts: entry.first_ts, bytes_trimmed: entry.log_bytes_before };
-    let moves = trim.base > entries.first().map_or(0, |first| first.base);
+    let from = entries.first().map_or(0, |first| first.base);
+    let trim = Trim {
+        start,
+        from,
+        base: entry.base,
+        first_ts: entry.first_ts,
+        bytes_trimmed: entry.log_bytes_before,
+    };
+    let moves = trim.base > from;
     let stream_moves = matches!(rule, Rule::Stream { .. }) && trim.start > state.start;
     (moves || stream_moves).then_some(trim)
 }

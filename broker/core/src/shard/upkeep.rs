@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use weir_env::clock::Instant;
 
+use super::asides::{self, AsideRead};
 use super::batches::RETAKE_WAIT;
 use super::logs::{LogKey, key_of};
 use super::owner::ShardOwner;
@@ -13,7 +14,7 @@ use super::{ReadRecords, Sent, load};
 use crate::catalog::Object;
 use crate::error::{Error, Result};
 use crate::keyspace::LogId;
-use crate::queue::Settings;
+use crate::queue::{Lag, Settings};
 
 /// Longest time that an acknowledgement waits for a batch to ride along with.
 const ACK_DELAY: Duration = Duration::from_millis(5);
@@ -21,15 +22,19 @@ const ACK_DELAY: Duration = Duration::from_millis(5);
 pub(super) const MAINTAIN_INTERVAL: Duration = Duration::from_secs(1);
 /// Longest time between two looks at a log whose next expiry is far away.
 const MAINTAIN_INTERVAL_MAX: Duration = Duration::from_secs(24 * 3600);
+/// How often messages moved aside are looked at for expired ones.
+const ASIDE_SWEEP_INTERVAL: Duration = Duration::from_secs(60);
 /// Bytes read ahead for a queue in one go.
 const REFILL_BYTES: usize = 256 * 1024;
 /// Wait after a failed background read.
-const READ_RETRY_WAIT: Duration = Duration::from_millis(100);
+pub(super) const READ_RETRY_WAIT: Duration = Duration::from_millis(100);
 
 /// Something in the background that has ended.
 pub(super) enum Done {
     /// Records for a queue.
     Refill { log: LogId, from: u64, result: Result<ReadRecords> },
+    /// For messages moved aside.
+    Asides { log: LogId, result: Result<AsideRead> },
     /// Where a log can be cut.
     Retention { log: LogId, result: Result<Cut> },
     /// What became of dead letters.
@@ -77,6 +82,7 @@ impl ShardOwner {
                     Done::Refill { log: id, from, result }
                 }));
             }
+            self.background.extend(asides::next_read(&self.context, log));
         }
         self.logs.list(key);
     }
@@ -127,6 +133,7 @@ impl ShardOwner {
         let rule = match &mut log.queue {
             Some(queue) => {
                 queue.sweep(wall);
+                queue.sweep_asides(wall);
                 Rule::Floor(queue.floor())
             }
             None => Rule::of_stream(&log.object.definition, wall),
@@ -142,6 +149,7 @@ impl ShardOwner {
 
     pub(super) fn finish_background(&mut self, done: Done) {
         let (Done::Refill { log: id, .. }
+        | Done::Asides { log: id, .. }
         | Done::Retention { log: id, .. }
         | Done::DeadLetters { log: id, .. }) = &done;
         let (id, key) = (*id, key_of(id));
@@ -162,11 +170,18 @@ impl ShardOwner {
                 }
                 Ok(())
             }
+            Done::Asides { result, .. } => asides::finish_read(log, result, now, wall),
             Done::Retention { result, .. } => {
                 log.trimming = false;
                 match result {
-                    Ok(Cut { trim, ages_next }) => {
+                    Ok(Cut { trim, ages_next, above_floor }) => {
                         log.trim = trim;
+                        if let Some(queue) = &mut log.queue {
+                            queue.check_lag(above_floor);
+                            if queue.asides().next().is_some() {
+                                log.maintain_by(now + ASIDE_SWEEP_INTERVAL);
+                            }
+                        }
                         if let Some(first) = ages_next {
                             let age = Duration::from_millis(log.object.definition.retention.max_age_ms);
                             let wait = first.saturating_add(age).saturating_since(wall);
@@ -199,5 +214,6 @@ pub(super) fn settings(object: &Object) -> Settings {
         dispatch: definition.dispatch.clone(),
         max_age: (age != 0).then(|| Duration::from_millis(age)),
         has_dead_letters: definition.queue.dead_letter.is_some(),
+        lag: Lag::default(),
     }
 }
