@@ -117,6 +117,8 @@ pub(crate) struct Outcome {
     /// A message of QoS 2 goes to live subscribers now that it is durable. Whoever published it hands it over with
     /// [`Broker::deliver`], in the order of the publishes [MQTT-4.6.0-5].
     pub(crate) live: Option<Box<Live>>,
+    /// A queue does not take the message, now or later, and this is why.
+    pub(crate) refusal: Option<Box<str>>,
 }
 
 /// A message and the live subscribers it is for.
@@ -218,7 +220,7 @@ impl Broker {
             live => live.map(Box::new),
         };
         if targets.is_empty() && inboxes.is_empty() && retained.is_none() {
-            return Begun::Accepted(Accepted::Done(Outcome { reason, retained: true, live }));
+            return Begun::Accepted(Accepted::Done(Outcome { reason, retained: true, live, refusal: None }));
         }
         let (kept, retained) = match retained {
             Some((kept, completion)) => (kept, Some(completion)),
@@ -322,14 +324,14 @@ impl Broker {
             live: due.is_first,
             dead_letter: None,
         };
-        let Outcome { reason, retained, live } = match self.publish(inbound).await {
+        let Outcome { reason, retained, live, refusal } = match self.publish(inbound).await {
             Accepted::Done(outcome) => outcome,
             Accepted::Pending(_, outcome) => outcome.await,
         };
         if let Some(live) = live {
             self.deliver(&live);
         }
-        let given_up = now.saturating_since(due.first_due) >= WILL_PATIENCE;
+        let given_up = refusal.is_some() || now.saturating_since(due.first_due) >= WILL_PATIENCE;
         let result = if reason.is_error() && !given_up {
             // Tried again, it must not replace what is published meanwhile.
             let retained = retained || due.retained;
@@ -337,7 +339,8 @@ impl Broker {
         } else {
             if reason.is_error() {
                 self.metrics.messages_dropped.inc(Dropped::StoreFailed);
-                tracing::warn!(topic = %message.topic, %reason, "will dropped: it could not be stored for an hour");
+                let why = refusal.as_deref().unwrap_or("could not be stored for an hour");
+                tracing::warn!(topic = %message.topic, %reason, why, "will dropped");
             }
             self.wills.done(&due).await
         };
@@ -440,7 +443,8 @@ pub(crate) fn session_limits(limits: &Limits) -> weir_session::Limits {
 /// The broker stops, and takes no more.
 fn refused(error: &Error) -> Accepted {
     tracing::debug!(%error, "publish refused");
-    Accepted::Done(Outcome { reason: ReasonCode::ServerShuttingDown, retained: false, live: None })
+    let reason = ReasonCode::ServerShuttingDown;
+    Accepted::Done(Outcome { reason, retained: false, live: None, refusal: None })
 }
 
 /// Seconds, the last one perhaps not over; what is beyond the largest counts as that.
@@ -483,6 +487,7 @@ impl Durable {
             live: live.filter(|_| reason.is_none()),
             retained: failures.retained.is_none(),
             reason: reason.unwrap_or(ReasonCode::Success),
+            refusal: failures.refusal(),
         }
     }
 }
@@ -492,12 +497,20 @@ impl Failures {
     fn reason(&self) -> Option<ReasonCode> {
         let appends = self.appends.iter().map(|(_, error)| match error {
             AppendError::Full { .. } => ReasonCode::QuotaExceeded,
+            AppendError::Invalid { .. } => ReasonCode::ImplementationSpecificError,
             AppendError::Failed(error) => reason_of(error),
         });
         let others = [self.inbox.as_ref().map(|(_, error)| error), self.retained.as_ref()];
         let all: SmallVec<[ReasonCode; 4]> =
             appends.chain(others.into_iter().flatten().map(reason_of)).collect();
         all.iter().copied().find(|reason| *reason != ReasonCode::QuotaExceeded).or(all.first().copied())
+    }
+
+    /// Why a queue will never take the message.
+    fn refusal(&self) -> Option<Box<str>> {
+        let mut errors = self.appends.iter().map(|(_, error)| error);
+        let invalid = errors.find(|error| matches!(error, AppendError::Invalid { .. }));
+        invalid.map(|error| error.to_string().into())
     }
 
     /// Tries what failed once more.

@@ -10,9 +10,11 @@ use weir_storage::{Isolation, RangeQuery, SharedStore, transact};
 use weir_topic::TopicName;
 
 use crate::catalog::{Applied, ApplyError, Catalog, Object};
+use crate::controls::{Asked, is_ordered};
 use crate::definition::{Definition, Kind};
 use crate::error::{Error, Result};
 use crate::key::Publisher;
+use crate::keyspace::dedup::DedupId;
 use crate::keyspace::format::{KeyspaceFormat, VIRTUAL_SHARDS_DEFAULT};
 use crate::keyspace::mark::Mark;
 use crate::keyspace::owner::PodId;
@@ -61,6 +63,14 @@ impl Receipt {
             }
         }
         failures
+    }
+
+    /// `object` does not take the message.
+    fn refuse(&mut self, object: &Arc<Object>, error: AppendError) {
+        let (reply, answer) = oneshot::channel();
+        // Cannot fail: the receiver is there.
+        let _ = reply.send(Err(error));
+        self.replies.push((Arc::clone(object), answer));
     }
 
     /// Whether there is nothing to wait for.
@@ -158,18 +168,29 @@ impl Core {
         publish: Option<(PublishId, bool)>,
     ) -> Result<Receipt> {
         let mut receipt = Receipt::default();
-        // A dead letter never enters the queue it left.
+        // A dead letter asks for nothing: it has waited, and is not the message that had its id.
+        let asked = if message.dead_letter.is_some() { Asked::default() } else { Asked::of(message) };
+        // It never enters the queue it left.
         for object in targets.iter().filter(|object| message.dead_letter != Some(object.id)) {
             let key =
                 object.key.as_ref().map_or(Some(RecordKey::None), |key| key.evaluate(message, publisher));
             if key.is_none() {
                 self.context.metrics.key_failures.inc();
             }
+            let wishes = match asked.of_queue(&object.definition) {
+                Ok(wishes) => wishes,
+                Err(problem) => {
+                    let error = AppendError::Invalid { name: object.definition.name.clone(), problem };
+                    self.count_refused(&error);
+                    receipt.refuse(object, error);
+                    continue;
+                }
+            };
             let (message, key) = (message.clone(), key.unwrap_or_default());
             let record = Record { message, key, blob_len: None, span: tracing::Span::current() };
-            let Some(log) = place(object, &record) else { continue };
+            let Some(log) = place(object, &record, wishes.dedup) else { continue };
             let shard = self.shard(log.vs)?;
-            let reply = shard.append(Arc::clone(object), log, record, publish).await?;
+            let reply = shard.append(Arc::clone(object), log, record, publish, wishes).await?;
             receipt.replies.push((Arc::clone(object), reply));
         }
         Ok(receipt)
@@ -325,9 +346,12 @@ impl Core {
     }
 }
 
-/// The shard of `object` that `record` belongs to: by its key, or by its topic.
-pub(crate) fn place(object: &Object, record: &Record) -> Option<LogId> {
-    let name = record.key_bytes().unwrap_or(record.message.topic.as_str().as_bytes());
+/// The shard of `object` that `record` belongs to: by its key, or by its topic; where keys do not depend on it, one that
+/// is stored once by its id, so that this holds for the whole queue.
+pub(crate) fn place(object: &Object, record: &Record, dedup: Option<DedupId>) -> Option<LogId> {
+    let dedup = dedup.as_ref().filter(|_| !is_ordered(&object.definition)).map(|id| id.0.as_slice());
+    let by_key = || record.key_bytes().unwrap_or(record.message.topic.as_str().as_bytes());
+    let name = dedup.unwrap_or_else(by_key);
     let count = u64::try_from(object.logs.len()).unwrap_or(1).max(1);
     let shard = usize::try_from(placement_hash(name) % count).unwrap_or(0);
     object.logs.get(shard).copied()

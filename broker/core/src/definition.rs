@@ -226,6 +226,12 @@ impl Definition {
         self.key.as_deref().or_else(|| needed.then_some("message.topic"))
     }
 
+    /// For how long ids of publishers are remembered.
+    #[must_use]
+    pub const fn dedup_window(&self) -> Duration {
+        Duration::from_millis(self.queue.dedup_window_ms)
+    }
+
     /// A shard's even share of `limit`; zero stays no limit.
     #[must_use]
     pub fn share(&self, limit: u64) -> Option<u64> {
@@ -234,8 +240,26 @@ impl Definition {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+
+    /// A queue of one shard with every default.
+    pub(crate) fn queue(name: &str) -> Definition {
+        Definition {
+            kind: Kind::Queue,
+            name: name.into(),
+            namespace: "default".into(),
+            object: name.into(),
+            topic_filter: Some("a/#".into()),
+            shards: 1,
+            key: None,
+            retention: Retention::default(),
+            last_value: false,
+            dispatch: DispatchSettings::default(),
+            queue: QueueSettings::default(),
+            delete_data: false,
+        }
+    }
 
     #[test]
     fn backoff_grows_to_its_maximum() {

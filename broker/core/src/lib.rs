@@ -5,6 +5,7 @@
 //! connection turns what a session asks for into calls here, and what comes out of here into packets.
 
 pub mod catalog;
+pub mod controls;
 pub mod core;
 pub mod definition;
 pub mod error;

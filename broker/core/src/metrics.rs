@@ -13,7 +13,7 @@ pub use queues::{Gauges, OTHERS, QUEUES_NAMED_MAX, QueueEvent, QueueMetrics, Ser
 /// Why an append was refused: a bounded label.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct Reason {
-    /// `full`, `store` or `closed`.
+    /// `full`, `invalid`, `store` or `closed`.
     pub reason: &'static str,
 }
 
@@ -60,6 +60,10 @@ pub struct Metrics {
     pub dead_letters_waiting: Gauge,
     /// Attempts to send dead letters that failed.
     pub dead_letter_failures: Counter,
+    /// Publishes to queues not stored again: one of their `queue-dedup-id` was.
+    pub duplicates: Counter,
+    /// Ids of publishers remembered by queues.
+    pub dedup_ids: Gauge,
     /// Messages whose key expression did not evaluate.
     pub key_failures: Counter,
     /// Shards lost to another owner.
@@ -97,6 +101,7 @@ impl Metrics {
         counter("queue_redriven", "Dead letters moved back to the queue they had left", &self.redriven);
         let failures = &self.dead_letter_failures;
         counter("queue_dead_letter_failures", "Attempts to send dead letters that failed", failures);
+        counter("queue_duplicates", "Publishes that a queue had stored before", &self.duplicates);
         counter("key_failures", "Messages whose key expression did not evaluate", &self.key_failures);
         counter("shards_lost", "Virtual shards lost to another owner", &self.shards_lost);
         counter("damaged_records", "Stored records found damaged", &self.damaged);
@@ -104,6 +109,11 @@ impl Metrics {
         let waiting = self.dead_letters_waiting.clone();
         registry.register("queue_dead_letters_waiting", "Messages on their way to the dead letters", waiting);
         self.queues.register(registry);
+        registry.register(
+            "queue_dedup_ids",
+            "Ids of publishers remembered by queues",
+            self.dedup_ids.clone(),
+        );
         registry.register("shards_owned", "Virtual shards this pod owns", self.shards_owned.clone());
     }
 }

@@ -148,7 +148,7 @@ impl Connection {
 
     /// Tells the client what became of its publish, and delivers it if that is left to do.
     pub(super) fn answer(&mut self, asker: Asker, outcome: Outcome) {
-        let Outcome { reason, live, .. } = outcome;
+        let Outcome { reason, live, refusal, .. } = outcome;
         if let Some(live) = live {
             self.broker.deliver(&live);
         }
@@ -160,6 +160,9 @@ impl Connection {
         };
         let text = match reason {
             ReasonCode::QuotaExceeded => Some("a queue or a limit is full; publish again later".into()),
+            ReasonCode::ImplementationSpecificError if refusal.is_some() => {
+                refusal.map(|text| (*text).into())
+            }
             ReasonCode::ImplementationSpecificError => {
                 Some("the message could not be stored; publish it again".into())
             }

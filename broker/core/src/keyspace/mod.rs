@@ -8,6 +8,7 @@
 pub mod aside;
 mod bytes_io;
 pub mod catalog;
+pub mod dedup;
 pub mod format;
 pub mod inbox;
 pub mod inbox_blob;
@@ -43,6 +44,8 @@ pub mod tag {
     pub const SESSION_ROUTE: u8 = b'G';
     /// Marks of idempotent publishes.
     pub const MARK: u8 = b'u';
+    /// Ids of messages that are stored once.
+    pub const DEDUP: u8 = b'd';
     /// Log segments.
     pub const SEGMENT: u8 = b'l';
     /// Time index of log segments.

@@ -44,6 +44,8 @@ kinds! {
     LogState = "log_state",
     /// Marks of publishes to logs that may be repeated.
     Mark = "mark",
+    /// Ids of messages that are stored once.
+    Dedup = "dedup",
     /// Floors and counters of queues.
     QueueFloor = "queue_floor",
     /// Bitmaps of what is acknowledged.
@@ -98,6 +100,7 @@ impl RecordKind {
             Some(tag::TIME_INDEX) => Self::TimeIndex,
             Some(tag::LOG_STATE) => Self::LogState,
             Some(tag::MARK) => Self::Mark,
+            Some(tag::DEDUP) => Self::Dedup,
             Some(tag::QUEUE) => match key.get(LogId::KEY_BYTES) {
                 Some(b'a') => Self::QueueAcks,
                 Some(b'r') => Self::QueueAttempts,
@@ -157,7 +160,7 @@ mod tests {
     use crate::keyspace::session::{ClientKeys, Incarnation, SessionRoute};
     use crate::keyspace::timer::{Timer, TimerId, TimerKind};
     use crate::keyspace::will::WillId;
-    use crate::keyspace::{PublishId, VirtualShard, segment};
+    use crate::keyspace::{PublishId, VirtualShard, dedup, segment};
 
     #[test]
     fn names_and_places_are_unique() {
@@ -187,6 +190,7 @@ mod tests {
             (segment::key(&log, 7), RecordKind::Segment),
             (LogState::key(&log), RecordKind::LogState),
             (Mark::key(&log, &PublishId([1; 16])), RecordKind::Mark),
+            (dedup::key(&log, Timestamp::from_micros(1), &[1; 16], 0), RecordKind::Dedup),
             (QueueFloor::key(&log), RecordKind::QueueFloor),
             (AckBlock::key(&log, 4096), RecordKind::QueueAcks),
             (Attempts::key(&log, 1), RecordKind::QueueAttempts),

@@ -1,5 +1,6 @@
 //! Building one transaction out of all that waits: records of many publishers, queue state, retention.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -7,8 +8,10 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use weir_env::clock::Timestamp;
 
 use super::log::{Log, Trim};
-use super::logs::{Logs, key_of};
+use super::logs::{LogKey, Logs, key_of};
+use super::repeats::Names;
 use super::{AppendError, PendingAppend};
+use crate::keyspace::dedup::{self, DedupId};
 use crate::keyspace::log_blob::{self, CHUNK_BYTES_MAX};
 use crate::keyspace::log_state::LogState;
 use crate::keyspace::mark::{Mark, PublishId};
@@ -35,8 +38,7 @@ pub(crate) enum Mutation {
 /// A publisher that waits for a batch.
 #[derive(Debug)]
 pub(crate) struct Waiting {
-    offset: u64,
-    reply: oneshot::Sender<Result<u64, AppendError>>,
+    reply: oneshot::Sender<Result<(), AppendError>>,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -49,8 +51,17 @@ pub(crate) struct LogChange {
     pub(crate) records: Vec<Arc<Record>>,
     pub(crate) queue: Option<DirtyQueue>,
     pub(crate) trim: Option<Trim>,
+}
+
+/// What a batch does to a shard of a queue or stream beside its logs.
+#[derive(Debug)]
+pub(crate) struct ShardChange {
+    /// Its log of class 0.
+    log: LogId,
+    /// When.
+    pub(crate) at: Timestamp,
     /// Publishes that may be repeated, settled with this batch.
-    pub(crate) publishes: Vec<PublishId>,
+    pub(crate) names: Vec<Names>,
 }
 
 /// One transaction of a shard, which may be repeated with the same bytes.
@@ -62,7 +73,11 @@ pub(crate) struct Batch {
     pub(crate) blobs: Vec<Vec<Mutation>>,
     pub(crate) mutations: Vec<Mutation>,
     pub(crate) changes: Vec<LogChange>,
+    /// By the log of class 0.
+    pub(crate) shards: BTreeMap<LogKey, ShardChange>,
     pub(crate) waiting: Vec<Waiting>,
+    /// Names of records that were refused, by the log of class 0.
+    pub(crate) released: Vec<(LogKey, Names)>,
     pub(crate) records: u64,
     pub(crate) bytes: u64,
     /// Records that a full queue did not take; their publishers have been told.
@@ -70,11 +85,17 @@ pub(crate) struct Batch {
 }
 
 impl Batch {
+    /// What this does to the shard of `log`, at `at`.
+    fn shard(&mut self, log: LogId, at: Timestamp) -> &mut ShardChange {
+        let log = log.of_class(0);
+        self.shards.entry(key_of(&log)).or_insert_with(|| ShardChange { log, at, names: Vec::new() })
+    }
+
     /// Answers everybody who waits.
     pub(crate) fn answer(self, outcome: Result<(), AppendError>) {
         for waiting in self.waiting {
             // A publisher whose connection is gone does not want the answer.
-            let _ = waiting.reply.send(outcome.clone().map(|()| waiting.offset));
+            let _ = waiting.reply.send(outcome.clone());
         }
     }
 }
@@ -101,6 +122,7 @@ pub(crate) fn build(logs: &mut Logs, id: [u8; 16], epoch: Epoch, now: Timestamp)
         logs.list(key);
     }
     batch.blobs = group_chunks(chunks);
+    write_dedup_ids(&mut batch);
     batch
 }
 
@@ -114,19 +136,21 @@ fn add_log(batch: &mut Batch, chunks: &mut Vec<Mutation>, log: &mut Log, epoch: 
         records: Vec::new(),
         queue: None,
         trim: log.trim.take(),
-        publishes: Vec::new(),
     };
     let state = &mut change.state;
     let mut segments = Segments { batch, log: id, builder: None, epoch, blob_bytes: 0 };
     let mut cost = 0;
     let limits = Limits::of(log);
+    if let Some(before) = log.repeats.take_clear() {
+        let (begin, end) = dedup::range_before(&id, before);
+        segments.batch.mutations.push(Mutation::ClearRange(begin, end));
+    }
     while segments.batch.bytes + cost < BATCH_BYTES_TARGET {
         let Some(pending) = log.pending.pop_front() else { break };
-        let PendingAppend { mut record, publish, reply, permit, object, .. } = pending;
+        let names = pending.names();
+        let PendingAppend { mut record, reply, permit, object, .. } = pending;
         if let Err(what) = limits.check(change.records.len() as u64, cost, record.cost()) {
-            if let Some((publish, _)) = publish {
-                log.unsettled.remove(&publish);
-            }
+            segments.batch.released.push((key_of(&id.of_class(0)), names));
             segments.batch.refused += 1;
             let _ = reply.send(Err(AppendError::Full { name: object.definition.name.clone(), what }));
             continue;
@@ -142,11 +166,13 @@ fn add_log(batch: &mut Batch, chunks: &mut Vec<Mutation>, log: &mut Log, epoch: 
         }
         cost += record.cost();
         segments.push(state, offset, &record);
-        if let Some((publish, _)) = publish {
+        if let Some(publish) = names.publish {
             segments.batch.mutations.push(mark(&id, &publish, offset, now));
-            change.publishes.push(publish);
         }
-        segments.batch.waiting.push(Waiting { offset, reply, _permit: permit });
+        if !names.is_empty() {
+            segments.batch.shard(id, now).names.push(names);
+        }
+        segments.batch.waiting.push(Waiting { reply, _permit: permit });
         change.records.push(record);
     }
     segments.finish(state);
@@ -187,7 +213,6 @@ fn add_log_state(batch: &mut Batch, log: &mut Log, epoch: Epoch) {
         records: Vec::new(),
         queue: Some(dirty),
         trim: None,
-        publishes: Vec::new(),
     });
 }
 
@@ -283,6 +308,16 @@ fn mark(log: &LogId, publish: &PublishId, offset: u64, at: Timestamp) -> Mutatio
     Mutation::Set(Mark::key(log, publish), Mark { offset, at }.encode().into())
 }
 
+fn write_dedup_ids(batch: &mut Batch) {
+    for change in batch.shards.values() {
+        let ids: Vec<DedupId> = change.names.iter().filter_map(|names| names.dedup).collect();
+        for (part, ids) in ids.chunks(dedup::IDS_PER_ROW).enumerate() {
+            let key = dedup::key(&change.log, change.at, &batch.id, u8::try_from(part).unwrap_or(u8::MAX));
+            batch.mutations.push(Mutation::Set(key, dedup::encode(ids).into()));
+        }
+    }
+}
+
 /// Clears what is below a cut, but for payloads of messages that were moved aside.
 fn clear_below(batch: &mut Batch, log: &Log, trim: &Trim) {
     let (id, mutations) = (&log.id, &mut batch.mutations);
@@ -332,7 +367,7 @@ fn write_queue(batch: &mut Batch, log: &LogId, dirty: &DirtyQueue) {
 
 /// The ranges of everything that is stored of the shard of `log`, all its classes.
 pub(crate) fn all_of(log: &LogId) -> Vec<Mutation> {
-    [tag::SEGMENT, tag::TIME_INDEX, tag::LOG_STATE, tag::QUEUE, tag::MARK, tag::LOG_BLOB]
+    [tag::SEGMENT, tag::TIME_INDEX, tag::LOG_STATE, tag::QUEUE, tag::MARK, tag::DEDUP, tag::LOG_BLOB]
         .into_iter()
         .map(|table| {
             let (begin, end) = log.shard_range(table);

@@ -5,7 +5,7 @@ use std::time::Duration;
 use weir_env::clock::Instant;
 
 use super::AppendError;
-use super::batch::{self, Batch, LogChange};
+use super::batch::{self, Batch};
 use super::commit::{self, Outcome};
 use super::fence::Tenure;
 use super::log::{Kept, Log};
@@ -38,10 +38,15 @@ impl ShardOwner {
         }
         let Some(tenure) = self.tenure else { return };
         let id = self.context.seed.next_id();
-        let batch = batch::build(&mut self.logs, id, tenure.owner.epoch, self.context.clock.wall());
+        let mut batch = batch::build(&mut self.logs, id, tenure.owner.epoch, self.context.clock.wall());
         self.acks_due = self.logs.has_dirty().then_some(now);
         if batch.refused > 0 {
             self.count_refused(AppendError::FULL, batch.refused);
+        }
+        for (key, names) in std::mem::take(&mut batch.released) {
+            if let Some(log) = self.logs.get_mut(key) {
+                log.repeats.settle(names);
+            }
         }
         if batch.mutations.is_empty() {
             return;
@@ -104,7 +109,6 @@ impl ShardOwner {
             let Some(log) = self.logs.get_mut(key) else { continue };
             log.state = change.state;
             log.publish_extent();
-            settle(log, &change);
             if let Some(queue) = &mut log.queue {
                 queue.written();
                 queue.appended(change.base, change.records.into_iter());
@@ -112,6 +116,7 @@ impl ShardOwner {
             log.maintain_by(maintain_at);
             self.logs.touch(key);
         }
+        self.settle(&batch, true);
         batch.answer(Ok(()));
     }
 
@@ -122,7 +127,6 @@ impl ShardOwner {
         for change in std::mem::take(&mut batch.changes) {
             let key = key_of(&change.id);
             let Some(log) = self.logs.get_mut(key) else { continue };
-            settle(log, &change);
             log.trim = log.trim.or(change.trim);
             if let (Some(queue), Some(dirty)) = (&mut log.queue, &change.queue) {
                 queue.restore_dirty(dirty);
@@ -130,6 +134,7 @@ impl ShardOwner {
             }
             self.logs.list(key);
         }
+        self.settle(&batch, false);
         self.count_refused(error.label(), batch.records);
         batch.answer(Err(error));
         if self.closing.is_some() {
@@ -163,11 +168,20 @@ impl ShardOwner {
             self.retake_at = Some(self.context.clock.now() + RETAKE_WAIT);
         }
     }
-}
 
-/// The publishes of `change` have their answer: repeats of them need not wait any longer.
-fn settle(log: &mut Log, change: &LogChange) {
-    for publish in &change.publishes {
-        log.unsettled.remove(publish);
+    /// The publishes of `batch` have their answer: repeats of them need not wait any longer.
+    fn settle(&mut self, batch: &Batch, is_stored: bool) {
+        let now = self.context.clock.now();
+        for (key, change) in &batch.shards {
+            let Some(log) = self.logs.get_mut(*key) else { continue };
+            for names in &change.names {
+                log.repeats.settle(*names);
+                if let Some(id) = names.dedup.filter(|_| is_stored) {
+                    log.repeats.remember(change.at, id);
+                    log.repeats.sweep_by(now, log.object.definition.dedup_window());
+                }
+            }
+            self.logs.list(*key);
+        }
     }
 }

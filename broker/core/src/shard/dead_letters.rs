@@ -13,6 +13,7 @@ use weir_topic::TopicName;
 use super::owners::Owners;
 use super::{AppendError, AppendReply};
 use crate::catalog::{Catalog, Object};
+use crate::controls::Wishes;
 use crate::core::place;
 use crate::definition::{DeadLetterTarget, Kind};
 use crate::error::{Error, Result};
@@ -118,7 +119,7 @@ impl DeadLetters {
                 Ok(reply) => reply.await.unwrap_or(Err(AppendError::Failed(Error::Closed))),
                 Err(error) => Err(AppendError::Failed(error)),
             };
-            sent.push((letter.offset, result.map(drop).map_err(|error| blocked_by(&error).into())));
+            sent.push((letter.offset, result.map_err(|error| blocked_by(&error).into())));
         }
         sent
     }
@@ -139,11 +140,12 @@ impl DeadLetters {
                 target.key.as_ref().and_then(|key| key.evaluate(&record.message, &Publisher::default()));
             key.unwrap_or_default()
         };
-        let to = place(target, &record).ok_or(Error::Closed)?;
+        let to = place(target, &record, None).ok_or(Error::Closed)?;
         let handle = owners.get(to.vs)?.clone();
         drop(owners);
         let publish = (PublishId::of_dead_letter(log, letter.offset), letter.repeat);
-        handle.append(Arc::clone(target), to, record, Some(publish)).await
+        // It asks for nothing: it has waited, and is not the message that had its id.
+        handle.append(Arc::clone(target), to, record, Some(publish), Wishes::default()).await
     }
 
     async fn send_to_topic(
@@ -202,7 +204,9 @@ fn blocked_by(error: &AppendError) -> String {
         AppendError::Full { .. } => {
             format!("dead-letter queue {error}: consume or purge it, or raise its limit")
         }
-        AppendError::Failed(_) => format!("dead-letter queue: {error}; it is tried again"),
+        AppendError::Invalid { .. } | AppendError::Failed(_) => {
+            format!("dead-letter queue: {error}; it is tried again")
+        }
     }
 }
 

@@ -2,17 +2,20 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use weir_env::clock::Timestamp;
 use weir_storage::{Isolation, RangeQuery, SharedStore, Transaction};
 
 use super::{Context, ReadRecords};
 use crate::error::{Error, Result};
+use crate::keyspace::dedup::{self, DedupId};
 use crate::keyspace::log_state::LogState;
 use crate::keyspace::mark::{Mark, PublishId};
 use crate::keyspace::queue::{AckBlock, Attempts, QueueFloor};
 use crate::keyspace::segment::{self, Record, SegmentReader};
-use crate::keyspace::{DecodeError, LogId, aside, log_blob};
+use crate::keyspace::{DecodeError, LogId, aside, log_blob, tag};
 use crate::queue::StoredQueue;
 
 /// Pairs per page of queue state.
@@ -39,6 +42,25 @@ pub(crate) async fn queue_state(context: &Context, log: &LogId, next: u64) -> Re
         attempts.insert(Attempts::offset_of_key(&key)?, Attempts::decode(value)?);
     }
     Ok(StoredQueue { counters, blocks, attempts, next })
+}
+
+/// Ids of publishers that still count, oldest first.
+pub(crate) async fn dedup_ids(
+    context: &Context,
+    log: &LogId,
+    window: Duration,
+) -> Result<Vec<(Timestamp, DedupId)>> {
+    let since =
+        context.clock.wall().as_micros().saturating_sub(window.as_micros().try_into().unwrap_or(u64::MAX));
+    let (_, begin) = dedup::range_before(log, Timestamp::from_micros(since));
+    let (_, end) = log.range(tag::DEDUP);
+    let mut tx = context.store.begin();
+    let mut ids = Vec::new();
+    for (key, value) in pages(&mut *tx, (begin, end)).await? {
+        let at = dedup::time_of_key(&key)?;
+        ids.extend(dedup::decode(value)?.into_iter().map(|id| (at, id)));
+    }
+    Ok(ids)
 }
 
 async fn pages(tx: &mut dyn Transaction, range: (Vec<u8>, Vec<u8>)) -> Result<Vec<(Bytes, Bytes)>> {
@@ -98,7 +120,7 @@ pub async fn read_segments(
             segments.push(segment);
         }
     }
-    let (_, end) = log.range(crate::keyspace::tag::SEGMENT);
+    let (_, end) = log.range(tag::SEGMENT);
     let query = RangeQuery { begin, end: end.into(), limit: 0, target_bytes, reverse: false };
     for (key, value) in tx.get_range(query, Isolation::Snapshot).await?.pairs {
         segments.push(SegmentReader::open(segment::base_of_key(&key)?, value)?);

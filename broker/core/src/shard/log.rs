@@ -5,12 +5,12 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 use weir_env::clock::{Instant, Timestamp};
-use weir_env::seed::HashSet;
 
+use super::repeats::Repeats;
 use super::{Extent, PendingAppend};
 use crate::catalog::Object;
+use crate::keyspace::LogId;
 use crate::keyspace::log_state::LogState;
-use crate::keyspace::{LogId, PublishId};
 use crate::queue::{Consumer, QueueShard};
 
 /// A log, its committed state, and what waits to be appended.
@@ -23,8 +23,8 @@ pub(crate) struct Log {
     pub(crate) extent: watch::Sender<Extent>,
     pub(crate) queue: Option<QueueShard>,
     pub(crate) pending: VecDeque<PendingAppend>,
-    /// Publishes that may be repeated and are not settled yet: in `pending` or in the batch in flight.
-    pub(crate) unsettled: HashSet<PublishId>,
+    /// Publishes of the shard that may be repeated; of use in class 0 only.
+    pub(crate) repeats: Repeats,
     /// A read for the queue is under way.
     pub(crate) refilling: bool,
     /// Messages to be moved aside, or rows of such, are being read.
@@ -82,7 +82,7 @@ impl Log {
 
     /// Whether appends or a cut wait for a batch.
     pub(crate) fn has_writes(&self) -> bool {
-        !self.pending.is_empty() || self.trim.is_some()
+        !self.pending.is_empty() || self.trim.is_some() || self.repeats.has_writes()
     }
 
     pub(crate) fn has_dirty_queue(&self) -> bool {
@@ -98,6 +98,6 @@ impl Log {
     pub(crate) fn next_timeout(&self) -> Option<Instant> {
         let queue = self.queue.as_ref().and_then(QueueShard::poll_timeout);
         let maintain = self.maintain_at.filter(|_| !self.trimming);
-        [queue, maintain].into_iter().flatten().min()
+        [queue, maintain, self.repeats.poll_timeout()].into_iter().flatten().min()
     }
 }

@@ -15,6 +15,7 @@ mod log;
 mod logs;
 mod owner;
 mod owners;
+mod repeats;
 mod retention;
 mod upkeep;
 
@@ -27,6 +28,7 @@ use weir_env::seed::Seed;
 use weir_storage::SharedStore;
 
 use crate::catalog::Object;
+use crate::controls::{ControlError, Wishes};
 use crate::error::{Error, Result};
 use crate::keyspace::mark::PublishId;
 use crate::keyspace::owner::PodId;
@@ -44,6 +46,8 @@ pub(crate) use dead_letters::{DeadLetter, DeadLetters, Sent};
 pub(crate) use load::read_records;
 pub use load::{load_blob, read_segments};
 pub(crate) use owners::Owners;
+pub use repeats::DEDUP_IDS_MAX;
+use repeats::Names;
 
 /// Commands a shard accepts before senders wait.
 const COMMANDS_MAX: usize = 4096;
@@ -75,8 +79,16 @@ pub enum AppendError {
     Full {
         /// Of the queue or stream.
         name: String,
-        /// `retention.maxMessages` or `retention.maxBytes`.
+        /// `retention.maxMessages`, `retention.maxBytes` or `dedup.window`.
         what: &'static str,
+    },
+    /// Its publisher asks for what the queue cannot do.
+    #[error("{name} refuses the message: {problem}")]
+    Invalid {
+        /// Of the queue.
+        name: String,
+        /// What is wrong.
+        problem: ControlError,
     },
     /// It is not durable, as far as is known.
     #[error("store the message: {0}")]
@@ -92,6 +104,7 @@ impl AppendError {
     pub const fn label(&self) -> &'static str {
         match self {
             Self::Full { .. } => Self::FULL,
+            Self::Invalid { .. } => "invalid",
             Self::Failed(Error::Closed) => "closed",
             Self::Failed(_) => "store",
         }
@@ -101,8 +114,8 @@ impl AppendError {
 /// Records with their offsets, and the offset at which the next read begins.
 pub(crate) type ReadRecords = (Vec<(u64, Arc<Record>)>, u64);
 
-/// The answer to an append: the offset, once it is durable.
-pub type AppendReply = oneshot::Receiver<std::result::Result<u64, AppendError>>;
+/// The answer to an append, once it is durable.
+pub type AppendReply = oneshot::Receiver<std::result::Result<(), AppendError>>;
 
 /// The readable part of a log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -176,6 +189,13 @@ pub(crate) enum Command {
     Close { reply: oneshot::Sender<()> },
 }
 
+impl PendingAppend {
+    /// What names it.
+    pub(crate) fn names(&self) -> Names {
+        Names { publish: self.publish.map(|(id, _)| id), dedup: self.wishes.dedup }
+    }
+}
+
 /// A record on its way into a log.
 #[derive(Debug)]
 pub(crate) struct PendingAppend {
@@ -184,7 +204,8 @@ pub(crate) struct PendingAppend {
     pub(crate) record: Arc<Record>,
     /// Set for publishes that may be repeated; `true` if this is a repeat.
     pub(crate) publish: Option<(PublishId, bool)>,
-    pub(crate) reply: oneshot::Sender<std::result::Result<u64, AppendError>>,
+    pub(crate) wishes: Wishes,
+    pub(crate) reply: oneshot::Sender<std::result::Result<(), AppendError>>,
     /// Held until the record is durable.
     pub(crate) permit: OwnedSemaphorePermit,
 }
@@ -213,6 +234,7 @@ impl ShardHandle {
         log: LogId,
         record: Record,
         publish: Option<(PublishId, bool)>,
+        wishes: Wishes,
     ) -> Result<AppendReply> {
         let cost = record.message.size();
         let permits = u32::try_from(cost.min(APPEND_BYTES_MAX)).unwrap_or(u32::MAX);
@@ -224,6 +246,7 @@ impl ShardHandle {
             log,
             record: Arc::new(record),
             publish,
+            wishes,
             reply,
             permit,
         }))

@@ -20,6 +20,7 @@ use super::commit::{self, Outcome};
 use super::fence::{self, Tenure};
 use super::log::{Kept, Log};
 use super::logs::{LogKey, Logs, key_of};
+use super::repeats::{Repeats, Seen};
 use super::upkeep::Done;
 use super::{AppendError, Command, Context, Extent, LogReport, PendingAppend, QueueReport, load, upkeep};
 use crate::catalog::Object;
@@ -184,14 +185,14 @@ impl ShardOwner {
         }
         let key = key_of(&pending.log);
         if let Some((publish, true)) = pending.publish {
-            if self.logs.get(key).is_some_and(|log| log.unsettled.contains(&publish)) {
+            if self.logs.get(key).is_some_and(|log| log.repeats.is_unsettled(&publish)) {
                 self.repeats.push_back(pending);
                 return;
             }
             match load::find_mark(&self.context, &pending.log, &publish).await {
                 Ok(None) => {}
-                Ok(Some(mark)) => {
-                    let _ = pending.reply.send(Ok(mark.offset));
+                Ok(Some(_)) => {
+                    let _ = pending.reply.send(Ok(()));
                     return;
                 }
                 Err(error) => {
@@ -200,11 +201,34 @@ impl ShardOwner {
                 }
             }
         }
+        let Some(pending) = self.look_for_duplicate(pending) else { return };
         if let Some(log) = self.logs.get_mut(key) {
-            log.unsettled.extend(pending.publish.map(|(publish, _)| publish));
+            log.repeats.begin(pending.names());
             log.pending.push_back(pending);
             self.logs.list(key);
         }
+    }
+
+    /// Answers a publish whose message is stored already, keeps one for later of which that is not known yet, and gives
+    /// back all others.
+    fn look_for_duplicate(&mut self, pending: PendingAppend) -> Option<PendingAppend> {
+        let Some(id) = pending.wishes.dedup else { return Some(pending) };
+        let wall = self.context.clock.wall();
+        let log = self.logs.get_mut(key_of(&pending.log))?;
+        match log.repeats.look(&id, wall, pending.object.definition.dedup_window()) {
+            Seen::Never => return Some(pending),
+            Seen::Unsettled => self.repeats.push_back(pending),
+            Seen::Stored => {
+                self.context.metrics.duplicates.inc();
+                let _ = pending.reply.send(Ok(()));
+            }
+            Seen::Full => {
+                let name = pending.object.definition.name.clone();
+                self.count_refused(AppendError::FULL, 1);
+                let _ = pending.reply.send(Err(AppendError::Full { name, what: "dedup.window" }));
+            }
+        }
+        None
     }
 
     /// Looks again at repeats that waited for their original.
@@ -316,12 +340,15 @@ impl ShardOwner {
 
 async fn load_log(context: &Context, object: &Arc<Object>, id: LogId) -> Result<Log> {
     let state = load::log_state(context, &id).await?;
+    let mut repeats = Repeats::default();
     let queue = match object.definition.kind {
         Kind::Stream => None,
         Kind::Queue => {
             let stored = load::queue_state(context, &id, state.next).await?;
             let seed = context.seed.fork(&format!("queue {} {}", id.object, id.shard));
             let metrics = context.metrics.clone();
+            let ids = load::dedup_ids(context, &id, object.definition.dedup_window()).await?;
+            repeats = Repeats::restore(ids, context.clock.now(), metrics.dedup_ids.clone());
             let share = metrics.queues.share(&object.definition.name, id);
             let mut queue = QueueShard::restore(id, stored, upkeep::settings(object), seed, metrics);
             queue.count_into(share);
@@ -335,7 +362,7 @@ async fn load_log(context: &Context, object: &Arc<Object>, id: LogId) -> Result<
         extent: watch::Sender::new(Extent { start: state.start, next: state.next }),
         queue,
         pending: VecDeque::new(),
-        unsettled: weir_env::seed::HashSet::default(),
+        repeats,
         refilling: false,
         reading_asides: false,
         trim: None,

@@ -102,6 +102,7 @@ impl ShardOwner {
             if let Some(queue) = &mut log.queue {
                 queue.handle_timeout(now, wall);
             }
+            log.repeats.handle_timeout(now, wall, log.object.definition.dedup_window());
             self.maintain(key, now);
             self.logs.touch(key);
         }
