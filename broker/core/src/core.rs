@@ -4,6 +4,7 @@ use std::sync::{Arc, Weak};
 
 use futures_util::future::try_join_all;
 use smallvec::SmallVec;
+use tokio::sync::oneshot;
 use weir_env::clock::{Clock, Timestamp};
 use weir_env::seed::Seed;
 use weir_storage::{Isolation, RangeQuery, SharedStore, transact};

@@ -15,6 +15,7 @@ mod limits;
 mod listeners;
 mod messages;
 mod patience;
+mod queue_controls;
 mod queues;
 mod regressions;
 mod sessions;
