@@ -6,4 +6,5 @@
 
 mod cluster;
 mod engine;
+mod faults;
 mod missing;

@@ -8,6 +8,9 @@ use super::workload::{data, gate, markers};
 use super::{History, Op, Outcome, Record};
 use crate::{Isolation, RangeQuery, Result, SharedStore, Version, Versionstamp, key_after};
 
+/// How often what is left is read.
+const ATTEMPTS: usize = 50;
+
 /// What became of the transactions of a history, to see that it was not an idle one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
@@ -48,7 +51,17 @@ pub(super) struct Remains {
 type Verdict<T> = std::result::Result<T, String>;
 
 pub(super) async fn check(history: &History, store: &SharedStore) -> Verdict<Tally> {
-    let remains = read_remains(history, store).await.map_err(|error| format!("unexpected error: {error}"))?;
+    let mut attempts = 1;
+    let remains = loop {
+        match read_remains(history, store).await {
+            Ok(remains) => break remains,
+            // A healthy store may say so too, and doing it again is harmless.
+            Err(error) if attempts < ATTEMPTS && (error.is_retryable() || error.may_have_committed()) => {
+                attempts += 1;
+            }
+            Err(error) => return Err(format!("unexpected error: {error}")),
+        }
+    };
     Order::establish(&history.records, &remains)?.check(&history.records, &remains.data)
 }
 
