@@ -14,7 +14,7 @@ use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use weir_core::Core;
-use weir_core::definition::{Definition, DispatchSettings, Kind, Retention};
+use weir_core::definition::{Definition, DispatchSettings, Kind, Overflow, QueueSettings, Retention};
 use weir_core::key::Publisher;
 use weir_core::message::{Message, Properties};
 use weir_core::metrics::Metrics;
@@ -33,25 +33,29 @@ struct Load {
     kind: Kind,
     shards: u8,
     consumers: u64,
+    /// The newest messages that are kept; zero: all.
+    newest: u64,
 }
 
 fn main() {
     let seconds = std::env::args().filter_map(|arg| arg.parse().ok()).next_back().unwrap_or(3);
     let duration = Duration::from_secs(seconds);
     println!("{PUBLISHERS} publishers, {PAYLOAD_BYTES} B, memory store, {seconds} s each");
-    for (name, kind, shards, consumers) in [
-        ("stream, 1 shard: publish", Kind::Stream, 1, 0),
-        ("stream, 4 shards: publish", Kind::Stream, 4, 0),
-        ("queue, 1 shard: publish", Kind::Queue, 1, 0),
-        ("queue, 1 shard: publish, consume, ack", Kind::Queue, 1, CONSUMERS),
-        ("queue, 4 shards: publish, consume, ack", Kind::Queue, 4, CONSUMERS),
-        ("queue, 1 shard: the same, 1,000 consumers", Kind::Queue, 1, 1000),
+    for (name, kind, shards, consumers, newest) in [
+        ("stream, 1 shard: publish", Kind::Stream, 1, 0, 0),
+        ("stream, 4 shards: publish", Kind::Stream, 4, 0, 0),
+        ("queue, 1 shard: publish", Kind::Queue, 1, 0, 0),
+        ("queue, 1 shard: publish, consume, ack", Kind::Queue, 1, CONSUMERS, 0),
+        ("queue, 4 shards: publish, consume, ack", Kind::Queue, 4, CONSUMERS, 0),
+        ("queue, 1 shard: the same, 1,000 consumers", Kind::Queue, 1, 1000, 0),
+        ("queue, 1 shard: publish, full of 10,000, DropOldest", Kind::Queue, 1, 0, 10_000),
+        ("queue, 1 shard: publish, full of 100,000, DropOldest", Kind::Queue, 1, 0, 100_000),
     ] {
-        let load = Load { kind, shards, consumers };
+        let load = Load { kind, shards, consumers, newest };
         let [published, acked, batches] = Runtime::new().unwrap().block_on(run(load, duration));
         let per_second = |n: u64| n / seconds;
         println!(
-            "{name:<45} {:>9} msg/s, {:>9} acked/s, {:>7} batches/s",
+            "{name:<52} {:>9} msg/s, {:>9} acked/s, {:>7} batches/s",
             per_second(published),
             per_second(acked),
             per_second(batches)
@@ -72,10 +76,10 @@ async fn run(load: Load, duration: Duration) -> [u64; 3] {
         topic_filter: Some("a/+".into()),
         shards: load.shards,
         key: None,
-        retention: Retention::default(),
+        retention: Retention { max_messages: load.newest, ..Retention::default() },
         dispatch: DispatchSettings::default(),
         last_value: false,
-        queue: weir_core::definition::QueueSettings::default(),
+        queue: QueueSettings { overflow: Overflow::DropOldest, ..QueueSettings::default() },
         delete_data: false,
     };
     core.apply(&[definition]).await.unwrap();

@@ -161,6 +161,15 @@ impl AckBlock {
         fresh
     }
 
+    /// Clears the bit of `offset`; false if it was not set.
+    pub fn clear(&mut self, offset: u64) -> bool {
+        let (byte, mask) = Self::place(offset);
+        let was_set = self.bits[byte] & mask != 0;
+        self.bits[byte] &= !mask;
+        self.count -= u16::from(was_set);
+        was_set
+    }
+
     /// Whether the bit of `offset` is set.
     #[must_use]
     pub fn contains(&self, offset: u64) -> bool {
@@ -217,6 +226,8 @@ pub enum Failure {
     TimedOut,
     /// Its consumer went away without a word.
     Disconnected,
+    /// None did: it made room for newer messages, and leaves for the dead letters.
+    MadeRoom,
 }
 
 impl Failure {
@@ -226,6 +237,7 @@ impl Failure {
             Some(Self::Rejected) => 1,
             Some(Self::TimedOut) => 2,
             Some(Self::Disconnected) => 3,
+            Some(Self::MadeRoom) => 4,
         }
     }
 
@@ -235,6 +247,7 @@ impl Failure {
             1 => Ok(Some(Self::Rejected)),
             2 => Ok(Some(Self::TimedOut)),
             3 => Ok(Some(Self::Disconnected)),
+            4 => Ok(Some(Self::MadeRoom)),
             _ => Err(DecodeError::Invalid("failure")),
         }
     }
@@ -394,11 +407,11 @@ mod tests {
         let moved = Attempts { aside, ..Attempts::default() };
         assert_eq!(moved.encode(), b"\x01\0\0\0\x03\xac\x02\x05\x06");
         assert_eq!(Attempts::decode(moved.encode().into()), Ok(moved));
-        for failure in [None, Some(Failure::Rejected), Some(Failure::Disconnected)] {
+        for failure in [None, Some(Failure::Rejected), Some(Failure::Disconnected), Some(Failure::MadeRoom)] {
             let other = Attempts { failure, ..attempts };
             assert_eq!(Attempts::decode(other.encode().into()), Ok(other));
         }
-        assert!(Attempts::decode(Bytes::from_static(b"\x01\x03\0\x04")).is_err());
+        assert!(Attempts::decode(Bytes::from_static(b"\x01\x03\0\x05")).is_err());
     }
 
     #[test]

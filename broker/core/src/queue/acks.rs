@@ -52,6 +52,19 @@ impl Acks {
         true
     }
 
+    /// Takes back that `offset` is done.
+    pub(crate) fn unset(&mut self, offset: u64) {
+        // Below the floor all are done, and no block says so.
+        for above in offset.saturating_add(1)..self.floor {
+            self.blocks.entry(above / BLOCK_OFFSETS).or_default().set(above);
+            self.dirty.insert(above / BLOCK_OFFSETS);
+        }
+        self.floor = self.floor.min(offset);
+        let block = offset / BLOCK_OFFSETS;
+        self.blocks.entry(block).or_default().clear(offset);
+        self.dirty.insert(block);
+    }
+
     fn advance(&mut self, next: u64) {
         while self.floor < next && self.is_done(self.floor) {
             self.floor += 1;
@@ -122,6 +135,20 @@ mod tests {
         assert_eq!(dirty(&mut acks), [(0, false), (1, false)]);
         assert!(acks.take_dirty().is_empty());
         assert!(acks.is_done(4) && acks.is_done(BLOCK_OFFSETS + 4) && !acks.is_done(BLOCK_OFFSETS + 5));
+    }
+
+    #[test]
+    fn what_is_taken_back_is_done_no_more_and_all_else_is() {
+        let next = 2 * BLOCK_OFFSETS;
+        for taken in [0, 5, BLOCK_OFFSETS, BLOCK_OFFSETS + 9] {
+            let mut acks = Acks::default();
+            assert!((0..BLOCK_OFFSETS + 10).all(|offset| acks.set(offset, next)));
+            acks.unset(taken);
+            assert_eq!(acks.floor(), taken);
+            assert!((0..BLOCK_OFFSETS + 10).all(|offset| acks.is_done(offset) == (offset != taken)));
+            assert!(acks.set(taken, next));
+            assert_eq!(acks.floor(), BLOCK_OFFSETS + 10);
+        }
     }
 
     #[test]

@@ -97,6 +97,15 @@ impl Asides {
         Some(aside.cost)
     }
 
+    /// Takes back that the message is done.
+    pub(super) fn put_back(&mut self, offset: u64, aside: Aside, record: Arc<Record>) {
+        self.ended.remove(&offset);
+        self.by_offset.insert(offset, aside);
+        self.bytes += aside.cost;
+        // Its row may not have been written when it ended.
+        self.moved.insert(offset, record);
+    }
+
     /// It is in memory, or need not be. False if it was before.
     fn read(&mut self, offset: u64) -> bool {
         self.sought.remove(&offset);

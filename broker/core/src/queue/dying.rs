@@ -37,6 +37,8 @@ struct DyingMessage {
     /// Whether an owner before this one may have sent it.
     known_before: bool,
     is_sent: bool,
+    /// Not sent before the batch that gives it up is committed.
+    is_held: bool,
 }
 
 /// All of one shard.
@@ -122,13 +124,36 @@ impl QueueShard {
     /// Gives a message up: it leaves for the dead letters if the queue has a target, unless it came from some; else it
     /// is dropped, and counted.
     pub(super) fn give_up(&mut self, offset: u64, record: &Arc<Record>, reason: DeadReason) {
-        if !self.has_dead_letters || record.message.dead_letter.is_some() {
+        if !self.is_mortal(record) {
             self.finish(offset, record.cost(), reason.end());
         } else if !self.is_over(offset) {
-            let known_before = offset < self.restored_next;
-            let message = DyingMessage { record: Arc::clone(record), reason, known_before, is_sent: false };
-            self.dying.insert(offset, message);
+            self.hold_dying(offset, record, reason);
+            self.release_dying(offset);
         }
+    }
+
+    /// Whether a message leaves for the dead letters when it is given up.
+    pub(super) fn is_mortal(&self, record: &Record) -> bool {
+        self.has_dead_letters && record.message.dead_letter.is_none()
+    }
+
+    /// As [`QueueShard::give_up`], of a message that is not to leave before it is released.
+    pub(super) fn hold_dying(&mut self, offset: u64, record: &Arc<Record>, reason: DeadReason) {
+        let known_before = offset < self.restored_next;
+        let record = Arc::clone(record);
+        self.dying
+            .insert(offset, DyingMessage { record, reason, known_before, is_sent: false, is_held: true });
+    }
+
+    /// Lets a dying message leave. False if it is none.
+    pub(super) fn release_dying(&mut self, offset: u64) -> bool {
+        let message = self.dying.messages.get_mut(&offset);
+        message.map(|message| message.is_held = false).is_some()
+    }
+
+    /// It is no dying message any more. False if it was none.
+    pub(super) fn forget_dying(&mut self, offset: u64) -> bool {
+        self.dying.remove(offset).is_some()
     }
 
     /// Whether a message is done, or about to be.
@@ -139,7 +164,7 @@ impl QueueShard {
     /// A late acknowledgement of a dying message counts while no owner has sent it: returns what it cost then.
     pub(super) fn revive(&mut self, offset: u64) -> Option<u64> {
         let message = self.dying.messages.get(&offset)?;
-        if message.is_sent || message.known_before {
+        if message.is_sent || message.known_before || message.is_held {
             return None;
         }
         self.dying.remove(offset).map(|message| message.record.cost())
@@ -172,7 +197,7 @@ impl QueueShard {
         }
         let mut bytes = 0;
         let mut letters = Vec::new();
-        for (offset, message) in &mut self.dying.messages {
+        for (offset, message) in self.dying.messages.iter_mut().filter(|(_, message)| !message.is_held) {
             if letters.len() >= SEND_MAX || bytes >= SEND_BYTES_MAX {
                 break;
             }
@@ -229,8 +254,10 @@ impl QueueShard {
         if self.has_dead_letters || self.dying.sending {
             return;
         }
-        while let Some(offset) = self.dying.messages.keys().next().copied() {
-            let Some(message) = self.dying.remove(offset) else { break };
+        let free = self.dying.messages.iter().filter(|(_, message)| !message.is_held);
+        let all: Vec<u64> = free.map(|(offset, _)| *offset).collect();
+        for offset in all {
+            let Some(message) = self.dying.remove(offset) else { continue };
             self.finish(offset, message.record.cost(), message.reason.end());
         }
     }

@@ -50,6 +50,7 @@ impl From<Failure> for DeadReason {
             Failure::Rejected => Self::Rejected,
             Failure::TimedOut => Self::Timeout,
             Failure::Disconnected => Self::Disconnected,
+            Failure::MadeRoom => Self::Overflow,
         }
     }
 }
@@ -79,21 +80,39 @@ impl QueueShard {
     /// Ends the message at `offset`, which counted `cost` bytes: it is done, and counted as `end`. False if it was
     /// done before. Lists that still name it skip it later.
     pub(super) fn finish(&mut self, offset: u64, cost: u64, end: End) -> bool {
+        if !self.end(offset, cost, end) {
+            return false;
+        }
+        let metric = match end {
+            End::Acknowledged => &self.metrics.acknowledged,
+            End::Expired => &self.metrics.expired,
+            End::Exhausted(_) => &self.metrics.exhausted,
+            End::Overflowed => &self.metrics.overflowed,
+            End::Superseded => &self.metrics.superseded,
+            End::Purged => &self.metrics.purged,
+            End::Redriven => &self.metrics.redriven,
+            End::DeadLettered => &self.metrics.dead_lettered,
+        };
+        metric.inc();
+        true
+    }
+
+    /// [`QueueShard::finish`] but for the metric, for an end that may be taken back.
+    pub(super) fn end(&mut self, offset: u64, cost: u64, end: End) -> bool {
         if !self.set_done(offset, cost) {
             return false;
         }
-        let (counter, metric) = match end {
-            End::Acknowledged => (&mut self.counters.acknowledged, &self.metrics.acknowledged),
-            End::Expired => (&mut self.counters.expired, &self.metrics.expired),
-            End::Exhausted(_) => (&mut self.counters.exhausted, &self.metrics.exhausted),
-            End::Overflowed => (&mut self.counters.overflowed, &self.metrics.overflowed),
-            End::Superseded => (&mut self.counters.superseded, &self.metrics.superseded),
-            End::Purged => (&mut self.counters.purged, &self.metrics.purged),
-            End::Redriven => (&mut self.counters.redriven, &self.metrics.redriven),
-            End::DeadLettered => (&mut self.counters.dead_lettered, &self.metrics.dead_lettered),
+        let counter = match end {
+            End::Acknowledged => &mut self.counters.acknowledged,
+            End::Expired => &mut self.counters.expired,
+            End::Exhausted(_) => &mut self.counters.exhausted,
+            End::Overflowed => &mut self.counters.overflowed,
+            End::Superseded => &mut self.counters.superseded,
+            End::Purged => &mut self.counters.purged,
+            End::Redriven => &mut self.counters.redriven,
+            End::DeadLettered => &mut self.counters.dead_lettered,
         };
         *counter += 1;
-        metric.inc();
         true
     }
 }

@@ -12,6 +12,7 @@ mod ends;
 mod latency;
 #[cfg(test)]
 mod model;
+mod overflow;
 mod retry;
 mod shard;
 mod stats;
@@ -21,6 +22,8 @@ pub use aside::Lag;
 pub use consumer::{Consumer, ConsumerId, QueueDelivery, Window};
 pub use ends::{DeadReason, End};
 pub use latency::AckLatency;
+pub use overflow::Limits;
+pub(crate) use overflow::{Evicted, Room};
 pub(crate) use shard::DirtyQueue;
 pub use shard::{Lost, QueueShard, Settings, StoredQueue, Verdict};
 pub use stats::{ConsumerReport, Rates};

@@ -11,7 +11,7 @@ use weir_env::clock::{Clock, Instant, Timestamp};
 use weir_env::seed::Seed;
 
 use super::{
-    AsideChange, Consumer, ConsumerId, DirtyQueue, Lag, Lost, QueueDelivery, QueueShard, Settings,
+    AsideChange, Consumer, ConsumerId, DirtyQueue, Lag, Limits, Lost, QueueDelivery, QueueShard, Settings,
     StoredQueue, Verdict, Window,
 };
 use crate::definition::{DispatchSettings, Strategy as Dispatch};
@@ -92,7 +92,13 @@ fn restore(stored: &Stored, next: u64, settings: &DispatchSettings) -> QueueShar
         next,
     };
     let lag = Lag { offsets: 4, bytes: u64::MAX };
-    let settings = Settings { dispatch: settings.clone(), max_age: None, has_dead_letters: false, lag };
+    let settings = Settings {
+        dispatch: settings.clone(),
+        max_age: None,
+        has_dead_letters: false,
+        lag,
+        limits: Limits::default(),
+    };
     QueueShard::restore(LOG, stored, settings, Seed::fixed(1), Metrics::default())
 }
 

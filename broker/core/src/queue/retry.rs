@@ -31,6 +31,9 @@ impl QueueShard {
     pub(super) fn exhausted(&self, offset: u64) -> Option<DeadReason> {
         let attempts = self.attempts.get(&offset)?;
         let max = self.settings.max_deliveries;
+        if attempts.failure == Some(Failure::MadeRoom) {
+            return Some(DeadReason::Overflow);
+        }
         // A row of an older format does not say why.
         (max != 0 && attempts.failed >= max)
             .then(|| attempts.failure.map_or(DeadReason::Rejected, DeadReason::from))

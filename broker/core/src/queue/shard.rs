@@ -16,7 +16,7 @@ use weir_env::seed::{HashMap, Seed};
 use super::aside::{AsideChange, Asides, Lag};
 use super::dying::Dying;
 use super::stats::{Stats, Work};
-use super::{Acks, Consumer, ConsumerId, End};
+use super::{Acks, Consumer, ConsumerId, End, Limits};
 use crate::definition::DispatchSettings;
 use crate::keyspace::LogId;
 use crate::keyspace::queue::{AckBlock, Attempts, Failure, QueueFloor};
@@ -95,6 +95,8 @@ pub struct Settings {
     pub has_dead_letters: bool,
     /// From when on messages are moved aside.
     pub lag: Lag,
+    /// What it may hold.
+    pub limits: Limits,
 }
 
 /// What is known of the first message that is not done while nobody consumes.
@@ -115,6 +117,7 @@ pub struct QueueShard {
     pub(super) settings: DispatchSettings,
     pub(super) max_age: Option<Duration>,
     pub(super) has_dead_letters: bool,
+    pub(super) limits: Limits,
     pub(super) counters: QueueFloor,
     pub(super) acks: Acks,
     pub(super) attempts: BTreeMap<u64, Attempts>,
@@ -134,7 +137,7 @@ pub struct QueueShard {
     pub(super) again: BTreeMap<u64, (Arc<Record>, Option<ConsumerId>)>,
     pub(super) delayed: BTreeMap<(Instant, u64), (Arc<Record>, Option<ConsumerId>)>,
     /// When each message of `delayed` is due.
-    pub(super) delayed_until: HashMap<u64, Instant>,
+    pub(super) delayed_until: BTreeMap<u64, Instant>,
     pub(super) leases: HashMap<u64, Lease>,
     /// Given up, and not in the dead letters yet.
     pub(super) dying: Dying,
@@ -167,6 +170,7 @@ impl QueueShard {
             settings: settings.dispatch,
             max_age: settings.max_age,
             has_dead_letters: settings.has_dead_letters,
+            limits: settings.limits,
             acks: Acks::new(counters.floor, blocks),
             attempts,
             attempts_dirty: Vec::new(),
@@ -181,7 +185,7 @@ impl QueueShard {
             ready_bytes: 0,
             again: BTreeMap::new(),
             delayed: BTreeMap::new(),
-            delayed_until: HashMap::default(),
+            delayed_until: BTreeMap::new(),
             leases: HashMap::default(),
             dying: Dying::new(metrics.dead_letters_waiting.clone()),
             deadlines: VecDeque::new(),
@@ -198,6 +202,7 @@ impl QueueShard {
     pub fn update(&mut self, settings: Settings) {
         self.settings = settings.dispatch;
         self.max_age = settings.max_age;
+        self.limits = settings.limits;
         self.set_dead_letters(settings.has_dead_letters);
         self.lag = settings.lag;
         self.front = Front::Unknown;
@@ -245,7 +250,8 @@ impl QueueShard {
 
     /// Records appended at the end of the log and committed. Kept if everything before is in memory.
     pub fn appended(&mut self, base: u64, records: impl Iterator<Item = Arc<Record>>) {
-        let mut caught_up = self.read_next == base && !self.consumers.is_empty();
+        let is_wanted = !self.consumers.is_empty() || self.keeps_front();
+        let mut caught_up = self.read_next == base && is_wanted;
         let mut offset = base;
         for record in records {
             self.counters.bytes += record.cost();
@@ -264,7 +270,8 @@ impl QueueShard {
     #[must_use]
     pub fn wants_records(&self) -> Option<u64> {
         let low = self.ready_bytes < READY_BYTES_MAX / 2;
-        let wanted = !self.consumers.is_empty() || (self.front == Front::Sought && self.ready.is_empty());
+        let is_sought = self.front == Front::Sought && self.ready.is_empty();
+        let wanted = !self.consumers.is_empty() || is_sought || self.keeps_front();
         (low && wanted && self.read_next < self.next).then_some(self.read_next)
     }
 
@@ -288,7 +295,7 @@ impl QueueShard {
     /// The front has not expired and nobody consumes: what was read ahead need not stay in memory.
     pub(super) fn rest(&mut self, expires: Option<Timestamp>) {
         self.front = Front::Lasts(expires);
-        if let Some((first, _)) = self.ready.front() {
+        if let Some((first, _)) = self.ready.front().filter(|_| !self.keeps_front()) {
             self.read_next = *first;
             for (offset, _) in std::mem::take(&mut self.ready) {
                 self.asides.forget(offset);

@@ -20,7 +20,7 @@ use crate::keyspace::queue::{AckBlock, Attempts, QueueFloor};
 use crate::keyspace::segment::{self, Record, SegmentBuilder};
 use crate::keyspace::time_index::{self, IndexEntry};
 use crate::keyspace::{LogId, aside, tag};
-use crate::queue::{AsideChange, DirtyQueue};
+use crate::queue::{AsideChange, DirtyQueue, Evicted, Room};
 
 /// Bytes of records in one batch, about; the transaction stays below its target with what comes on top.
 const BATCH_BYTES_TARGET: u64 = 500_000;
@@ -51,6 +51,8 @@ pub(crate) struct LogChange {
     pub(crate) records: Vec<Arc<Record>>,
     pub(crate) queue: Option<DirtyQueue>,
     pub(crate) trim: Option<Trim>,
+    /// Messages that make room for these.
+    pub(crate) evicted: Vec<Evicted>,
 }
 
 /// What a batch does to a shard of a queue or stream beside its logs.
@@ -80,6 +82,8 @@ pub(crate) struct Batch {
     pub(crate) released: Vec<(LogKey, Names)>,
     pub(crate) records: u64,
     pub(crate) bytes: u64,
+    /// Logs whose appends wait for their oldest messages to be read.
+    pub(crate) unread: Vec<LogKey>,
     /// Records that a full queue did not take; their publishers have been told.
     pub(crate) refused: u64,
 }
@@ -135,12 +139,11 @@ fn add_log(batch: &mut Batch, chunks: &mut Vec<Mutation>, log: &mut Log, epoch: 
         base: log.state.next,
         records: Vec::new(),
         queue: None,
-        trim: log.trim.take(),
+        trim: log.take_trim(),
+        evicted: Vec::new(),
     };
-    let state = &mut change.state;
     let mut segments = Segments { batch, log: id, builder: None, epoch, blob_bytes: 0 };
     let mut cost = 0;
-    let limits = Limits::of(log);
     if let Some(before) = log.repeats.take_clear() {
         let (begin, end) = dedup::range_before(&id, before);
         segments.batch.mutations.push(Mutation::ClearRange(begin, end));
@@ -148,13 +151,26 @@ fn add_log(batch: &mut Batch, chunks: &mut Vec<Mutation>, log: &mut Log, epoch: 
     while segments.batch.bytes + cost < BATCH_BYTES_TARGET {
         let Some(pending) = log.pending.pop_front() else { break };
         let names = pending.names();
-        let PendingAppend { mut record, reply, permit, object, .. } = pending;
-        if let Err(what) = limits.check(change.records.len() as u64, cost, record.cost()) {
-            segments.batch.released.push((key_of(&id.of_class(0)), names));
-            segments.batch.refused += 1;
-            let _ = reply.send(Err(AppendError::Full { name: object.definition.name.clone(), what }));
-            continue;
+        match fit(log, &mut change, cost, pending.record.cost()) {
+            Fit::Fits => {}
+            Fit::Waits { unread } => {
+                log.pending.push_front(pending);
+                if unread {
+                    segments.batch.unread.push(key_of(&id));
+                }
+                break;
+            }
+            Fit::Refused(what) => {
+                segments.batch.released.push((key_of(&id.of_class(0)), names));
+                segments.batch.refused += 1;
+                let name = pending.object.definition.name.clone();
+                // A publisher whose connection is gone does not want the answer.
+                let _ = pending.reply.send(Err(AppendError::Full { name, what }));
+                continue;
+            }
         }
+        let PendingAppend { mut record, reply, permit, .. } = pending;
+        let state = &mut change.state;
         let offset = state.next;
         state.next += 1;
         state.last_ts = now.max(state.last_ts);
@@ -175,6 +191,7 @@ fn add_log(batch: &mut Batch, chunks: &mut Vec<Mutation>, log: &mut Log, epoch: 
         segments.batch.waiting.push(Waiting { reply, _permit: permit });
         change.records.push(record);
     }
+    let state = &mut change.state;
     segments.finish(state);
     batch.bytes += cost;
     batch.records += change.records.len() as u64;
@@ -184,7 +201,11 @@ fn add_log(batch: &mut Batch, chunks: &mut Vec<Mutation>, log: &mut Log, epoch: 
         clear_below(batch, log, trim);
     }
     if change.records.is_empty() && change.trim.is_none() {
-        // All were refused; what the queue has to write it writes alone.
+        // All were refused, or wait; what the queue has to write it writes alone. What made room for a message that
+        // needs still more is gone for good.
+        if let Some(queue) = &mut log.queue {
+            queue.evicted(change.evicted);
+        }
         return;
     }
     batch.mutations.push(Mutation::Set(LogState::key(&id), change.state.encode().into()));
@@ -213,39 +234,43 @@ fn add_log_state(batch: &mut Batch, log: &mut Log, epoch: Epoch) {
         records: Vec::new(),
         queue: Some(dirty),
         trim: None,
+        evicted: Vec::new(),
     });
 }
 
-/// What the declaration of a queue or stream allows its shard to hold.
-struct Limits {
-    messages: Option<u64>,
-    bytes: Option<u64>,
-    depth: u64,
-    held: u64,
+/// What becomes of a record that wants into a log.
+enum Fit {
+    /// There is room, or there was made some.
+    Fits,
+    /// It has to wait: for the oldest message to be read, or for this batch to be stored.
+    Waits { unread: bool },
+    /// It is refused: this limit is reached.
+    Refused(&'static str),
 }
 
-impl Limits {
-    /// Queues refuse what is over their limits; streams make room by retention instead.
-    fn of(log: &Log) -> Self {
-        let definition = &log.object.definition;
-        match &log.queue {
-            Some(queue) => {
-                let (depth, held) = queue.limited();
-                let messages = definition.share(definition.retention.max_messages);
-                Self { messages, bytes: definition.share(definition.retention.max_bytes), depth, held }
-            }
-            None => Self { messages: None, bytes: None, depth: 0, held: 0 },
-        }
+/// Whether a record of `cost` fits into `log` beside what this batch adds to it. Only queues refuse, or have their
+/// oldest messages make room; streams are cut by retention.
+fn fit(log: &mut Log, change: &mut LogChange, added: u64, cost: u64) -> Fit {
+    let Some(queue) = &mut log.queue else { return Fit::Fits };
+    let limits = queue.limits();
+    let count = change.records.len() as u64 + 1;
+    if let Some(what) = limits.exceeded(1, cost) {
+        // Not even alone.
+        return Fit::Refused(what);
     }
-
-    fn check(&self, added: u64, added_bytes: u64, cost: u64) -> Result<(), &'static str> {
-        if self.messages.is_some_and(|max| self.depth + added >= max) {
-            return Err("retention.maxMessages");
+    loop {
+        let (depth, held) = queue.limited();
+        let Some(what) = limits.exceeded(depth + count, held + added + cost) else { return Fit::Fits };
+        if !limits.drops_oldest {
+            return Fit::Refused(what);
         }
-        if self.bytes.is_some_and(|max| self.held + added_bytes + cost > max) {
-            return Err("retention.maxBytes");
+        match queue.make_room() {
+            Room::Made(evicted) => change.evicted.push(evicted),
+            Room::Unread => return Fit::Waits { unread: true },
+            // The oldest are in this batch: once they are stored they make room.
+            Room::None if !change.records.is_empty() => return Fit::Waits { unread: false },
+            Room::None => return Fit::Refused(what),
         }
-        Ok(())
     }
 }
 

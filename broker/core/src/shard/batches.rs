@@ -40,6 +40,10 @@ impl ShardOwner {
         let id = self.context.seed.next_id();
         let mut batch = batch::build(&mut self.logs, id, tenure.owner.epoch, self.context.clock.wall());
         self.acks_due = self.logs.has_dirty().then_some(now);
+        if !batch.unread.is_empty() {
+            batch.unread.drain(..).for_each(|key| self.logs.touch(key));
+            self.pump(now);
+        }
         if batch.refused > 0 {
             self.count_refused(AppendError::FULL, batch.refused);
         }
@@ -111,6 +115,7 @@ impl ShardOwner {
             log.publish_extent();
             if let Some(queue) = &mut log.queue {
                 queue.written();
+                queue.evicted(change.evicted);
                 queue.appended(change.base, change.records.into_iter());
             }
             log.maintain_by(maintain_at);
@@ -130,6 +135,7 @@ impl ShardOwner {
             log.trim = log.trim.or(change.trim);
             if let (Some(queue), Some(dirty)) = (&mut log.queue, &change.queue) {
                 queue.restore_dirty(dirty);
+                queue.put_back(change.evicted);
                 self.acks_due = Some(retry_at);
             }
             self.logs.list(key);

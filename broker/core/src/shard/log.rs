@@ -85,6 +85,23 @@ impl Log {
         !self.pending.is_empty() || self.trim.is_some() || self.repeats.has_writes()
     }
 
+    /// The cut that is to be made; none that is above a queue's floor, which is lower again once a batch failed.
+    pub(crate) fn take_trim(&mut self) -> Option<Trim> {
+        let floor = self.queue.as_ref().map_or(u64::MAX, QueueShard::floor);
+        self.trim.take().filter(|trim| trim.base <= floor)
+    }
+
+    /// Appends that wait for a read of the oldest messages, which failed. Empty unless the queue drops those.
+    pub(crate) fn take_unread(&mut self) -> VecDeque<PendingAppend> {
+        if !self.queue.as_ref().is_some_and(|queue| queue.limits().drops_oldest) {
+            return VecDeque::new();
+        }
+        for pending in &self.pending {
+            self.repeats.settle(pending.names());
+        }
+        std::mem::take(&mut self.pending)
+    }
+
     pub(crate) fn has_dirty_queue(&self) -> bool {
         self.queue.as_ref().is_some_and(QueueShard::is_dirty)
     }

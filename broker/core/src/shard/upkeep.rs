@@ -10,11 +10,12 @@ use super::batches::RETAKE_WAIT;
 use super::logs::{LogKey, key_of};
 use super::owner::ShardOwner;
 use super::retention::{self, Cut, Rule};
-use super::{ReadRecords, Sent, load};
+use super::{AppendError, ReadRecords, Sent, load};
 use crate::catalog::Object;
+use crate::definition::Overflow;
 use crate::error::{Error, Result};
 use crate::keyspace::LogId;
-use crate::queue::{Lag, Settings};
+use crate::queue::{Lag, Limits, Settings};
 
 /// Longest time that an acknowledgement waits for a batch to ride along with.
 const ACK_DELAY: Duration = Duration::from_millis(5);
@@ -198,6 +199,12 @@ impl ShardOwner {
             }
         };
         if let Err(error) = outcome {
+            let waiting = log.take_unread();
+            self.count_refused(AppendError::Failed(error.clone()).label(), waiting.len() as u64);
+            for pending in waiting {
+                let _ = pending.reply.send(Err(AppendError::Failed(error.clone())));
+            }
+            let Some(log) = self.logs.get_mut(key) else { return };
             if matches!(error, Error::Record(_)) {
                 self.context.metrics.damaged.inc();
             }
@@ -216,5 +223,10 @@ pub(super) fn settings(object: &Object) -> Settings {
         max_age: (age != 0).then(|| Duration::from_millis(age)),
         has_dead_letters: definition.queue.dead_letter.is_some(),
         lag: Lag::default(),
+        limits: Limits {
+            messages: definition.share(definition.retention.max_messages),
+            bytes: definition.share(definition.retention.max_bytes),
+            drops_oldest: definition.queue.overflow == Overflow::DropOldest,
+        },
     }
 }

@@ -7,6 +7,7 @@ mod costs;
 mod crashes;
 mod dead_letters;
 mod faults;
+mod overflow;
 mod queues;
 mod sessions;
 mod streams;

@@ -1,0 +1,154 @@
+//! Room for new messages in a full queue that drops the oldest.
+//!
+//! What makes room is done, or on its way to the dead letters, in the transaction that appends what it makes room for:
+//! until that is committed it can be put back. The oldest messages are kept in memory while the queue is nearly full
+//! ([`NEARLY_FULL_PERCENT`]), so that an append waits for no read.
+
+use std::sync::Arc;
+
+use super::shard::QueueShard;
+use super::{DeadReason, End};
+use crate::keyspace::queue::{Attempts, Failure};
+use crate::keyspace::segment::Record;
+
+/// How full a queue is, of either limit, when its oldest messages are read although nobody consumes.
+const NEARLY_FULL_PERCENT: u64 = 90;
+
+/// What a shard may hold: its share of the queue's limits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// Messages; none: any number.
+    pub messages: Option<u64>,
+    /// Bytes; none: any number.
+    pub bytes: Option<u64>,
+    /// Whether the oldest make room; else new ones are refused.
+    pub drops_oldest: bool,
+}
+
+/// A message that made room for others in a batch that is not committed yet.
+#[derive(Debug)]
+pub(crate) struct Evicted {
+    offset: u64,
+    record: Arc<Record>,
+    attempts: Option<Attempts>,
+}
+
+/// What became of asking for room.
+#[derive(Debug)]
+pub(crate) enum Room {
+    /// One message less.
+    Made(Evicted),
+    /// The oldest message has to be read first.
+    Unread,
+    /// Consumers hold all there is, or nothing more can leave for the dead letters.
+    None,
+}
+
+impl Limits {
+    /// The limit that does not let `count` and `bytes` be held, if one does not.
+    pub(crate) fn exceeded(&self, count: u64, bytes: u64) -> Option<&'static str> {
+        if self.messages.is_some_and(|max| count > max) {
+            return Some("retention.maxMessages");
+        }
+        self.bytes.is_some_and(|max| bytes > max).then_some("retention.maxBytes")
+    }
+}
+
+impl QueueShard {
+    /// What this shard may hold.
+    pub(crate) fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    /// Whether the oldest messages may have to make room soon.
+    pub(super) fn keeps_front(&self) -> bool {
+        if !self.limits.drops_oldest {
+            return false;
+        }
+        let (count, bytes) = self.limited();
+        let is_near = |max: Option<u64>, held: u64| {
+            max.is_some_and(|max| held.saturating_mul(100) >= max.saturating_mul(NEARLY_FULL_PERCENT))
+        };
+        is_near(self.limits.messages, count) || is_near(self.limits.bytes, bytes)
+    }
+
+    /// Gives up the oldest message that no consumer holds. The caller tells with [`QueueShard::evicted`] that this is
+    /// stored, or takes it back with [`QueueShard::put_back`].
+    pub(crate) fn make_room(&mut self) -> Room {
+        if self.has_dead_letters && self.dying.is_full() {
+            return Room::None;
+        }
+        let Some((offset, record)) = self.take_oldest() else {
+            return if self.read_next < self.next { Room::Unread } else { Room::None };
+        };
+        let attempts = self.attempts.get(&offset).copied();
+        if self.is_mortal(&record) {
+            // Told by its row, it leaves also if the process ends before.
+            self.attempts.entry(offset).or_default().failure = Some(Failure::MadeRoom);
+            self.touch_attempts(offset);
+            self.hold_dying(offset, &record, DeadReason::Overflow);
+        } else {
+            self.end(offset, record.cost(), End::Overflowed);
+        }
+        Room::Made(Evicted { offset, record, attempts })
+    }
+
+    fn take_oldest(&mut self) -> Option<(u64, Arc<Record>)> {
+        while let Some((offset, record)) = self.ready.front()
+            && self.is_over(*offset)
+        {
+            self.ready_bytes = self.ready_bytes.saturating_sub(record.message.size());
+            self.ready.pop_front();
+        }
+        while let Some((offset, _)) =
+            self.again.first_key_value().filter(|(offset, _)| self.is_over(**offset))
+        {
+            let offset = *offset;
+            self.again.remove(&offset);
+        }
+        let again = self.again.keys().next().copied();
+        let delayed = self.delayed_until.keys().next().copied();
+        let ready = self.ready.front().map(|(offset, _)| *offset);
+        let oldest = [again, delayed, ready].into_iter().flatten().min()?;
+        if again == Some(oldest) {
+            return self.again.remove(&oldest).map(|(record, _)| (oldest, record));
+        }
+        if delayed == Some(oldest) {
+            let due = self.delayed_until.remove(&oldest)?;
+            return self.delayed.remove(&(due, oldest)).map(|(record, _)| (oldest, record));
+        }
+        let (offset, record) = self.ready.pop_front()?;
+        self.ready_bytes = self.ready_bytes.saturating_sub(record.message.size());
+        Some((offset, record))
+    }
+
+    /// The batch in which these made room is committed.
+    pub(crate) fn evicted(&mut self, evicted: Vec<Evicted>) {
+        for Evicted { offset, .. } in evicted {
+            if !self.release_dying(offset) {
+                self.metrics.overflowed.inc();
+            }
+        }
+    }
+
+    /// The batch in which these made room was not stored: they are to be delivered as before.
+    pub(crate) fn put_back(&mut self, evicted: Vec<Evicted>) {
+        for Evicted { offset, record, attempts } in evicted.into_iter().rev() {
+            if !self.forget_dying(offset) {
+                match attempts.and_then(|attempts| attempts.aside) {
+                    Some(aside) => self.asides.put_back(offset, aside, Arc::clone(&record)),
+                    None => self.acks.unset(offset),
+                }
+                self.counters.floor = self.acks.floor();
+                self.counters.overflowed -= 1;
+                self.counters.bytes += record.cost();
+            }
+            match attempts {
+                Some(attempts) => drop(self.attempts.insert(offset, attempts)),
+                None => drop(self.attempts.remove(&offset)),
+            }
+            self.touch_attempts(offset);
+            self.again.insert(offset, (record, None));
+        }
+    }
+}
