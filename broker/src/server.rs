@@ -45,6 +45,8 @@ const MANIFEST_INTERVAL: Duration = Duration::from_secs(1);
 const WILLS_AT_ONCE: usize = 256;
 /// Age from which marks of QoS 2 publishes are swept.
 const MARK_AGE: Duration = Duration::from_secs(24 * 3600);
+/// Age from which a deletion is known to everybody, and what is left of its records is removed.
+const DELETED_AGE: Duration = Duration::from_secs(10);
 /// How often marks and expired retained messages are swept.
 const SWEEP_TICKS: u64 = 60;
 
@@ -305,6 +307,7 @@ async fn build(
 async fn recover(broker: &Arc<Broker>) -> weir_core::Result<()> {
     let pod = broker.core.pod().0;
     let orphans = broker.sessions.close_orphans(|other| *other != pod).await?;
+    broker.core.finish_deletions(Timestamp::from_micros(u64::MAX)).await?;
     let routes = broker.load_routes().await?;
     tracing::info!(
         subscriptions = routes,
@@ -394,5 +397,8 @@ async fn sweep_once(broker: &Broker, now: Timestamp) -> weir_core::Result<()> {
     let before = Timestamp::from_micros(now.as_micros().saturating_sub(age));
     broker.inbox.sweep_marks(before).await?;
     broker.core.sweep_marks(before).await?;
+    let before = now.as_micros().saturating_sub(u64::try_from(DELETED_AGE.as_micros()).unwrap_or(u64::MAX));
+    broker.core.finish_deletions(Timestamp::from_micros(before)).await?;
+    broker.core.age_orphans().await?;
     Ok(())
 }

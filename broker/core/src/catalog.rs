@@ -1,7 +1,10 @@
 //! The catalog: which queues and streams there are, and which of them a topic belongs to.
 //!
 //! The store holds the truth; a [`CatalogView`] of it is in memory, replaced as a whole with each change.
-//! A set of declarations is applied in one transaction, or not at all.
+//! A set of declarations is applied in one transaction, or not at all. Single queues and streams are made, changed and
+//! deleted beside it (`change`); a set retires only what a set has declared.
+
+mod change;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -9,6 +12,8 @@ use std::sync::Arc;
 use parking_lot::RwLock;
 use smallvec::SmallVec;
 use tokio::sync::watch;
+use weir_env::clock::Timestamp;
+use weir_env::seed::HashMap;
 use weir_storage::{Isolation, RangeQuery, SharedStore, Transaction, transact};
 use weir_topic::{MatchTrie, TopicFilter, TopicName};
 
@@ -16,7 +21,10 @@ use crate::definition::{Definition, Kind};
 use crate::error::{Error, Result};
 use crate::key::KeyExpression;
 use crate::keyspace::LogId;
-use crate::keyspace::catalog::{self, CatalogEntry, EntryState};
+use crate::keyspace::catalog::{self, CatalogEntry, EntryState, Removal};
+
+pub use crate::keyspace::catalog::Origin;
+pub use change::{ChangeError, Deleted};
 
 /// Queues and streams there may be.
 pub const OBJECTS_MAX: usize = 10_000;
@@ -30,6 +38,8 @@ pub struct Object {
     pub id: u32,
     /// Grows with each change.
     pub generation: u64,
+    /// Who declared it.
+    pub origin: Origin,
     /// What it is declared to be.
     pub definition: Definition,
     /// Parsed from the definition.
@@ -89,6 +99,7 @@ impl Applied {
 pub struct CatalogView {
     by_name: BTreeMap<(Kind, String), Arc<Object>>,
     by_topic: MatchTrie<u32, Arc<Object>>,
+    by_filter: HashMap<(Kind, TopicFilter), Vec<Arc<Object>>>,
 }
 
 impl CatalogView {
@@ -97,6 +108,8 @@ impl CatalogView {
         for object in objects {
             if let Some(filter) = &object.filter {
                 view.by_topic.insert(filter, object.id, Arc::clone(&object));
+                let same = (object.definition.kind, filter.clone());
+                view.by_filter.entry(same).or_default().push(Arc::clone(&object));
             }
             view.by_name.insert((object.definition.kind, object.definition.name.clone()), object);
         }
@@ -114,10 +127,10 @@ impl CatalogView {
         self.by_name.values().filter(move |object| object.definition.kind == kind)
     }
 
-    /// The queues or streams whose own filter is `filter`, byte for byte.
+    /// The queues or streams whose own filter is `filter`, byte for byte, by name.
     #[must_use]
-    pub fn with_filter(&self, kind: Kind, filter: &TopicFilter) -> Vec<Arc<Object>> {
-        self.all(kind).filter(|object| object.filter.as_ref() == Some(filter)).cloned().collect()
+    pub fn with_filter(&self, kind: Kind, filter: &TopicFilter) -> &[Arc<Object>] {
+        self.by_filter.get(&(kind, filter.clone())).map_or(&[], Vec::as_slice)
     }
 
     /// The queues and streams that take messages published to `topic`.
@@ -135,8 +148,8 @@ pub struct Catalog {
     store: SharedStore,
     virtual_shards: u16,
     view: RwLock<Arc<CatalogView>>,
-    /// Held while declarations are applied: views follow each other as the transactions did.
-    applying: tokio::sync::Mutex<()>,
+    /// All entries, orphaned ones included. Held while they change: views follow each other as the transactions did.
+    entries: tokio::sync::Mutex<Entries>,
     changes: watch::Sender<u64>,
 }
 
@@ -152,10 +165,11 @@ impl Catalog {
             store: Arc::clone(&store),
             virtual_shards,
             view: RwLock::new(Arc::new(CatalogView::default())),
-            applying: tokio::sync::Mutex::new(()),
+            entries: tokio::sync::Mutex::default(),
             changes: watch::Sender::new(0),
         };
         catalog.publish(&entries);
+        *catalog.entries.lock().await = entries;
         Ok(catalog)
     }
 
@@ -171,22 +185,33 @@ impl Catalog {
         self.changes.subscribe()
     }
 
-    /// Makes the catalog be what `definitions` declare: all of them, or none if one cannot be. Entries that
-    /// are not among them are orphaned, or deleted if they were declared so.
+    /// All there are, those that take no more messages included.
+    pub async fn stored(&self) -> Vec<(EntryState, Arc<Object>)> {
+        let entries = self.entries.lock().await;
+        entries.values().map(|entry| (entry.state, self.object(entry))).collect()
+    }
+
+    /// Makes the catalog be what `definitions` declare: all of them, or none if one cannot be. Entries that an earlier
+    /// set declared and that are not among them are orphaned, or deleted if they were declared so.
     ///
     /// # Errors
     /// If a declaration is invalid or contradicts what exists, or the store fails.
-    pub async fn apply(&self, definitions: &[Definition]) -> std::result::Result<Applied, ApplyError> {
+    pub async fn apply(
+        &self,
+        definitions: &[Definition],
+        now: Timestamp,
+    ) -> std::result::Result<Applied, ApplyError> {
         for definition in definitions {
             check(definition)?;
         }
-        let _applying = self.applying.lock().await;
-        let (plan, _) = transact(&*self.store, |tx| Box::pin(plan_in(tx, definitions)))
+        let mut entries = self.entries.lock().await;
+        let (plan, _) = transact(&*self.store, |tx| Box::pin(plan_in(tx, definitions, now)))
             .await
             .map_err(|error| ApplyError::Failed(Error::Store(error)))?;
         let plan = plan?;
         let before = self.view();
         self.publish(&plan.entries);
+        *entries = plan.entries;
         let after = self.view();
         let find = |view: &CatalogView, keys: &[(Kind, String)]| {
             keys.iter().filter_map(|(kind, name)| view.find(*kind, name)).collect()
@@ -209,7 +234,12 @@ impl Catalog {
 
     fn publish(&self, entries: &BTreeMap<(Kind, String), CatalogEntry>) {
         let active = entries.values().filter(|entry| entry.state == EntryState::Active);
-        let view = CatalogView::new(active.map(|entry| self.object(entry)));
+        let before = self.view();
+        let same = |entry: &CatalogEntry| {
+            let object = before.find(entry.definition.kind, &entry.definition.name)?;
+            (object.id == entry.id && object.generation == entry.generation).then_some(object)
+        };
+        let view = CatalogView::new(active.map(|entry| same(entry).unwrap_or_else(|| self.object(entry))));
         *self.view.write() = Arc::new(view);
         self.changes.send_modify(|n| *n += 1);
     }
@@ -220,6 +250,7 @@ impl Catalog {
         Arc::new(Object {
             id: entry.id,
             generation: entry.generation,
+            origin: entry.origin,
             filter: definition.topic_filter.as_deref().and_then(|f| TopicFilter::parse(f.to_owned()).ok()),
             key: definition.effective_key().and_then(|key| KeyExpression::parse(key).ok()),
             logs: (0..definition.shards).map(place).collect(),
@@ -303,22 +334,22 @@ struct Plan {
 async fn plan_in(
     tx: &mut dyn Transaction,
     definitions: &[Definition],
+    now: Timestamp,
 ) -> weir_storage::Result<std::result::Result<Plan, ApplyError>> {
     let mut plan = Plan::default();
     match read_entries(tx, Isolation::Serializable).await? {
         Ok(entries) => plan.entries = entries,
         Err(error) => return Ok(Err(error.into())),
     }
-    let next_id = tx.get(&catalog::next_id_key(), Isolation::Serializable).await?;
-    let mut next_id = match next_id.map(catalog::decode_next_id).transpose() {
-        Ok(id) => id.unwrap_or(1),
-        Err(error) => return Ok(Err(Error::Record(error).into())),
+    let mut next_id = match read_next_id(tx).await? {
+        Ok(id) => id,
+        Err(error) => return Ok(Err(error.into())),
     };
     let first_free = next_id;
     let mut declared = BTreeSet::new();
     for definition in definitions {
         declared.insert((definition.kind, definition.name.clone()));
-        if let Err(error) = plan_one(&mut plan, definition, &mut next_id) {
+        if let Err(error) = plan_one(&mut plan, definition, Origin::Manifest, &mut next_id) {
             return Ok(Err(error));
         }
     }
@@ -343,14 +374,27 @@ async fn plan_in(
         }
     }
     for entry in &plan.deleted {
-        tx.clear(&CatalogEntry::key(entry.definition.kind, &entry.definition.name));
+        remove(tx, entry, now);
     }
     Ok(Ok(plan))
+}
+
+async fn read_next_id(tx: &mut dyn Transaction) -> weir_storage::Result<Result<u32>> {
+    let next_id = tx.get(&catalog::next_id_key(), Isolation::Serializable).await?;
+    let next_id = next_id.map(catalog::decode_next_id).transpose();
+    Ok(next_id.map(|id| id.unwrap_or(1)).map_err(Error::Record))
+}
+
+/// Frees the name of `entry`, and notes that its records are to be removed.
+fn remove(tx: &mut dyn Transaction, entry: &CatalogEntry, now: Timestamp) {
+    tx.clear(&CatalogEntry::key(entry.definition.kind, &entry.definition.name));
+    tx.set(&Removal::key(entry.id), &Removal { at: now, entry: entry.clone() }.encode());
 }
 
 fn plan_one(
     plan: &mut Plan,
     definition: &Definition,
+    origin: Origin,
     next_id: &mut u32,
 ) -> std::result::Result<(), ApplyError> {
     let key = (definition.kind, definition.name.clone());
@@ -358,6 +402,7 @@ fn plan_one(
         let entry = CatalogEntry {
             id: *next_id,
             state: EntryState::Active,
+            origin,
             generation: 1,
             definition: definition.clone(),
         };
@@ -369,7 +414,7 @@ fn plan_one(
     let stored = &entry.definition;
     let same_owner = stored.namespace == definition.namespace && stored.object == definition.object;
     if !same_owner && entry.state == EntryState::Active {
-        let problem = format!("NameConflict: {}/{} has this name", stored.namespace, stored.object);
+        let problem = format!("NameConflict: {} has this name", owner(entry));
         return Err(invalid(definition, "metadata.name", problem));
     }
     if let Some(field) = stored.immutable_difference(definition) {
@@ -380,8 +425,9 @@ fn plan_one(
         return Err(invalid(definition, "spec", problem));
     }
     let revived = entry.state == EntryState::Orphaned;
-    if revived || stored != definition {
+    if revived || stored != definition || entry.origin != origin {
         entry.state = EntryState::Active;
+        entry.origin = origin;
         entry.generation += 1;
         entry.definition = definition.clone();
         if revived { plan.created.push(key) } else { plan.updated.push(key) }
@@ -389,12 +435,23 @@ fn plan_one(
     Ok(())
 }
 
-/// Entries that are no longer declared.
+/// Who has a name, for people.
+fn owner(entry: &CatalogEntry) -> String {
+    let Definition { namespace, object, .. } = &entry.definition;
+    match entry.origin {
+        Origin::Manifest => format!("{namespace}/{object}"),
+        Origin::Admin => format!("{namespace}/{object}, made by the admin API,"),
+        Origin::Automatic => format!("{namespace}/{object}, made by a subscription,"),
+    }
+}
+
+/// Entries that sets of manifests have declared and do not any more.
 fn retire(plan: &mut Plan, declared: &BTreeSet<(Kind, String)>) {
     let gone: Vec<(Kind, String)> = plan
         .entries
         .iter()
-        .filter(|(key, entry)| entry.state == EntryState::Active && !declared.contains(key))
+        .filter(|(_, entry)| entry.state == EntryState::Active && entry.origin == Origin::Manifest)
+        .filter(|(key, _)| !declared.contains(key))
         .map(|(key, _)| key.clone())
         .collect();
     for key in gone {

@@ -12,7 +12,7 @@ use weir_topic::TopicName;
 
 use crate::catalog::{Applied, ApplyError, Catalog, Object};
 use crate::controls::{Asked, is_ordered};
-use crate::definition::{Definition, Kind};
+use crate::definition::Definition;
 use crate::error::{Error, Result};
 use crate::key::Publisher;
 use crate::keyspace::dedup::DedupId;
@@ -37,7 +37,7 @@ const MARKS_PER_SWEEP: usize = 2000;
 /// Queues, streams and their shards in one pod. Cheap to share.
 #[derive(Debug)]
 pub struct Core {
-    context: Context,
+    pub(crate) context: Context,
     format: KeyspaceFormat,
     catalog: Arc<Catalog>,
     owners: Arc<Owners>,
@@ -133,18 +133,12 @@ impl Core {
     /// # Errors
     /// See [`Catalog::apply`].
     pub async fn apply(&self, definitions: &[Definition]) -> std::result::Result<Applied, ApplyError> {
-        let applied = self.catalog.apply(definitions).await?;
+        let applied = self.catalog.apply(definitions, self.context.clock.wall()).await?;
         for object in &applied.updated {
-            for log in &object.logs {
-                let update = Command::Update { object: Arc::clone(object), log: *log };
-                self.shard(log.vs)?.send(update).await?;
-            }
+            self.follow(object).await?;
         }
         for object in &applied.deleted {
-            for log in &object.logs {
-                let object = Arc::clone(object);
-                self.shard(log.vs)?.ask(|reply| Command::Delete { object, log: *log, reply }).await??;
-            }
+            self.remove_records(object).await?;
         }
         Ok(applied)
     }
@@ -288,9 +282,8 @@ impl Core {
     /// # Errors
     /// If the store fails; calling again goes on.
     pub async fn sweep_marks(&self, before: Timestamp) -> Result<()> {
-        let view = self.catalog.view();
-        let objects = view.all(Kind::Queue).chain(view.all(Kind::Stream));
-        let logs: Vec<LogId> = objects.flat_map(|object| object.logs.iter().copied()).collect();
+        let stored = self.catalog.stored().await;
+        let logs: Vec<LogId> = stored.iter().flat_map(|(_, object)| object.logs.iter().copied()).collect();
         for page in logs.chunks(LOGS_PER_SWEEP) {
             let mut tx = self.context.store.begin();
             for log in page {
@@ -342,7 +335,7 @@ impl Core {
         self.owners.close().await;
     }
 
-    fn shard(&self, vs: VirtualShard) -> Result<&ShardHandle> {
+    pub(crate) fn shard(&self, vs: VirtualShard) -> Result<&ShardHandle> {
         self.owners.get(vs)
     }
 }

@@ -15,6 +15,7 @@ pub mod key;
 pub mod keyspace;
 pub mod message;
 pub mod metrics;
+mod objects;
 pub mod panics;
 pub mod queue;
 pub mod restore;

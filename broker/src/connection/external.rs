@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
+use aws_lc_rs::digest::{SHA256, digest};
 use bytestring::ByteString;
 use tokio::sync::mpsc;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -25,6 +26,13 @@ pub(super) const CONSUMER_WINDOW_MAX: u32 = 4096;
 pub(super) const QUEUE_CHANNEL: usize = EXTERNALS_MAX * CONSUMER_WINDOW_MAX as usize;
 /// Batches of stream messages, 256 KiB each about, that wait for a connection; then its readers wait.
 pub(super) const STREAM_CHANNEL: usize = 2;
+
+/// Characters of a hash in a derived name: 130 bits.
+const DERIVED_CHARS: usize = 26;
+/// Bytes of the hash that they stand for.
+const DERIVED_BYTES: usize = 17;
+/// The digits of RFC 4648, in lower case.
+const BASE32: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
 
 /// First wait before a stream that could not be read is read again; it doubles.
 const READ_RETRY_WAIT: Duration = Duration::from_millis(100);
@@ -116,6 +124,12 @@ pub(super) fn resolve(view: &CatalogView, to: &Subscription) -> Result<Option<Ar
             }
         }
         Subscription::QueueByFilter { filter } | Subscription::StreamByFilter { filter, .. } => {
+            // The name that automatic creation gives it, whoever made it.
+            if let Some(derived) = view.find(kind, &derived_name(filter))
+                && derived.filter.as_ref() == Some(filter)
+            {
+                return Ok(Some(derived));
+            }
             let found = view.with_filter(kind, filter);
             if found.len() > 1 {
                 let names: Vec<&str> = found.iter().map(|o| o.definition.name.as_str()).collect();
@@ -123,9 +137,29 @@ pub(super) fn resolve(view: &CatalogView, to: &Subscription) -> Result<Option<Ar
                     format!("several have the filter {filter}: {}; subscribe by name", names.join(", "));
                 return Err(Refusal { reason: ReasonCode::TopicFilterInvalid, text });
             }
-            Ok(found.into_iter().next())
+            Ok(found.first().cloned())
         }
     }
+}
+
+/// The name of the queue or stream that a subscription by `filter` creates: `auto-` and the beginning of a hash, in
+/// base32.
+pub(super) fn derived_name(filter: &TopicFilter) -> String {
+    let mut name = "auto-".to_owned();
+    // What is left of the bytes so far: fewer than five bits.
+    let (mut bits, mut count) = (0_u32, 0);
+    for byte in digest(&SHA256, filter.as_str().as_bytes()).as_ref().iter().take(DERIVED_BYTES) {
+        bits = (bits << 8 | u32::from(*byte)) & 0xfff;
+        count += 8;
+        while count >= 5 {
+            count -= 5;
+            let digit = (bits >> count & 31) as usize;
+            name.push(char::from(BASE32[digit]));
+        }
+    }
+    // The last byte may have bits for one character more.
+    name.truncate("auto-".len() + DERIVED_CHARS);
+    name
 }
 
 fn other_filter(name: &str, asked: &TopicFilter, own: Option<&TopicFilter>) -> Refusal {
@@ -252,6 +286,16 @@ fn key_property(record: &Record) -> Option<(ByteString, ByteString)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn derived_names() {
+        for (filter, name) in [
+            ("job/#", "auto-wxa3zjf7ntwm5miwjxmkacmf33"),
+            ("sensor/+/data", "auto-lnlvv4d2mzv7nuih3lq3ki5bow"),
+        ] {
+            assert_eq!(derived_name(&TopicFilter::parse(filter).unwrap()), name);
+        }
+    }
 
     #[test]
     fn starts() {

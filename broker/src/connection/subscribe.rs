@@ -304,12 +304,11 @@ impl Connection {
     }
 
     async fn consume(&mut self, qos: QoS, object: Arc<Object>) -> weir_core::Result<Source> {
-        let window = object.definition.dispatch.max_inflight_per_consumer.clamp(1, CONSUMER_WINDOW_MAX);
         let consumer = Consumer {
             id: self.broker.consumer_id(),
             client_id: self.stored.client_id.clone(),
             since: self.broker.clock.wall(),
-            window: Arc::new(Window::new(window)),
+            window: Arc::new(Window::new(window(&object))),
             connection_window: (qos != QoS::AtMostOnce).then(|| Arc::clone(&self.window)),
             deliveries: self.queue.sender(),
         };
@@ -390,7 +389,25 @@ impl Connection {
                     self.release_external(gone, Lost::Left).await;
                     self.connect_external(at).await;
                 }
-                _ => {}
+                (Some(_), Some(changed)) => self.follow_change(at, changed).await,
+                (Some(_) | None, None) => {}
+            }
+        }
+    }
+
+    /// What a connection knows of a queue or stream follows its declaration.
+    async fn follow_change(&mut self, at: usize, changed: Arc<Object>) {
+        let Some(external) = self.externals.get_mut(at) else { return };
+        match &mut external.source {
+            Source::Missing => {}
+            Source::Stream { object, .. } => *object = changed,
+            Source::Queue { object, consumer } => {
+                let starved = consumer.window.resize(window(&changed));
+                *object = Arc::clone(&changed);
+                if starved {
+                    // Fails only at shutdown.
+                    let _ = self.broker.core.kick(&changed).await;
+                }
             }
         }
     }
@@ -509,6 +526,11 @@ impl Connection {
             self.fail(&error);
         }
     }
+}
+
+/// Messages that a consumer of this queue may hold.
+fn window(queue: &Object) -> u32 {
+    queue.definition.dispatch.max_inflight_per_consumer.clamp(1, CONSUMER_WINDOW_MAX)
 }
 
 /// What the text of a subscription means. It was read before, so there is always an answer.

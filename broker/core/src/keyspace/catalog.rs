@@ -1,9 +1,11 @@
 //! Catalog entries: the queues and streams there are.
 //!
-//! Entry: key `C`, kind (`q` or `s`), name. Value: format 1, catalog id u32, state u8, generation u64,
+//! Entry: key `C`, kind (`q` or `s`), name. Value: format 1, catalog id u32, state u8, origin u8, generation u64,
 //! definition as JSON. Next id: key `C`, `n`. Value: format 1, u32.
+//! Removal to be finished: key `C`, `d`, catalog id u32. Value: format 1, time u64, then an entry's value.
 
 use bytes::Bytes;
+use weir_env::clock::Timestamp;
 
 use super::{DecodeError, Reader, Writer, tag};
 use crate::definition::{Definition, Kind};
@@ -19,6 +21,29 @@ pub enum EntryState {
     Orphaned,
 }
 
+/// Who declared a queue or stream, and so who may change it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// A set of manifests; it is retired when they no longer declare it.
+    Manifest,
+    /// A person, by the admin API.
+    Admin,
+    /// The first subscription to it.
+    Automatic,
+}
+
+impl Origin {
+    /// The word that people see.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Manifest => "manifest",
+            Self::Admin => "admin",
+            Self::Automatic => "automatic",
+        }
+    }
+}
+
 /// A queue or stream as stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CatalogEntry {
@@ -26,6 +51,8 @@ pub struct CatalogEntry {
     pub id: u32,
     /// Whether it takes messages.
     pub state: EntryState,
+    /// Who declared it last.
+    pub origin: Origin,
     /// Grows with each change.
     pub generation: u64,
     /// What it is declared to be.
@@ -57,7 +84,13 @@ impl CatalogEntry {
             EntryState::Orphaned => 1,
         };
         let definition = serde_json::to_vec(&self.definition).expect("a definition has only string keys");
-        Writer::new(FORMAT).u32(self.id).u8(state).u64(self.generation).raw(&definition).finish()
+        let origin = match self.origin {
+            Origin::Manifest => 0,
+            Origin::Admin => 1,
+            Origin::Automatic => 2,
+        };
+        let writer = Writer::new(FORMAT).u32(self.id).u8(state).u8(origin).u64(self.generation);
+        writer.raw(&definition).finish()
     }
 
     /// Reads a value.
@@ -72,10 +105,55 @@ impl CatalogEntry {
             1 => EntryState::Orphaned,
             _ => return Err(DecodeError::Invalid("catalog state")),
         };
+        let origin = match reader.u8("catalog origin")? {
+            0 => Origin::Manifest,
+            1 => Origin::Admin,
+            2 => Origin::Automatic,
+            _ => return Err(DecodeError::Invalid("catalog origin")),
+        };
         let generation = reader.u64("catalog generation")?;
         let definition =
             serde_json::from_slice(&reader.rest()).map_err(|_| DecodeError::Invalid("catalog definition"))?;
-        Ok(Self { id, state, generation, definition })
+        Ok(Self { id, state, origin, generation, definition })
+    }
+}
+
+/// A queue or stream that was deleted and whose records are being removed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Removal {
+    /// When it was deleted.
+    pub at: Timestamp,
+    /// What it was.
+    pub entry: CatalogEntry,
+}
+
+impl Removal {
+    /// Its key.
+    #[must_use]
+    pub fn key(id: u32) -> Vec<u8> {
+        Writer::new(tag::CATALOG).u8(b'd').u32(id).finish()
+    }
+
+    /// The keys of all removals.
+    #[must_use]
+    pub fn range() -> (Vec<u8>, Vec<u8>) {
+        (Writer::new(tag::CATALOG).u8(b'd').finish(), Writer::new(tag::CATALOG).u8(b'e').finish())
+    }
+
+    /// The value.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        Writer::new(FORMAT).u64(self.at.as_micros()).raw(&self.entry.encode()).finish()
+    }
+
+    /// Reads a value.
+    ///
+    /// # Errors
+    /// If it is not one, or of a newer format.
+    pub fn decode(value: Bytes) -> Result<Self, DecodeError> {
+        let (mut reader, _) = Reader::value(value, "catalog removal", FORMAT)?;
+        let at = Timestamp::from_micros(reader.u64("time of removal")?);
+        Ok(Self { at, entry: CatalogEntry::decode(reader.rest())? })
     }
 }
 
@@ -109,6 +187,7 @@ mod tests {
         let entry = CatalogEntry {
             id: 7,
             state: EntryState::Orphaned,
+            origin: Origin::Automatic,
             generation: 2,
             definition: Definition {
                 kind: Kind::Queue,
@@ -127,8 +206,15 @@ mod tests {
         };
         assert_eq!(CatalogEntry::key(Kind::Queue, "q"), b"Cqq");
         let bytes = entry.encode();
-        assert!(bytes.starts_with(b"\x01\0\0\0\x07\x01\0\0\0\0\0\0\0\x02{\"kind\":\"queue\",\"name\":\"q\""));
-        assert_eq!(CatalogEntry::decode(bytes.into()), Ok(entry));
+        assert!(
+            bytes.starts_with(b"\x01\0\0\0\x07\x01\x02\0\0\0\0\0\0\0\x02{\"kind\":\"queue\",\"name\":\"q\"")
+        );
+        assert_eq!(CatalogEntry::decode(bytes.clone().into()), Ok(entry.clone()));
+        let removal = Removal { at: Timestamp::from_micros(5), entry };
+        assert_eq!(Removal::key(7), b"Cd\0\0\0\x07");
+        let value = removal.encode();
+        assert_eq!((&value[..9], &value[9..]), (&b"\x01\0\0\0\0\0\0\0\x05"[..], &bytes[..]));
+        assert_eq!(Removal::decode(value.into()), Ok(removal));
         assert_eq!((next_id_key(), encode_next_id(9)), (b"Cn".to_vec(), b"\x01\0\0\0\x09".to_vec()));
         assert_eq!(decode_next_id(encode_next_id(9).into()), Ok(9));
     }

@@ -1,7 +1,7 @@
 //! The consumer's side of a queue: how much room it has, and where its messages go.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering};
 
 use bytestring::ByteString;
 use tokio::sync::mpsc;
@@ -20,6 +20,7 @@ pub struct ConsumerId(pub u64);
 /// shards the consumer is attached to wait for it.
 #[derive(Debug)]
 pub struct Window {
+    size: AtomicU32,
     free: AtomicI64,
     starved: AtomicBool,
 }
@@ -28,7 +29,17 @@ impl Window {
     /// A window with room for `size` messages.
     #[must_use]
     pub fn new(size: u32) -> Self {
-        Self { free: AtomicI64::new(i64::from(size)), starved: AtomicBool::new(false) }
+        let free = AtomicI64::new(i64::from(size));
+        Self { size: AtomicU32::new(size), free, starved: AtomicBool::new(false) }
+    }
+
+    /// Gives the window another size; what is taken stays taken, though it may be more than there is room for now. True
+    /// if somebody waits for room that there is now. Only one caller at a time.
+    #[must_use]
+    pub fn resize(&self, size: u32) -> bool {
+        let grown = i64::from(size) - i64::from(self.size.swap(size, Ordering::SeqCst));
+        let free = self.free.fetch_add(grown, Ordering::SeqCst) + grown;
+        free > 0 && self.starved.swap(false, Ordering::SeqCst)
     }
 
     /// Takes room for one message if there is any.
@@ -157,6 +168,19 @@ mod tests {
         assert!(!window.try_take());
         assert!(!window.give_back(), "still no room");
         assert!(window.give_back());
+    }
+
+    #[test]
+    fn a_window_grows_and_shrinks() {
+        let window = Window::new(1);
+        assert!(window.try_take());
+        assert!(!window.resize(2), "nobody waits");
+        assert!(window.try_take() && !window.try_take());
+        assert!(!window.resize(1), "no room");
+        assert_eq!(window.free(), -1);
+        assert!(!window.give_back(), "still no room");
+        assert!(window.resize(2), "somebody waits");
+        assert_eq!(window.free(), 1);
     }
 
     #[test]

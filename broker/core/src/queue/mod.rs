@@ -16,6 +16,7 @@ mod overflow;
 mod retry;
 mod shard;
 mod stats;
+mod update;
 
 pub(crate) use aside::AsideChange;
 pub use aside::Lag;

@@ -101,7 +101,7 @@ pub struct Settings {
 
 /// What is known of the first message that is not done while nobody consumes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Front {
+pub(super) enum Front {
     /// Nothing: it may have expired.
     Unknown,
     /// It is being looked for.
@@ -146,7 +146,7 @@ pub struct QueueShard {
     /// In order of their ids.
     pub(super) consumers: Vec<Attached>,
     pub(super) turn: usize,
-    front: Front,
+    pub(super) front: Front,
     pub(super) seed: Seed,
     pub(super) metrics: Metrics,
     pub(super) stats: Stats,
@@ -196,16 +196,6 @@ impl QueueShard {
             metrics,
             stats: Stats::default(),
         }
-    }
-
-    /// New settings, for the next delivery on.
-    pub fn update(&mut self, settings: Settings) {
-        self.settings = settings.dispatch;
-        self.max_age = settings.max_age;
-        self.limits = settings.limits;
-        self.set_dead_letters(settings.has_dead_letters);
-        self.lag = settings.lag;
-        self.front = Front::Unknown;
     }
 
     /// Messages that are not done.

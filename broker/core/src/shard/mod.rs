@@ -184,7 +184,7 @@ pub(crate) enum Command {
     Settle { log: LogId, consumer: ConsumerId, offset: u64, verdict: Verdict },
     Kick { log: LogId },
     Update { object: Arc<Object>, log: LogId },
-    Delete { object: Arc<Object>, log: LogId, reply: oneshot::Sender<Result<()>> },
+    Delete { log: LogId, reply: oneshot::Sender<Result<()>> },
     Describe { object: Arc<Object>, log: LogId, reply: oneshot::Sender<Result<LogReport>> },
     Close { reply: oneshot::Sender<()> },
 }

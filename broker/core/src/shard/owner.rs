@@ -159,8 +159,8 @@ impl ShardOwner {
             }
             Command::Kick { log } => self.with_queue(log, |queue, _| queue.kick()),
             Command::Update { object, log } => self.update(object, log),
-            Command::Delete { object, log, reply } => {
-                let result = self.delete(&object, log).await;
+            Command::Delete { log, reply } => {
+                let result = self.delete(log).await;
                 let _ = reply.send(result);
             }
             Command::Describe { object, log, reply } => {
@@ -250,13 +250,7 @@ impl ShardOwner {
 
     /// The log in memory: taken over and read from the store if need be.
     pub(super) async fn log_mut(&mut self, object: &Arc<Object>, id: LogId) -> Result<&mut Log> {
-        if self.tenure.is_none() {
-            let tenure = fence::take_over(&self.context, self.vs, None).await?;
-            self.checked_at = Some(self.context.clock.now());
-            self.tenure = Some(tenure);
-            self.context.metrics.shards_owned.inc();
-            tracing::debug!(shard = self.vs.0, epoch = tenure.owner.epoch.0, "took virtual shard over");
-        }
+        self.take_over().await?;
         let key = key_of(&id);
         if self.logs.get(key).is_none() {
             let log = load_log(&self.context, object, id).await?;
@@ -268,6 +262,17 @@ impl ShardOwner {
             self.update(Arc::clone(object), id);
         }
         self.logs.get_mut(key).ok_or(Error::Closed)
+    }
+
+    async fn take_over(&mut self) -> Result<()> {
+        if self.tenure.is_none() {
+            let tenure = fence::take_over(&self.context, self.vs, None).await?;
+            self.checked_at = Some(self.context.clock.now());
+            self.tenure = Some(tenure);
+            self.context.metrics.shards_owned.inc();
+            tracing::debug!(shard = self.vs.0, epoch = tenure.owner.epoch.0, "took virtual shard over");
+        }
+        Ok(())
     }
 
     /// Gives a log that was read again back to those who waited for its predecessor.
@@ -307,16 +312,16 @@ impl ShardOwner {
         let now = self.context.clock.now();
         let Some(log) = self.logs.get_mut(key) else { return };
         if let Some(queue) = &mut log.queue {
-            queue.update(upkeep::settings(&object));
+            queue.update(upkeep::settings(&object), now);
         }
         log.object = object;
         log.maintain_by(now);
         self.logs.touch(key);
     }
 
-    /// Removes everything stored of a log. Waits for the batch in flight, which may write it.
-    async fn delete(&mut self, object: &Arc<Object>, id: LogId) -> Result<()> {
-        self.log_mut(object, id).await?;
+    /// Removes everything stored of a log, readable or not. Waits for the batch in flight, which may write it.
+    async fn delete(&mut self, id: LogId) -> Result<()> {
+        self.take_over().await?;
         while let Some(committing) = self.committing.take() {
             let (batch, outcome, tenure) = committing.await;
             self.finish_batch(batch, outcome, tenure);

@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "what fails fails the test")]
 
 mod asides;
+mod catalog;
 mod controls;
 mod costs;
 mod crashes;

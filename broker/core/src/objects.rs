@@ -1,0 +1,109 @@
+//! Single queues and streams: made, changed and deleted, and what follows from it in the shards.
+//!
+//! A deletion is noted in the store with the catalog's change, and forgotten once every record is gone: whatever stops
+//! it half-way, it is finished later. The catalog and the shard owners hold all state.
+
+use std::sync::Arc;
+
+use weir_env::clock::Timestamp;
+
+use crate::catalog::{ChangeError, Deleted, Object, Origin};
+use crate::core::Core;
+use crate::definition::{Definition, Kind};
+use crate::error::Result;
+use crate::keyspace::catalog::EntryState;
+use crate::shard::Command;
+
+impl Core {
+    /// Makes a queue or stream.
+    ///
+    /// # Errors
+    /// See [`Catalog::create`](crate::catalog::Catalog::create).
+    pub async fn create(
+        &self,
+        definition: &Definition,
+        origin: Origin,
+    ) -> std::result::Result<Arc<Object>, ChangeError> {
+        self.catalog().create(definition, origin).await
+    }
+
+    /// Changes a queue or stream in place, also for those who consume it now.
+    ///
+    /// # Errors
+    /// See [`Catalog::update`](crate::catalog::Catalog::update).
+    pub async fn update(
+        &self,
+        definition: &Definition,
+        generation: u64,
+    ) -> std::result::Result<Arc<Object>, ChangeError> {
+        let object = self.catalog().update(definition, generation).await?;
+        // The change is stored: a shard that does not hear of it now does with the next thing it is asked.
+        if let Err(error) = self.follow(&object).await {
+            tracing::warn!(name = object.definition.name, %error, "a change takes effect later");
+        }
+        Ok(object)
+    }
+
+    /// Deletes a queue or stream; `delete_data` says what becomes of its records, by default as it was declared.
+    ///
+    /// # Errors
+    /// See [`Catalog::delete`](crate::catalog::Catalog::delete).
+    pub async fn delete(
+        &self,
+        kind: Kind,
+        name: &str,
+        delete_data: Option<bool>,
+    ) -> std::result::Result<Deleted, ChangeError> {
+        let deleted = self.catalog().delete(kind, name, delete_data, self.context.clock.wall()).await?;
+        if let Deleted::Removed(object) = &deleted
+            && let Err(error) = self.remove_records(object).await
+        {
+            tracing::warn!(name, %error, "records of a deleted queue or stream are removed later");
+        }
+        Ok(deleted)
+    }
+
+    /// Removes the records of what was deleted before `before`, again if need be: who did not know of the deletion yet
+    /// may have added some since. Returns how many deletions are finished.
+    ///
+    /// # Errors
+    /// If the store or a shard fails; calling again goes on.
+    pub async fn finish_deletions(&self, before: Timestamp) -> Result<usize> {
+        let removals = self.catalog().removals(before).await?;
+        for object in &removals {
+            self.remove_records(object).await?;
+            self.catalog().removed(object.id).await?;
+        }
+        Ok(removals.len())
+    }
+
+    /// Sees to it that what orphans hold goes when its time comes, although nobody asks for them.
+    ///
+    /// # Errors
+    /// If a shard cannot be taken over or read; calling again goes on.
+    pub async fn age_orphans(&self) -> Result<()> {
+        for (state, object) in self.catalog().stored().await {
+            if state == EntryState::Orphaned && object.definition.retention.max_age_ms != 0 {
+                // An owner looks after the logs that it has in memory.
+                self.describe(&object).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells the shards of a changed queue or stream.
+    pub(crate) async fn follow(&self, object: &Arc<Object>) -> Result<()> {
+        for log in &object.logs {
+            let update = Command::Update { object: Arc::clone(object), log: *log };
+            self.shard(log.vs)?.send(update).await?;
+        }
+        Ok(())
+    }
+
+    pub(crate) async fn remove_records(&self, object: &Object) -> Result<()> {
+        for log in &object.logs {
+            self.shard(log.vs)?.ask(|reply| Command::Delete { log: *log, reply }).await??;
+        }
+        Ok(())
+    }
+}
