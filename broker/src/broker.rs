@@ -119,6 +119,8 @@ pub(crate) struct Outcome {
     pub(crate) live: Option<Box<Live>>,
     /// A queue does not take the message, now or later, and this is why.
     pub(crate) refusal: Option<Box<str>>,
+    /// A queue that is full, and of what.
+    pub(crate) full: Option<Box<str>>,
 }
 
 /// A message and the live subscribers it is for.
@@ -220,7 +222,13 @@ impl Broker {
             live => live.map(Box::new),
         };
         if targets.is_empty() && inboxes.is_empty() && retained.is_none() {
-            return Begun::Accepted(Accepted::Done(Outcome { reason, retained: true, live, refusal: None }));
+            return Begun::Accepted(Accepted::Done(Outcome {
+                reason,
+                retained: true,
+                live,
+                refusal: None,
+                full: None,
+            }));
         }
         let (kept, retained) = match retained {
             Some((kept, completion)) => (kept, Some(completion)),
@@ -324,7 +332,7 @@ impl Broker {
             live: due.is_first,
             dead_letter: None,
         };
-        let Outcome { reason, retained, live, refusal } = match self.publish(inbound).await {
+        let Outcome { reason, retained, live, refusal, .. } = match self.publish(inbound).await {
             Accepted::Done(outcome) => outcome,
             Accepted::Pending(_, outcome) => outcome.await,
         };
@@ -444,7 +452,7 @@ pub(crate) fn session_limits(limits: &Limits) -> weir_session::Limits {
 fn refused(error: &Error) -> Accepted {
     tracing::debug!(%error, "publish refused");
     let reason = ReasonCode::ServerShuttingDown;
-    Accepted::Done(Outcome { reason, retained: false, live: None, refusal: None })
+    Accepted::Done(Outcome { reason, retained: false, live: None, refusal: None, full: None })
 }
 
 /// Seconds, the last one perhaps not over; what is beyond the largest counts as that.
@@ -488,6 +496,7 @@ impl Durable {
             retained: failures.retained.is_none(),
             reason: reason.unwrap_or(ReasonCode::Success),
             refusal: failures.refusal(),
+            full: failures.full(),
         }
     }
 }
@@ -511,6 +520,13 @@ impl Failures {
         let mut errors = self.appends.iter().map(|(_, error)| error);
         let invalid = errors.find(|error| matches!(error, AppendError::Invalid { .. }));
         invalid.map(|error| error.to_string().into())
+    }
+
+    /// Which queue has no room, and why.
+    fn full(&self) -> Option<Box<str>> {
+        let mut errors = self.appends.iter().map(|(_, error)| error);
+        let full = errors.find(|error| matches!(error, AppendError::Full { .. }));
+        full.map(|error| error.to_string().into())
     }
 
     /// Tries what failed once more.

@@ -148,7 +148,7 @@ impl Connection {
 
     /// Tells the client what became of its publish, and delivers it if that is left to do.
     pub(super) fn answer(&mut self, asker: Asker, outcome: Outcome) {
-        let Outcome { reason, live, refusal, .. } = outcome;
+        let Outcome { reason, live, refusal, full, .. } = outcome;
         if let Some(live) = live {
             self.broker.deliver(&live);
         }
@@ -159,7 +159,10 @@ impl Connection {
             other => other,
         };
         let text = match reason {
-            ReasonCode::QuotaExceeded => Some("a queue or a limit is full; publish again later".into()),
+            ReasonCode::QuotaExceeded => Some(match full {
+                Some(full) => format!("{full}; publish again later").into(),
+                None => "a limit is reached; publish again later".into(),
+            }),
             ReasonCode::ImplementationSpecificError if refusal.is_some() => {
                 refusal.map(|text| (*text).into())
             }

@@ -16,6 +16,7 @@ mod listeners;
 mod messages;
 mod patience;
 mod queue_controls;
+mod queue_dead_letters;
 mod queues;
 mod regressions;
 mod sessions;
