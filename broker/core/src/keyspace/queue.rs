@@ -5,7 +5,8 @@
 //!   bit `n % 8` of byte `n / 8`; trailing zero bytes are left out.
 //! * Attempts: key `q`, log id, `r`, offset u64. Value: format 1, failed attempts varint, time before which it is not
 //!   delivered again varint (µs, 0: at once), why it failed last u8 (0 not known, 1 rejected, 2 no acknowledgement in
-//!   time, 3 consumer gone), flags u8 (1 moved aside, 2 with a payload in a blob); if it is moved aside, bytes it
+//!   time, 3 consumer gone), flags u8 (1 moved aside, 2 with a payload in a blob, 4
+//!   replaced); if it is moved aside, bytes it
 //!   counts as varint, time of its publish varint and of its expiry varint (µs; 0: never).
 
 use bytes::Bytes;
@@ -269,28 +270,26 @@ pub struct Aside {
 mod flag {
     pub(super) const ASIDE: u8 = 1;
     pub(super) const BLOB: u8 = 2;
+    pub(super) const SUPERSEDED: u8 = 4;
 }
 
 impl Aside {
-    fn encode(aside: Option<Self>, out: Writer) -> Writer {
-        let Some(aside) = aside else { return out.u8(0) };
-        let flags = flag::ASIDE | if aside.blob { flag::BLOB } else { 0 };
-        out.u8(flags)
-            .varint(aside.cost)
-            .varint(aside.published_at.as_micros())
-            .varint(aside.expires_at.map_or(0, Timestamp::as_micros))
+    fn flags(&self) -> u8 {
+        flag::ASIDE | if self.blob { flag::BLOB } else { 0 }
     }
 
-    fn decode(reader: &mut Reader) -> Result<Option<Self>, DecodeError> {
-        let flags = reader.u8("aside")?;
-        if flags & flag::ASIDE == 0 {
-            return Ok(None);
-        }
+    fn encode(&self, out: Writer) -> Writer {
+        out.varint(self.cost)
+            .varint(self.published_at.as_micros())
+            .varint(self.expires_at.map_or(0, Timestamp::as_micros))
+    }
+
+    fn decode(flags: u8, reader: &mut Reader) -> Result<Self, DecodeError> {
         let cost = reader.varint("aside bytes")?;
         let published_at = Timestamp::from_micros(reader.varint("aside time")?);
         let expires_at = Some(reader.varint("aside expiry")?).filter(|at| *at != 0);
         let expires_at = expires_at.map(Timestamp::from_micros);
-        Ok(Some(Self { cost, blob: flags & flag::BLOB != 0, published_at, expires_at }))
+        Ok(Self { cost, blob: flags & flag::BLOB != 0, published_at, expires_at })
     }
 }
 
@@ -305,6 +304,8 @@ pub struct Attempts {
     pub failure: Option<Failure>,
     /// Set once the message was moved aside.
     pub aside: Option<Aside>,
+    /// Whether a newer message of its key replaces it as soon as its consumer gives it back.
+    pub superseded: bool,
 }
 
 impl Attempts {
@@ -335,11 +336,13 @@ impl Attempts {
     /// The value.
     #[must_use]
     pub fn encode(self) -> Vec<u8> {
+        let superseded = if self.superseded { flag::SUPERSEDED } else { 0 };
         let out = Writer::new(FORMAT)
             .varint(u64::from(self.failed))
             .varint(self.not_before.as_micros())
-            .u8(Failure::code(self.failure));
-        Aside::encode(self.aside, out).finish()
+            .u8(Failure::code(self.failure))
+            .u8(self.aside.map_or(0, |aside| aside.flags()) | superseded);
+        self.aside.iter().fold(out, |out, aside| aside.encode(out)).finish()
     }
 
     /// Reads a value.
@@ -352,7 +355,10 @@ impl Attempts {
         let failed = u32::try_from(failed).map_err(|_| DecodeError::Invalid("attempts"))?;
         let not_before = Timestamp::from_micros(reader.varint("not before")?);
         let failure = Failure::of_code(reader.u8("failure")?)?;
-        Ok(Self { failed, not_before, failure, aside: Aside::decode(&mut reader)? })
+        let flags = reader.u8("attempts flags")?;
+        let is_aside = flags & flag::ASIDE != 0;
+        let aside = is_aside.then(|| Aside::decode(flags, &mut reader)).transpose()?;
+        Ok(Self { failed, not_before, failure, aside, superseded: flags & flag::SUPERSEDED != 0 })
     }
 }
 
@@ -398,9 +404,12 @@ mod tests {
             failed: 3,
             not_before: Timestamp::from_micros(300),
             failure: Some(Failure::TimedOut),
-            aside: None,
+            ..Attempts::default()
         };
         assert_eq!(attempts.encode(), b"\x01\x03\xac\x02\x02\0");
+        let replaced = Attempts { superseded: true, ..attempts };
+        assert_eq!(replaced.encode(), b"\x01\x03\xac\x02\x02\x04");
+        assert_eq!(Attempts::decode(replaced.encode().into()), Ok(replaced));
         assert_eq!(Attempts::decode(attempts.encode().into()), Ok(attempts));
         let (published_at, expires_at) = (Timestamp::from_micros(5), Some(Timestamp::from_micros(6)));
         let aside = Some(Aside { cost: 300, blob: true, published_at, expires_at });

@@ -79,6 +79,11 @@ impl Asides {
         self.by_offset.contains_key(&offset)
     }
 
+    /// Whether the payload of a message that is here is in chunks.
+    pub(super) fn blob_of(&self, offset: u64) -> Option<bool> {
+        self.by_offset.get(&offset).map(|aside| aside.blob)
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.by_offset.is_empty()
     }
@@ -135,6 +140,7 @@ impl Asides {
                     self.moved.insert(*offset, Arc::clone(record));
                 }
                 AsideChange::Moved(_) => {}
+                AsideChange::Ended { .. } if self.contains(*offset) => {}
                 AsideChange::Ended { blob } => drop(self.ended.insert(*offset, *blob)),
             }
         }

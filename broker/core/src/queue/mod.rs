@@ -9,6 +9,7 @@ mod consumer;
 mod dispatch;
 mod dying;
 mod ends;
+mod last_value;
 mod latency;
 #[cfg(test)]
 mod model;
@@ -22,6 +23,7 @@ pub(crate) use aside::AsideChange;
 pub use aside::Lag;
 pub use consumer::{Consumer, ConsumerId, QueueDelivery, Window};
 pub use ends::{DeadReason, End};
+pub(crate) use last_value::Replaced;
 pub use latency::AckLatency;
 pub use overflow::Limits;
 pub(crate) use overflow::{Evicted, Room};

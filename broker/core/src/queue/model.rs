@@ -11,8 +11,8 @@ use weir_env::clock::{Clock, Instant, Timestamp};
 use weir_env::seed::Seed;
 
 use super::{
-    AsideChange, Consumer, ConsumerId, DirtyQueue, Lag, Limits, Lost, QueueDelivery, QueueShard, Settings,
-    StoredQueue, Verdict, Window,
+    AsideChange, Consumer, ConsumerId, DirtyQueue, Lag, Limits, Lost, QueueDelivery, QueueShard, Replaced,
+    Settings, StoredQueue, Verdict, Window,
 };
 use crate::definition::{DispatchSettings, Strategy as Dispatch};
 use crate::keyspace::queue::{AckBlock, Attempts, QueueFloor};
@@ -25,7 +25,9 @@ const LOG: LogId = LogId { vs: VirtualShard(0), object: 1, shard: 0, class: 0 };
 
 #[derive(Clone, Debug)]
 enum Step {
-    Append(u8),
+    /// With or without dispatch going on while it is being committed.
+    Append(u8, bool),
+    FailedAppend(u8),
     Attach(u8),
     Detach(u8, bool),
     Settle(u8, u8),
@@ -33,12 +35,15 @@ enum Step {
     Commit,
     FailedCommit,
     MoveAside,
-    Restart { commit: bool },
+    Restart {
+        commit: bool,
+    },
 }
 
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
-        4 => (1..20u8).prop_map(Step::Append),
+        4 => (1..20u8, any::<bool>()).prop_map(|(n, meanwhile)| Step::Append(n, meanwhile)),
+        1 => (1..20u8).prop_map(Step::FailedAppend),
         2 => (1..12u8).prop_map(Step::Attach),
         1 => (any::<u8>(), any::<bool>()).prop_map(|(n, vanished)| Step::Detach(n, vanished)),
         10 => (any::<u8>(), any::<u8>()).prop_map(|(n, verdict)| Step::Settle(n, verdict)),
@@ -66,9 +71,15 @@ struct Stored {
     attempts: BTreeMap<u64, Attempts>,
     asides: BTreeMap<u64, Arc<Record>>,
     done: BTreeSet<u64>,
+    superseded: u64,
+    replaced: BTreeSet<u64>,
 }
 
 struct World {
+    last_value: bool,
+    /// In flight, and to end as they come back.
+    replaced: BTreeSet<u64>,
+    superseded: u64,
     settings: DispatchSettings,
     shard: QueueShard,
     started: Instant,
@@ -84,7 +95,7 @@ struct World {
     attempts: BTreeMap<u64, u32>,
 }
 
-fn restore(stored: &Stored, next: u64, settings: &DispatchSettings) -> QueueShard {
+fn restore(stored: &Stored, next: u64, settings: &DispatchSettings, last_value: bool) -> QueueShard {
     let stored = StoredQueue {
         counters: stored.floor,
         blocks: stored.blocks.clone(),
@@ -98,16 +109,20 @@ fn restore(stored: &Stored, next: u64, settings: &DispatchSettings) -> QueueShar
         has_dead_letters: false,
         lag,
         limits: Limits::default(),
+        last_value,
     };
     QueueShard::restore(LOG, stored, settings, Seed::fixed(1), Metrics::default())
 }
 
 impl World {
-    fn new(settings: DispatchSettings) -> Self {
+    fn new(settings: DispatchSettings, last_value: bool) -> Self {
         let stored = Stored::default();
         let now = Clock::system().now();
         Self {
-            shard: restore(&stored, 0, &settings),
+            shard: restore(&stored, 0, &settings, last_value),
+            last_value,
+            replaced: BTreeSet::new(),
+            superseded: 0,
             settings,
             started: now,
             now,
@@ -132,12 +147,13 @@ impl World {
 
     fn apply(&mut self, step: &Step) {
         match *step {
-            Step::Append(count) => self.append(usize::from(count)),
+            Step::Append(count, meanwhile) => self.append(usize::from(count), meanwhile),
+            Step::FailedAppend(count) => self.fail_append(usize::from(count)),
             Step::Attach(window) => self.attach(usize::from(window)),
             Step::Detach(n, vanished) => self.detach(n, vanished),
             Step::Settle(n, verdict) => self.settle(n, verdict),
             Step::Wait(millis) => self.wait(Duration::from_millis(u64::from(millis))),
-            Step::Commit => self.commit(0),
+            Step::Commit => self.commit(),
             Step::FailedCommit => self.fail_commit(),
             Step::MoveAside => self.move_aside(),
             Step::Restart { commit } => self.restart(commit),
@@ -146,10 +162,18 @@ impl World {
         self.check();
     }
 
-    /// What the owner writes along with records of `cost`.
-    fn commit(&mut self, cost: u64) {
-        let DirtyQueue { mut floor, blocks, attempts, asides } = self.shard.take_dirty();
-        floor.bytes += cost;
+    /// What the owner writes.
+    fn commit(&mut self) {
+        let dirty = self.shard.take_dirty();
+        self.write(dirty);
+        self.stored.done.clone_from(&self.done);
+        self.stored.superseded = self.superseded;
+        self.stored.replaced.clone_from(&self.replaced);
+        self.shard.written();
+    }
+
+    fn write(&mut self, dirty: DirtyQueue) {
+        let DirtyQueue { floor, blocks, attempts, asides } = dirty;
         self.stored.floor = floor;
         for (block, bits) in blocks {
             match bits {
@@ -172,8 +196,6 @@ impl World {
                 }
             }
         }
-        self.stored.done.clone_from(&self.done);
-        self.shard.written();
     }
 
     /// A commit that fails.
@@ -190,7 +212,7 @@ impl World {
             let records = self.log[at..].iter().take(7).map(|record| (**record).clone());
             self.shard.move_aside((from..).zip(records).collect());
             assert!(self.shard.floor() > from);
-            self.commit(0);
+            self.commit();
             self.shard.check_lag(0);
         }
         let floor = self.shard.floor();
@@ -199,22 +221,95 @@ impl World {
         assert!(lag <= 4 || span > 2 * lag, "{lag} done messages of {span} above the floor");
     }
 
-    fn append(&mut self, count: usize) {
+    /// Records from `base` on, and what the shard makes of them: some have one of three keys, some have none.
+    fn plan(&self, count: usize) -> (Vec<Arc<Record>>, Option<Replaced>) {
+        let mut replaced = self.shard.replacing();
+        let mut records = Vec::new();
+        for offset in (self.next()..).take(count) {
+            let key = match offset * 7 % 5 {
+                _ if !self.last_value => RecordKey::None,
+                3 => RecordKey::None,
+                4 => RecordKey::Topic,
+                n => RecordKey::Bytes(vec![u8::try_from(n % 2).unwrap()].into()),
+            };
+            let message = crate::message::Message { expires_at: None, ..full_message() };
+            let record = Record { message, key, blob_len: None, span: tracing::Span::none() };
+            if let Some(replaced) = &mut replaced {
+                let freed = self.shard.makes_room(replaced, &record).unwrap();
+                self.shard.replace(replaced, offset, &record);
+                let keyless = Record { key: RecordKey::None, ..record.clone() };
+                assert_eq!(self.shard.makes_room(replaced, &keyless), Ok(freed));
+            }
+            records.push(Arc::new(record));
+        }
+        (records, replaced)
+    }
+
+    /// What `records` replace by the model: what ends with them, and what is in flight.
+    fn replaced_by(&self, records: &[Arc<Record>]) -> (Vec<u64>, Vec<u64>) {
+        let mut all = self.log.clone();
+        let (mut ends, mut held) = (Vec::new(), Vec::new());
+        for record in records {
+            let is_older = |offset: &u64| {
+                let key = all[usize::try_from(*offset).unwrap()].key_bytes();
+                let is_gone = self.done.contains(offset) || self.replaced.contains(offset);
+                key.is_some() && key == record.key_bytes() && !is_gone && !ends.contains(offset)
+            };
+            let older = (0..all.len() as u64).rev().find(is_older).filter(|offset| !held.contains(offset));
+            match older {
+                Some(older) if self.held.contains_key(&older) => held.push(older),
+                Some(older) => ends.push(older),
+                None => {}
+            }
+            all.push(Arc::clone(record));
+        }
+        (ends, held)
+    }
+
+    fn append(&mut self, count: usize, meanwhile: bool) {
         let base = self.next();
-        let records: Vec<Arc<Record>> = (0..count)
-            .map(|_| {
-                let message = crate::message::Message { expires_at: None, ..full_message() };
-                Arc::new(Record {
-                    message,
-                    key: RecordKey::None,
-                    blob_len: None,
-                    span: tracing::Span::none(),
-                })
-            })
-            .collect();
-        self.commit(records.iter().map(|record| record.cost()).sum());
+        let (records, replaced) = self.plan(count);
+        let (ends, held) = self.replaced_by(&records);
+        let cost = records.iter().map(|record| record.cost()).sum();
+        let dirty = self.shard.take_dirty_with(replaced.as_ref(), cost, base + count as u64);
+        self.stored.done = self.done.iter().chain(&ends).copied().collect();
+        self.stored.replaced = self.replaced.iter().chain(&held).copied().collect();
+        self.stored.superseded = self.superseded + ends.len() as u64;
+        if meanwhile {
+            self.pump();
+        }
+        self.write(dirty);
+        self.shard.written();
         self.log.extend(records.iter().cloned());
         self.shard.appended(base, records.into_iter());
+        if let Some(replaced) = &replaced {
+            self.shard.replaced(replaced);
+        }
+        for offset in ends.into_iter().chain(held) {
+            self.replaced.insert(offset);
+            if !self.held.contains_key(&offset) {
+                self.supersede(offset);
+            }
+        }
+    }
+
+    fn fail_append(&mut self, count: usize) {
+        let (records, replaced) = self.plan(count);
+        let cost = records.iter().map(|record| record.cost()).sum();
+        let dirty = self.shard.take_dirty_with(replaced.as_ref(), cost, self.next() + count as u64);
+        self.pump();
+        self.shard.restore_dirty(&dirty);
+    }
+
+    /// Ends a message that was replaced. False if it was not.
+    fn supersede(&mut self, offset: u64) -> bool {
+        let replaced = self.replaced.remove(&offset);
+        if replaced {
+            self.done.insert(offset);
+            self.delayed.remove(&offset);
+            self.superseded += 1;
+        }
+        replaced
     }
 
     fn attach(&mut self, window: usize) {
@@ -247,7 +342,7 @@ impl World {
         let held: Vec<u64> = self.held.iter().filter(|(_, held)| held.0 == id).map(|(n, _)| *n).collect();
         for offset in held {
             self.held.remove(&offset);
-            if vanished {
+            if !self.supersede(offset) && vanished {
                 self.count_attempt(offset);
             }
         }
@@ -265,7 +360,7 @@ impl World {
 
     fn fail(&mut self, offset: u64) {
         self.held.remove(&offset);
-        if !self.count_attempt(offset) {
+        if !self.supersede(offset) && !self.count_attempt(offset) {
             let due = self.now + self.settings.backoff(self.attempts[&offset]);
             self.delayed.insert(offset, due);
         }
@@ -296,9 +391,13 @@ impl World {
                 self.done.insert(offset);
                 self.held.remove(&offset);
                 self.delayed.remove(&offset);
+                self.replaced.remove(&offset);
             }
             Verdict::Rejected if is_held => self.fail(offset),
-            Verdict::Returned if is_held => drop(self.held.remove(&offset)),
+            Verdict::Returned if is_held => {
+                self.held.remove(&offset);
+                self.supersede(offset);
+            }
             Verdict::Rejected | Verdict::Returned => {}
         }
     }
@@ -316,17 +415,29 @@ impl World {
 
     fn restart(&mut self, commit: bool) {
         if commit {
-            self.commit(0);
+            self.commit();
         }
-        self.shard = restore(&self.stored, self.next(), &self.settings);
+        self.shard = restore(&self.stored, self.next(), &self.settings, self.last_value);
+        if self.last_value {
+            for (offset, record) in &self.stored.asides {
+                self.shard.restore_last_value(*offset, record);
+            }
+            for (offset, record) in (0..).zip(&self.log).filter(|(n, _)| *n >= self.stored.floor.floor) {
+                self.shard.restore_last_value(offset, record);
+            }
+        }
         self.consumers.clear();
         self.held.clear();
         self.done.clone_from(&self.stored.done);
+        self.superseded = self.stored.superseded;
+        self.replaced = &self.stored.replaced - &self.done;
+        self.replaced.clone().into_iter().for_each(|offset| assert!(self.supersede(offset)));
         self.attempts =
             self.stored.attempts.iter().map(|(offset, stored)| (*offset, stored.failed)).collect();
         let due = |stored: &Attempts| self.started + Duration::from_micros(stored.not_before.as_micros());
         let stored = self.stored.attempts.iter().map(|(offset, attempts)| (*offset, due(attempts)));
-        self.delayed = stored.filter(|(_, due)| *due > self.now).collect();
+        let waits = |(offset, due): &(u64, Instant)| *due > self.now && !self.done.contains(offset);
+        self.delayed = stored.filter(waits).collect();
     }
 
     /// Does what the owner does after each turn, and takes what was delivered.
@@ -370,6 +481,7 @@ impl World {
     }
 
     fn check(&self) {
+        assert_eq!(self.shard.counters().superseded, self.superseded);
         let depth = self.next() - self.done.len() as u64;
         assert_eq!(self.shard.depth(), depth);
         assert_eq!(self.shard.inflight(), self.held.len());
@@ -389,7 +501,9 @@ impl World {
         let has_room = self.consumers.values().any(|consumer| consumer.unsettled.len() < consumer.window);
         let waits = (0..self.next()).find(is_free);
         assert!(!has_room || waits.is_none(), "{waits:?} waits although a consumer has room");
-        let due = self.held.values().map(|held| held.1).chain(self.delayed.values().copied()).min();
+        // What was not read again since a restart waits in the store.
+        let delayed = self.delayed.iter().filter(|(offset, _)| self.shard.delayed_until.contains_key(offset));
+        let due = self.held.values().map(|held| held.1).chain(delayed.map(|(_, due)| *due)).min();
         assert!(due.is_none() || self.shard.poll_timeout() <= due, "a time-out would be missed");
         let counted: BTreeMap<u64, u32> =
             self.shard.consumers().map(|(id, unsettled)| (id.0, unsettled)).collect();
@@ -414,14 +528,14 @@ impl World {
             rounds += 1;
             assert!(rounds < 1000, "a message is never delivered");
         }
-        self.commit(0);
+        self.commit();
         assert_eq!((self.shard.depth(), self.shard.bytes()), (0, 0));
         assert!(self.stored.asides.is_empty(), "messages aside that are done stay behind");
         assert!(self.stored.attempts.is_empty(), "attempts of messages that are done stay behind");
     }
 }
 
-fn check(steps: &[Step], strategy: Dispatch, max_deliveries: u32) {
+fn check(steps: &[Step], strategy: Dispatch, max_deliveries: u32, last_value: bool) {
     let settings = DispatchSettings {
         strategy,
         max_deliveries,
@@ -430,20 +544,21 @@ fn check(steps: &[Step], strategy: Dispatch, max_deliveries: u32) {
         backoff_max_ms: 4000,
         ..DispatchSettings::default()
     };
-    let mut world = World::new(settings);
+    let mut world = World::new(settings, last_value);
     steps.iter().for_each(|step| world.apply(step));
     world.drain();
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 500, ..ProptestConfig::default() })]
 
     #[test]
     fn agrees_with_a_simple_model(
         steps in prop::collection::vec(step(), 1..120),
         strategy in prop_oneof![Just(Dispatch::LeastInflight), Just(Dispatch::RoundRobin), Just(Dispatch::Random)],
         max_deliveries in prop_oneof![Just(0u32), Just(3u32)],
+        last_value in any::<bool>(),
     ) {
-        check(&steps, strategy, max_deliveries);
+        check(&steps, strategy, max_deliveries, last_value);
     }
 }

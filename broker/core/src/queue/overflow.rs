@@ -33,6 +33,13 @@ pub(crate) struct Evicted {
     attempts: Option<Attempts>,
 }
 
+impl Evicted {
+    /// Which.
+    pub(super) fn offset(&self) -> u64 {
+        self.offset
+    }
+}
+
 /// What became of asking for room.
 #[derive(Debug)]
 pub(crate) enum Room {
@@ -148,6 +155,7 @@ impl QueueShard {
                 None => drop(self.attempts.remove(&offset)),
             }
             self.touch_attempts(offset);
+            self.keep_last_value(offset, &record);
             self.again.insert(offset, (record, None));
         }
     }

@@ -42,6 +42,9 @@ impl QueueShard {
     /// Ends a lease whose message is to be delivered again after its backoff.
     pub(super) fn retry_later(&mut self, offset: u64, why: Failure, now: Instant, wall: Timestamp) {
         let Some(lease) = self.leases.remove(&offset) else { return };
+        if self.drop_superseded(offset, &lease.record) {
+            return;
+        }
         if self.count_attempt(offset, &lease.record, why) {
             return;
         }

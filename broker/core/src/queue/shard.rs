@@ -15,6 +15,7 @@ use weir_env::seed::{HashMap, Seed};
 
 use super::aside::{AsideChange, Asides, Lag};
 use super::dying::Dying;
+use super::last_value::LastValues;
 use super::stats::{Stats, Work};
 use super::{Acks, Consumer, ConsumerId, End, Limits};
 use crate::definition::DispatchSettings;
@@ -97,6 +98,8 @@ pub struct Settings {
     pub lag: Lag,
     /// What it may hold.
     pub limits: Limits,
+    /// Whether only the newest message of each key is kept.
+    pub last_value: bool,
 }
 
 /// What is known of the first message that is not done while nobody consumes.
@@ -123,6 +126,8 @@ pub struct QueueShard {
     pub(super) attempts: BTreeMap<u64, Attempts>,
     attempts_dirty: Vec<u64>,
     pub(super) asides: Asides,
+    /// Of last-value queues only.
+    pub(super) last_values: Option<LastValues>,
     pub(super) lag: Lag,
     pub(super) changed: bool,
     /// End of the committed log.
@@ -175,6 +180,7 @@ impl QueueShard {
             attempts,
             attempts_dirty: Vec::new(),
             asides,
+            last_values: settings.last_value.then(LastValues::default),
             lag: settings.lag,
             changed: false,
             next,
@@ -364,6 +370,9 @@ impl QueueShard {
         held.sort_unstable();
         for offset in held {
             let Some(lease) = self.leases.remove(&offset) else { continue };
+            if self.drop_superseded(offset, &lease.record) {
+                continue;
+            }
             let avoid = match lost {
                 Lost::Left => None,
                 Lost::Vanished if self.count_attempt(offset, &lease.record, Failure::Disconnected) => {
@@ -410,7 +419,9 @@ impl QueueShard {
                 self.retry_later(offset, Failure::Rejected, now, wall);
             }
             Verdict::Returned if held => {
-                if let Some(lease) = self.leases.remove(&offset) {
+                if let Some(lease) = self.leases.remove(&offset)
+                    && !self.drop_superseded(offset, &lease.record)
+                {
                     self.again.insert(offset, (lease.record, None));
                 }
             }
@@ -427,10 +438,8 @@ impl QueueShard {
         }
         let record = if let Some(lease) = self.leases.remove(&offset) {
             Some(lease.record)
-        } else if let Some((record, _)) = self.again.remove(&offset) {
+        } else if let Some(record) = self.take_waiting(offset) {
             Some(record)
-        } else if let Some(due) = self.delayed_until.remove(&offset) {
-            self.delayed.remove(&(due, offset)).map(|(record, _)| record)
         } else {
             // Delivered in an earlier life of this shard. It stays in `ready` until it comes to the front.
             let at = self.ready.binary_search_by_key(&offset, |(offset, _)| *offset);
@@ -440,11 +449,21 @@ impl QueueShard {
         self.finish(offset, cost, End::Acknowledged);
     }
 
+    /// Takes a message out of those that are to be delivered again.
+    pub(super) fn take_waiting(&mut self, offset: u64) -> Option<Arc<Record>> {
+        if let Some((record, _)) = self.again.remove(&offset) {
+            return Some(record);
+        }
+        let due = self.delayed_until.remove(&offset)?;
+        self.delayed.remove(&(due, offset)).map(|(record, _)| record)
+    }
+
     /// Marks a message as done and what it held as free; [`QueueShard::finish`] counts why.
     pub(super) fn set_done(&mut self, offset: u64, cost: u64) -> bool {
+        let known = self.last_values.as_mut().and_then(|values| values.remove(offset));
         let cost = match self.asides.end(offset) {
             Some(cost) => cost,
-            None if self.acks.set(offset, self.next) => cost,
+            None if self.acks.set(offset, self.next) => known.unwrap_or(cost),
             None => return false,
         };
         if self.attempts.remove(&offset).is_some() {

@@ -20,7 +20,7 @@ use crate::keyspace::queue::{AckBlock, Attempts, QueueFloor};
 use crate::keyspace::segment::{self, Record, SegmentBuilder};
 use crate::keyspace::time_index::{self, IndexEntry};
 use crate::keyspace::{LogId, aside, tag};
-use crate::queue::{AsideChange, DirtyQueue, Evicted, Room};
+use crate::queue::{AsideChange, DirtyQueue, Evicted, QueueShard, Replaced, Room};
 
 /// Bytes of records in one batch, about; the transaction stays below its target with what comes on top.
 const BATCH_BYTES_TARGET: u64 = 500_000;
@@ -50,6 +50,8 @@ pub(crate) struct LogChange {
     pub(crate) base: u64,
     pub(crate) records: Vec<Arc<Record>>,
     pub(crate) queue: Option<DirtyQueue>,
+    /// Of a last-value queue: what its records replace.
+    pub(crate) replaced: Option<Replaced>,
     pub(crate) trim: Option<Trim>,
     /// Messages that make room for these.
     pub(crate) evicted: Vec<Evicted>,
@@ -141,6 +143,7 @@ fn add_log(batch: &mut Batch, chunks: &mut Vec<Mutation>, log: &mut Log, epoch: 
         queue: None,
         trim: log.take_trim(),
         evicted: Vec::new(),
+        replaced: log.queue.as_ref().and_then(QueueShard::replacing),
     };
     let mut segments = Segments { batch, log: id, builder: None, epoch, blob_bytes: 0 };
     let mut cost = 0;
@@ -151,7 +154,7 @@ fn add_log(batch: &mut Batch, chunks: &mut Vec<Mutation>, log: &mut Log, epoch: 
     while segments.batch.bytes + cost < BATCH_BYTES_TARGET {
         let Some(pending) = log.pending.pop_front() else { break };
         let names = pending.names();
-        match fit(log, &mut change, cost, pending.record.cost()) {
+        match fit(log, &mut change, cost, &pending.record) {
             Fit::Fits => {}
             Fit::Waits { unread } => {
                 log.pending.push_front(pending);
@@ -181,6 +184,9 @@ fn add_log(batch: &mut Batch, chunks: &mut Vec<Mutation>, log: &mut Log, epoch: 
             chunk_payload(chunks, &id, offset, stored);
         }
         cost += record.cost();
+        if let (Some(queue), Some(replaced)) = (&log.queue, &mut change.replaced) {
+            queue.replace(replaced, offset, &record);
+        }
         segments.push(state, offset, &record);
         if let Some(publish) = names.publish {
             segments.batch.mutations.push(mark(&id, &publish, offset, now));
@@ -210,8 +216,7 @@ fn add_log(batch: &mut Batch, chunks: &mut Vec<Mutation>, log: &mut Log, epoch: 
     }
     batch.mutations.push(Mutation::Set(LogState::key(&id), change.state.encode().into()));
     change.queue = log.queue.as_mut().map(|queue| {
-        let mut dirty = queue.take_dirty();
-        dirty.floor.bytes += cost;
+        let mut dirty = queue.take_dirty_with(change.replaced.as_ref(), cost, change.state.next);
         dirty.floor.epoch = epoch;
         dirty
     });
@@ -233,6 +238,7 @@ fn add_log_state(batch: &mut Batch, log: &mut Log, epoch: Epoch) {
         base: log.state.next,
         records: Vec::new(),
         queue: Some(dirty),
+        replaced: None,
         trim: None,
         evicted: Vec::new(),
     });
@@ -248,24 +254,36 @@ enum Fit {
     Refused(&'static str),
 }
 
-/// Whether a record of `cost` fits into `log` beside what this batch adds to it. Only queues refuse, or have their
+/// Whether a record fits into `log` beside what this batch adds to it. Only queues refuse, or have their
 /// oldest messages make room; streams are cut by retention.
-fn fit(log: &mut Log, change: &mut LogChange, added: u64, cost: u64) -> Fit {
+fn fit(log: &mut Log, change: &mut LogChange, added: u64, record: &Record) -> Fit {
     let Some(queue) = &mut log.queue else { return Fit::Fits };
     let limits = queue.limits();
-    let count = change.records.len() as u64 + 1;
+    let (count, cost) = (change.records.len() as u64 + 1, record.cost());
     if let Some(what) = limits.exceeded(1, cost) {
         // Not even alone.
         return Fit::Refused(what);
     }
     loop {
         let (depth, held) = queue.limited();
-        let Some(what) = limits.exceeded(depth + count, held + added + cost) else { return Fit::Fits };
+        let freed = match change.replaced.as_ref().map(|replaced| queue.makes_room(replaced, record)) {
+            Some(Ok(freed)) => freed,
+            Some(Err(what)) => return Fit::Refused(what),
+            None => (0, 0),
+        };
+        let (depth, held) =
+            ((depth + count).saturating_sub(freed.0), (held + added + cost).saturating_sub(freed.1));
+        let Some(what) = limits.exceeded(depth, held) else { return Fit::Fits };
         if !limits.drops_oldest {
             return Fit::Refused(what);
         }
         match queue.make_room() {
-            Room::Made(evicted) => change.evicted.push(evicted),
+            Room::Made(evicted) => {
+                if let Some(replaced) = &mut change.replaced {
+                    replaced.forget(&evicted);
+                }
+                change.evicted.push(evicted);
+            }
             Room::Unread => return Fit::Waits { unread: true },
             // The oldest are in this batch: once they are stored they make room.
             Room::None if !change.records.is_empty() => return Fit::Waits { unread: false },

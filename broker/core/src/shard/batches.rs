@@ -117,6 +117,9 @@ impl ShardOwner {
                 queue.written();
                 queue.evicted(change.evicted);
                 queue.appended(change.base, change.records.into_iter());
+                if let Some(replaced) = &change.replaced {
+                    queue.replaced(replaced);
+                }
             }
             log.maintain_by(maintain_at);
             self.logs.touch(key);

@@ -16,10 +16,12 @@ use crate::keyspace::mark::{Mark, PublishId};
 use crate::keyspace::queue::{AckBlock, Attempts, QueueFloor};
 use crate::keyspace::segment::{self, Record, SegmentReader};
 use crate::keyspace::{DecodeError, LogId, aside, log_blob, tag};
-use crate::queue::StoredQueue;
+use crate::queue::{QueueShard, StoredQueue};
 
 /// Pairs per page of queue state.
 const PAGE: usize = 1000;
+/// Bytes read at once to find the keys of a last-value queue.
+const LAST_VALUES_BYTES: usize = 256 * 1024;
 
 /// The state of `log` as stored; a fresh one if there is none.
 pub(crate) async fn log_state(context: &Context, log: &LogId) -> Result<LogState> {
@@ -84,6 +86,43 @@ async fn pages(tx: &mut dyn Transaction, range: (Vec<u8>, Vec<u8>)) -> Result<Ve
             _ => return Ok(pairs),
         }
     }
+}
+
+/// Tells a last-value queue which messages it has, up to `next`.
+pub(crate) async fn last_values(
+    context: &Context,
+    queue: &mut QueueShard,
+    log: &LogId,
+    next: u64,
+) -> Result<()> {
+    let mut at = 0;
+    while at < u64::MAX {
+        let (begin, end) = aside::range_from(log, at);
+        let query = RangeQuery {
+            begin: begin.into(),
+            end: end.into(),
+            limit: 0,
+            target_bytes: LAST_VALUES_BYTES,
+            reverse: false,
+        };
+        let page = context.store.begin().get_range(query, Isolation::Snapshot).await?;
+        at = if page.more { at } else { u64::MAX };
+        for (key, value) in page.pairs {
+            let offset = aside::offset_of_key(&key)?;
+            queue.restore_last_value(offset, &aside::decode(value)?);
+            at = at.max(offset.saturating_add(1));
+        }
+    }
+    let mut at = queue.floor();
+    while at < next {
+        let records = read_heads(&context.store, log, at, LAST_VALUES_BYTES).await?;
+        let Some((last, _)) = records.last() else { break };
+        at = last.saturating_add(1);
+        for (offset, record) in &records {
+            queue.restore_last_value(*offset, record);
+        }
+    }
+    Ok(())
 }
 
 /// Where a publish was appended, if it was.

@@ -357,6 +357,9 @@ async fn load_log(context: &Context, object: &Arc<Object>, id: LogId) -> Result<
             let share = metrics.queues.share(&object.definition.name, id);
             let mut queue = QueueShard::restore(id, stored, upkeep::settings(object), seed, metrics);
             queue.count_into(share);
+            if object.definition.last_value {
+                load::last_values(context, &mut queue, &id, state.next).await?;
+            }
             Some(queue)
         }
     };

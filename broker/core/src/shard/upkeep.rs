@@ -228,5 +228,6 @@ pub(super) fn settings(object: &Object) -> Settings {
             bytes: definition.share(definition.retention.max_bytes),
             drops_oldest: definition.queue.overflow == Overflow::DropOldest,
         },
+        last_value: definition.last_value,
     }
 }

@@ -8,6 +8,7 @@ mod costs;
 mod crashes;
 mod dead_letters;
 mod faults;
+mod last_value;
 mod overflow;
 mod queues;
 mod sessions;
