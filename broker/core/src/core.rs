@@ -23,7 +23,7 @@ use crate::keyspace::segment::{Record, RecordKey};
 use crate::keyspace::{LogId, PublishId, VirtualShard, placement_hash};
 use crate::message::Message;
 use crate::metrics::{Metrics, Reason};
-use crate::queue::{Consumer, ConsumerId, Lost, Verdict};
+use crate::queue::{Consumer, ConsumerId, Lag, Lost, Verdict};
 use crate::shard::{
     AppendError, AppendReply, Command, Context, DeadLetters, LogReport, Owners, PublishLetters, ShardHandle,
 };
@@ -87,12 +87,27 @@ impl Core {
     /// # Errors
     /// If the store fails, or its records are damaged or of a newer version.
     pub async fn open(store: SharedStore, clock: Clock, seed: &Seed, metrics: Metrics) -> Result<Self> {
+        Self::open_with(store, clock, seed, metrics, Lag::default()).await
+    }
+
+    /// As [`Core::open`]; messages of queues are moved out of their log once it lags by `lag`.
+    ///
+    /// # Errors
+    /// As [`Core::open`].
+    pub async fn open_with(
+        store: SharedStore,
+        clock: Clock,
+        seed: &Seed,
+        metrics: Metrics,
+        lag: Lag,
+    ) -> Result<Self> {
         let pod = PodId(seed.fork("pod").next_id());
         let format = open_format(&store, seed).await?;
         let catalog = Arc::new(Catalog::load(Arc::clone(&store), format.virtual_shards).await?);
         let owners = Arc::new_cyclic(|owners| {
             let dead_letters = Arc::new(DeadLetters::new(Arc::clone(&catalog), Weak::clone(owners)));
-            let context = Context { store, clock, seed: seed.fork("shards"), metrics, pod, dead_letters };
+            let context =
+                Context { store, clock, seed: seed.fork("shards"), metrics, pod, lag, dead_letters };
             Owners::new(context, format.virtual_shards)
         });
         let context = owners.context().clone();

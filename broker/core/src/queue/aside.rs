@@ -152,6 +152,11 @@ impl Asides {
         self.writing.clear();
     }
 
+    /// Whether some are not in memory.
+    pub(super) fn has_unread(&self) -> bool {
+        !self.unread.is_empty()
+    }
+
     fn is_written(&self) -> bool {
         self.moved.is_empty() && self.writing.is_empty()
     }
@@ -258,7 +263,9 @@ impl QueueShard {
         if !self.asides.is_written() || self.dying.is_full() {
             return None;
         }
-        let wanted = !self.consumers.is_empty() && self.again.is_empty() && self.delayed.len() < RETRY_MAX;
+        let wanted = (!self.consumers.is_empty() || self.keeps_front())
+            && self.again.is_empty()
+            && self.delayed.len() < RETRY_MAX;
         let next = if wanted { self.asides.unread.first() } else { self.asides.sought.first() };
         next.copied()
     }
@@ -276,7 +283,8 @@ impl QueueShard {
         for (offset, record) in records {
             seen.insert(offset);
             let is_expired = self.expiry(&record).is_some_and(|at| at <= wall);
-            if (self.consumers.is_empty() && !is_expired) || !self.asides.read(offset) {
+            let is_wanted = !self.consumers.is_empty() || self.keeps_front() || is_expired;
+            if !is_wanted || !self.asides.read(offset) {
                 continue;
             }
             if is_expired {

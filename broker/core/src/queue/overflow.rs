@@ -86,7 +86,8 @@ impl QueueShard {
             return Room::None;
         }
         let Some((offset, record)) = self.take_oldest() else {
-            return if self.read_next < self.next { Room::Unread } else { Room::None };
+            let has_more = self.read_next < self.next || self.asides.has_unread();
+            return if has_more { Room::Unread } else { Room::None };
         };
         let attempts = self.attempts.get(&offset).copied();
         if self.is_mortal(&record) {

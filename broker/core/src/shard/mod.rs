@@ -37,7 +37,7 @@ use crate::keyspace::segment::Record;
 use crate::keyspace::{LogId, VirtualShard};
 use crate::metrics::Metrics;
 use crate::panics::Panics;
-use crate::queue::{Consumer, ConsumerId, ConsumerReport, Lost, Rates, Verdict};
+use crate::queue::{Consumer, ConsumerId, ConsumerReport, Lag, Lost, Rates, Verdict};
 
 pub use dead_letters::{
     DELIVERY_COUNT_PROPERTY, PublishLetters, QUEUE_PROPERTY, REASON_PROPERTY, TOPIC_PROPERTY, TopicLetter,
@@ -67,6 +67,8 @@ pub struct Context {
     pub metrics: Metrics,
     /// This process.
     pub pod: PodId,
+    /// When messages of queues are moved out of their log.
+    pub lag: Lag,
     /// The way of dead letters to their targets.
     pub(crate) dead_letters: Arc<DeadLetters>,
 }

@@ -309,10 +309,10 @@ impl ShardOwner {
         if let Some(kept) = self.kept.get_mut(&key) {
             kept.object = Arc::clone(&object);
         }
-        let now = self.context.clock.now();
+        let (now, lag) = (self.context.clock.now(), self.context.lag);
         let Some(log) = self.logs.get_mut(key) else { return };
         if let Some(queue) = &mut log.queue {
-            queue.update(upkeep::settings(&object), now);
+            queue.update(upkeep::settings(&object, lag), now);
         }
         log.object = object;
         log.maintain_by(now);
@@ -355,7 +355,8 @@ async fn load_log(context: &Context, object: &Arc<Object>, id: LogId) -> Result<
             let ids = load::dedup_ids(context, &id, object.definition.dedup_window()).await?;
             repeats = Repeats::restore(ids, context.clock.now(), metrics.dedup_ids.clone());
             let share = metrics.queues.share(&object.definition.name, id);
-            let mut queue = QueueShard::restore(id, stored, upkeep::settings(object), seed, metrics);
+            let mut queue =
+                QueueShard::restore(id, stored, upkeep::settings(object, context.lag), seed, metrics);
             queue.count_into(share);
             if object.definition.last_value {
                 load::last_values(context, &mut queue, &id, state.next).await?;

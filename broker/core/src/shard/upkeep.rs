@@ -215,14 +215,14 @@ impl ShardOwner {
 }
 
 /// What a queue's declaration says about handing out.
-pub(super) fn settings(object: &Object) -> Settings {
+pub(super) fn settings(object: &Object, lag: Lag) -> Settings {
     let definition = &object.definition;
     let age = definition.retention.max_age_ms;
     Settings {
         dispatch: definition.dispatch.clone(),
         max_age: (age != 0).then(|| Duration::from_millis(age)),
         has_dead_letters: definition.queue.dead_letter.is_some(),
-        lag: Lag::default(),
+        lag,
         limits: Limits {
             messages: definition.share(definition.retention.max_messages),
             bytes: definition.share(definition.retention.max_bytes),

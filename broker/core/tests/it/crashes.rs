@@ -8,12 +8,14 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use weir_core::Core;
-use weir_core::definition::Kind;
+use weir_core::catalog::Object;
+use weir_core::definition::{Definition, Kind};
+use weir_core::keyspace::aside;
 use weir_core::metrics::Metrics;
-use weir_core::queue::{Lost, Verdict};
+use weir_core::queue::{Lag, Lost, Verdict};
 use weir_env::clock::Clock;
 use weir_env::seed::{Seed, trials};
-use weir_storage::{FaultHandle, FaultRates, FaultStore, SharedStore};
+use weir_storage::{FaultHandle, FaultRates, FaultStore, Isolation, RangeQuery, SharedStore};
 
 use crate::faults::contents;
 use crate::support::{TestConsumer, definition, in_memory, memory, open, publish, text};
@@ -28,6 +30,8 @@ struct World {
     store: SharedStore,
     faults: FaultHandle,
     rates: FaultRates,
+    /// In some worlds so small that most messages that wait for something are moved out of their log.
+    lag: Lag,
     /// Of this life.
     metrics: Metrics,
     clock: Clock,
@@ -49,11 +53,13 @@ impl World {
         let profiles =
             [FaultRates::uniform(15), FaultRates::calm(), FaultRates::rough(), FaultRates::hostile()];
         let rates = profiles[usize::try_from(seed % 4).unwrap()];
+        let lag = if seed.is_multiple_of(3) { Lag::default() } else { Lag { offsets: seed % 5, bytes: 0 } };
         let seed = Seed::fixed(seed);
         let store = FaultStore::wrap(store, seed.fork("faults"));
         Self {
             faults: store.handle(),
             rates,
+            lag,
             metrics: Metrics::default(),
             store: Arc::new(store),
             clock,
@@ -75,7 +81,8 @@ impl World {
         loop {
             let seed = Seed::fixed(self.seed.next_u64());
             self.metrics = Metrics::default();
-            let core = Core::open(Arc::clone(&self.store), self.clock, &seed, self.metrics.clone()).await;
+            let (store, metrics) = (Arc::clone(&self.store), self.metrics.clone());
+            let core = Core::open_with(store, self.clock, &seed, metrics, self.lag).await;
             match core {
                 Ok(core) => return core,
                 Err(error) => self.note(&format!("open: {error}")),
@@ -175,6 +182,31 @@ impl World {
         self.note("crash");
     }
 
+    /// Of each topic, the newest message is left in the last-value queue that nobody consumed, or a newer one.
+    async fn check_last_values(&self, core: &Core) {
+        let queue = core.catalog().view().find(Kind::Queue, "l").unwrap();
+        let reports = core.describe(&queue).await.unwrap();
+        let depth: u64 = reports.iter().map(|report| report.queue.as_ref().unwrap().depth).sum();
+        let mut consumer = TestConsumer::attach(core, &queue, 2, 50).await;
+        let mut left = BTreeMap::new();
+        for _ in 0..depth {
+            let delivery = consumer.next().await;
+            let payload = text(&delivery);
+            let topic = delivery.record.message.topic.as_str().to_owned();
+            let n: u64 = payload[1..].parse().unwrap();
+            assert_eq!(left.insert(topic, n), None, "two messages of a key are left");
+            consumer.ack(core, &delivery).await;
+        }
+        consumer.nothing().await;
+        for payload in &self.accepted {
+            let n: u64 = payload[1..].parse().unwrap();
+            let topic = format!("a/{}", payload.len());
+            // One whose publisher was told nothing may have come later, from an owner that did not know of its end.
+            let is_newer = |last: &u64| *last >= n || !self.accepted.contains(&format!("m{last}"));
+            assert!(left.get(&topic).is_some_and(is_newer), "{payload} was lost, left are {left:?}");
+        }
+    }
+
     /// What is left, with a store that has recovered.
     async fn settle_and_check(&mut self) {
         self.faults.heal();
@@ -184,8 +216,9 @@ impl World {
         let (stream, queue) = (view.find(Kind::Stream, "s").unwrap(), view.find(Kind::Queue, "q").unwrap());
         for object in [&stream, &queue] {
             let payloads = contents(&self.store, object).await;
-            let distinct: BTreeSet<String> = payloads.iter().cloned().collect();
+            let mut distinct: BTreeSet<String> = payloads.iter().cloned().collect();
             assert_eq!(distinct.len(), payloads.len(), "a message is there twice");
+            distinct.extend(moved_aside(&self.store, object).await);
             // Of a queue, what is done may have been removed.
             let is_done =
                 |payload: &&String| object.definition.kind == Kind::Queue && self.acked.contains(*payload);
@@ -193,7 +226,9 @@ impl World {
                 self.accepted.difference(&distinct).filter(|payload| !is_done(payload)).collect();
             assert!(lost.is_empty(), "acknowledged and not in {}: {lost:?}", object.definition.name);
         }
-        let appended = contents(&self.store, &queue).await;
+        let mut appended = contents(&self.store, &queue).await;
+        appended.extend(moved_aside(&self.store, &queue).await);
+        self.check_last_values(&core).await;
         let mut depth = 0;
         for report in core.describe(&queue).await.unwrap() {
             let queue = report.queue.unwrap();
@@ -218,12 +253,28 @@ impl World {
     }
 }
 
+/// Messages of `object` that are in rows of their own.
+async fn moved_aside(store: &SharedStore, object: &Object) -> Vec<String> {
+    let mut payloads = Vec::new();
+    for log in &object.logs {
+        let (begin, end) = aside::range_from(log, 0);
+        let query =
+            RangeQuery { begin: begin.into(), end: end.into(), limit: 0, target_bytes: 0, reverse: false };
+        for (_, value) in store.begin().get_range(query, Isolation::Snapshot).await.unwrap().pairs {
+            let payload = aside::decode(value).unwrap().message.payload;
+            payloads.push(String::from_utf8(payload.to_vec()).unwrap());
+        }
+    }
+    payloads
+}
+
 async fn run(seed: u64, store: fn() -> (SharedStore, Clock)) -> String {
     let mut world = World::new(seed, store);
     let core = world.open().await;
     let mut queue = definition(Kind::Queue, "q", "a/+", 2);
     queue.dispatch.max_deliveries = 0;
-    core.apply(&[definition(Kind::Stream, "s", "a/+", 2), queue]).await.unwrap();
+    let last_values = Definition { last_value: true, ..definition(Kind::Queue, "l", "a/+", 2) };
+    core.apply(&[definition(Kind::Stream, "s", "a/+", 2), queue, last_values]).await.unwrap();
     drop(core);
     for _ in 0..LIVES {
         world.live().await;
