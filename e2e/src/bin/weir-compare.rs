@@ -1,6 +1,7 @@
 //! `weir-compare`: Weir beside other brokers, on one machine in one run. docs/benchmarks.md says how to read it.
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -84,8 +85,18 @@ impl From<PeerName> for Peer {
 }
 
 #[tokio::main(flavor = "current_thread")]
-async fn main() -> Result<()> {
-    let arguments = Arguments::parse();
+async fn main() -> ExitCode {
+    match compare(Arguments::parse()).await {
+        Ok(()) => ExitCode::SUCCESS,
+        // What a broker did wrong is no fault of this program: nobody needs its backtrace.
+        Err(error) => {
+            eprintln!("weir-compare: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn compare(arguments: Arguments) -> Result<()> {
     let mut sections: Vec<Section> = arguments.sections.into_iter().map(Section::from).collect();
     if sections.is_empty() {
         sections = Section::ALL.to_vec();

@@ -45,15 +45,20 @@ pub(super) struct Batch {
     pub(super) changes: WriteSet,
 }
 
-/// Puts a batch, filled up to a multiple of [`ALIGN`], in place of what `out` holds.
-pub(super) fn encode(
-    out: &mut Vec<u8>,
+/// Puts a batch, filled up to a multiple of [`ALIGN`], in place of what `out` holds. It begins at an address that is such
+/// a multiple too, as direct writes demand.
+pub(super) fn encode<'a>(
+    out: &'a mut Vec<u8>,
     place: Place,
     version: Version,
     previous: Version,
     changes: &WriteSet,
-) {
+) -> &'a [u8] {
     out.clear();
+    // It must not move from here on.
+    out.reserve(encoded_bytes_max(changes) + ALIGN);
+    let begin = out.as_ptr().align_offset(ALIGN).min(ALIGN);
+    out.resize(begin, 0);
     out.put_slice(MAGIC);
     out.put_bytes(0, SUMMED_AT - SUM_AT);
     put_len(out, 0);
@@ -73,11 +78,14 @@ pub(super) fn encode(
             put_bytes(out, value);
         }
     }
-    let len = u32::try_from(out.len() - HEADER_BYTES).expect("a batch is limited to a few megabytes");
-    out[SUMMED_AT..SUMMED_AT + 4].copy_from_slice(&len.to_be_bytes());
-    let sum = xxh3_64_with_seed(&out[SUMMED_AT..], place.store);
-    out[SUM_AT..SUMMED_AT].copy_from_slice(&sum.to_be_bytes());
-    out.resize(out.len().next_multiple_of(ALIGN), 0);
+    let batch = &mut out[begin..];
+    let len = u32::try_from(batch.len() - HEADER_BYTES).expect("a batch is limited to a few megabytes");
+    batch[SUMMED_AT..SUMMED_AT + 4].copy_from_slice(&len.to_be_bytes());
+    let sum = xxh3_64_with_seed(&batch[SUMMED_AT..], place.store);
+    batch[SUM_AT..SUMMED_AT].copy_from_slice(&sum.to_be_bytes());
+    let end = begin + batch.len().next_multiple_of(ALIGN);
+    out.resize(end, 0);
+    &out[begin..]
 }
 
 /// The room that a batch of these changes takes at most.
@@ -169,8 +177,9 @@ mod tests {
 
     fn encoded(version: u64) -> Vec<u8> {
         let mut out = vec![1, 2, 3];
-        encode(&mut out, PLACE, Version(version), Version(version - 1), &changes());
-        out
+        let batch = encode(&mut out, PLACE, Version(version), Version(version - 1), &changes());
+        assert!(batch.as_ptr().addr().is_multiple_of(ALIGN));
+        batch.to_vec()
     }
 
     fn versions(bytes: &[u8], place: Place) -> Vec<u64> {

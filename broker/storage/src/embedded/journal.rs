@@ -34,6 +34,8 @@ use crate::{Error, Result, Version};
 const SEGMENT_BYTES: u64 = 16 << 20;
 /// How far ahead of the batches a young segment is filled with zeroes.
 const FILL_BYTES: u64 = 1 << 20;
+/// From this size on a batch is written directly.
+const DIRECT_BYTES: usize = 128 << 10;
 /// Segments that wait to be written again; more of them are removed.
 const SPARES_MAX: usize = 8;
 const TEMPORARY: &str = "new.tmp";
@@ -57,6 +59,8 @@ pub(super) struct Journal {
 struct Segment {
     number: u64,
     file: File,
+    /// The same for writes past the cache of the operating system, if the file system has that.
+    direct: Option<File>,
     /// Where the next batch goes.
     at: u64,
     /// The file has its blocks up to here.
@@ -160,12 +164,11 @@ impl Journal {
 
     /// Makes a batch durable, in the room that was reserved for it.
     pub(super) fn append(&mut self, version: Version, changes: &WriteSet) -> io::Result<()> {
-        let Segment { number, file, at, .. } = &mut self.active;
-        let place = Place { store: self.store, segment: *number };
-        batch::encode(&mut self.buffer, place, version, self.last, changes);
-        file.write_all_at(&self.buffer, *at)?;
-        file.sync_data()?;
-        *at += self.buffer.len() as u64;
+        let place = Place { store: self.store, segment: self.active.number };
+        let batch = batch::encode(&mut self.buffer, place, version, self.last, changes);
+        self.active.write(batch)?;
+        self.active.file.sync_data()?;
+        self.active.at += batch.len() as u64;
         self.last = version;
         Ok(())
     }
@@ -210,19 +213,35 @@ impl Segment {
     fn open(path: &Path, number: u64, at: u64) -> io::Result<Self> {
         let file = OpenOptions::new().read(true).write(true).open(path)?;
         let has_blocks = file.metadata()?.blocks() * 512 >= SEGMENT_BYTES;
-        Ok(Self { number, file, at, filled: if has_blocks { SEGMENT_BYTES } else { at } })
+        let filled = if has_blocks { SEGMENT_BYTES } else { at };
+        Ok(Self { number, file, direct: open_direct(path), at, filled })
     }
 
     fn create(dir: &Path, number: u64) -> io::Result<Self> {
         let (made, path) = (dir.join(TEMPORARY), path(dir, number));
         let file = File::create(&made)?;
         file.set_len(SEGMENT_BYTES)?;
-        let mut segment = Self { number, file, at: 0, filled: 0 };
+        let mut segment = Self { number, file, direct: open_direct(&made), at: 0, filled: 0 };
         segment.fill(0)?;
         segment.file.sync_all()?;
         fs::rename(&made, &path)?;
         sync_folder(dir)?;
         Ok(segment)
+    }
+
+    /// Writes a batch to where the next one goes. A large one costs half as much if it is not copied to the cache, page by
+    /// page, which nobody reads.
+    fn write(&self, batch: &[u8]) -> io::Result<()> {
+        if batch.len() >= DIRECT_BYTES
+            && let Some(direct) = &self.direct
+        {
+            match direct.write_all_at(batch, self.at) {
+                // A disk that wants larger blocks.
+                Err(error) if error.kind() == ErrorKind::InvalidInput => {}
+                written => return written,
+            }
+        }
+        self.file.write_all_at(batch, self.at)
     }
 
     /// Makes durable what was found, whose last batch is `newest`. That one is written once more: after a failed write
@@ -245,6 +264,21 @@ impl Segment {
             self.filled += batch::ALIGN as u64;
         }
         Ok(())
+    }
+}
+
+/// A segment to be written directly.
+fn open_direct(path: &Path) -> Option<File> {
+    #[cfg(target_os = "linux")]
+    {
+        use std::os::unix::fs::OpenOptionsExt;
+        let flags = i32::try_from(rustix::fs::OFlags::DIRECT.bits()).ok()?;
+        OpenOptions::new().write(true).custom_flags(flags).open(path).ok()
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        let _ = path;
+        None
     }
 }
 
