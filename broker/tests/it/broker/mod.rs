@@ -17,6 +17,7 @@ mod messages;
 mod patience;
 mod queue_controls;
 mod queue_dead_letters;
+mod queue_keeping;
 mod queues;
 mod regressions;
 mod sessions;
