@@ -64,6 +64,8 @@ pub struct Metrics {
     pub duplicates: Counter,
     /// Ids of publishers remembered by queues.
     pub dedup_ids: Gauge,
+    /// Messages of queues that wait for their time.
+    pub delayed: Gauge,
     /// Messages whose key expression did not evaluate.
     pub key_failures: Counter,
     /// Shards lost to another owner.
@@ -113,6 +115,11 @@ impl Metrics {
             "queue_dedup_ids",
             "Ids of publishers remembered by queues",
             self.dedup_ids.clone(),
+        );
+        registry.register(
+            "queue_delayed",
+            "Messages of queues that wait for their time",
+            self.delayed.clone(),
         );
         registry.register("shards_owned", "Virtual shards this pod owns", self.shards_owned.clone());
     }

@@ -51,6 +51,9 @@ pub struct Mark {
 }
 
 impl Mark {
+    /// In place of the offset of a message that waits for its time.
+    pub const DELAYED: u64 = u64::MAX;
+
     /// The key of publish `id` in `log`.
     #[must_use]
     pub fn key(log: &LogId, id: &PublishId) -> Vec<u8> {

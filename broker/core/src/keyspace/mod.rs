@@ -9,6 +9,7 @@ pub mod aside;
 mod bytes_io;
 pub mod catalog;
 pub mod dedup;
+pub mod delayed;
 pub mod format;
 pub mod inbox;
 pub mod inbox_blob;
@@ -46,6 +47,8 @@ pub mod tag {
     pub const MARK: u8 = b'u';
     /// Ids of messages that are stored once.
     pub const DEDUP: u8 = b'd';
+    /// Messages that wait for their time.
+    pub const DELAYED: u8 = b'y';
     /// Log segments.
     pub const SEGMENT: u8 = b'l';
     /// Time index of log segments.

@@ -46,6 +46,8 @@ kinds! {
     Mark = "mark",
     /// Ids of messages that are stored once.
     Dedup = "dedup",
+    /// Messages that wait for their time.
+    Delayed = "delayed",
     /// Floors and counters of queues.
     QueueFloor = "queue_floor",
     /// Bitmaps of what is acknowledged.
@@ -101,6 +103,7 @@ impl RecordKind {
             Some(tag::LOG_STATE) => Self::LogState,
             Some(tag::MARK) => Self::Mark,
             Some(tag::DEDUP) => Self::Dedup,
+            Some(tag::DELAYED) => Self::Delayed,
             Some(tag::QUEUE) => match key.get(LogId::KEY_BYTES) {
                 Some(b'a') => Self::QueueAcks,
                 Some(b'r') => Self::QueueAttempts,
@@ -151,6 +154,7 @@ mod tests {
 
     use super::*;
     use crate::keyspace::catalog::CatalogEntry;
+    use crate::keyspace::delayed::DelayedState;
     use crate::keyspace::format::KeyspaceFormat;
     use crate::keyspace::inbox_blob::BlobId;
     use crate::keyspace::log_state::LogState;
@@ -191,6 +195,7 @@ mod tests {
             (LogState::key(&log), RecordKind::LogState),
             (Mark::key(&log, &PublishId([1; 16])), RecordKind::Mark),
             (dedup::key(&log, Timestamp::from_micros(1), &[1; 16], 0), RecordKind::Dedup),
+            (DelayedState::key(&log), RecordKind::Delayed),
             (QueueFloor::key(&log), RecordKind::QueueFloor),
             (AckBlock::key(&log, 4096), RecordKind::QueueAcks),
             (Attempts::key(&log, 1), RecordKind::QueueAttempts),

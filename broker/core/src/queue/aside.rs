@@ -182,7 +182,7 @@ impl QueueShard {
     /// Looks how far the floor lags behind; `stored` is the size of the log from the floor on. Beyond the bounds, and
     /// if at least half of what is in between is done, the older half of it is moved aside.
     pub fn check_lag(&mut self, stored: u64) {
-        let undone = self.depth().saturating_sub(self.asides.len() as u64);
+        let undone = self.in_log().saturating_sub(self.asides.len() as u64);
         let done = (self.next - self.floor()).saturating_sub(undone);
         let held = stored.saturating_sub(self.bytes().saturating_sub(self.asides.bytes));
         self.asides.goal = 0;

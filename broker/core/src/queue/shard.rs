@@ -20,6 +20,7 @@ use super::stats::{Stats, Work};
 use super::{Acks, Consumer, ConsumerId, End, Limits};
 use crate::definition::DispatchSettings;
 use crate::keyspace::LogId;
+use crate::keyspace::delayed::DelayedState;
 use crate::keyspace::queue::{AckBlock, Attempts, Failure, QueueFloor};
 use crate::keyspace::segment::Record;
 use crate::metrics::Metrics;
@@ -121,6 +122,8 @@ pub struct QueueShard {
     pub(super) max_age: Option<Duration>,
     pub(super) has_dead_letters: bool,
     pub(super) limits: Limits,
+    /// Messages that wait for their time outside of the log, and their bytes.
+    scheduled: (u64, u64),
     pub(super) counters: QueueFloor,
     pub(super) acks: Acks,
     pub(super) attempts: BTreeMap<u64, Attempts>,
@@ -176,6 +179,7 @@ impl QueueShard {
             max_age: settings.max_age,
             has_dead_letters: settings.has_dead_letters,
             limits: settings.limits,
+            scheduled: (0, 0),
             acks: Acks::new(counters.floor, blocks),
             attempts,
             attempts_dirty: Vec::new(),
@@ -207,13 +211,29 @@ impl QueueShard {
     /// Messages that are not done.
     #[must_use]
     pub fn depth(&self) -> u64 {
+        self.in_log() + self.scheduled.0
+    }
+
+    /// Messages of the log that are not done.
+    pub(super) fn in_log(&self) -> u64 {
         self.next.saturating_sub(self.counters.done())
+    }
+
+    /// What waits for its time outside of the log.
+    pub(crate) fn set_scheduled(&mut self, state: &DelayedState) {
+        self.scheduled = (state.messages, state.bytes);
+    }
+
+    /// Messages that wait for their time.
+    #[must_use]
+    pub fn scheduled(&self) -> u64 {
+        self.scheduled.0
     }
 
     /// Bytes of messages that are not done.
     #[must_use]
     pub fn bytes(&self) -> u64 {
-        self.counters.bytes
+        self.counters.bytes + self.scheduled.1
     }
 
     /// Messages that consumers hold.
@@ -274,7 +294,7 @@ impl QueueShard {
     /// While nobody consumes: when [`QueueShard::sweep`] could find an expired message.
     #[must_use]
     pub fn sweep_due(&self) -> Option<Timestamp> {
-        let idle = self.consumers.is_empty() && self.depth() > 0;
+        let idle = self.consumers.is_empty() && self.in_log() > 0;
         match self.front {
             Front::Unknown | Front::Sought => idle.then(Timestamp::default),
             Front::Lasts(until) => until.filter(|_| idle),

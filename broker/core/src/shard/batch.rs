@@ -7,11 +7,13 @@ use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use weir_env::clock::Timestamp;
 
+use super::delays::DelayChange;
 use super::log::{Log, Trim};
 use super::logs::{LogKey, Logs, key_of};
 use super::repeats::Names;
 use super::{AppendError, PendingAppend};
 use crate::keyspace::dedup::{self, DedupId};
+use crate::keyspace::delayed::{self, DelayedId, DelayedState};
 use crate::keyspace::log_blob::{self, CHUNK_BYTES_MAX};
 use crate::keyspace::log_state::LogState;
 use crate::keyspace::mark::{Mark, PublishId};
@@ -39,7 +41,7 @@ pub(crate) enum Mutation {
 #[derive(Debug)]
 pub(crate) struct Waiting {
     reply: oneshot::Sender<Result<(), AppendError>>,
-    _permit: OwnedSemaphorePermit,
+    _permit: Option<OwnedSemaphorePermit>,
 }
 
 /// What a batch does to one log, applied to the log in memory once it is committed.
@@ -55,6 +57,8 @@ pub(crate) struct LogChange {
     pub(crate) trim: Option<Trim>,
     /// Messages that make room for these.
     pub(crate) evicted: Vec<Evicted>,
+    /// Messages beside `records`, and their bytes, that are new in the shard; negative if some of `records` are not.
+    pub(crate) beside: (i64, i64),
 }
 
 /// What a batch does to a shard of a queue or stream beside its logs.
@@ -66,6 +70,8 @@ pub(crate) struct ShardChange {
     pub(crate) at: Timestamp,
     /// Publishes that may be repeated, settled with this batch.
     pub(crate) names: Vec<Names>,
+    /// What becomes of messages that wait for their time.
+    pub(crate) delays: Option<DelayChange>,
 }
 
 /// One transaction of a shard, which may be repeated with the same bytes.
@@ -94,7 +100,18 @@ impl Batch {
     /// What this does to the shard of `log`, at `at`.
     fn shard(&mut self, log: LogId, at: Timestamp) -> &mut ShardChange {
         let log = log.of_class(0);
-        self.shards.entry(key_of(&log)).or_insert_with(|| ShardChange { log, at, names: Vec::new() })
+        self.shards.entry(key_of(&log)).or_insert_with(|| ShardChange {
+            log,
+            at,
+            names: Vec::new(),
+            delays: None,
+        })
+    }
+
+    /// What this does to the messages of the shard of `log` that wait for their time, now `state`.
+    fn delays(&mut self, log: LogId, at: Timestamp, state: DelayedState) -> &mut DelayChange {
+        let unchanged = DelayChange { state, first_due: None, moved: 0 };
+        self.shard(log, at).delays.get_or_insert(unchanged)
     }
 
     /// Answers everybody who waits.
@@ -128,7 +145,7 @@ pub(crate) fn build(logs: &mut Logs, id: [u8; 16], epoch: Epoch, now: Timestamp)
         logs.list(key);
     }
     batch.blobs = group_chunks(chunks);
-    write_dedup_ids(&mut batch);
+    write_shards(&mut batch);
     batch
 }
 
@@ -144,6 +161,7 @@ fn add_log(batch: &mut Batch, chunks: &mut Vec<Mutation>, log: &mut Log, epoch: 
         trim: log.take_trim(),
         evicted: Vec::new(),
         replaced: log.queue.as_ref().and_then(QueueShard::replacing),
+        beside: (0, 0),
     };
     let mut segments = Segments { batch, log: id, builder: None, epoch, blob_bytes: 0 };
     let mut cost = 0;
@@ -151,10 +169,18 @@ fn add_log(batch: &mut Batch, chunks: &mut Vec<Mutation>, log: &mut Log, epoch: 
         let (begin, end) = dedup::range_before(&id, before);
         segments.batch.mutations.push(Mutation::ClearRange(begin, end));
     }
+    for rubble in log.delays.take_rubble() {
+        let (begin, end) = rubble.range(&id);
+        segments.batch.mutations.push(Mutation::ClearRange(begin, end));
+    }
     while segments.batch.bytes + cost < BATCH_BYTES_TARGET {
         let Some(pending) = log.pending.pop_front() else { break };
         let names = pending.names();
-        match fit(log, &mut change, cost, &pending.record) {
+        let fit = match pending.moved {
+            Some(_) => Fit::Fits,
+            None => fit(log, &mut change, cost, &pending),
+        };
+        match fit {
             Fit::Fits => {}
             Fit::Waits { unread } => {
                 log.pending.push_front(pending);
@@ -167,10 +193,16 @@ fn add_log(batch: &mut Batch, chunks: &mut Vec<Mutation>, log: &mut Log, epoch: 
                 segments.batch.released.push((key_of(&id.of_class(0)), names));
                 segments.batch.refused += 1;
                 let name = pending.object.definition.name.clone();
-                // A publisher whose connection is gone does not want the answer.
-                let _ = pending.reply.send(Err(AppendError::Full { name, what }));
+                pending.answer(Err(AppendError::Full { name, what }));
                 continue;
             }
+        }
+        if !pending.wishes.delay.is_zero() {
+            add_delayed(segments.batch, chunks, log, &mut change, pending, now);
+            continue;
+        }
+        if let Some(delayed) = pending.moved {
+            take_delayed(segments.batch, log, &mut change, delayed, pending.record.cost(), now);
         }
         let PendingAppend { mut record, reply, permit, .. } = pending;
         let state = &mut change.state;
@@ -194,7 +226,7 @@ fn add_log(batch: &mut Batch, chunks: &mut Vec<Mutation>, log: &mut Log, epoch: 
         if !names.is_empty() {
             segments.batch.shard(id, now).names.push(names);
         }
-        segments.batch.waiting.push(Waiting { reply, _permit: permit });
+        segments.batch.waiting.extend(reply.map(|reply| Waiting { reply, _permit: permit }));
         change.records.push(record);
     }
     let state = &mut change.state;
@@ -226,6 +258,63 @@ fn add_log(batch: &mut Batch, chunks: &mut Vec<Mutation>, log: &mut Log, epoch: 
     batch.changes.push(change);
 }
 
+/// Stores a message that is to wait before it goes into its log.
+fn add_delayed(
+    batch: &mut Batch,
+    chunks: &mut Vec<Mutation>,
+    log: &Log,
+    change: &mut LogChange,
+    pending: PendingAppend,
+    now: Timestamp,
+) {
+    let (id, names) = (log.id, pending.names());
+    let PendingAppend { mut record, wishes, reply, permit, .. } = pending;
+    let cost = record.cost();
+    let message = &mut Arc::make_mut(&mut record).message;
+    message.published_at = now;
+    // What has expired by then need not wait longer to be found so.
+    let due = now.saturating_add(wishes.delay);
+    let due = message.expires_at.map_or(due, |at| due.min(at));
+    let delays = batch.delays(id, now, log.delays.state());
+    let delayed = DelayedId { due, seq: delays.state.next_seq };
+    delays.state.next_seq += 1;
+    delays.state.messages += 1;
+    delays.state.bytes += cost;
+    delays.first_due = [delays.first_due, Some(due)].into_iter().flatten().min();
+    let mut rows = delayed::rows(&id, delayed, wishes.priority, &record).into_iter();
+    batch.mutations.extend(rows.next().map(|(key, value)| Mutation::Set(key, value)));
+    chunks.extend(rows.map(|(key, value)| Mutation::Set(key, value)));
+    if let Some(publish) = names.publish {
+        batch.mutations.push(mark(&id, &publish, Mark::DELAYED, now));
+    }
+    if !names.is_empty() {
+        batch.shard(id, now).names.push(names);
+    }
+    batch.bytes += cost;
+    change.beside.0 += 1;
+    change.beside.1 += i64::try_from(cost).unwrap_or(i64::MAX);
+    batch.waiting.extend(reply.map(|reply| Waiting { reply, _permit: permit }));
+}
+
+/// Takes a message that goes into its log from those that wait.
+fn take_delayed(
+    batch: &mut Batch,
+    log: &Log,
+    change: &mut LogChange,
+    delayed: DelayedId,
+    cost: u64,
+    now: Timestamp,
+) {
+    let (begin, end) = delayed.range(&log.id);
+    batch.mutations.push(Mutation::ClearRange(begin, end));
+    let delays = batch.delays(log.id, now, log.delays.state());
+    delays.state.messages = delays.state.messages.saturating_sub(1);
+    delays.state.bytes = delays.state.bytes.saturating_sub(cost);
+    delays.moved += 1;
+    change.beside.0 -= 1;
+    change.beside.1 -= i64::try_from(cost).unwrap_or(i64::MAX);
+}
+
 /// Adds the state of a queue that has no appends in this batch.
 fn add_log_state(batch: &mut Batch, log: &mut Log, epoch: Epoch) {
     let Some(queue) = &mut log.queue else { return };
@@ -241,6 +330,7 @@ fn add_log_state(batch: &mut Batch, log: &mut Log, epoch: Epoch) {
         replaced: None,
         trim: None,
         evicted: Vec::new(),
+        beside: (0, 0),
     });
 }
 
@@ -256,17 +346,22 @@ enum Fit {
 
 /// Whether a record fits into `log` beside what this batch adds to it. Only queues refuse, or have their
 /// oldest messages make room; streams are cut by retention.
-fn fit(log: &mut Log, change: &mut LogChange, added: u64, record: &Record) -> Fit {
+fn fit(log: &mut Log, change: &mut LogChange, added: u64, pending: &PendingAppend) -> Fit {
     let Some(queue) = &mut log.queue else { return Fit::Fits };
     let limits = queue.limits();
-    let (count, cost) = (change.records.len() as u64 + 1, record.cost());
+    let record = &pending.record;
+    let count = (change.records.len() as u64 + 1).saturating_add_signed(change.beside.0);
+    let (added, cost) = (added.saturating_add_signed(change.beside.1), record.cost());
+    // What waits for its time replaces nothing yet.
+    let replaces_now = pending.wishes.delay.is_zero();
     if let Some(what) = limits.exceeded(1, cost) {
         // Not even alone.
         return Fit::Refused(what);
     }
     loop {
         let (depth, held) = queue.limited();
-        let freed = match change.replaced.as_ref().map(|replaced| queue.makes_room(replaced, record)) {
+        let replaced = change.replaced.as_ref().filter(|_| replaces_now);
+        let freed = match replaced.map(|replaced| queue.makes_room(replaced, record)) {
             Some(Ok(freed)) => freed,
             Some(Err(what)) => return Fit::Refused(what),
             None => (0, 0),
@@ -351,8 +446,12 @@ fn mark(log: &LogId, publish: &PublishId, offset: u64, at: Timestamp) -> Mutatio
     Mutation::Set(Mark::key(log, publish), Mark { offset, at }.encode().into())
 }
 
-fn write_dedup_ids(batch: &mut Batch) {
+fn write_shards(batch: &mut Batch) {
     for change in batch.shards.values() {
+        if let Some(delays) = &change.delays {
+            let key = DelayedState::key(&change.log);
+            batch.mutations.push(Mutation::Set(key, delays.state.encode().into()));
+        }
         let ids: Vec<DedupId> = change.names.iter().filter_map(|names| names.dedup).collect();
         for (part, ids) in ids.chunks(dedup::IDS_PER_ROW).enumerate() {
             let key = dedup::key(&change.log, change.at, &batch.id, u8::try_from(part).unwrap_or(u8::MAX));
@@ -410,11 +509,20 @@ fn write_queue(batch: &mut Batch, log: &LogId, dirty: &DirtyQueue) {
 
 /// The ranges of everything that is stored of the shard of `log`, all its classes.
 pub(crate) fn all_of(log: &LogId) -> Vec<Mutation> {
-    [tag::SEGMENT, tag::TIME_INDEX, tag::LOG_STATE, tag::QUEUE, tag::MARK, tag::DEDUP, tag::LOG_BLOB]
-        .into_iter()
-        .map(|table| {
-            let (begin, end) = log.shard_range(table);
-            Mutation::ClearRange(begin, end)
-        })
-        .collect()
+    [
+        tag::SEGMENT,
+        tag::TIME_INDEX,
+        tag::LOG_STATE,
+        tag::QUEUE,
+        tag::MARK,
+        tag::DEDUP,
+        tag::DELAYED,
+        tag::LOG_BLOB,
+    ]
+    .into_iter()
+    .map(|table| {
+        let (begin, end) = log.shard_range(table);
+        Mutation::ClearRange(begin, end)
+    })
+    .collect()
 }

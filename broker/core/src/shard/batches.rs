@@ -144,7 +144,7 @@ impl ShardOwner {
             self.logs.list(key);
         }
         self.settle(&batch, false);
-        self.count_refused(error.label(), batch.records);
+        self.count_refused(error.label(), batch.waiting.len() as u64);
         batch.answer(Err(error));
         if self.closing.is_some() {
             // There is no later: what was not written is forgotten as in a crash.
@@ -156,16 +156,16 @@ impl ShardOwner {
     /// somebody waits for it.
     fn lose_shard(&mut self, batch: Batch, error: Error) {
         let error = AppendError::Failed(error);
-        let mut refused = batch.records;
+        let mut refused = batch.waiting.len() as u64;
         batch.answer(Err(error.clone()));
         self.context.metrics.shards_lost.inc();
         self.context.metrics.shards_owned.dec_by(i64::from(self.tenure.take().is_some()));
         (self.checked_at, self.acks_due, self.retry_at) = (None, None, None);
         for log in self.logs.take_all() {
             let Log { id, object, extent, queue, pending, .. } = log;
-            refused += pending.len() as u64;
+            refused += pending.iter().filter(|pending| pending.reply.is_some()).count() as u64;
             for pending in pending {
-                let _ = pending.reply.send(Err(error.clone()));
+                pending.answer(Err(error.clone()));
             }
             let consumers = queue.map(QueueShard::into_consumers).unwrap_or_default();
             if !consumers.is_empty() || extent.receiver_count() > 0 {
@@ -178,9 +178,10 @@ impl ShardOwner {
         }
     }
 
-    /// The publishes of `batch` have their answer: repeats of them need not wait any longer.
+    /// The publishes of `batch` have their answer: repeats of them need not wait any longer. What waits for its time is
+    /// what the batch made of it, or not.
     fn settle(&mut self, batch: &Batch, is_stored: bool) {
-        let now = self.context.clock.now();
+        let (now, wall) = (self.context.clock.now(), self.context.clock.wall());
         for (key, change) in &batch.shards {
             let Some(log) = self.logs.get_mut(*key) else { continue };
             for names in &change.names {
@@ -188,6 +189,16 @@ impl ShardOwner {
                 if let Some(id) = names.dedup.filter(|_| is_stored) {
                     log.repeats.remember(change.at, id);
                     log.repeats.sweep_by(now, log.object.definition.dedup_window());
+                }
+            }
+            if let Some(delays) = change.delays {
+                if is_stored {
+                    log.delays.apply(delays, now, wall);
+                } else {
+                    log.delays.give_up(delays, now);
+                }
+                if let Some(queue) = &mut log.queue {
+                    queue.set_scheduled(&log.delays.state());
                 }
             }
             self.logs.list(*key);

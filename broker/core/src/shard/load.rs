@@ -65,7 +65,10 @@ pub(crate) async fn dedup_ids(
     Ok(ids)
 }
 
-async fn pages(tx: &mut dyn Transaction, range: (Vec<u8>, Vec<u8>)) -> Result<Vec<(Bytes, Bytes)>> {
+pub(super) async fn pages(
+    tx: &mut dyn Transaction,
+    range: (Vec<u8>, Vec<u8>),
+) -> Result<Vec<(Bytes, Bytes)>> {
     let (begin, end) = range;
     let mut begin = Bytes::from(begin);
     let end = Bytes::from(end);

@@ -6,9 +6,12 @@ use std::sync::Arc;
 use tokio::sync::watch;
 use weir_env::clock::{Instant, Timestamp};
 
+use super::delays::{Delays, DueRead};
 use super::repeats::Repeats;
 use super::{Extent, PendingAppend};
 use crate::catalog::Object;
+use crate::controls::Wishes;
+use crate::error::Result;
 use crate::keyspace::LogId;
 use crate::keyspace::log_state::LogState;
 use crate::queue::{Consumer, QueueShard};
@@ -25,6 +28,8 @@ pub(crate) struct Log {
     pub(crate) pending: VecDeque<PendingAppend>,
     /// Publishes of the shard that may be repeated; of use in class 0 only.
     pub(crate) repeats: Repeats,
+    /// Messages of the shard that wait for their time; of use in class 0 only.
+    pub(crate) delays: Delays,
     /// A read for the queue is under way.
     pub(crate) refilling: bool,
     /// Messages to be moved aside, or rows of such, are being read.
@@ -82,7 +87,10 @@ impl Log {
 
     /// Whether appends or a cut wait for a batch.
     pub(crate) fn has_writes(&self) -> bool {
-        !self.pending.is_empty() || self.trim.is_some() || self.repeats.has_writes()
+        !self.pending.is_empty()
+            || self.trim.is_some()
+            || self.repeats.has_writes()
+            || self.delays.has_writes()
     }
 
     /// The cut that is to be made; none that is above a queue's floor, which is lower again once a batch failed.
@@ -96,10 +104,29 @@ impl Log {
         if !self.queue.as_ref().is_some_and(|queue| queue.limits().drops_oldest) {
             return VecDeque::new();
         }
-        for pending in &self.pending {
-            self.repeats.settle(pending.names());
+        let (kept, unread) = std::mem::take(&mut self.pending).into_iter().partition(|p| p.moved.is_some());
+        self.pending = kept;
+        for pending in &unread {
+            self.repeats.settle(PendingAppend::names(pending));
         }
-        std::mem::take(&mut self.pending)
+        unread
+    }
+
+    /// Puts messages whose time has come in line.
+    pub(crate) fn take_due(&mut self, read: Result<DueRead>, now: Instant, wall: Timestamp) -> Result<()> {
+        for (id, _, record) in self.delays.read(read, now, wall)? {
+            self.pending.push_back(PendingAppend {
+                object: Arc::clone(&self.object),
+                log: self.id,
+                record: Arc::new(record),
+                publish: None,
+                wishes: Wishes::default(),
+                moved: Some(id),
+                reply: None,
+                permit: None,
+            });
+        }
+        Ok(())
     }
 
     pub(crate) fn has_dirty_queue(&self) -> bool {
@@ -115,6 +142,6 @@ impl Log {
     pub(crate) fn next_timeout(&self) -> Option<Instant> {
         let queue = self.queue.as_ref().and_then(QueueShard::poll_timeout);
         let maintain = self.maintain_at.filter(|_| !self.trimming);
-        [queue, maintain, self.repeats.poll_timeout()].into_iter().flatten().min()
+        [queue, maintain, self.repeats.poll_timeout(), self.delays.poll_timeout()].into_iter().flatten().min()
     }
 }

@@ -9,6 +9,7 @@ mod batch;
 mod batches;
 mod commit;
 mod dead_letters;
+mod delays;
 mod fence;
 mod load;
 mod log;
@@ -30,6 +31,7 @@ use weir_storage::SharedStore;
 use crate::catalog::Object;
 use crate::controls::{ControlError, Wishes};
 use crate::error::{Error, Result};
+use crate::keyspace::delayed::DelayedId;
 use crate::keyspace::mark::PublishId;
 use crate::keyspace::owner::PodId;
 use crate::keyspace::queue::QueueFloor;
@@ -152,6 +154,8 @@ pub struct QueueReport {
     pub depth: u64,
     /// Bytes of messages that are not done.
     pub bytes: u64,
+    /// Messages of those that wait for their time.
+    pub delayed: u64,
     /// Messages that consumers hold.
     pub inflight: u64,
     /// Messages that were moved out of the log and are not done.
@@ -196,6 +200,14 @@ impl PendingAppend {
     pub(crate) fn names(&self) -> Names {
         Names { publish: self.publish.map(|(id, _)| id), dedup: self.wishes.dedup }
     }
+
+    /// Tells its publisher what became of it.
+    pub(crate) fn answer(self, result: std::result::Result<(), AppendError>) {
+        if let Some(reply) = self.reply {
+            // A publisher whose connection is gone does not want the answer.
+            let _ = reply.send(result);
+        }
+    }
 }
 
 /// A record on its way into a log.
@@ -207,9 +219,11 @@ pub(crate) struct PendingAppend {
     /// Set for publishes that may be repeated; `true` if this is a repeat.
     pub(crate) publish: Option<(PublishId, bool)>,
     pub(crate) wishes: Wishes,
-    pub(crate) reply: oneshot::Sender<std::result::Result<(), AppendError>>,
+    /// Set for a message that has waited for its time, of which nobody wants to hear.
+    pub(crate) moved: Option<DelayedId>,
+    pub(crate) reply: Option<oneshot::Sender<std::result::Result<(), AppendError>>>,
     /// Held until the record is durable.
-    pub(crate) permit: OwnedSemaphorePermit,
+    pub(crate) permit: Option<OwnedSemaphorePermit>,
 }
 
 /// The cheap front of a shard's owner task.
@@ -249,8 +263,9 @@ impl ShardHandle {
             record: Arc::new(record),
             publish,
             wishes,
-            reply,
-            permit,
+            moved: None,
+            reply: Some(reply),
+            permit: Some(permit),
         }))
         .await?;
         Ok(answer)

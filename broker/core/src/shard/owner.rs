@@ -17,6 +17,7 @@ use weir_env::clock::Instant;
 
 use super::batch::{self, Batch};
 use super::commit::{self, Outcome};
+use super::delays::{self, Delays};
 use super::fence::{self, Tenure};
 use super::log::{Kept, Log};
 use super::logs::{LogKey, Logs, key_of};
@@ -192,7 +193,7 @@ impl ShardOwner {
             match load::find_mark(&self.context, &pending.log, &publish).await {
                 Ok(None) => {}
                 Ok(Some(_)) => {
-                    let _ = pending.reply.send(Ok(()));
+                    pending.answer(Ok(()));
                     return;
                 }
                 Err(error) => {
@@ -220,12 +221,12 @@ impl ShardOwner {
             Seen::Unsettled => self.repeats.push_back(pending),
             Seen::Stored => {
                 self.context.metrics.duplicates.inc();
-                let _ = pending.reply.send(Ok(()));
+                pending.answer(Ok(()));
             }
             Seen::Full => {
                 let name = pending.object.definition.name.clone();
                 self.count_refused(AppendError::FULL, 1);
-                let _ = pending.reply.send(Err(AppendError::Full { name, what: "dedup.window" }));
+                pending.answer(Err(AppendError::Full { name, what: "dedup.window" }));
             }
         }
         None
@@ -241,7 +242,7 @@ impl ShardOwner {
     pub(super) fn refuse(&self, pending: PendingAppend, error: Error) {
         let error = AppendError::Failed(error);
         self.count_refused(error.label(), 1);
-        let _ = pending.reply.send(Err(error));
+        pending.answer(Err(error));
     }
 
     pub(super) fn count_refused(&self, reason: &'static str, count: u64) {
@@ -345,7 +346,7 @@ impl ShardOwner {
 
 async fn load_log(context: &Context, object: &Arc<Object>, id: LogId) -> Result<Log> {
     let state = load::log_state(context, &id).await?;
-    let mut repeats = Repeats::default();
+    let (mut repeats, mut delays) = (Repeats::default(), Delays::default());
     let queue = match object.definition.kind {
         Kind::Stream => None,
         Kind::Queue => {
@@ -353,7 +354,10 @@ async fn load_log(context: &Context, object: &Arc<Object>, id: LogId) -> Result<
             let seed = context.seed.fork(&format!("queue {} {}", id.object, id.shard));
             let metrics = context.metrics.clone();
             let ids = load::dedup_ids(context, &id, object.definition.dedup_window()).await?;
-            repeats = Repeats::restore(ids, context.clock.now(), metrics.dedup_ids.clone());
+            let (now, wall) = (context.clock.now(), context.clock.wall());
+            repeats = Repeats::restore(ids, now, metrics.dedup_ids.clone());
+            let (delayed, first_due) = delays::load(context, &id).await?;
+            delays = Delays::restore(delayed, first_due, now, wall, metrics.delayed.clone());
             let share = metrics.queues.share(&object.definition.name, id);
             let mut queue =
                 QueueShard::restore(id, stored, upkeep::settings(object, context.lag), seed, metrics);
@@ -361,6 +365,7 @@ async fn load_log(context: &Context, object: &Arc<Object>, id: LogId) -> Result<
             if object.definition.last_value {
                 load::last_values(context, &mut queue, &id, state.next).await?;
             }
+            queue.set_scheduled(&delayed);
             Some(queue)
         }
     };
@@ -372,6 +377,7 @@ async fn load_log(context: &Context, object: &Arc<Object>, id: LogId) -> Result<
         queue,
         pending: VecDeque::new(),
         repeats,
+        delays,
         refilling: false,
         reading_asides: false,
         trim: None,
@@ -399,6 +405,7 @@ fn report(log: &Log, now: Instant) -> LogReport {
             floor: queue.floor(),
             depth: queue.depth(),
             bytes: queue.bytes(),
+            delayed: queue.scheduled(),
             inflight: queue.inflight() as u64,
             aside: queue.asides().count() as u64,
             counters: *queue.counters(),

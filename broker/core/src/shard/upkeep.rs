@@ -7,6 +7,7 @@ use weir_env::clock::Instant;
 
 use super::asides::{self, AsideRead};
 use super::batches::RETAKE_WAIT;
+use super::delays::{self, DueRead};
 use super::logs::{LogKey, key_of};
 use super::owner::ShardOwner;
 use super::retention::{self, Cut, Rule};
@@ -38,6 +39,8 @@ pub(super) enum Done {
     Asides { log: LogId, result: Result<AsideRead> },
     /// Where a log can be cut.
     Retention { log: LogId, result: Result<Cut> },
+    /// Messages whose time has come.
+    Due { log: LogId, result: Result<DueRead> },
     /// What became of dead letters.
     DeadLetters { log: LogId, sent: Sent },
 }
@@ -104,6 +107,13 @@ impl ShardOwner {
                 queue.handle_timeout(now, wall);
             }
             log.repeats.handle_timeout(now, wall, log.object.definition.dedup_window());
+            if log.delays.is_due(now, wall) {
+                let (context, id) = (self.context.clone(), log.id);
+                self.background.push(Box::pin(async move {
+                    let result = delays::read_due(&context, &id, wall).await;
+                    Done::Due { log: id, result }
+                }));
+            }
             self.maintain(key, now);
             self.logs.touch(key);
         }
@@ -153,6 +163,7 @@ impl ShardOwner {
         let (Done::Refill { log: id, .. }
         | Done::Asides { log: id, .. }
         | Done::Retention { log: id, .. }
+        | Done::Due { log: id, .. }
         | Done::DeadLetters { log: id, .. }) = &done;
         let (id, key) = (*id, key_of(id));
         let (now, wall) = (self.context.clock.now(), self.context.clock.wall());
@@ -169,6 +180,12 @@ impl ShardOwner {
             Done::DeadLetters { sent, .. } => {
                 if let Some(queue) = &mut log.queue {
                     queue.dead_lettered(sent, now);
+                }
+                Ok(())
+            }
+            Done::Due { result, .. } => {
+                if let Err(error) = log.take_due(result, now, wall) {
+                    tracing::error!(queue = log.object.definition.name, shard = id.shard, %error, "read delayed messages");
                 }
                 Ok(())
             }
@@ -202,7 +219,7 @@ impl ShardOwner {
             let waiting = log.take_unread();
             self.count_refused(AppendError::Failed(error.clone()).label(), waiting.len() as u64);
             for pending in waiting {
-                let _ = pending.reply.send(Err(AppendError::Failed(error.clone())));
+                pending.answer(Err(AppendError::Failed(error.clone())));
             }
             let Some(log) = self.logs.get_mut(key) else { return };
             if matches!(error, Error::Record(_)) {

@@ -7,6 +7,7 @@ mod controls;
 mod costs;
 mod crashes;
 mod dead_letters;
+mod delays;
 mod faults;
 mod last_value;
 mod overflow;

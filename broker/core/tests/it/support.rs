@@ -108,7 +108,10 @@ impl TestConsumer {
 
     /// The next delivery; the paused clock runs on while there is none.
     pub(crate) async fn next(&mut self) -> QueueDelivery {
-        let wait = std::time::Duration::from_secs(600);
+        self.next_within(std::time::Duration::from_secs(600)).await
+    }
+
+    pub(crate) async fn next_within(&mut self, wait: std::time::Duration) -> QueueDelivery {
         tokio::time::timeout(wait, self.deliveries.recv()).await.expect("a delivery").unwrap()
     }
 
