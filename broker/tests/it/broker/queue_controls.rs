@@ -3,7 +3,9 @@
 use weir_codec::{Packet, Publish, ReasonCode};
 use weir_core::definition::Definition;
 
-use super::client::{AtLeastOnce, AtMostOnce, Client, ExactlyOnce, V5, clean, id, publish, text, will};
+use super::client::{
+    AtLeastOnce, AtMostOnce, Client, ExactlyOnce, V5, clean, id, property, publish, text, will,
+};
 use super::{TestBroker, queue};
 
 async fn start(change: impl FnOnce(&mut Definition)) -> TestBroker {
@@ -100,4 +102,22 @@ async fn a_will_that_a_queue_cannot_follow_is_dropped_at_once() {
     connect.will = Some(last);
     broker.connect(connect).await.vanish();
     broker.metric_reaches("weir_messages_dropped_total{reason=\"store_failed\"}", 1.0).await;
+}
+
+#[tokio::test]
+async fn a_delayed_message_waits_and_keeps_its_properties() {
+    let broker = start(|_| {}).await;
+    let mut live = broker.subscriber("l", "job/#", AtMostOnce).await;
+    let mut consumer = broker.subscriber("c", "$queue/work", AtLeastOnce).await;
+    let mut publisher = broker.clean("p").await;
+    assert_eq!(post(&mut publisher, 1, "far", &[("queue-delay", "1h")]).await, ReasonCode::Success);
+    assert_eq!(text(&live.message().await), "far", "live subscribers do not wait");
+    assert_eq!(post(&mut publisher, 2, "later", &[("queue-delay", "400ms")]).await, ReasonCode::Success);
+    assert_eq!(post(&mut publisher, 3, "now", &[]).await, ReasonCode::Success);
+    assert!(broker.metric("weir_queue_delayed").await > 0.0);
+    assert_eq!(text(&consumer.take().await), "now");
+    let later = consumer.take().await;
+    assert_eq!((text(&later), property(&later, "queue-delay")), ("later", Some("400ms")));
+    consumer.quiet().await;
+    assert!((broker.metric("weir_queue_delayed").await - 1.0).abs() < f64::EPSILON);
 }
