@@ -14,6 +14,8 @@ pub mod http;
 pub mod mosquitto;
 pub mod nats;
 pub mod process;
+pub mod queues;
+pub mod rabbitmq;
 pub mod tools;
 pub mod weir;
 

@@ -7,6 +7,7 @@ use std::fmt;
 use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use parking_lot::Mutex;
@@ -20,6 +21,8 @@ use crate::within;
 
 /// Lines kept of one process; a process that writes more is out of hand and its later lines are dropped.
 const LINES_MAX: usize = 2_000_000;
+/// The kernel's unit of processor time, which is the same on every machine.
+const TICK: Duration = Duration::from_millis(10);
 /// Lines of output quoted in an error.
 const LINES_QUOTED: usize = 40;
 
@@ -54,6 +57,16 @@ pub fn resident_bytes(pid: u32) -> Result<u64> {
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("VmRSS")?;
     let kibibytes: u64 = line.trim().trim_end_matches(" kB").trim().parse()?;
     Ok(kibibytes * 1024)
+}
+
+/// Processor time of all threads of the process `pid`; an error if it is gone.
+pub fn processor_time(pid: u32) -> Result<Duration> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // The name, in parentheses, may hold anything.
+    let (_, fields) = stat.rsplit_once(')').context("its name")?;
+    let mut fields = fields.split_whitespace().skip(11);
+    let mut ticks = || fields.next().context("its time")?.parse::<u32>().context("its time");
+    Ok(TICK * (ticks()? + ticks()?))
 }
 
 /// A running child process.

@@ -6,8 +6,8 @@
 
 mod load;
 mod peers;
-mod report;
-mod stats;
+pub(crate) mod report;
+pub(crate) mod stats;
 
 use std::path::PathBuf;
 use std::time::Duration;

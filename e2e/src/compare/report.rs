@@ -376,7 +376,7 @@ fn missing(lost: Option<Spread>, unsent: Option<Spread>) -> String {
     text
 }
 
-fn machine() -> String {
+pub(crate) fn machine() -> String {
     let read = |file| std::fs::read_to_string(file).unwrap_or_default();
     let cpus = read("/proc/cpuinfo");
     let model =
@@ -391,7 +391,7 @@ fn machine() -> String {
     )
 }
 
-fn load_average() -> String {
+pub(crate) fn load_average() -> String {
     let averages = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
     averages.split(' ').take(3).collect::<Vec<_>>().join(" ")
 }

@@ -22,6 +22,11 @@ const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 pub(super) struct Whole(PathBuf);
 
 impl Whole {
+    /// The folder that stands for `/`.
+    pub(super) fn root(&self) -> &Path {
+        &self.0
+    }
+
     /// A program among the packages, by its path from their root.
     pub(super) fn program(&self, program: &str) -> Result<Tool> {
         let libraries = libraries(&self.0);
@@ -78,7 +83,7 @@ async fn unpack_from(mirror: &str, suite: &str, packages: &[&str], folder: &Path
     // Programs need their libraries; what else a whole system would have is of no use in a folder.
     plan.retain(|package| {
         let name = package.split('=').next().unwrap_or_default();
-        asked(name) || name.starts_with("lib") || name == "zlib1g"
+        asked(name) || ["lib", "erlang-"].iter().any(|kind| name.starts_with(kind)) || name == "zlib1g"
     });
     apt.unpack(&plan, folder).await?;
     // Some packages leave the names that programs look their libraries up by to the installation.

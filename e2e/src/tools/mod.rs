@@ -8,6 +8,7 @@
 //! This module must never name a registry: the machine's own configuration says where packages come from.
 
 mod debian;
+mod rabbitmq;
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -20,6 +21,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use tokio::process::Command;
 use tokio::sync::OnceCell;
+
+pub use rabbitmq::RabbitMq;
 
 /// The Python client under test.
 const PAHO: &str = "paho-mqtt==2.1.0";
@@ -80,6 +83,13 @@ impl Tool {
     fn env(mut self, name: &'static str, value: impl Into<OsString>) -> Self {
         self.environment.push((name, value.into()));
         self
+    }
+
+    /// The command line as a shell reads it.
+    fn shell(&self) -> String {
+        let quoted = |word: &OsString| format!("'{}'", word.to_string_lossy().replace('\'', "'\\''"));
+        let program = self.program.clone().into_os_string();
+        std::iter::once(&program).chain(&self.arguments).map(quoted).collect::<Vec<_>>().join(" ")
     }
 
     /// What the program prints with `arguments`, if it can be run at all.
@@ -144,6 +154,13 @@ pub async fn nats() -> Result<&'static Nats> {
     static FOUND: Found<Nats> = OnceCell::const_new();
     let missing = "the NATS server is missing: install nats-server 2.10 or later";
     find(&FOUND, Box::pin(find_nats()), missing).await
+}
+
+/// The RabbitMQ server of the 4 series, with an Erlang that it runs on.
+pub async fn rabbitmq() -> Result<&'static RabbitMq> {
+    static FOUND: Found<RabbitMq> = OnceCell::const_new();
+    let missing = "RabbitMQ 4 is missing, and no newer Debian suite could be had to unpack it from";
+    find(&FOUND, Box::pin(rabbitmq::find()), missing).await
 }
 
 /// Python with `paho-mqtt`.

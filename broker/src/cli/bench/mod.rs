@@ -8,6 +8,7 @@
 //! Connections are dealt out to worker threads, each with a runtime of its own; [`run::execute`] is the only place
 //! that starts and stops them. Whatever happens, a run ends, with its connections closed.
 
+mod backlog;
 mod cost;
 mod frame;
 mod idle;
@@ -33,6 +34,7 @@ use weir_topic::TopicName;
 
 use super::args::{self, BrokerArgs};
 use super::output::{Format, Output};
+use backlog::BacklogArgs;
 use plan::{IdlePlan, Plan, PublisherPlan, Rate, SubscriberPlan};
 use report::Report;
 
@@ -52,6 +54,8 @@ pub(super) enum Scenario {
     Latency(LatencyArgs),
     /// Publish into a queue and consume it
     Queue(QueueArgs),
+    /// Fill a queue, then work its backlog off, with one number of consumers after the other
+    Backlog(BacklogArgs),
     /// Fill a stream, then read it from its beginning
     Replay(ReplayArgs),
     /// Open connections and leave them idle
@@ -159,9 +163,12 @@ pub(super) struct LatencyArgs {
 pub(super) struct QueueArgs {
     /// Name of the queue
     queue: String,
-    /// A topic that the queue's filter matches; {} stands for the number of the publisher
+    /// A topic that the queue's filter matches; {} stands for the number of the publisher, or of the topic
     #[arg(short, long)]
     topic: String,
+    /// Topics over all publishers, each of which publishes to its share of them in turn [default: one for each]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    topics: Option<u32>,
     /// Publishers, at QoS 1
     #[arg(short, long, value_name = "N", default_value_t = 4, value_parser = connections())]
     publishers: u32,
@@ -249,6 +256,7 @@ impl Scenario {
             Self::Fanout(_) => "fanout",
             Self::Latency(_) => "latency",
             Self::Queue(_) => "queue",
+            Self::Backlog(_) => "backlog",
             Self::Replay(_) => "replay",
             Self::Connect(_) => "connect",
         }
@@ -259,6 +267,7 @@ impl Scenario {
             Self::Fanout(args) => &args.common,
             Self::Latency(args) => &args.common,
             Self::Queue(args) => &args.common,
+            Self::Backlog(args) => &args.common,
             Self::Replay(args) => &args.common,
             Self::Connect(args) => &args.common,
         }
@@ -270,6 +279,7 @@ impl Scenario {
             Self::Fanout(args) => args.plan().map(|plan| vec![plan]),
             Self::Latency(args) => args.plan().map(|plan| vec![plan]),
             Self::Queue(args) => args.plan().map(|plan| vec![plan]),
+            Self::Backlog(args) => args.plans(),
             Self::Replay(args) => args.plans(),
             Self::Connect(args) => Ok(vec![args.plan()]),
         }
@@ -323,12 +333,24 @@ impl QueueArgs {
                 self.consumers,
                 self.load.describe(qos)
             ),
-            publishers: self.load.publishers(self.publishers, qos, numbered(&self.topic))?,
+            publishers: self.publishers()?,
             subscribers: vec![consumer; self.consumers as usize],
             copies: 1,
             duration: self.common.duration,
             ..Plan::default()
         })
+    }
+
+    fn publishers(&self) -> anyhow::Result<Vec<PublisherPlan>> {
+        let topic = numbered(&self.topic);
+        let mut publishers = self.load.publishers(self.publishers, QoS::AtLeastOnce, &topic)?;
+        let Some(topics) = self.topics else { return Ok(publishers) };
+        for (publisher, n) in publishers.iter_mut().zip(0..) {
+            // With fewer topics than publishers, some share one.
+            let share = (n % topics..topics).step_by(self.publishers as usize);
+            publisher.topics = share.map(&topic).collect();
+        }
+        Ok(publishers)
     }
 }
 
@@ -336,21 +358,7 @@ impl ReplayArgs {
     fn plans(&self) -> anyhow::Result<Vec<Plan>> {
         ensure!(self.common.broker.version == ProtocolVersion::V5, "replay needs MQTT 5 for its readers");
         let load = LoadArgs { rate: Rate::Max, size: self.size, window: NonZeroU16::MAX };
-        let mut publishers = load.publishers(self.publishers, QoS::AtLeastOnce, numbered(&self.topic))?;
-        let (each, more) =
-            (self.messages / u64::from(self.publishers), self.messages % u64::from(self.publishers));
-        for (publisher, n) in publishers.iter_mut().zip(0..) {
-            publisher.count = each + u64::from(n < more);
-        }
-        let fill = Plan {
-            title: format!(
-                "fill {}: {} messages of {} B, {} publishers, QoS 1, max rate",
-                self.stream, self.messages, self.size, self.publishers
-            ),
-            publishers,
-            duration: DURATION_MAX,
-            ..Plan::default()
-        };
+        let fill = load.fill(&self.stream, self.messages, self.publishers, &self.topic)?;
         let reader = SubscriberPlan {
             properties: vec![("stream-offset".into(), "earliest".into())],
             at_start: true,
@@ -415,7 +423,7 @@ impl LoadArgs {
                 let topic = topic(n);
                 TopicName::parse(topic.as_str()).with_context(|| format!("topic `{topic}`"))?;
                 Ok(PublisherPlan {
-                    topic,
+                    topics: vec![topic],
                     qos,
                     size: self.size as usize,
                     rate,
@@ -425,6 +433,24 @@ impl LoadArgs {
                 })
             })
             .collect()
+    }
+
+    /// Publishes `messages` at QoS 1, as fast as can be, into the object `name`.
+    fn fill(&self, name: &str, messages: u64, publishers: u32, topic: &str) -> anyhow::Result<Plan> {
+        let mut plans = self.publishers(publishers, QoS::AtLeastOnce, numbered(topic))?;
+        let (each, more) = (messages / u64::from(publishers), messages % u64::from(publishers));
+        for (publisher, n) in plans.iter_mut().zip(0..) {
+            publisher.count = each + u64::from(n < more);
+        }
+        let size = self.size;
+        Ok(Plan {
+            title: format!(
+                "fill {name}: {messages} messages of {size} B, {publishers} publishers, QoS 1, max rate"
+            ),
+            publishers: plans,
+            duration: DURATION_MAX,
+            ..Plan::default()
+        })
     }
 
     fn describe(&self, qos: QoS) -> String {

@@ -25,11 +25,14 @@ pub(super) struct Plan {
     pub(super) stored: u64,
     /// Time to publish, or to read what is stored.
     pub(super) duration: Duration,
+    /// Reading what is stored ends early when nothing comes any more.
+    pub(super) ends_in_silence: bool,
 }
 
 #[derive(Clone, Debug)]
 pub(super) struct PublisherPlan {
-    pub(super) topic: String,
+    /// Published to in turn.
+    pub(super) topics: Vec<String>,
     pub(super) qos: QoS,
     /// Bytes of payload.
     pub(super) size: usize,

@@ -25,7 +25,7 @@ const ARRIVALS_MISSED: u64 = 200_000_000;
 pub(super) async fn run(plan: PublisherPlan, member: Member) -> anyhow::Result<()> {
     let client = member.connect().await?;
     check_qos(&client, plan.qos)?;
-    let template = Template::new(&plan, client.version())?;
+    let templates = Templates::new(&plan, client.version())?;
     let ids = Ids::new(&plan, &client);
     let mut phases = member.shared.phases();
     let pacer = Pacer::new(member.shared.clock)?;
@@ -33,7 +33,7 @@ pub(super) async fn run(plan: PublisherPlan, member: Member) -> anyhow::Result<(
     let schedule = Schedule::new(&plan, member.shared.nanos(start), member.shared.nanos(end));
     let (wire, _) = Wire::new(client);
     let turn = if member.shared.follows_arrivals() { plan.window.get().into() } else { u64::MAX };
-    let mut publisher = Publisher { wire, template, ids, schedule, member, turn };
+    let mut publisher = Publisher { wire, templates, ids, schedule, member, turn };
     let published = tokio::select! {
         published = publisher.publish(&pacer) => published,
         () = Member::stopped(&mut phases) => Ok(()),
@@ -44,7 +44,7 @@ pub(super) async fn run(plan: PublisherPlan, member: Member) -> anyhow::Result<(
 
 struct Publisher {
     wire: Wire,
-    template: Template,
+    templates: Templates,
     ids: Ids,
     schedule: Schedule,
     member: Member,
@@ -108,7 +108,7 @@ impl Publisher {
         while sent < turn && self.has_room() {
             let Some(due) = self.schedule.take_due(now) else { break };
             let packet_id = self.ids.take(due);
-            self.template.write(&mut self.wire.output, packet_id, self.member.shared.run, due);
+            self.templates.next().write(&mut self.wire.output, packet_id, self.member.shared.run, due);
             sent += 1;
         }
         if sent > 0 {
@@ -153,6 +153,27 @@ impl Publisher {
     }
 }
 
+/// One for each topic, in turn.
+struct Templates {
+    all: Vec<Template>,
+    next: usize,
+}
+
+impl Templates {
+    fn new(plan: &PublisherPlan, version: ProtocolVersion) -> anyhow::Result<Self> {
+        let all: Vec<Template> =
+            plan.topics.iter().map(|topic| Template::new(plan, topic, version)).collect::<Result<_, _>>()?;
+        ensure!(!all.is_empty(), "a publisher has no topic");
+        Ok(Self { all, next: 0 })
+    }
+
+    fn next(&mut self) -> &Template {
+        let at = self.next;
+        self.next = (at + 1) % self.all.len();
+        &self.all[at]
+    }
+}
+
 /// An encoded PUBLISH, of which each message changes a few bytes.
 struct Template {
     bytes: Vec<u8>,
@@ -163,14 +184,14 @@ struct Template {
 }
 
 impl Template {
-    fn new(plan: &PublisherPlan, version: ProtocolVersion) -> anyhow::Result<Self> {
+    fn new(plan: &PublisherPlan, topic: &str, version: ProtocolVersion) -> anyhow::Result<Self> {
         let packet_id = (plan.qos > QoS::AtMostOnce).then_some(PacketId::new(1)).flatten();
         let header = PublishHeader { qos: plan.qos, packet_id, ..PublishHeader::default() };
         let mut bytes = BytesMut::new();
         let extra: &[(&str, &str)] = &[];
         let payload = vec![b'.'; plan.size.max(SIZE_MIN as usize)];
         let properties = MessageProperties::default();
-        encode_publish(&mut bytes, version, &header, &plan.topic, &properties, extra, &payload)?;
+        encode_publish(&mut bytes, version, &header, topic, &properties, extra, &payload)?;
         let payload = bytes.len() - payload.len();
         // Between the packet id and the payload there are only the properties, of which there are none.
         let properties = usize::from(version == ProtocolVersion::V5);
@@ -334,7 +355,7 @@ mod tests {
 
     fn plan(rate: Rate, qos: QoS) -> PublisherPlan {
         PublisherPlan {
-            topic: "a/b".into(),
+            topics: vec!["a/b".into()],
             qos,
             size: 20,
             rate,
@@ -379,7 +400,7 @@ mod tests {
     fn templates_become_messages() {
         for version in [ProtocolVersion::V311, ProtocolVersion::V5] {
             for (qos, id) in [(QoS::AtMostOnce, 0), (QoS::AtLeastOnce, 0x1234)] {
-                let template = Template::new(&plan(Rate::Max, qos), version).unwrap();
+                let template = Template::new(&plan(Rate::Max, qos), "a/b", version).unwrap();
                 let mut output = BytesMut::from(&b"before"[..]);
                 template.write(&mut output, id, 7, 9);
                 let frame = frame::first(&output[6..]).unwrap().unwrap();
@@ -389,6 +410,18 @@ mod tests {
             }
         }
         assert_eq!(stamp(b"too short"), None);
+    }
+
+    #[test]
+    fn topics_take_turns() {
+        let topics = ["a/1", "a/2"].map(str::to_owned).to_vec();
+        let plan = PublisherPlan { topics, ..plan(Rate::Max, QoS::AtMostOnce) };
+        let mut templates = Templates::new(&plan, ProtocolVersion::V5).unwrap();
+        for expected in [b"a/1", b"a/2", b"a/1"] {
+            assert!(templates.next().bytes.windows(3).any(|part| part == expected));
+        }
+        let none = PublisherPlan { topics: Vec::new(), ..plan };
+        assert!(Templates::new(&none, ProtocolVersion::V5).is_err());
     }
 
     #[test]

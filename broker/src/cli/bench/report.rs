@@ -26,6 +26,8 @@ pub(super) struct Outcome {
     acked: u64,
     refused: u64,
     received: u64,
+    /// Of the subscriber with the fewest, and the most.
+    received_by: (u64, u64),
     foreign: u64,
     expected: u64,
     connected: u64,
@@ -67,6 +69,10 @@ impl Outcome {
             acked: read(&counts.acked),
             refused: read(&counts.refused),
             received: read(&counts.received),
+            received_by: {
+                let each = || counts.received_by.iter().map(read);
+                (each().min().unwrap_or(0), each().max().unwrap_or(0))
+            },
             foreign: read(&counts.foreign),
             expected: expected(plan, counts),
             connected: read(&counts.ready),
@@ -189,6 +195,10 @@ fn text(plan: &Plan, outcome: &Outcome) -> String {
             }
         }
     }
+    if plan.subscribers.len() > 1 && plan.copies == 1 {
+        row("by the busiest subscriber", outcome.received_by.1, String::new());
+        row("by the least busy", outcome.received_by.0, String::new());
+    }
     row("errors", outcome.errors, String::new());
     text.push_str(&counts.to_string());
 
@@ -225,10 +235,12 @@ fn used(outcome: &Outcome) -> String {
     }
     if let Some((before, after)) = outcome.used.broker_memory {
         let kibibytes = |bytes: u64| bytes.div_ceil(1024);
+        let highest = outcome.used.broker_memory_highest.unwrap_or(after);
         text.push_str(&format!(
-            "memory of the broker: {} KiB, before {} KiB\n",
+            "memory of the broker: {} KiB, before {} KiB, highest {} KiB\n",
             kibibytes(after),
-            kibibytes(before)
+            kibibytes(before),
+            kibibytes(highest)
         ));
     }
     text
@@ -254,7 +266,10 @@ fn document(plan: &Plan, outcome: &Outcome) -> Value {
         "notSent": outcome.unsent,
         "acknowledged": outcome.acked,
         "refused": outcome.refused,
+        "subscribers": plan.subscribers.len(),
         "received": outcome.received,
+        "receivedByFewest": outcome.received_by.0,
+        "receivedByMost": outcome.received_by.1,
         "receivedOfOtherRuns": outcome.foreign,
         "receivedPerSecond": per_second(received, seconds(outcome.received_for)),
         "lost": outcome.lost(),
@@ -314,6 +329,7 @@ mod tests {
             acked: 0,
             refused: 0,
             received,
+            received_by: (0, 0),
             foreign: 0,
             expected,
             connected: 0,

@@ -104,6 +104,7 @@ async fn control(
     }
 
     let mut progress = Progress::new(start);
+    let mut highest = None;
     loop {
         let now = shared.clock.now();
         if now >= progress.next {
@@ -111,13 +112,14 @@ async fn control(
             progress.print(now, counts, &workers.interval, plan);
         }
         let published = read(&counts.published) == plan.publishers.len() as u64;
-        if read(&counts.ended) >= workers.members || (published && is_over(plan, shared, now, end)) {
+        if read(&counts.ended) >= workers.members || (published && is_over(plan, shared, start, now)) {
             break;
         }
+        highest = highest.max(processes.broker_memory());
         tokio::time::sleep(TICK).await;
     }
     let started = if plan.idle > 0 { setup_start } else { shared.nanos(start) };
-    let used = processes.read().since(&before);
+    let used = processes.read().since(&before).with_highest(highest);
     // What was measured counts also if the broker is gone by now.
     let cost_after = store_cost(common).await.unwrap_or_else(|error| {
         eprintln!("{error:#}");
@@ -149,7 +151,8 @@ async fn set_up(shared: &Shared, members: u64) -> anyhow::Result<()> {
 }
 
 /// Whether nothing more is to be waited for, once all has been published.
-fn is_over(plan: &Plan, shared: &Shared, now: Instant, end: Instant) -> bool {
+fn is_over(plan: &Plan, shared: &Shared, start: Instant, now: Instant) -> bool {
+    let end = start + plan.duration;
     if plan.subscribers.is_empty() {
         return plan.idle == 0 || now >= end;
     }
@@ -157,8 +160,8 @@ fn is_over(plan: &Plan, shared: &Shared, now: Instant, end: Instant) -> bool {
         return true;
     }
     let last = read(&shared.counts.last_received).max(read(&shared.counts.last_sent));
-    let is_quiet = now.saturating_duration_since(shared.instant(last)) >= QUIET;
-    if plan.publishers.is_empty() { now >= end } else { is_quiet }
+    let is_quiet = now.saturating_duration_since(shared.instant(last).max(start)) >= QUIET;
+    if plan.publishers.is_empty() { now >= end || (is_quiet && plan.ends_in_silence) } else { is_quiet }
 }
 
 /// Deliveries that the run should see.

@@ -90,6 +90,8 @@ pub(super) struct Counts {
     pub(super) refused: AtomicU64,
     /// Messages of this run received.
     pub(super) received: AtomicU64,
+    /// The same of each subscriber, by its number.
+    pub(super) received_by: Vec<AtomicU64>,
     /// Other messages received.
     pub(super) foreign: AtomicU64,
     /// Connections that failed.
@@ -130,7 +132,10 @@ impl Shared {
             clock,
             base: clock.now(),
             run,
-            counts: Counts::default(),
+            counts: Counts {
+                received_by: plan.subscribers.iter().map(|_| AtomicU64::new(0)).collect(),
+                ..Counts::default()
+            },
             backlog,
             phase_tx: watch::Sender::new(Phase::Setup),
             connecting: Semaphore::new(CONNECTING_MAX),

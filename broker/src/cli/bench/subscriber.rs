@@ -103,6 +103,9 @@ impl Tally<'_> {
         let result = batch(&mut tally);
         if tally.received + tally.foreign > 0 {
             add(&shared.counts.received, tally.received);
+            if let Some(own) = shared.counts.received_by.get(member.number) {
+                add(own, tally.received);
+            }
             add(&shared.counts.foreign, tally.foreign);
             shared.counts.last_received.fetch_max(tally.now, Ordering::Relaxed);
             shared.announce_room();

@@ -29,6 +29,8 @@ pub(super) struct Used {
     pub(super) broker_cpu: Option<Duration>,
     /// Resident memory of the broker, before and after.
     pub(super) broker_memory: Option<(u64, u64)>,
+    /// The same at its highest, as often as it was looked at.
+    pub(super) broker_memory_highest: Option<u64>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -44,6 +46,13 @@ impl Processes {
     }
 }
 
+impl Processes {
+    /// Resident memory of the broker.
+    pub(super) fn broker_memory(self) -> Option<u64> {
+        self.broker.and_then(|pid| resident_bytes_of(&pid.to_string()))
+    }
+}
+
 impl Reading {
     /// What was used since `earlier`.
     pub(super) fn since(&self, earlier: &Self) -> Used {
@@ -52,11 +61,18 @@ impl Reading {
             load_cpu: cpu(self.load, earlier.load),
             broker_cpu: cpu(self.broker, earlier.broker),
             broker_memory: earlier.broker.resident_bytes.zip(self.broker.resident_bytes),
+            broker_memory_highest: None,
         }
     }
 }
 
 impl Used {
+    /// The same where memory was also looked at in between.
+    pub(super) fn with_highest(self, between: Option<u64>) -> Self {
+        let ends = self.broker_memory.map(|(before, after)| before.max(after));
+        Self { broker_memory_highest: ends.max(between), ..self }
+    }
+
     pub(super) fn document(&self) -> Value {
         let nanos =
             |time: Option<Duration>| time.map(|time| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
@@ -65,18 +81,26 @@ impl Used {
             "brokerCpuNanos": nanos(self.broker_cpu),
             "brokerResidentBytesBefore": self.broker_memory.map(|(before, _)| before),
             "brokerResidentBytesAfter": self.broker_memory.map(|(_, after)| after),
+            "brokerResidentBytesPeak": self.broker_memory_highest,
         })
     }
 }
 
 impl Usage {
     fn read(process: &str) -> Self {
-        let read = |file| std::fs::read_to_string(PathBuf::from("/proc").join(process).join(file)).ok();
         Self {
-            cpu: read("stat").as_deref().and_then(cpu),
-            resident_bytes: read("status").as_deref().and_then(resident_bytes),
+            cpu: file_of(process, "stat").as_deref().and_then(cpu),
+            resident_bytes: resident_bytes_of(process),
         }
     }
+}
+
+fn resident_bytes_of(process: &str) -> Option<u64> {
+    resident_bytes(&file_of(process, "status")?)
+}
+
+fn file_of(process: &str, file: &str) -> Option<String> {
+    std::fs::read_to_string(PathBuf::from("/proc").join(process).join(file)).ok()
 }
 
 /// Processor time of all threads, from `/proc/PID/stat`.
@@ -113,7 +137,10 @@ mod tests {
         let before = me.read();
         let used = me.read().since(&before);
         assert!(used.load_cpu.is_some() && used.broker_cpu.is_some());
+        let highest = used.with_highest(me.broker_memory()).broker_memory_highest.unwrap();
         assert!(used.broker_memory.unwrap().1 > 0);
+        assert!(highest >= used.broker_memory.unwrap().0.max(used.broker_memory.unwrap().1));
+        assert_eq!(used.with_highest(Some(u64::MAX)).broker_memory_highest, Some(u64::MAX));
         let nobody = Processes { broker: None };
         assert!(nobody.read().since(&nobody.read()).broker_memory.is_none());
     }

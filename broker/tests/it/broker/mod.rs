@@ -7,6 +7,7 @@ mod auth_methods;
 mod auth_peers;
 mod auth_rights;
 mod backup;
+mod bench;
 mod client;
 mod failed;
 mod faults;

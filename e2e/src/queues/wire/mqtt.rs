@@ -1,0 +1,162 @@
+//! MQTT 5 at QoS 1.
+
+use std::net::SocketAddr;
+
+use anyhow::{Result, bail, ensure};
+
+use super::{Connection, Event, PREFETCH, Role, Wire};
+
+/// A client of MQTT 5.
+#[derive(Debug)]
+pub(in super::super) struct Mqtt {
+    topic: String,
+    last: u16,
+}
+
+impl Mqtt {
+    /// Connects as `id`. A publisher publishes to `topic`; a consumer subscribes to `filter`, in a session that
+    /// outlives its connection if it is to be `persistent`.
+    pub(in super::super) async fn connect(
+        address: SocketAddr,
+        role: Role,
+        id: &str,
+        topic: &str,
+        filter: &str,
+        persistent: bool,
+    ) -> Result<(Connection, Self)> {
+        let mut connection = Connection::open(address).await?;
+        let mut body = string("MQTT");
+        // Without a keep-alive. A session expiry of an hour or none, and the receive maximum.
+        let (flags, expiry) = if persistent { (0, 3_600_u32) } else { (2, 0) };
+        body.extend([5, flags, 0, 0, 8, 0x11]);
+        body.extend(expiry.to_be_bytes());
+        body.push(0x21);
+        body.extend(PREFETCH.to_be_bytes());
+        body.extend(string(id));
+        write(&mut connection.output, 0x10, &[&body]);
+        answer(&mut connection, 0x20, 1).await?;
+        if role == Role::Consumer {
+            // A packet id, no properties, QoS 1.
+            write(&mut connection.output, 0x82, &[&[0, 1, 0], &string(filter), &[1]]);
+            answer(&mut connection, 0x90, 3).await?;
+        }
+        Ok((connection, Self { topic: topic.to_owned(), last: 0 }))
+    }
+}
+
+/// Waits for the packet that begins with `first`, whose byte at `at` says whether all went well.
+async fn answer(connection: &mut Connection, first: u8, at: usize) -> Result<()> {
+    connection
+        .ask(|input| {
+            let Some((length, body)) = packet(input)? else { return Ok(None) };
+            // A message that comes before the answer stays for the load to take.
+            ensure!(input[0] == first, "packet 0x{:02x} in the place of 0x{first:02x}", input[0]);
+            match body.get(at) {
+                Some(0..0x80) => Ok(Some((length, Some(())))),
+                code => bail!("packet 0x{first:02x} says {code:02x?}"),
+            }
+        })
+        .await
+}
+
+impl Wire for Mqtt {
+    fn publish(&mut self, output: &mut Vec<u8>, payload: &[u8]) -> u64 {
+        self.last = self.last.checked_add(1).unwrap_or(1);
+        // No properties.
+        let id = self.last.to_be_bytes();
+        write(output, 0x32, &[&string(&self.topic), &id, &[0], payload]);
+        self.last.into()
+    }
+
+    fn take<'a>(&mut self, input: &'a [u8], output: &mut Vec<u8>) -> Result<Option<(usize, Event<'a>)>> {
+        let Some((length, body)) = packet(input)? else { return Ok(None) };
+        let short = "a packet that is too short";
+        let event = match input[0] >> 4 {
+            4 => {
+                ensure!(body.len() >= 2, short);
+                let code = body.get(2).copied().unwrap_or(0);
+                ensure!(code < 0x80, "a publish was refused with 0x{code:02x}");
+                Event::Confirmed { tag: u16::from_be_bytes([body[0], body[1]]).into(), multiple: false }
+            }
+            3 => {
+                ensure!(body.len() >= 2, short);
+                let topic = usize::from(u16::from_be_bytes([body[0], body[1]]));
+                let Some([high, low, rest @ ..]) = body.get(2 + topic..) else { bail!(short) };
+                if input[0] & 0x06 != 0 {
+                    write(output, 0x40, &[&[*high, *low]]);
+                }
+                let Some((properties, size)) = length_of(rest)? else { bail!(short) };
+                let Some(payload) = rest.get(size + properties..) else { bail!(short) };
+                Event::Delivered(payload)
+            }
+            14 => bail!("the broker disconnected with {:02x?}", body.first()),
+            _ => Event::Other,
+        };
+        Ok(Some((length, event)))
+    }
+}
+
+/// The length and the body of the first packet, if it is whole.
+fn packet(input: &[u8]) -> Result<Option<(usize, &[u8])>> {
+    let Some(rest) = input.get(1..) else { return Ok(None) };
+    let Some((length, size)) = length_of(rest)? else { return Ok(None) };
+    Ok(rest.get(size..size + length).map(|body| (1 + size + length, body)))
+}
+
+/// A length, and how many bytes it takes.
+fn length_of(bytes: &[u8]) -> Result<Option<(usize, usize)>> {
+    let mut length = 0;
+    for (n, byte) in bytes.iter().take(4).enumerate() {
+        length |= usize::from(byte & 0x7f) << (7 * n);
+        if byte & 0x80 == 0 {
+            return Ok(Some((length, n + 1)));
+        }
+    }
+    ensure!(bytes.len() < 4, "a malformed length");
+    Ok(None)
+}
+
+fn write(output: &mut Vec<u8>, first: u8, parts: &[&[u8]]) {
+    output.push(first);
+    let mut length: usize = parts.iter().map(|part| part.len()).sum();
+    loop {
+        let more = length > 0x7f;
+        output.push(u8::try_from(length & 0x7f).unwrap_or(0x7f) | if more { 0x80 } else { 0 });
+        length >>= 7;
+        if !more {
+            break;
+        }
+    }
+    for part in parts {
+        output.extend_from_slice(part);
+    }
+}
+
+fn string(text: &str) -> Vec<u8> {
+    let length = u16::try_from(text.len()).unwrap_or(u16::MAX);
+    [&length.to_be_bytes()[..], text.as_bytes()].concat()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_published_can_be_delivered_and_is_acknowledged() {
+        let mut client = Mqtt { topic: "bench/1".to_owned(), last: 0xfffe };
+        let (mut bytes, mut answers) = (Vec::new(), Vec::new());
+        let payload = vec![b'x'; 300];
+        assert_eq!([client.publish(&mut bytes, &payload), client.publish(&mut bytes, b"y")], [0xffff, 1]);
+        for cut in 0..300 {
+            assert_eq!(client.take(&bytes[..cut], &mut answers).unwrap(), None);
+        }
+        let (length, event) = client.take(&bytes, &mut answers).unwrap().unwrap();
+        assert_eq!(event, Event::Delivered(&payload));
+        let (_, event) = client.take(&bytes[length..], &mut answers).unwrap().unwrap();
+        assert_eq!(event, Event::Delivered(b"y"));
+        assert_eq!(answers, [0x40, 2, 0xff, 0xff, 0x40, 2, 0, 1]);
+        let (_, event) = client.take(&answers, &mut Vec::new()).unwrap().unwrap();
+        assert_eq!(event, Event::Confirmed { tag: 0xffff, multiple: false });
+        assert!(client.take(&[0x40, 3, 0, 1, 0x97], &mut answers).is_err());
+    }
+}
