@@ -276,10 +276,11 @@ async fn consumer(shared: Arc<Shared>, n: u32) -> Result<()> {
         connection.write()?;
         tokio::select! {
             ready = connection.ready() => ready?,
-            _ = stop.wait_for(|&stop| stop) => return Ok(()),
+            _ = stop.wait_for(|&stop| stop) => break,
         }
         connection.read()?;
     }
+    connection.close().await
 }
 
 /// The run and the time that a message was due.

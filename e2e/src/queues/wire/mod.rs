@@ -10,9 +10,10 @@ mod nats;
 
 use std::io;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use tokio::io::Interest;
+use tokio::io::{AsyncWriteExt as _, Interest};
 use tokio::net::TcpStream;
 
 pub(super) use amqp::Amqp;
@@ -21,6 +22,8 @@ pub(super) use nats::Nats;
 
 /// Bytes read at once.
 const READ_BYTES: usize = 64 << 10;
+/// How long a broker gets to end a connection.
+const CLOSE_MAX: Duration = Duration::from_secs(2);
 /// Messages that a consumer has not acknowledged, at most.
 pub(super) const PREFETCH: u16 = 256;
 /// The queue, in the words of each protocol: the stream of NATS, the topic's middle for MQTT.
@@ -99,6 +102,18 @@ impl Connection {
             Ok(_) => Ok(()),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
             Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Ends it so that all that was written is taken: nothing more is written, and what comes is passed over.
+    pub(super) async fn close(mut self) -> Result<()> {
+        self.stream.write_all(&self.output).await?;
+        self.stream.shutdown().await?;
+        let ended = async { tokio::io::copy(&mut self.stream, &mut tokio::io::sink()).await.map(drop) };
+        // A broker that does not end it in time has had its chance.
+        match tokio::time::timeout(CLOSE_MAX, ended).await {
+            Ok(Err(error)) if error.kind() != io::ErrorKind::ConnectionReset => Err(error.into()),
+            _ => Ok(()),
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use super::{Connection, Event, PREFETCH, Role, Wire};
 
@@ -46,17 +46,27 @@ impl Mqtt {
 
 /// Waits for the packet that begins with `first`, whose byte at `at` says whether all went well.
 async fn answer(connection: &mut Connection, first: u8, at: usize) -> Result<()> {
-    connection
+    let mut early = Vec::new();
+    let answered = connection
         .ask(|input| {
             let Some((length, body)) = packet(input)? else { return Ok(None) };
-            // A message that comes before the answer stays for the load to take.
+            if input[0] >> 4 == 3 {
+                // Left over by a run before; of no interest to this one.
+                let (id, _) = publish_parts(body)?;
+                early.push(id);
+                return Ok(Some((length, None)));
+            }
             ensure!(input[0] == first, "packet 0x{:02x} in the place of 0x{first:02x}", input[0]);
             match body.get(at) {
                 Some(0..0x80) => Ok(Some((length, Some(())))),
                 code => bail!("packet 0x{first:02x} says {code:02x?}"),
             }
         })
-        .await
+        .await;
+    for id in early {
+        write(&mut connection.output, 0x40, &[&id]);
+    }
+    answered
 }
 
 impl Wire for Mqtt {
@@ -70,23 +80,17 @@ impl Wire for Mqtt {
 
     fn take<'a>(&mut self, input: &'a [u8], output: &mut Vec<u8>) -> Result<Option<(usize, Event<'a>)>> {
         let Some((length, body)) = packet(input)? else { return Ok(None) };
-        let short = "a packet that is too short";
         let event = match input[0] >> 4 {
             4 => {
-                ensure!(body.len() >= 2, short);
+                ensure!(body.len() >= 2, "a packet that is too short");
                 let code = body.get(2).copied().unwrap_or(0);
                 ensure!(code < 0x80, "a publish was refused with 0x{code:02x}");
                 Event::Confirmed { tag: u16::from_be_bytes([body[0], body[1]]).into(), multiple: false }
             }
             3 => {
-                ensure!(body.len() >= 2, short);
-                let topic = usize::from(u16::from_be_bytes([body[0], body[1]]));
-                let Some([high, low, rest @ ..]) = body.get(2 + topic..) else { bail!(short) };
-                if input[0] & 0x06 != 0 {
-                    write(output, 0x40, &[&[*high, *low]]);
-                }
-                let Some((properties, size)) = length_of(rest)? else { bail!(short) };
-                let Some(payload) = rest.get(size + properties..) else { bail!(short) };
+                ensure!(input[0] & 0x06 != 0, "a message at QoS 0");
+                let (id, payload) = publish_parts(body)?;
+                write(output, 0x40, &[&id]);
                 Event::Delivered(payload)
             }
             14 => bail!("the broker disconnected with {:02x?}", body.first()),
@@ -94,6 +98,18 @@ impl Wire for Mqtt {
         };
         Ok(Some((length, event)))
     }
+}
+
+/// Packet id and payload of a PUBLISH.
+fn publish_parts(body: &[u8]) -> Result<([u8; 2], &[u8])> {
+    let parts = || {
+        let (length, rest) = body.split_first_chunk()?;
+        let (_, rest) = rest.split_at_checked(u16::from_be_bytes(*length).into())?;
+        let (id, rest) = rest.split_first_chunk()?;
+        let (properties, size) = length_of(rest).ok()??;
+        Some((*id, rest.get(size + properties..)?))
+    };
+    parts().context("a packet that is too short")
 }
 
 /// The length and the body of the first packet, if it is whole.
