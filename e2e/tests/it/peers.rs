@@ -1,7 +1,10 @@
 //! The brokers and clients that Weir is compared with and tested by can be had.
 
 use anyhow::{Result, ensure};
+use weir_e2e::nats::Nats;
+use weir_e2e::queues::load::{self, LoadArgs, Protocol};
 use weir_e2e::tools;
+use weir_e2e::weir::Setup;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_current_mosquitto_and_its_clients_run() -> Result<()> {
@@ -18,4 +21,27 @@ async fn the_nats_server_runs() -> Result<()> {
     let nats = tools::nats().await?;
     ensure!(nats.version.starts_with("2."), "{nats:?}");
     Ok(())
+}
+
+/// In an open loop every message has its time before the end, and is sent however late it is.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_load_of_the_queues_sees_every_message_confirmed_and_consumed() -> Result<()> {
+    let queue = "apiVersion: weir.dev/v1alpha1\nkind: MessageQueue\nmetadata:\n  name: bench\n\
+                 spec:\n  topicFilter: bench/+/data\n  shards: 1\n";
+    let weir = Setup::memory()?.with_manifest("queue.yaml", queue)?.start().await?;
+    let nats = Nats::start_synced(None).await?;
+    for (protocol, address) in [
+        (Protocol::MqttQueue, weir.mqtt()),
+        (Protocol::MqttSession, weir.mqtt()),
+        (Protocol::Nats, nats.clients()),
+    ] {
+        let (consumers, window) = if protocol == Protocol::MqttSession { (1, 1) } else { (2, 4) };
+        let (publishers, size, rate, duration) = (2, 100, Some(200.0), 300);
+        let load = LoadArgs { protocol, address, publishers, consumers, window, size, rate, duration };
+        let report = load::run(load).await?;
+        for count in ["sent", "confirmed", "received"] {
+            ensure!(report[count] == 60, "{protocol:?}: {count} in {report}");
+        }
+    }
+    weir.no_panic()
 }
