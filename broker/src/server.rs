@@ -37,6 +37,8 @@ use crate::sys::{self, Sys};
 use crate::under_way::UnderWay;
 use crate::{admin, disk, manifests, process, store};
 
+/// Wait before queues that could not be read are tried again.
+const TAKE_UP_RETRY: Duration = Duration::from_secs(10);
 /// How often due wills, expired sessions and leftovers are looked for.
 const MAINTAIN_INTERVAL: Duration = Duration::from_secs(1);
 /// How often the folder of manifests is looked at.
@@ -171,6 +173,7 @@ async fn serve(
     background.spawn(Arc::clone(&broker.auth).follow(stop_background.child_token()));
     let panics = Panics::default();
     background.spawn(panics.watch(maintain(Arc::clone(&broker), stop_background.child_token())));
+    background.spawn(take_up_queues(Arc::clone(&broker.core), stop_background.child_token()));
     if !config.sys_interval.is_zero() {
         let publisher = sys::Publisher::start(Arc::clone(&broker), config.sys_interval);
         background.spawn(publisher.run(stop_background.child_token()));
@@ -343,6 +346,20 @@ async fn maintain(broker: Arc<Broker>, stop: CancellationToken) {
         if let Err(error) = maintain_once(&broker, now, ticks.is_multiple_of(SWEEP_TICKS)).await {
             tracing::warn!(%error, "due wills and expired sessions wait: the store does not answer");
         }
+    }
+}
+
+/// Has queues go on where the process before stopped, also those that nobody asks for.
+async fn take_up_queues(core: Arc<Core>, stop: CancellationToken) {
+    let taken_up = async {
+        while let Err(error) = core.take_up_queues().await {
+            tracing::warn!(%error, "expiry and dead letters of some queues wait: the store does not answer");
+            tokio::time::sleep(TAKE_UP_RETRY).await;
+        }
+    };
+    tokio::select! {
+        () = taken_up => {}
+        () = stop.cancelled() => {}
     }
 }
 

@@ -12,7 +12,7 @@ use weir_topic::TopicName;
 
 use crate::catalog::{Applied, ApplyError, Catalog, Object};
 use crate::controls::{Asked, is_ordered};
-use crate::definition::Definition;
+use crate::definition::{Definition, Kind};
 use crate::error::{Error, Result};
 use crate::key::Publisher;
 use crate::keyspace::dedup::DedupId;
@@ -285,6 +285,17 @@ impl Core {
             self.shard(log.vs)?.ask(|reply| Command::Describe { object, log, reply }).await?
         });
         try_join_all(reports).await
+    }
+
+    /// Has every queue be owned by somebody, so that what happens by itself does: expiry, retries, dead letters.
+    ///
+    /// # Errors
+    /// If a shard cannot be taken over or read; calling again goes on.
+    pub async fn take_up_queues(&self) -> Result<()> {
+        for queue in self.catalog.view().all(Kind::Queue) {
+            self.describe(queue).await?;
+        }
+        Ok(())
     }
 
     /// Counts a refused append that never reached a shard.

@@ -120,7 +120,7 @@ impl Reports {
         let queues = || self.shards.iter().filter_map(|report| report.queue.as_ref());
         let why = queues().find_map(|queue| queue.dead_letter_blocked.clone())?;
         let waiting: u64 = queues().map(|queue| queue.dying).sum();
-        Some(format!("{waiting} dead letters cannot leave: {why}"))
+        Some(format!("dead letters cannot leave ({waiting} wait): {why}"))
     }
 }
 

@@ -4,11 +4,11 @@ use tokio::sync::mpsc;
 use tokio_util::task::TaskTracker;
 use tonic::transport::Channel;
 use tonic::{Code, Streaming};
-use weir_core::definition::{Definition, DispatchSettings, Retention};
+use weir_core::definition::{DeadLetterTarget, Definition, DispatchSettings, Retention};
 use weir_core::key::Publisher;
 use weir_core::message::{Message, Properties};
 use weir_core::metrics::Metrics;
-use weir_core::queue::{Consumer, ConsumerId, QueueDelivery, Window};
+use weir_core::queue::{Consumer, ConsumerId, QueueDelivery, Verdict, Window};
 use weir_env::clock::{Clock, Timestamp};
 use weir_env::seed::Seed;
 use weir_proto::admin::v1::admin_client::AdminClient;
@@ -197,6 +197,35 @@ async fn queues_are_listed_and_described() {
     assert_eq!((settings.ack_timeout_millis, settings.retention_messages), (30_000, 1000));
     assert_eq!((settings.retention_age_millis, settings.retention_bytes), (1, 2));
     assert_eq!(b.shards.iter().map(|shard| shard.shard).collect::<Vec<_>>(), [0, 1, 2, 3]);
+    bench.stop().await;
+}
+
+#[tokio::test]
+async fn a_queue_whose_dead_letters_cannot_leave_is_not_ready_and_says_what_to_do() {
+    let mut q = definition(Kind::Queue, "q", "q", 1);
+    q.dispatch.max_deliveries = 1;
+    q.queue.dead_letter = Some(DeadLetterTarget::Object("dead".into()));
+    let bench = Bench::new(&[q]).await;
+    bench.publish("q", "x").await;
+    let delivery = bench.consume("q", 1, 10).await.recv().await.unwrap();
+    bench.core.settle(delivery.log, ConsumerId(1), delivery.offset, Verdict::Rejected).await.unwrap();
+    let mut client = bench.client.clone();
+    let blocked = async {
+        loop {
+            let request = wire::DescribeQueueRequest { name: "q".into() };
+            let queue = client.describe_queue(request).await.unwrap().into_inner().queue.unwrap();
+            if queue.conditions[0].status != "True" {
+                return queue;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    let queue = tokio::time::timeout(Duration::from_secs(30), blocked).await.expect("blocked");
+    let condition = &queue.conditions[0];
+    assert_eq!((condition.reason.as_str(), queue.depth), ("DeadLetterBlocked", 1));
+    let says =
+        "dead letters cannot leave (1 wait): there is no other queue `dead` in namespace `city`: create it";
+    assert!(condition.message.starts_with(says), "{}", condition.message);
     bench.stop().await;
 }
 

@@ -1,13 +1,13 @@
 //! What a queue knows of its log: the floor, acknowledgements above it, and failed attempts.
 //!
-//! * Floor: key `q`, log id, `f`. Value: format 2, floor u64, then the counters as varints, epoch u64.
+//! * Floor: key `q`, log id, `f`. Value: format 3, floor u64, then the counters as varints, bytes held varint, offset from
+//!   which no message has an expiry varint, epoch u64.
 //! * Acks: key `q`, log id, `a`, block u64. Value: format 1, bitmap of 4,096 offsets: bit `n` of the block is
 //!   bit `n % 8` of byte `n / 8`; trailing zero bytes are left out.
 //! * Attempts: key `q`, log id, `r`, offset u64. Value: format 1, failed attempts varint, time before which it is not
 //!   delivered again varint (µs, 0: at once), why it failed last u8 (0 not known, 1 rejected, 2 no acknowledgement in
-//!   time, 3 consumer gone), flags u8 (1 moved aside, 2 with a payload in a blob, 4
-//!   replaced); if it is moved aside, bytes it
-//!   counts as varint, time of its publish varint and of its expiry varint (µs; 0: never).
+//!   time, 3 consumer gone, 4 it made room and leaves for the dead letters), flags u8 (1 moved aside, 2 with a payload
+//!   in a blob, 4 replaced); if it is moved aside, bytes it counts as varint, time of its publish varint and of its expiry varint (µs; 0: never).
 
 use bytes::Bytes;
 use weir_env::clock::Timestamp;
@@ -16,7 +16,7 @@ use super::owner::Epoch;
 use super::{DecodeError, LogId, Reader, Writer, tag};
 
 const FORMAT: u8 = 1;
-const FLOOR_FORMAT: u8 = 2;
+const FLOOR_FORMAT: u8 = 3;
 const FLOOR: u8 = b'f';
 const ACKS: u8 = b'a';
 const ATTEMPTS: u8 = b'r';
@@ -47,6 +47,8 @@ pub struct QueueFloor {
     pub redriven: u64,
     /// Bytes of messages that are neither acknowledged nor dropped.
     pub bytes: u64,
+    /// From here on no message has an expiry of its own.
+    pub expires_below: u64,
     /// Of the owner that wrote this.
     pub epoch: Epoch,
 }
@@ -85,6 +87,7 @@ impl QueueFloor {
             .varint(self.superseded)
             .varint(self.redriven)
             .varint(self.bytes)
+            .varint(self.expires_below)
             .u64(self.epoch.0)
             .finish()
     }
@@ -110,6 +113,8 @@ impl QueueFloor {
             floor.redriven = reader.varint("redriven")?;
         }
         floor.bytes = reader.varint("bytes")?;
+        // Before, nobody noted where messages expire.
+        floor.expires_below = if format > 2 { reader.varint("expiry")? } else { u64::MAX };
         floor.epoch = Epoch(reader.u64("epoch")?);
         Ok(floor)
     }
@@ -383,10 +388,12 @@ mod tests {
             superseded: 6,
             redriven: 7,
             bytes: 8,
+            expires_below: 10,
             epoch: Epoch(9),
         };
         let bytes = floor.encode();
-        let expected = b"\x02\0\0\0\0\0\0\0\x09\xac\x02\x01\x02\x03\x04\x05\x06\x07\x08\0\0\0\0\0\0\0\x09";
+        let expected =
+            b"\x03\0\0\0\0\0\0\0\x09\xac\x02\x01\x02\x03\x04\x05\x06\x07\x08\x0a\0\0\0\0\0\0\0\x09";
         assert_eq!(bytes, expected);
         assert_eq!(QueueFloor::decode(bytes.into()), Ok(floor));
         let format_1 = b"\x01\0\0\0\0\0\0\0\x09\xac\x02\x01\x02\x03\x04\0\0\0\0\0\0\0\x05";

@@ -9,6 +9,7 @@ mod consumer;
 mod dispatch;
 mod dying;
 mod ends;
+mod expiring;
 mod last_value;
 mod latency;
 #[cfg(test)]
@@ -23,6 +24,7 @@ pub(crate) use aside::AsideChange;
 pub use aside::Lag;
 pub use consumer::{Consumer, ConsumerId, QueueDelivery, Window};
 pub use ends::{DeadReason, End};
+pub(crate) use expiring::SWEEP_INTERVAL;
 pub(crate) use last_value::Replaced;
 pub use latency::AckLatency;
 pub use overflow::Limits;

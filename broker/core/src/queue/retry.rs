@@ -9,7 +9,7 @@ use weir_env::clock::{Instant, Timestamp};
 
 use super::shard::QueueShard;
 use super::{ConsumerId, DeadReason};
-use crate::keyspace::queue::Failure;
+use crate::keyspace::queue::{Attempts, Failure};
 use crate::keyspace::segment::Record;
 
 impl QueueShard {
@@ -29,14 +29,7 @@ impl QueueShard {
 
     /// Why the last attempt allowed has failed, if it has.
     pub(super) fn exhausted(&self, offset: u64) -> Option<DeadReason> {
-        let attempts = self.attempts.get(&offset)?;
-        let max = self.settings.max_deliveries;
-        if attempts.failure == Some(Failure::MadeRoom) {
-            return Some(DeadReason::Overflow);
-        }
-        // A row of an older format does not say why.
-        (max != 0 && attempts.failed >= max)
-            .then(|| attempts.failure.map_or(DeadReason::Rejected, DeadReason::from))
+        given_up(self.attempts.get(&offset)?, self.settings.max_deliveries)
     }
 
     /// Ends a lease whose message is to be delivered again after its backoff.
@@ -89,4 +82,15 @@ impl QueueShard {
             self.again.insert(offset, (record, avoid));
         }
     }
+}
+
+/// Why the message of this row is given up, if it is: its last of `max` attempts has failed (0: any number is
+/// allowed), or it made room.
+pub(super) fn given_up(row: &Attempts, max: u32) -> Option<DeadReason> {
+    if row.failure == Some(Failure::MadeRoom) {
+        return Some(DeadReason::Overflow);
+    }
+    let is_last = max != 0 && row.failed >= max;
+    // A row that was written before failures were noted does not say why.
+    is_last.then(|| row.failure.map_or(DeadReason::Rejected, DeadReason::from))
 }

@@ -15,7 +15,9 @@ use weir_env::seed::{HashMap, Seed};
 
 use super::aside::{AsideChange, Asides, Lag};
 use super::dying::Dying;
+use super::expiring::Expiring;
 use super::last_value::LastValues;
+use super::retry::given_up;
 use super::stats::{Stats, Work};
 use super::{Acks, Consumer, ConsumerId, End, Limits};
 use crate::definition::DispatchSettings;
@@ -149,6 +151,7 @@ pub struct QueueShard {
     pub(super) leases: HashMap<u64, Lease>,
     /// Given up, and not in the dead letters yet.
     pub(super) dying: Dying,
+    pub(super) expiring: Expiring,
     /// Leases in order of time-out, and some that have ended.
     pub(super) deadlines: VecDeque<(Instant, u64)>,
     /// In order of their ids.
@@ -173,6 +176,10 @@ impl QueueShard {
         let StoredQueue { counters, blocks, attempts, next } = stored;
         let asides = attempts.iter().filter_map(|(offset, attempts)| Some((*offset, attempts.aside?)));
         let asides = Asides::restore(asides.collect());
+        let mut expiring = Expiring::new(counters.floor..counters.expires_below.min(next));
+        let max = settings.dispatch.max_deliveries;
+        let given_up = attempts.iter().filter(|(_, row)| given_up(row, max).is_some());
+        expiring.seek(given_up.map(|(offset, _)| *offset));
         Self {
             log,
             settings: settings.dispatch,
@@ -197,6 +204,7 @@ impl QueueShard {
             delayed: BTreeMap::new(),
             delayed_until: BTreeMap::new(),
             leases: HashMap::default(),
+            expiring,
             dying: Dying::new(metrics.dead_letters_waiting.clone()),
             deadlines: VecDeque::new(),
             consumers: Vec::new(),
@@ -273,6 +281,10 @@ impl QueueShard {
             self.counters.bytes += record.cost();
             caught_up &= self.ready_bytes < READY_BYTES_MAX;
             self.note_oldest(offset, &record);
+            if let Some(at) = record.message.expires_at {
+                self.expiring.note(offset, at);
+                self.counters.expires_below = offset + 1;
+            }
             offset += 1;
             if caught_up {
                 self.push_ready(offset - 1, record);

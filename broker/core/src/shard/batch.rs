@@ -165,6 +165,7 @@ fn add_log(batch: &mut Batch, chunks: &mut Vec<Mutation>, log: &mut Log, epoch: 
     };
     let mut segments = Segments { batch, log: id, builder: None, epoch, blob_bytes: 0 };
     let mut cost = 0;
+    let mut expires_below = None;
     if let Some(before) = log.repeats.take_clear() {
         let (begin, end) = dedup::range_before(&id, before);
         segments.batch.mutations.push(Mutation::ClearRange(begin, end));
@@ -215,6 +216,9 @@ fn add_log(batch: &mut Batch, chunks: &mut Vec<Mutation>, log: &mut Log, epoch: 
         if stored.needs_blob() {
             chunk_payload(chunks, &id, offset, stored);
         }
+        if record.message.expires_at.is_some() {
+            expires_below = Some(offset + 1);
+        }
         cost += record.cost();
         if let (Some(queue), Some(replaced)) = (&log.queue, &mut change.replaced) {
             queue.replace(replaced, offset, &record);
@@ -249,6 +253,7 @@ fn add_log(batch: &mut Batch, chunks: &mut Vec<Mutation>, log: &mut Log, epoch: 
     batch.mutations.push(Mutation::Set(LogState::key(&id), change.state.encode().into()));
     change.queue = log.queue.as_mut().map(|queue| {
         let mut dirty = queue.take_dirty_with(change.replaced.as_ref(), cost, change.state.next);
+        dirty.floor.expires_below = expires_below.unwrap_or(dirty.floor.expires_below);
         dirty.floor.epoch = epoch;
         dirty
     });

@@ -34,6 +34,8 @@ pub(crate) struct Log {
     pub(crate) refilling: bool,
     /// Messages to be moved aside, or rows of such, are being read.
     pub(crate) reading_asides: bool,
+    /// Messages are being read to look whether they have expired.
+    pub(crate) sweeping: bool,
     /// Where retention will cut with the next batch.
     pub(crate) trim: Option<Trim>,
     /// Retention is being worked out.

@@ -380,6 +380,7 @@ async fn load_log(context: &Context, object: &Arc<Object>, id: LogId) -> Result<
         delays,
         refilling: false,
         reading_asides: false,
+        sweeping: false,
         trim: None,
         trimming: false,
         maintain_at: Some(context.clock.now() + upkeep::MAINTAIN_INTERVAL),

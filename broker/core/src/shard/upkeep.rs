@@ -1,22 +1,24 @@
 //! What an owner does unasked: handing out after every turn, timers, reading ahead, retention.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use weir_env::clock::Instant;
+use weir_env::clock::{Instant, Timestamp};
 
 use super::asides::{self, AsideRead};
 use super::batches::RETAKE_WAIT;
 use super::delays::{self, DueRead};
+use super::log::Log;
 use super::logs::{LogKey, key_of};
-use super::owner::ShardOwner;
+use super::owner::{Background, ShardOwner};
 use super::retention::{self, Cut, Rule};
-use super::{AppendError, ReadRecords, Sent, load};
+use super::{AppendError, Context, ReadRecords, Sent, load};
 use crate::catalog::Object;
 use crate::definition::Overflow;
 use crate::error::{Error, Result};
 use crate::keyspace::LogId;
-use crate::queue::{Lag, Limits, Settings};
+use crate::queue::{Lag, Limits, SWEEP_INTERVAL, Settings};
 
 /// Longest time that an acknowledgement waits for a batch to ride along with.
 const ACK_DELAY: Duration = Duration::from_millis(5);
@@ -37,6 +39,8 @@ pub(super) enum Done {
     Refill { log: LogId, from: u64, result: Result<ReadRecords> },
     /// For messages moved aside.
     Asides { log: LogId, result: Result<AsideRead> },
+    /// Records among which those are looked for that have expired.
+    Sweep { log: LogId, from: u64, result: Result<ReadRecords> },
     /// Where a log can be cut.
     Retention { log: LogId, result: Result<Cut> },
     /// Messages whose time has come.
@@ -87,6 +91,7 @@ impl ShardOwner {
                 }));
             }
             self.background.extend(asides::next_read(&self.context, log));
+            self.background.extend(next_sweep(&self.context, log, now));
         }
         self.logs.list(key);
     }
@@ -146,6 +151,7 @@ impl ShardOwner {
             Some(queue) => {
                 queue.sweep(wall);
                 queue.sweep_asides(wall);
+                queue.sweep_expired(wall);
                 Rule::Floor(queue.floor())
             }
             None => Rule::of_stream(&log.object.definition, wall),
@@ -162,12 +168,14 @@ impl ShardOwner {
     pub(super) fn finish_background(&mut self, done: Done) {
         let (Done::Refill { log: id, .. }
         | Done::Asides { log: id, .. }
+        | Done::Sweep { log: id, .. }
         | Done::Retention { log: id, .. }
         | Done::Due { log: id, .. }
         | Done::DeadLetters { log: id, .. }) = &done;
         let (id, key) = (*id, key_of(id));
         let (now, wall) = (self.context.clock.now(), self.context.clock.wall());
         let Some(log) = self.logs.get_mut(key) else { return };
+        let is_refill = matches!(done, Done::Refill { .. });
         let outcome = match done {
             Done::Refill { from, result, .. } => {
                 log.refilling = false;
@@ -177,6 +185,7 @@ impl ShardOwner {
                     }
                 })
             }
+            Done::Sweep { from, result, .. } => finish_sweep(log, from, result, wall),
             Done::DeadLetters { sent, .. } => {
                 if let Some(queue) = &mut log.queue {
                     queue.dead_lettered(sent, now);
@@ -216,7 +225,7 @@ impl ShardOwner {
             }
         };
         if let Err(error) = outcome {
-            let waiting = log.take_unread();
+            let waiting = if is_refill { log.take_unread() } else { VecDeque::new() };
             self.count_refused(AppendError::Failed(error.clone()).label(), waiting.len() as u64);
             for pending in waiting {
                 pending.answer(Err(AppendError::Failed(error.clone())));
@@ -229,6 +238,35 @@ impl ShardOwner {
         }
         self.logs.touch(key);
     }
+}
+
+/// The next read that looks for expired messages of `log`, if one is due.
+fn next_sweep(context: &Context, log: &mut Log, now: Instant) -> Option<Background> {
+    let queue = log.queue.as_ref()?;
+    let (expires, from) = (queue.expires(), queue.wants_sweep().filter(|_| !log.sweeping));
+    if expires {
+        log.maintain_by(now + SWEEP_INTERVAL);
+    }
+    let from = from?;
+    log.sweeping = true;
+    let (store, id) = (Arc::clone(&context.store), log.id);
+    Some(Box::pin(async move {
+        let result = load::read_records(&store, &id, from, REFILL_BYTES).await;
+        Done::Sweep { log: id, from, result }
+    }))
+}
+
+fn finish_sweep(log: &mut Log, from: u64, result: Result<ReadRecords>, wall: Timestamp) -> Result<()> {
+    log.sweeping = false;
+    let Some(queue) = &mut log.queue else { return Ok(()) };
+    match result {
+        Ok((records, end)) => queue.swept(from, end, &records, wall),
+        Err(error) => {
+            queue.sweep_failed();
+            return Err(error);
+        }
+    }
+    Ok(())
 }
 
 /// What a queue's declaration says about handing out.

@@ -125,11 +125,13 @@ async fn without_its_target_a_dead_letter_stays_and_leaves_once_there_is_one() {
     assert!(why.contains("no other queue `dead` in namespace `default`: create it"), "{why}");
     core.close().await;
 
-    // It is known after a restart, and the target may come later than that.
+    // It is known after a restart, without anybody who consumes, and the target may come later than that.
     let core = open(&store, clock, 2).await;
+    core.take_up_queues().await.unwrap();
+    after(5).await;
+    assert_eq!(report(&core, "q").await.dying, 1);
     let mut consumer = TestConsumer::attach(&core, &find(&core, "q"), 1, 10).await;
     consumer.nothing().await;
-    assert_eq!(report(&core, "q").await.dying, 1);
     core.apply(&[with_target("q", "a", "dead"), target("dead")]).await.unwrap();
     let mut reader = TestConsumer::attach(&core, &find(&core, "dead"), 9, 10).await;
     let letter = reader.next().await;

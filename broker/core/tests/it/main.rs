@@ -8,6 +8,7 @@ mod costs;
 mod crashes;
 mod dead_letters;
 mod delays;
+mod expiry;
 mod faults;
 mod last_value;
 mod overflow;
