@@ -36,6 +36,8 @@ pub const SHARDS_MAX: u8 = 64;
 pub struct Object {
     /// Names it in keys.
     pub id: u32,
+    /// Nothing is delivered until it is resumed.
+    pub paused: bool,
     /// Grows with each change.
     pub generation: u64,
     /// Who declared it.
@@ -251,6 +253,7 @@ impl Catalog {
             id: entry.id,
             generation: entry.generation,
             origin: entry.origin,
+            paused: entry.paused,
             filter: definition.topic_filter.as_deref().and_then(|f| TopicFilter::parse(f.to_owned()).ok()),
             key: definition.effective_key().and_then(|key| KeyExpression::parse(key).ok()),
             logs: (0..definition.shards).map(place).collect(),
@@ -403,6 +406,7 @@ fn plan_one(
             id: *next_id,
             state: EntryState::Active,
             origin,
+            paused: false,
             generation: 1,
             definition: definition.clone(),
         };

@@ -361,6 +361,11 @@ impl Core {
         self.owners.close().await;
     }
 
+    /// Time.
+    pub(crate) fn clock(&self) -> &Clock {
+        &self.context.clock
+    }
+
     pub(crate) fn shard(&self, vs: VirtualShard) -> Result<&ShardHandle> {
         self.owners.get(vs)
     }

@@ -16,6 +16,7 @@ pub mod keyspace;
 pub mod message;
 pub mod metrics;
 mod objects;
+pub mod operations;
 pub mod panics;
 pub mod queue;
 pub mod restore;

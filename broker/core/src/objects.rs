@@ -44,6 +44,18 @@ impl Core {
         Ok(object)
     }
 
+    /// Ends deliveries of a queue until it is resumed, or resumes it. What consumers hold they may still acknowledge.
+    ///
+    /// # Errors
+    /// See [`Catalog::pause`](crate::catalog::Catalog::pause).
+    pub async fn pause(&self, name: &str, paused: bool) -> std::result::Result<Arc<Object>, ChangeError> {
+        let object = self.catalog().pause(name, paused).await?;
+        if let Err(error) = self.follow(&object).await {
+            tracing::warn!(name = object.definition.name, %error, "a pause takes effect later");
+        }
+        Ok(object)
+    }
+
     /// Deletes a queue or stream; `delete_data` says what becomes of its records, by default as it was declared.
     ///
     /// # Errors

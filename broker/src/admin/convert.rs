@@ -162,6 +162,15 @@ pub(super) fn shutting_down() -> Status {
 
 pub(super) fn queue(object: &Object, reports: &Reports) -> wire::Queue {
     let definition = &object.definition;
+    let mut conditions = reports.conditions();
+    if object.paused {
+        conditions.push(wire::Condition {
+            r#type: "Paused".into(),
+            status: "True".into(),
+            reason: "PausedByAdmin".into(),
+            message: "nothing is delivered until `weir queue resume`".into(),
+        });
+    }
     wire::Queue {
         name: definition.name.clone(),
         topic_filter: definition.topic_filter.clone().unwrap_or_default(),
@@ -171,13 +180,13 @@ pub(super) fn queue(object: &Object, reports: &Reports) -> wire::Queue {
         in_flight: reports.sum_queue(|queue| queue.inflight),
         consumers: count(reports.consumers().len()),
         bytes: reports.sum_queue(|queue| queue.bytes),
-        paused: false,
+        paused: object.paused,
         waiting: reports.sum_queue(|queue| queue.waiting),
         oldest_ts_micros: reports.oldest(),
         rates: Some(reports.rates()),
         totals: Some(reports.totals()),
         declaration: Some(declaration(object)),
-        conditions: reports.conditions(),
+        conditions,
     }
 }
 

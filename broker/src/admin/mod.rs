@@ -1,6 +1,6 @@
 //! The admin API: `weir.admin.v1` over gRPC, for people and the operator.
 //!
-//! Answers from the core and its store alone and changes nothing. Wire types are made here, at the edge, and go no further.
+//! Answers from the core and its store alone; changes nothing but what calls ask for. Wire types are made here, at the edge, and go no further.
 //! It must never know sessions or connections of MQTT clients. The core owns all state; a call owns what it
 //! reads from.
 
@@ -8,6 +8,7 @@ mod access;
 mod backup;
 mod connections;
 mod convert;
+mod queue_ops;
 mod read;
 #[cfg(test)]
 mod tests;
@@ -186,6 +187,46 @@ impl Admin for Service {
             Ok(convert::queue_description(&object, &reports))
         })
         .await
+    }
+
+    async fn peek_queue(
+        &self,
+        request: Request<wire::PeekQueueRequest>,
+    ) -> Result<Response<wire::PeekQueueResponse>, Status> {
+        self.answer(self.peek(request.into_inner())).await
+    }
+
+    async fn purge_queue(
+        &self,
+        request: Request<wire::PurgeQueueRequest>,
+    ) -> Result<Response<wire::PurgeQueueResponse>, Status> {
+        self.answer(self.purge(request.into_inner())).await
+    }
+
+    async fn redrive_queue(
+        &self,
+        request: Request<wire::RedriveQueueRequest>,
+    ) -> Result<Response<wire::RedriveQueueResponse>, Status> {
+        self.answer(self.redrive(request.into_inner())).await
+    }
+
+    async fn pause_queue(
+        &self,
+        request: Request<wire::PauseQueueRequest>,
+    ) -> Result<Response<wire::PauseQueueResponse>, Status> {
+        let name = request.into_inner().name;
+        let paused = async { Ok(wire::PauseQueueResponse { queue: Some(self.pause(&name, true).await?) }) };
+        self.answer(paused).await
+    }
+
+    async fn resume_queue(
+        &self,
+        request: Request<wire::ResumeQueueRequest>,
+    ) -> Result<Response<wire::ResumeQueueResponse>, Status> {
+        let name = request.into_inner().name;
+        let resumed =
+            async { Ok(wire::ResumeQueueResponse { queue: Some(self.pause(&name, false).await?) }) };
+        self.answer(resumed).await
     }
 
     async fn list_streams(

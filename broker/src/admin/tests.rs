@@ -558,3 +558,73 @@ async fn a_shutdown_ends_a_backup() {
     let (_, why) = outcome(parts).await;
     refused(why.map_or(Ok(()), Err), Code::Unavailable, "shutting down");
 }
+
+#[tokio::test]
+async fn messages_of_a_queue_are_shown_and_purged() {
+    let bench = Bench::new(&[definition(Kind::Queue, "a", "a", 1)]).await;
+    for n in 0..5 {
+        bench.publish("a", &n.to_string()).await;
+    }
+    let _received = bench.consume("a", 7, 2).await;
+    let mut client = bench.client.clone();
+    let peek = wire::PeekQueueRequest { name: "a".into(), limit: 3, payload_bytes: 10, ..Default::default() };
+    let shown = client.peek_queue(peek.clone()).await.unwrap().into_inner();
+    let states: Vec<_> = shown.messages.iter().map(|m| (m.state(), m.consumer.as_str())).collect();
+    let held = (wire::MessageState::InFlight, "c7");
+    assert_eq!(states, [held, held, (wire::MessageState::Ready, "")]);
+    assert_eq!((shown.messages[2].payload.as_ref(), shown.messages[2].payload_len), (&b"2"[..], 1));
+    assert_eq!(shown.next, Some(wire::QueuePosition { offset: 3, ..Default::default() }));
+    let wrong = |change: fn(&mut wire::PeekQueueRequest)| {
+        let mut request = peek.clone();
+        change(&mut request);
+        request
+    };
+    for (request, code, text) in [
+        (wrong(|r| r.limit = 0), Code::InvalidArgument, "allowed: 1 to 1000"),
+        (wrong(|r| r.payload_bytes = 70_000), Code::InvalidArgument, "allowed: up to 65536"),
+        (wrong(|r| r.shard = Some(1)), Code::InvalidArgument, "has shards 0 to 0"),
+        (wrong(|r| r.topic_filter = "a/#/b".into()), Code::InvalidArgument, "is not a topic filter"),
+        (wrong(|r| r.name = "b".into()), Code::NotFound, "there is no queue `b`"),
+    ] {
+        refused(client.peek_queue(request).await, code, text);
+    }
+    let ready = wire::PurgeQueueRequest {
+        name: "a".into(),
+        state: wire::MessageState::Ready.into(),
+        ..Default::default()
+    };
+    assert_eq!(client.purge_queue(ready.clone()).await.unwrap().into_inner().purged, 3);
+    let leaving = wire::PurgeQueueRequest { state: wire::MessageState::Leaving.into(), ..ready };
+    refused(client.purge_queue(leaving).await, Code::InvalidArgument, "dead letters cannot be purged");
+    let all = wire::PurgeQueueRequest { name: "a".into(), ..Default::default() };
+    assert_eq!(client.purge_queue(all).await.unwrap().into_inner().purged, 2);
+    let list = client.list_queues(wire::ListQueuesRequest {}).await.unwrap().into_inner().queues;
+    assert_eq!((list[0].depth, list[0].totals.unwrap().purged), (0, 5));
+    bench.stop().await;
+}
+
+#[tokio::test]
+async fn a_paused_queue_says_so_and_a_queue_is_not_redriven_to_itself() {
+    let bench = Bench::new(&[definition(Kind::Queue, "a", "a", 1)]).await;
+    let mut client = bench.client.clone();
+    let named = || "a".to_owned();
+    let paused = client.pause_queue(wire::PauseQueueRequest { name: named() }).await.unwrap().into_inner();
+    assert!(paused.queue.as_ref().is_some_and(|queue| queue.paused));
+    assert_eq!(paused.queue.unwrap().conditions[1].r#type, "Paused");
+    bench.publish("a", "m").await;
+    let mut received = bench.consume("a", 7, 2).await;
+    let resumed = client.resume_queue(wire::ResumeQueueRequest { name: named() }).await.unwrap().into_inner();
+    assert!(resumed.queue.is_some_and(|queue| !queue.paused && queue.in_flight == 0));
+    assert_eq!(received.recv().await.unwrap().offset, 0);
+    let itself = wire::RedriveQueueRequest { name: named(), to: named(), ..Default::default() };
+    refused(client.redrive_queue(itself).await, Code::InvalidArgument, "cannot be moved to itself");
+    let none = wire::RedriveQueueRequest { name: named(), ..Default::default() };
+    let none = client.redrive_queue(none).await.unwrap().into_inner();
+    assert_eq!((none.moved, none.homeless), (0, 1), "it is no dead letter");
+    refused(
+        client.pause_queue(wire::PauseQueueRequest { name: "b".into() }).await,
+        Code::NotFound,
+        "no queue",
+    );
+    bench.stop().await;
+}

@@ -40,7 +40,7 @@ enum Command {
     Pub(publish::PublishArgs),
     /// Subscribe and print messages, also of queues ($queue/NAME) and streams ($stream/NAME)
     Sub(subscribe::SubscribeArgs),
-    /// Look at queues
+    /// Look at queues and their messages, purge, pause and redrive them
     #[command(subcommand)]
     Queue(queue::QueueCommand),
     /// Look at streams and read them

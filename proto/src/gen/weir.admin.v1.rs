@@ -246,6 +246,172 @@ pub struct QueueConsumer {
     #[prost(uint64, tag = "9")]
     pub ack_p99_micros: u64,
 }
+/// A place in a queue.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct QueuePosition {
+    /// Number of the shard.
+    #[prost(uint32, tag = "1")]
+    pub shard: u32,
+    /// Priority class of the log in it.
+    #[prost(uint32, tag = "2")]
+    pub priority: u32,
+    /// Offset in the log.
+    #[prost(uint64, tag = "3")]
+    pub offset: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PeekQueueRequest {
+    /// Name in `$queue/<name>`.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// Where to begin. Absent: at the front.
+    #[prost(message, optional, tag = "2")]
+    pub from: ::core::option::Option<QueuePosition>,
+    /// Only this shard. Absent: all.
+    #[prost(uint32, optional, tag = "3")]
+    pub shard: ::core::option::Option<u32>,
+    /// Only topics that match this filter; empty: all.
+    #[prost(string, tag = "4")]
+    pub topic_filter: ::prost::alloc::string::String,
+    /// Only messages with this key. Absent: all.
+    #[prost(bytes = "bytes", optional, tag = "5")]
+    pub key: ::core::option::Option<::prost::bytes::Bytes>,
+    /// Messages at most, 1 to 1000.
+    #[prost(uint32, tag = "6")]
+    pub limit: u32,
+    /// Bytes of each payload, up to 65,536; more are cut.
+    #[prost(uint32, tag = "7")]
+    pub payload_bytes: u32,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct PeekQueueResponse {
+    /// In the order of shards and offsets.
+    #[prost(message, repeated, tag = "1")]
+    pub messages: ::prost::alloc::vec::Vec<PeekedMessage>,
+    /// Where to go on. Absent: there are no more.
+    #[prost(message, optional, tag = "2")]
+    pub next: ::core::option::Option<QueuePosition>,
+}
+/// One message of a queue.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct PeekedMessage {
+    #[prost(message, optional, tag = "1")]
+    pub position: ::core::option::Option<QueuePosition>,
+    #[prost(enumeration = "MessageState", tag = "2")]
+    pub state: i32,
+    /// Client id of who holds it; empty if nobody does, or if it is being moved to another queue.
+    #[prost(string, tag = "3")]
+    pub consumer: ::prost::alloc::string::String,
+    /// Until its time for an acknowledgement is over, or its wait, milliseconds.
+    #[prost(uint64, tag = "4")]
+    pub left_millis: u64,
+    /// Deliveries without success.
+    #[prost(uint32, tag = "5")]
+    pub failed_deliveries: u32,
+    /// When the broker stored it, microseconds.
+    #[prost(uint64, tag = "6")]
+    pub ts_micros: u64,
+    /// When it expires, microseconds; 0: never.
+    #[prost(uint64, tag = "7")]
+    pub expires_micros: u64,
+    /// Topic it was published to.
+    #[prost(string, tag = "8")]
+    pub topic: ::prost::alloc::string::String,
+    /// Its key; absent if it has none.
+    #[prost(bytes = "bytes", optional, tag = "9")]
+    pub key: ::core::option::Option<::prost::bytes::Bytes>,
+    /// What was published, or its beginning.
+    #[prost(bytes = "bytes", tag = "10")]
+    pub payload: ::prost::bytes::Bytes,
+    /// Bytes of the whole payload.
+    #[prost(uint64, tag = "11")]
+    pub payload_len: u64,
+    /// MQTT 5 user properties, in their order; names may repeat.
+    #[prost(message, repeated, tag = "12")]
+    pub user_properties: ::prost::alloc::vec::Vec<UserProperty>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PurgeQueueRequest {
+    /// Name in `$queue/<name>`.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// Only messages that came before this time, microseconds; 0: all.
+    #[prost(uint64, tag = "2")]
+    pub before_micros: u64,
+    /// Only messages in this state, which may be all but LEAVING; unspecified: all.
+    #[prost(enumeration = "MessageState", tag = "3")]
+    pub state: i32,
+    /// Where to go on. Absent: at the front.
+    #[prost(message, optional, tag = "4")]
+    pub from: ::core::option::Option<QueuePosition>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PurgeQueueResponse {
+    /// Messages that this call removed.
+    #[prost(uint64, tag = "1")]
+    pub purged: u64,
+    /// Where to go on. Absent: it is done.
+    #[prost(message, optional, tag = "2")]
+    pub next: ::core::option::Option<QueuePosition>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RedriveQueueRequest {
+    /// Name of the queue that holds the dead letters.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// Only dead letters that left the queue of this name; empty: all.
+    #[prost(string, tag = "2")]
+    pub left_queue: ::prost::alloc::string::String,
+    /// Name of the queue that all go to; empty: each to the one it left.
+    #[prost(string, tag = "3")]
+    pub to: ::prost::alloc::string::String,
+    /// Messages at most; 0: no limit.
+    #[prost(uint64, tag = "4")]
+    pub limit: u64,
+    /// Where to go on. Absent: at the front.
+    #[prost(message, optional, tag = "5")]
+    pub from: ::core::option::Option<QueuePosition>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RedriveQueueResponse {
+    /// Messages that this call moved.
+    #[prost(uint64, tag = "1")]
+    pub moved: u64,
+    /// Messages left because a consumer holds them.
+    #[prost(uint64, tag = "2")]
+    pub busy: u64,
+    /// Messages left because they are no dead letters, or the queue they left does not exist.
+    #[prost(uint64, tag = "3")]
+    pub homeless: u64,
+    /// Why a queue did not take a message, and what to do; empty: each was taken. None was moved behind that one.
+    #[prost(string, tag = "4")]
+    pub failure: ::prost::alloc::string::String,
+    /// Where to go on. Absent: it is done.
+    #[prost(message, optional, tag = "5")]
+    pub next: ::core::option::Option<QueuePosition>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PauseQueueRequest {
+    /// Name in `$queue/<name>`.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct PauseQueueResponse {
+    #[prost(message, optional, tag = "1")]
+    pub queue: ::core::option::Option<Queue>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ResumeQueueRequest {
+    /// Name in `$queue/<name>`.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ResumeQueueResponse {
+    #[prost(message, optional, tag = "1")]
+    pub queue: ::core::option::Option<Queue>,
+}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListStreamsRequest {}
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -468,6 +634,47 @@ impl Ordering {
         }
     }
 }
+/// Where a message of a queue is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum MessageState {
+    /// Not said.
+    Unspecified = 0,
+    /// To be delivered to whoever has room.
+    Ready = 1,
+    /// A consumer holds it.
+    InFlight = 2,
+    /// It waits to be delivered again.
+    Waiting = 3,
+    /// It is on its way to the dead letters.
+    Leaving = 4,
+}
+impl MessageState {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "MESSAGE_STATE_UNSPECIFIED",
+            Self::Ready => "MESSAGE_STATE_READY",
+            Self::InFlight => "MESSAGE_STATE_IN_FLIGHT",
+            Self::Waiting => "MESSAGE_STATE_WAITING",
+            Self::Leaving => "MESSAGE_STATE_LEAVING",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "MESSAGE_STATE_UNSPECIFIED" => Some(Self::Unspecified),
+            "MESSAGE_STATE_READY" => Some(Self::Ready),
+            "MESSAGE_STATE_IN_FLIGHT" => Some(Self::InFlight),
+            "MESSAGE_STATE_WAITING" => Some(Self::Waiting),
+            "MESSAGE_STATE_LEAVING" => Some(Self::Leaving),
+            _ => None,
+        }
+    }
+}
 /// Generated client implementations.
 pub mod admin_client {
     #![allow(
@@ -610,6 +817,134 @@ pub mod admin_client {
                 .insert(GrpcMethod::new("weir.admin.v1.Admin", "DescribeQueue"));
             self.inner.unary(req, path, codec).await
         }
+        /// Messages of a queue, without consuming them. Ends early when it has read much: `next` says where to go on.
+        pub async fn peek_queue(
+            &mut self,
+            request: impl tonic::IntoRequest<super::PeekQueueRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::PeekQueueResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/weir.admin.v1.Admin/PeekQueue",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("weir.admin.v1.Admin", "PeekQueue"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Removes messages of a queue, those that consumers hold too. Ends early when it takes long: `next` says where to go
+        /// on.
+        pub async fn purge_queue(
+            &mut self,
+            request: impl tonic::IntoRequest<super::PurgeQueueRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::PurgeQueueResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/weir.admin.v1.Admin/PurgeQueue",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("weir.admin.v1.Admin", "PurgeQueue"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Moves dead letters back to the queues they left. Whatever stops it, none is lost and, going on within the hour, none
+        /// comes twice. Ends early when it takes long: `next` says where to go on.
+        pub async fn redrive_queue(
+            &mut self,
+            request: impl tonic::IntoRequest<super::RedriveQueueRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RedriveQueueResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/weir.admin.v1.Admin/RedriveQueue",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("weir.admin.v1.Admin", "RedriveQueue"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Ends deliveries of a queue until it is resumed, restarts and new declarations included. What consumers hold they
+        /// may still acknowledge; publishers do not notice. Doing it again changes nothing.
+        pub async fn pause_queue(
+            &mut self,
+            request: impl tonic::IntoRequest<super::PauseQueueRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::PauseQueueResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/weir.admin.v1.Admin/PauseQueue",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("weir.admin.v1.Admin", "PauseQueue"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Lets a paused queue deliver again. Doing it again changes nothing.
+        pub async fn resume_queue(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ResumeQueueRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ResumeQueueResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/weir.admin.v1.Admin/ResumeQueue",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("weir.admin.v1.Admin", "ResumeQueue"));
+            self.inner.unary(req, path, codec).await
+        }
         /// All streams, in the order of their names.
         pub async fn list_streams(
             &mut self,
@@ -741,6 +1076,49 @@ pub mod admin_server {
             request: tonic::Request<super::DescribeQueueRequest>,
         ) -> std::result::Result<
             tonic::Response<super::DescribeQueueResponse>,
+            tonic::Status,
+        >;
+        /// Messages of a queue, without consuming them. Ends early when it has read much: `next` says where to go on.
+        async fn peek_queue(
+            &self,
+            request: tonic::Request<super::PeekQueueRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::PeekQueueResponse>,
+            tonic::Status,
+        >;
+        /// Removes messages of a queue, those that consumers hold too. Ends early when it takes long: `next` says where to go
+        /// on.
+        async fn purge_queue(
+            &self,
+            request: tonic::Request<super::PurgeQueueRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::PurgeQueueResponse>,
+            tonic::Status,
+        >;
+        /// Moves dead letters back to the queues they left. Whatever stops it, none is lost and, going on within the hour, none
+        /// comes twice. Ends early when it takes long: `next` says where to go on.
+        async fn redrive_queue(
+            &self,
+            request: tonic::Request<super::RedriveQueueRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RedriveQueueResponse>,
+            tonic::Status,
+        >;
+        /// Ends deliveries of a queue until it is resumed, restarts and new declarations included. What consumers hold they
+        /// may still acknowledge; publishers do not notice. Doing it again changes nothing.
+        async fn pause_queue(
+            &self,
+            request: tonic::Request<super::PauseQueueRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::PauseQueueResponse>,
+            tonic::Status,
+        >;
+        /// Lets a paused queue deliver again. Doing it again changes nothing.
+        async fn resume_queue(
+            &self,
+            request: tonic::Request<super::ResumeQueueRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ResumeQueueResponse>,
             tonic::Status,
         >;
         /// All streams, in the order of their names.
@@ -937,6 +1315,223 @@ pub mod admin_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = DescribeQueueSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/weir.admin.v1.Admin/PeekQueue" => {
+                    #[allow(non_camel_case_types)]
+                    struct PeekQueueSvc<T: Admin>(pub Arc<T>);
+                    impl<T: Admin> tonic::server::UnaryService<super::PeekQueueRequest>
+                    for PeekQueueSvc<T> {
+                        type Response = super::PeekQueueResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::PeekQueueRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::peek_queue(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = PeekQueueSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/weir.admin.v1.Admin/PurgeQueue" => {
+                    #[allow(non_camel_case_types)]
+                    struct PurgeQueueSvc<T: Admin>(pub Arc<T>);
+                    impl<T: Admin> tonic::server::UnaryService<super::PurgeQueueRequest>
+                    for PurgeQueueSvc<T> {
+                        type Response = super::PurgeQueueResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::PurgeQueueRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::purge_queue(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = PurgeQueueSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/weir.admin.v1.Admin/RedriveQueue" => {
+                    #[allow(non_camel_case_types)]
+                    struct RedriveQueueSvc<T: Admin>(pub Arc<T>);
+                    impl<
+                        T: Admin,
+                    > tonic::server::UnaryService<super::RedriveQueueRequest>
+                    for RedriveQueueSvc<T> {
+                        type Response = super::RedriveQueueResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::RedriveQueueRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::redrive_queue(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RedriveQueueSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/weir.admin.v1.Admin/PauseQueue" => {
+                    #[allow(non_camel_case_types)]
+                    struct PauseQueueSvc<T: Admin>(pub Arc<T>);
+                    impl<T: Admin> tonic::server::UnaryService<super::PauseQueueRequest>
+                    for PauseQueueSvc<T> {
+                        type Response = super::PauseQueueResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::PauseQueueRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::pause_queue(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = PauseQueueSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/weir.admin.v1.Admin/ResumeQueue" => {
+                    #[allow(non_camel_case_types)]
+                    struct ResumeQueueSvc<T: Admin>(pub Arc<T>);
+                    impl<T: Admin> tonic::server::UnaryService<super::ResumeQueueRequest>
+                    for ResumeQueueSvc<T> {
+                        type Response = super::ResumeQueueResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ResumeQueueRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::resume_queue(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ResumeQueueSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -72,6 +72,7 @@ enum Op<'a> {
     Create { definition: &'a Definition, origin: Origin },
     Update { definition: &'a Definition, generation: u64 },
     Delete { delete_data: Option<bool>, now: Timestamp },
+    Pause { paused: bool },
 }
 
 /// What a transaction made of an entry.
@@ -124,6 +125,15 @@ impl Catalog {
             Change::Kept(_) => Deleted::Orphaned,
             Change::Removed(_) => Deleted::Removed(self.of(&change)),
         })
+    }
+
+    /// Pauses or resumes a queue, whoever declared it.
+    ///
+    /// # Errors
+    /// If there is none, or the store fails.
+    pub async fn pause(&self, name: &str, paused: bool) -> Result<Arc<Object>, ChangeError> {
+        let change = self.change(Kind::Queue, name, Op::Pause { paused }).await?;
+        Ok(self.of(&change))
     }
 
     /// Queues and streams that were deleted before `before` and whose records may not all be removed.
@@ -217,7 +227,7 @@ async fn change_in(
     match (&changed, op) {
         (Ok(Change::Kept(entry)), _) => tx.set(&key, &entry.encode()),
         (Ok(Change::Removed(entry)), Op::Delete { now, .. }) => remove(tx, entry, *now),
-        (Ok(Change::Removed(_)), Op::Create { .. } | Op::Update { .. }) | (Err(_), _) => {}
+        (Ok(Change::Removed(_)), Op::Create { .. } | Op::Update { .. } | Op::Pause { .. }) | (Err(_), _) => {}
     }
     *attempted.lock() = changed.as_ref().ok().cloned();
     Ok(changed)
@@ -265,6 +275,12 @@ fn planned(
             }
             entry.generation += u64::from(is_active(&entry));
             entry.state = EntryState::Orphaned;
+            Ok(Change::Kept(entry))
+        }
+        Op::Pause { paused } => {
+            let mut entry = stored.filter(is_active).ok_or_else(missing)?;
+            entry.generation += u64::from(entry.paused != *paused);
+            entry.paused = *paused;
             Ok(Change::Kept(entry))
         }
     }

@@ -1,7 +1,7 @@
 //! Catalog entries: the queues and streams there are.
 //!
-//! Entry: key `C`, kind (`q` or `s`), name. Value: format 1, catalog id u32, state u8, origin u8, generation u64,
-//! definition as JSON. Next id: key `C`, `n`. Value: format 1, u32.
+//! Entry: key `C`, kind (`q` or `s`), name. Value: format 1, catalog id u32, state u8, origin u8, paused u8,
+//! generation u64, definition as JSON. Next id: key `C`, `n`. Value: format 1, u32.
 //! Removal to be finished: key `C`, `d`, catalog id u32. Value: format 1, time u64, then an entry's value.
 
 use bytes::Bytes;
@@ -53,6 +53,8 @@ pub struct CatalogEntry {
     pub state: EntryState,
     /// Who declared it last.
     pub origin: Origin,
+    /// Nothing is delivered until somebody resumes it; new declarations leave that as it is.
+    pub paused: bool,
     /// Grows with each change.
     pub generation: u64,
     /// What it is declared to be.
@@ -89,8 +91,8 @@ impl CatalogEntry {
             Origin::Admin => 1,
             Origin::Automatic => 2,
         };
-        let writer = Writer::new(FORMAT).u32(self.id).u8(state).u8(origin).u64(self.generation);
-        writer.raw(&definition).finish()
+        let writer = Writer::new(FORMAT).u32(self.id).u8(state).u8(origin).u8(u8::from(self.paused));
+        writer.u64(self.generation).raw(&definition).finish()
     }
 
     /// Reads a value.
@@ -111,10 +113,11 @@ impl CatalogEntry {
             2 => Origin::Automatic,
             _ => return Err(DecodeError::Invalid("catalog origin")),
         };
+        let paused = reader.u8("catalog pause")? != 0;
         let generation = reader.u64("catalog generation")?;
         let definition =
             serde_json::from_slice(&reader.rest()).map_err(|_| DecodeError::Invalid("catalog definition"))?;
-        Ok(Self { id, state, origin, generation, definition })
+        Ok(Self { id, state, origin, paused, generation, definition })
     }
 }
 
@@ -188,6 +191,7 @@ mod tests {
             id: 7,
             state: EntryState::Orphaned,
             origin: Origin::Automatic,
+            paused: true,
             generation: 2,
             definition: Definition {
                 kind: Kind::Queue,
@@ -207,7 +211,9 @@ mod tests {
         assert_eq!(CatalogEntry::key(Kind::Queue, "q"), b"Cqq");
         let bytes = entry.encode();
         assert!(
-            bytes.starts_with(b"\x01\0\0\0\x07\x01\x02\0\0\0\0\0\0\0\x02{\"kind\":\"queue\",\"name\":\"q\"")
+            bytes.starts_with(
+                b"\x01\0\0\0\x07\x01\x02\x01\0\0\0\0\0\0\0\x02{\"kind\":\"queue\",\"name\":\"q\""
+            )
         );
         assert_eq!(CatalogEntry::decode(bytes.clone().into()), Ok(entry.clone()));
         let removal = Removal { at: Timestamp::from_micros(5), entry };

@@ -92,6 +92,11 @@ impl Asides {
         self.by_offset.len()
     }
 
+    /// When the first of them came.
+    pub(super) fn oldest(&self) -> Option<Timestamp> {
+        self.by_offset.first_key_value().map(|(_, aside)| aside.published_at)
+    }
+
     /// The message is done. What it counted as, if it is here.
     pub(super) fn end(&mut self, offset: u64) -> Option<u64> {
         let aside = self.by_offset.remove(&offset)?;
@@ -112,7 +117,7 @@ impl Asides {
     }
 
     /// It is in memory, or need not be. False if it was before.
-    fn read(&mut self, offset: u64) -> bool {
+    pub(super) fn read(&mut self, offset: u64) -> bool {
         self.sought.remove(&offset);
         self.unread.remove(&offset)
     }
@@ -263,7 +268,7 @@ impl QueueShard {
         if !self.asides.is_written() || self.dying.is_full() {
             return None;
         }
-        let wanted = (!self.consumers.is_empty() || self.keeps_front())
+        let wanted = (!self.is_idle() || self.keeps_front())
             && self.again.is_empty()
             && self.delayed.len() < RETRY_MAX;
         let next = if wanted { self.asides.unread.first() } else { self.asides.sought.first() };
@@ -283,7 +288,7 @@ impl QueueShard {
         for (offset, record) in records {
             seen.insert(offset);
             let is_expired = self.expiry(&record).is_some_and(|at| at <= wall);
-            let is_wanted = !self.consumers.is_empty() || self.keeps_front() || is_expired;
+            let is_wanted = !self.is_idle() || self.keeps_front() || is_expired;
             if !is_wanted || !self.asides.read(offset) {
                 continue;
             }

@@ -32,7 +32,7 @@ impl QueueShard {
                 self.give_up(offset, &record, why);
                 continue;
             }
-            if self.consumers.is_empty() {
+            if self.is_idle() {
                 self.rest(expires);
                 break;
             }

@@ -14,6 +14,7 @@ mod last_value;
 mod latency;
 #[cfg(test)]
 mod model;
+mod ops;
 mod overflow;
 mod retry;
 mod shard;
@@ -27,6 +28,7 @@ pub use ends::{DeadReason, End};
 pub(crate) use expiring::SWEEP_INTERVAL;
 pub(crate) use last_value::Replaced;
 pub use latency::AckLatency;
+pub use ops::{MessageState, StateFilter};
 pub use overflow::Limits;
 pub(crate) use overflow::{Evicted, Room};
 pub(crate) use shard::DirtyQueue;

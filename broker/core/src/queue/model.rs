@@ -110,6 +110,7 @@ fn restore(stored: &Stored, next: u64, settings: &DispatchSettings, last_value: 
         lag,
         limits: Limits::default(),
         last_value,
+        paused: false,
     };
     QueueShard::restore(LOG, stored, settings, Seed::fixed(1), Metrics::default())
 }

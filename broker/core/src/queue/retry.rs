@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use weir_env::clock::{Instant, Timestamp};
 
+use super::ops::is_operator;
 use super::shard::QueueShard;
 use super::{ConsumerId, DeadReason};
 use crate::keyspace::queue::{Attempts, Failure};
@@ -36,6 +37,10 @@ impl QueueShard {
     pub(super) fn retry_later(&mut self, offset: u64, why: Failure, now: Instant, wall: Timestamp) {
         let Some(lease) = self.leases.remove(&offset) else { return };
         if self.drop_superseded(offset, &lease.record) {
+            return;
+        }
+        if is_operator(&lease) {
+            self.again.insert(offset, (lease.record, None));
             return;
         }
         if self.count_attempt(offset, &lease.record, why) {

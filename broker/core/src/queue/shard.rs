@@ -103,6 +103,8 @@ pub struct Settings {
     pub limits: Limits,
     /// Whether only the newest message of each key is kept.
     pub last_value: bool,
+    /// Nothing is delivered.
+    pub paused: bool,
 }
 
 /// What is known of the first message that is not done while nobody consumes.
@@ -126,6 +128,7 @@ pub struct QueueShard {
     pub(super) limits: Limits,
     /// Messages that wait for their time outside of the log, and their bytes.
     scheduled: (u64, u64),
+    pub(super) paused: bool,
     pub(super) counters: QueueFloor,
     pub(super) acks: Acks,
     pub(super) attempts: BTreeMap<u64, Attempts>,
@@ -187,6 +190,7 @@ impl QueueShard {
             has_dead_letters: settings.has_dead_letters,
             limits: settings.limits,
             scheduled: (0, 0),
+            paused: settings.paused,
             acks: Acks::new(counters.floor, blocks),
             attempts,
             attempts_dirty: Vec::new(),
@@ -214,6 +218,11 @@ impl QueueShard {
             metrics,
             stats: Stats::default(),
         }
+    }
+
+    /// Whether nothing is delivered: nobody consumes, or it is paused.
+    pub(super) fn is_idle(&self) -> bool {
+        self.paused || self.consumers.is_empty()
     }
 
     /// Messages that are not done.
@@ -274,7 +283,7 @@ impl QueueShard {
 
     /// Records appended at the end of the log and committed. Kept if everything before is in memory.
     pub fn appended(&mut self, base: u64, records: impl Iterator<Item = Arc<Record>>) {
-        let is_wanted = !self.consumers.is_empty() || self.keeps_front();
+        let is_wanted = !self.is_idle() || self.keeps_front();
         let mut caught_up = self.read_next == base && is_wanted;
         let mut offset = base;
         for record in records {
@@ -299,14 +308,14 @@ impl QueueShard {
     pub fn wants_records(&self) -> Option<u64> {
         let low = self.ready_bytes < READY_BYTES_MAX / 2;
         let is_sought = self.front == Front::Sought && self.ready.is_empty();
-        let wanted = !self.consumers.is_empty() || is_sought || self.keeps_front();
+        let wanted = !self.is_idle() || is_sought || self.keeps_front();
         (low && wanted && self.read_next < self.next).then_some(self.read_next)
     }
 
     /// While nobody consumes: when [`QueueShard::sweep`] could find an expired message.
     #[must_use]
     pub fn sweep_due(&self) -> Option<Timestamp> {
-        let idle = self.consumers.is_empty() && self.in_log() > 0;
+        let idle = self.is_idle() && self.in_log() > 0;
         match self.front {
             Front::Unknown | Front::Sought => idle.then(Timestamp::default),
             Front::Lasts(until) => until.filter(|_| idle),
@@ -329,6 +338,21 @@ impl QueueShard {
                 self.asides.forget(offset);
             }
             self.ready_bytes = 0;
+        }
+    }
+
+    /// Nothing between what is in memory and the end of the log is to be read.
+    pub(super) fn skip_to_end(&mut self) {
+        self.read_next = self.next;
+        self.ready = VecDeque::new();
+        self.ready_bytes = 0;
+    }
+
+    /// Takes a message out of those that wait for their first delivery.
+    pub(super) fn forget_ready(&mut self, offset: u64) {
+        let Ok(at) = self.ready.binary_search_by_key(&offset, |(offset, _)| *offset) else { return };
+        if let Some((_, record)) = self.ready.remove(at) {
+            self.ready_bytes = self.ready_bytes.saturating_sub(record.message.size());
         }
     }
 
@@ -414,7 +438,7 @@ impl QueueShard {
             };
             self.again.insert(offset, (lease.record, avoid));
         }
-        if self.consumers.is_empty() {
+        if self.is_idle() {
             self.front = Front::Unknown;
         }
     }

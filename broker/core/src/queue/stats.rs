@@ -187,7 +187,8 @@ impl QueueShard {
     #[must_use]
     pub fn oldest(&self) -> Option<Timestamp> {
         let floor = self.acks.floor();
-        self.stats.oldest.filter(|(offset, _)| *offset == floor && floor < self.next).map(|(_, at)| at)
+        let at_floor = self.stats.oldest.filter(|(offset, _)| *offset == floor && floor < self.next);
+        self.asides.oldest().or(at_floor.map(|(_, at)| at))
     }
 
     /// Messages that wait to be delivered again.

@@ -12,6 +12,7 @@ impl QueueShard {
         let before = std::mem::replace(&mut self.settings, settings.dispatch);
         self.max_age = settings.max_age;
         self.limits = settings.limits;
+        self.paused = settings.paused;
         self.set_dead_letters(settings.has_dead_letters);
         self.lag = settings.lag;
         self.front = Front::Unknown;

@@ -14,6 +14,7 @@ mod fence;
 mod load;
 mod log;
 mod logs;
+mod ops;
 mod owner;
 mod owners;
 mod repeats;
@@ -45,8 +46,9 @@ pub use dead_letters::{
     DELIVERY_COUNT_PROPERTY, PublishLetters, QUEUE_PROPERTY, REASON_PROPERTY, TOPIC_PROPERTY, TopicLetter,
 };
 pub(crate) use dead_letters::{DeadLetter, DeadLetters, Sent};
-pub(crate) use load::read_records;
 pub use load::{load_blob, read_segments};
+pub(crate) use load::{read_asides, read_records};
+pub(crate) use ops::{Operation, States};
 pub(crate) use owners::Owners;
 pub use repeats::DEDUP_IDS_MAX;
 use repeats::Names;
@@ -192,6 +194,7 @@ pub(crate) enum Command {
     Update { object: Arc<Object>, log: LogId },
     Delete { log: LogId, reply: oneshot::Sender<Result<()>> },
     Describe { object: Arc<Object>, log: LogId, reply: oneshot::Sender<Result<LogReport>> },
+    Operate { object: Arc<Object>, log: LogId, operation: Operation },
     Close { reply: oneshot::Sender<()> },
 }
 

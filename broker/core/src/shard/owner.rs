@@ -169,6 +169,7 @@ impl ShardOwner {
                 let result = self.log_mut(&object, log).await.map(|log| report(log, now));
                 let _ = reply.send(result);
             }
+            Command::Operate { object, log, operation } => self.operate(&object, log, operation).await,
             Command::Close { reply } => self.closing = Some(reply),
         }
     }
@@ -303,6 +304,11 @@ impl ShardOwner {
             change(queue, now);
             self.logs.touch(key);
         }
+    }
+
+    /// What follows from a change of a log happens at the end of the turn.
+    pub(super) fn touch_log(&mut self, id: LogId) {
+        self.logs.touch(key_of(&id));
     }
 
     fn update(&mut self, object: Arc<Object>, id: LogId) {

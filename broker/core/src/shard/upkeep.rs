@@ -284,5 +284,6 @@ pub(super) fn settings(object: &Object, lag: Lag) -> Settings {
             drops_oldest: definition.queue.overflow == Overflow::DropOldest,
         },
         last_value: definition.last_value,
+        paused: object.paused,
     }
 }

@@ -11,6 +11,7 @@ mod delays;
 mod expiry;
 mod faults;
 mod last_value;
+mod operations;
 mod overflow;
 mod queues;
 mod sessions;

@@ -5,6 +5,10 @@
 mod consumers;
 mod describe;
 mod list;
+mod pause;
+mod peek;
+mod purge;
+mod redrive;
 
 use clap::Subcommand;
 use weir_proto::admin::v1 as wire;
@@ -32,6 +36,26 @@ pub(super) enum QueueCommand {
         #[command(flatten)]
         admin: AdminArgs,
     },
+    /// Show messages without consuming them
+    Peek(peek::PeekArgs),
+    /// Remove messages for good, those that consumers hold too
+    Purge(purge::PurgeArgs),
+    /// Move dead letters back to the queues they left
+    Redrive(redrive::RedriveArgs),
+    /// Deliver nothing until it is resumed; consumers may acknowledge what they hold
+    Pause {
+        /// Name of the queue
+        name: String,
+        #[command(flatten)]
+        admin: AdminArgs,
+    },
+    /// Let a paused queue deliver again
+    Resume {
+        /// Name of the queue
+        name: String,
+        #[command(flatten)]
+        admin: AdminArgs,
+    },
 }
 
 pub(super) async fn run(command: &QueueCommand) -> anyhow::Result<()> {
@@ -39,6 +63,11 @@ pub(super) async fn run(command: &QueueCommand) -> anyhow::Result<()> {
         QueueCommand::List { admin } => list::run(admin).await,
         QueueCommand::Describe { name, admin } => describe::run(admin, name).await,
         QueueCommand::Consumers { name, admin } => consumers::run(admin, name).await,
+        QueueCommand::Peek(args) => peek::run(args).await,
+        QueueCommand::Purge(args) => purge::run(args).await,
+        QueueCommand::Redrive(args) => redrive::run(args).await,
+        QueueCommand::Pause { name, admin } => pause::run(admin, name, true).await,
+        QueueCommand::Resume { name, admin } => pause::run(admin, name, false).await,
     }
 }
 

@@ -93,6 +93,82 @@ impl Admin for Canned {
         }))
     }
 
+    async fn peek_queue(
+        &self,
+        request: Request<PeekQueueRequest>,
+    ) -> Result<Response<PeekQueueResponse>, Status> {
+        let request = request.into_inner();
+        let at = |offset| Some(QueuePosition { shard: 1, priority: 0, offset });
+        // The second page begins where the first has ended.
+        let Some(from) = request.from else {
+            let held = PeekedMessage {
+                position: at(4),
+                state: MessageState::InFlight.into(),
+                consumer: "worker-1".into(),
+                left_millis: 12_000,
+                failed_deliveries: 2,
+                ts_micros: 1_700_000_000_000_000,
+                topic: "sensor/1/data".into(),
+                key: Some("k".into()),
+                payload: "{\"t\": 20".into(),
+                payload_len: 300,
+                user_properties: vec![UserProperty { name: "n".into(), value: "v\u{1b}[2J".into() }],
+                ..PeekedMessage::default()
+            };
+            return Ok(Response::new(PeekQueueResponse { messages: vec![held], next: at(5) }));
+        };
+        let ready = PeekedMessage {
+            position: Some(from),
+            state: MessageState::Ready.into(),
+            ts_micros: 1_700_000_001_000_000,
+            topic: request.topic_filter,
+            payload: vec![0xff, 0x00].into(),
+            payload_len: 2,
+            ..PeekedMessage::default()
+        };
+        Ok(Response::new(PeekQueueResponse { messages: vec![ready], next: None }))
+    }
+
+    async fn purge_queue(
+        &self,
+        request: Request<PurgeQueueRequest>,
+    ) -> Result<Response<PurgeQueueResponse>, Status> {
+        let request = request.into_inner();
+        let next = request.from.is_none().then(QueuePosition::default);
+        let purged = if request.state() == MessageState::Waiting { 3 } else { 20 };
+        Ok(Response::new(PurgeQueueResponse { purged, next }))
+    }
+
+    async fn redrive_queue(
+        &self,
+        request: Request<RedriveQueueRequest>,
+    ) -> Result<Response<RedriveQueueResponse>, Status> {
+        let request = request.into_inner();
+        let mut response = RedriveQueueResponse { moved: 2, busy: 1, homeless: 1, ..Default::default() };
+        if request.to == "full" {
+            response.failure = "full is full: retention.maxMessages has reached its limit".into();
+        } else if request.from.is_none() {
+            response.next = Some(QueuePosition::default());
+        }
+        Ok(Response::new(response))
+    }
+
+    async fn pause_queue(
+        &self,
+        _: Request<PauseQueueRequest>,
+    ) -> Result<Response<PauseQueueResponse>, Status> {
+        let mut queue = queue();
+        queue.paused = true;
+        Ok(Response::new(PauseQueueResponse { queue: Some(queue) }))
+    }
+
+    async fn resume_queue(
+        &self,
+        _: Request<ResumeQueueRequest>,
+    ) -> Result<Response<ResumeQueueResponse>, Status> {
+        Ok(Response::new(ResumeQueueResponse { queue: Some(queue()) }))
+    }
+
     async fn list_streams(
         &self,
         _: Request<ListStreamsRequest>,
