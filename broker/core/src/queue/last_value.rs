@@ -12,7 +12,6 @@ use weir_env::seed::HashMap;
 
 use super::shard::{DirtyQueue, QueueShard};
 use super::{AsideChange, End, Evicted};
-use crate::keyspace::queue::Attempts;
 use crate::keyspace::segment::Record;
 
 /// Keys of one shard with a message that is not done.
@@ -146,8 +145,7 @@ impl QueueShard {
     ) -> DirtyQueue {
         let mut dirty = self.take_dirty();
         dirty.floor.bytes += cost;
-        let is_some = |replaced: &&Replaced| !replaced.ends.is_empty() || !replaced.held.is_empty();
-        let Some(replaced) = replaced.filter(is_some) else { return dirty };
+        let Some(replaced) = replaced.filter(|replaced| !replaced.ends.is_empty()) else { return dirty };
         let mut acks = self.acks.clone();
         for offset in replaced.ends.keys() {
             match self.asides.blob_of(*offset) {
@@ -160,10 +158,6 @@ impl QueueShard {
             dirty.floor.superseded += 1;
         }
         dirty.floor.bytes = dirty.floor.bytes.saturating_sub(replaced.freed);
-        for offset in &replaced.held {
-            let attempts = self.attempts.get(offset).copied().unwrap_or_default();
-            dirty.attempts.insert(*offset, Some(Attempts { superseded: true, ..attempts }));
-        }
         dirty.floor.floor = acks.floor();
         let blocks = acks.take_dirty();
         // If it does not come about in memory, they are written again.
@@ -187,11 +181,10 @@ impl QueueShard {
         }
         for offset in &replaced.held {
             if self.leases.contains_key(offset) {
+                // In the store the newer one says so, until its own end is written, and this with it.
                 self.mark_superseded(*offset);
             } else if !self.dying.contains(*offset) {
-                self.end_superseded(*offset, 0);
-                self.touch_attempts(*offset);
-                changed = true;
+                changed |= self.end_superseded(*offset, 0);
             }
         }
         if let Some(values) = &mut self.last_values {

@@ -34,7 +34,8 @@ enum Step {
     Wait(u16),
     Commit,
     FailedCommit,
-    MoveAside,
+    /// With or without a failed commit at first.
+    MoveAside(bool),
     Restart {
         commit: bool,
     },
@@ -43,14 +44,14 @@ enum Step {
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         4 => (1..20u8, any::<bool>()).prop_map(|(n, meanwhile)| Step::Append(n, meanwhile)),
-        1 => (1..20u8).prop_map(Step::FailedAppend),
+        2 => (1..20u8).prop_map(Step::FailedAppend),
         2 => (1..12u8).prop_map(Step::Attach),
         1 => (any::<u8>(), any::<bool>()).prop_map(|(n, vanished)| Step::Detach(n, vanished)),
         10 => (any::<u8>(), any::<u8>()).prop_map(|(n, verdict)| Step::Settle(n, verdict)),
         2 => (0..8000u16).prop_map(Step::Wait),
         1 => Just(Step::Commit),
         1 => Just(Step::FailedCommit),
-        2 => Just(Step::MoveAside),
+        3 => any::<bool>().prop_map(Step::MoveAside),
         1 => any::<bool>().prop_map(|commit| Step::Restart { commit }),
     ]
 }
@@ -156,7 +157,7 @@ impl World {
             Step::Wait(millis) => self.wait(Duration::from_millis(u64::from(millis))),
             Step::Commit => self.commit(),
             Step::FailedCommit => self.fail_commit(),
-            Step::MoveAside => self.move_aside(),
+            Step::MoveAside(fails) => self.move_aside(fails),
             Step::Restart { commit } => self.restart(commit),
         }
         self.pump();
@@ -197,6 +198,10 @@ impl World {
                 }
             }
         }
+        let flagged = self.stored.attempts.iter().filter(|(_, attempts)| attempts.aside.is_some());
+        let flagged: Vec<u64> = flagged.map(|(offset, _)| *offset).collect();
+        let rows: Vec<u64> = self.stored.asides.keys().copied().collect();
+        assert_eq!(rows, flagged, "each message aside has both rows");
     }
 
     /// A commit that fails.
@@ -206,13 +211,16 @@ impl World {
     }
 
     /// What the owner does when it looks where the log can be cut, time and again.
-    fn move_aside(&mut self) {
+    fn move_aside(&mut self, fails: bool) {
         self.shard.check_lag(0);
         while let Some(from) = self.shard.wants_stragglers() {
             let at = usize::try_from(from).unwrap();
             let records = self.log[at..].iter().take(7).map(|record| (**record).clone());
             self.shard.move_aside((from..).zip(records).collect());
             assert!(self.shard.floor() > from);
+            if fails {
+                self.fail_commit();
+            }
             self.commit();
             self.shard.check_lag(0);
         }
@@ -222,16 +230,17 @@ impl World {
         assert!(lag <= 4 || span > 2 * lag, "{lag} done messages of {span} above the floor");
     }
 
-    /// Records from `base` on, and what the shard makes of them: some have one of three keys, some have none.
+    /// Records from `base` on, and what the shard makes of them: some have one of a few keys, some have none.
     fn plan(&self, count: usize) -> (Vec<Arc<Record>>, Option<Replaced>) {
         let mut replaced = self.shard.replacing();
         let mut records = Vec::new();
         for offset in (self.next()..).take(count) {
-            let key = match offset * 7 % 5 {
+            let key = match (offset * offset).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 60 {
                 _ if !self.last_value => RecordKey::None,
-                3 => RecordKey::None,
-                4 => RecordKey::Topic,
-                n => RecordKey::Bytes(vec![u8::try_from(n % 2).unwrap()].into()),
+                0 => RecordKey::None,
+                // One key often, six rarely.
+                1..10 => RecordKey::Topic,
+                n => RecordKey::Bytes(vec![u8::try_from(n).unwrap()].into()),
             };
             let message = crate::message::Message { expires_at: None, ..full_message() };
             let record = Record { message, key, blob_len: None, span: tracing::Span::none() };
@@ -286,6 +295,7 @@ impl World {
         if let Some(replaced) = &replaced {
             self.shard.replaced(replaced);
         }
+        assert!(meanwhile || !self.shard.is_dirty(), "all is in the store");
         for offset in ends.into_iter().chain(held) {
             self.replaced.insert(offset);
             if !self.held.contains_key(&offset) {
