@@ -85,6 +85,10 @@ impl QueueShard {
         if self.has_dead_letters && self.dying.is_full() {
             return Room::None;
         }
+        if self.wants_asides().is_some() {
+            // Older than all of the log.
+            return Room::Unread;
+        }
         let Some((offset, record)) = self.take_oldest() else {
             let has_more = self.read_next < self.next || self.asides.has_unread();
             return if has_more { Room::Unread } else { Room::None };

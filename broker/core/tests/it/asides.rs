@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use weir_core::Core;
 use weir_core::catalog::Object;
-use weir_core::definition::{Definition, DispatchSettings, Kind, Retention};
+use weir_core::definition::{DeadLetterTarget, Definition, DispatchSettings, Kind, Overflow, Retention};
 use weir_core::key::Publisher;
 use weir_core::keyspace::{LogId, aside, log_blob, queue};
 use weir_core::queue::Verdict;
@@ -134,19 +134,54 @@ async fn a_straggler_leaves_the_log_and_comes_again_after_a_crash() {
 
 #[tokio::test(start_paused = true)]
 async fn what_was_moved_aside_expires_although_nobody_consumes() {
-    let mut q = definition(Kind::Queue, "q", "a", 1);
-    q.retention = Retention { max_age_ms: 600_000, ..Retention::default() };
+    for has_dead_letters in [false, true] {
+        let mut q = definition(Kind::Queue, "q", "a", 1);
+        q.retention = Retention { max_age_ms: 600_000, ..Retention::default() };
+        q.queue.dead_letter = has_dead_letters.then(|| DeadLetterTarget::Object("dead".into()));
+        let mut world = World::start(q.clone()).await;
+        let dead = Definition { topic_filter: None, ..definition(Kind::Queue, "dead", "", 1) };
+        world.core.apply(&[q, dead]).await.unwrap();
+        world.publish_many().await;
+        let mut consumer = TestConsumer::attach(&world.core, &world.queue, 1, 1000).await;
+        acknowledge_all_but(&world, &mut consumer, MANY, &[3, 700]).await;
+        tokio::time::sleep(Duration::from_secs(15)).await;
+        assert_eq!(world.report().await.queue.unwrap().aside, 2);
+        world.crash().await;
+        assert_eq!(world.report().await.queue.unwrap().depth, 2);
+        tokio::time::sleep(Duration::from_secs(700)).await;
+        let queue = world.report().await.queue.unwrap();
+        let counters = (queue.counters.expired, queue.counters.dead_lettered);
+        let expected = if has_dead_letters { (0, 2) } else { (2, 0) };
+        assert_eq!((queue.depth, queue.aside, counters), (0, 0, expected));
+        world.core.close().await;
+        assert_eq!(world.rows().await, [0; 3]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_moved_aside_is_the_oldest_that_makes_room() {
+    let mut q = Definition { last_value: true, ..definition(Kind::Queue, "q", "#", 1) };
+    q.retention = Retention { max_messages: 3, ..Retention::default() };
+    q.queue.overflow = Overflow::DropOldest;
     let mut world = World::start(q).await;
+    for topic in ["rare/1", "rare/2"] {
+        publish(&world.core, world.clock, topic, "m").await.unwrap();
+    }
     world.publish_many().await;
-    let mut consumer = TestConsumer::attach(&world.core, &world.queue, 1, 1000).await;
-    acknowledge_all_but(&world, &mut consumer, MANY, &[3, 700]).await;
     tokio::time::sleep(Duration::from_secs(15)).await;
-    assert_eq!(world.report().await.queue.unwrap().aside, 2);
-    world.crash().await;
-    assert_eq!(world.report().await.queue.unwrap().depth, 2);
-    tokio::time::sleep(Duration::from_secs(700)).await;
     let queue = world.report().await.queue.unwrap();
-    assert_eq!((queue.depth, queue.aside, queue.counters.expired), (0, 0, 2));
+    assert_eq!((queue.depth, queue.aside), (3, 2));
+    world.crash().await;
+    publish(&world.core, world.clock, "new", "m").await.unwrap();
+    let queue = world.report().await.queue.unwrap();
+    assert_eq!((queue.depth, queue.aside, queue.counters.overflowed), (3, 1, 1));
+    let mut consumer = TestConsumer::attach(&world.core, &world.queue, 1, 10).await;
+    for topic in ["rare/2", "a", "new"] {
+        let delivery = consumer.next().await;
+        assert_eq!(delivery.record.message.topic.as_str(), topic);
+        consumer.ack(&world.core, &delivery).await;
+    }
+    consumer.nothing().await;
     world.core.close().await;
     assert_eq!(world.rows().await, [0; 3]);
 }
