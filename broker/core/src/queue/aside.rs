@@ -306,3 +306,56 @@ impl QueueShard {
         missing
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use weir_env::seed::Seed;
+
+    use super::*;
+    use crate::keyspace::segment::RecordKey;
+    use crate::keyspace::{LogId, VirtualShard};
+    use crate::message::tests::full_message;
+    use crate::metrics::Metrics;
+    use crate::queue::{Settings, StoredQueue};
+
+    const LOG: LogId = LogId { vs: VirtualShard(0), object: 1, shard: 0, class: 0 };
+    /// Messages of which every third is not done: more than may be moved.
+    const MESSAGES: u64 = ASIDE_MAX as u64 * 3 + 3000;
+
+    /// Moves what is to be moved, as the owner does.
+    fn move_all(shard: &mut QueueShard, record: &Record) {
+        shard.check_lag(0);
+        while let Some(from) = shard.wants_stragglers() {
+            shard.move_aside((from..from + 5000).map(|offset| (offset, record.clone())).collect());
+            let dirty = shard.take_dirty();
+            assert!(dirty.asides.len() <= ROUND_ROWS_MAX);
+            assert_eq!(shard.wants_stragglers(), None, "not before these are in the store");
+            shard.written();
+            shard.check_lag(0);
+        }
+    }
+
+    #[test]
+    fn no_more_are_moved_than_there_may_be() {
+        let settings = Settings { lag: Lag { offsets: 10, bytes: u64::MAX }, ..Settings::default() };
+        let stored = StoredQueue::default();
+        let mut shard = QueueShard::restore(LOG, stored, settings, Seed::fixed(1), Metrics::default());
+        let record = Arc::new(Record {
+            message: full_message(),
+            key: RecordKey::None,
+            blob_len: None,
+            span: tracing::Span::none(),
+        });
+        shard.appended(0, (0..MESSAGES).map(|_| Arc::clone(&record)));
+        for offset in (0..MESSAGES).filter(|offset| offset % 3 != 0) {
+            assert!(shard.finish(offset, record.cost(), End::Acknowledged));
+        }
+        move_all(&mut shard, &record);
+        assert_eq!((shard.asides().count(), shard.floor()), (ASIDE_MAX, ASIDE_MAX as u64 * 3));
+        // With room for one, one more is moved.
+        assert!(shard.finish(0, 0, End::Acknowledged));
+        move_all(&mut shard, &record);
+        assert_eq!((shard.asides().count(), shard.floor()), (ASIDE_MAX, (ASIDE_MAX as u64 + 1) * 3));
+        assert_eq!(shard.depth(), MESSAGES.div_ceil(3) - 1);
+    }
+}
