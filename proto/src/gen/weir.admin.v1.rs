@@ -868,7 +868,7 @@ pub mod admin_client {
                 .insert(GrpcMethod::new("weir.admin.v1.Admin", "PurgeQueue"));
             self.inner.unary(req, path, codec).await
         }
-        /// Moves dead letters back to the queues they left. Whatever stops it, none is lost and, going on within the hour, none
+        /// Moves dead letters back to the queues they left. Whatever stops it, none is lost and, going on within a day, none
         /// comes twice. Ends early when it takes long: `next` says where to go on.
         pub async fn redrive_queue(
             &mut self,
@@ -1095,7 +1095,7 @@ pub mod admin_server {
             tonic::Response<super::PurgeQueueResponse>,
             tonic::Status,
         >;
-        /// Moves dead letters back to the queues they left. Whatever stops it, none is lost and, going on within the hour, none
+        /// Moves dead letters back to the queues they left. Whatever stops it, none is lost and, going on within a day, none
         /// comes twice. Ends early when it takes long: `next` says where to go on.
         async fn redrive_queue(
             &self,

@@ -29,7 +29,7 @@ pub(in crate::cli) struct PeekArgs {
     topic: Option<String>,
     /// Only messages with this key
     #[arg(long, value_name = "KEY")]
-    key: Option<String>,
+    message_key: Option<String>,
     /// Bytes of each payload that are shown, up to 65536
     #[arg(long, value_name = "BYTES", default_value = "256")]
     payload_bytes: u32,
@@ -48,7 +48,7 @@ pub(super) async fn run(args: &PeekArgs) -> anyhow::Result<()> {
             from,
             shard: args.shard,
             topic_filter: args.topic.clone().unwrap_or_default(),
-            key: args.key.clone().map(|key| key.into_bytes().into()),
+            key: args.message_key.clone().map(|key| key.into_bytes().into()),
             limit: left.min(PAGE),
             payload_bytes: args.payload_bytes,
         };
