@@ -19,6 +19,7 @@ mod patience;
 mod queue_controls;
 mod queue_dead_letters;
 mod queue_keeping;
+mod queue_operations;
 mod queues;
 mod regressions;
 mod sessions;

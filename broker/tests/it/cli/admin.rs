@@ -313,6 +313,33 @@ async fn lists_and_descriptions() {
 }
 
 #[tokio::test]
+async fn what_is_done_to_a_queue_is_said() {
+    let server = start().await;
+    let mut text = String::new();
+    for args in [
+        &["queue", "peek", "traffic", "--topic", "sensor/#"][..],
+        &["queue", "peek", "traffic", "--topic", "sensor/#", "-o", "json"],
+        &["queue", "peek", "traffic", "-n", "1"],
+        &["queue", "purge", "traffic"],
+        &["queue", "purge", "traffic", "--state", "waiting", "--older-than", "1h", "-o", "json"],
+        &["queue", "redrive", "dead"],
+        &["queue", "redrive", "dead", "--queue", "traffic", "-n", "2"],
+        &["queue", "pause", "traffic"],
+        &["queue", "resume", "traffic"],
+    ] {
+        text.push_str(&format!("$ weir {}\n{}\n", args.join(" "), server.weir(args).await.output()));
+    }
+    insta::assert_snapshot!(text);
+    let failure = server.weir(&["queue", "redrive", "dead", "--to", "full"]).await.failure();
+    assert_eq!(
+        failure,
+        "weir: not all were moved: full is full: retention.maxMessages has reached its limit\n"
+    );
+    let failure = server.weir(&["queue", "peek", "traffic", "--from", "back"]).await.failure();
+    assert_eq!(failure, "weir: `back` is not allowed for --from; allowed: front, or an offset\n");
+}
+
+#[tokio::test]
 async fn json_holds_the_same() {
     let server = start().await;
     let mut documents = Vec::new();

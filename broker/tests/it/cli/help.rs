@@ -10,12 +10,16 @@ async fn help(command: &[&str]) -> String {
 
 #[tokio::test]
 async fn help_of_every_command() {
-    let commands: [&[&str]; 11] = [
+    let commands: [&[&str]; 15] = [
         &[],
         &["serve"],
         &["pub"],
         &["sub"],
         &["queue", "list"],
+        &["queue"],
+        &["queue", "peek"],
+        &["queue", "purge"],
+        &["queue", "redrive"],
         &["stream", "tail"],
         &["bench"],
         &["bench", "fanout"],
