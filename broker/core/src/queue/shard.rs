@@ -6,7 +6,7 @@
 //! filled up to [`READY_BYTES_MAX`] and let go of when nobody consumes; leases are bounded by the consumers'
 //! windows; messages that wait for a retry by [`RETRY_MAX`], beyond which nothing new is handed out.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -152,6 +152,9 @@ pub struct QueueShard {
     /// When each message of `delayed` is due.
     pub(super) delayed_until: BTreeMap<u64, Instant>,
     pub(super) leases: HashMap<u64, Lease>,
+    /// Acknowledged before they were read: what they cost is taken off when they are. No more than consumers held
+    /// when the shard was lost.
+    owed: BTreeSet<u64>,
     /// Given up, and not in the dead letters yet.
     pub(super) dying: Dying,
     pub(super) expiring: Expiring,
@@ -209,6 +212,7 @@ impl QueueShard {
             delayed_until: BTreeMap::new(),
             leases: HashMap::default(),
             expiring,
+            owed: BTreeSet::new(),
             dying: Dying::new(metrics.dead_letters_waiting.clone()),
             deadlines: VecDeque::new(),
             consumers: Vec::new(),
@@ -380,6 +384,10 @@ impl QueueShard {
             if offset >= self.next {
                 break;
             }
+            if self.owed.remove(&offset) {
+                self.counters.bytes = self.counters.bytes.saturating_sub(record.cost());
+                self.changed = true;
+            }
             if offset < self.read_next || self.acks.is_done(offset) || self.is_at_hand(offset) {
                 continue;
             }
@@ -501,8 +509,12 @@ impl QueueShard {
             let at = self.ready.binary_search_by_key(&offset, |(offset, _)| *offset);
             at.ok().and_then(|at| self.ready.get(at)).map(|(_, record)| Arc::clone(record))
         };
+        let is_unread = record.is_none() && offset >= self.read_next;
+        let is_known = self.last_values.is_some() || self.asides.contains(offset);
         let cost = record.map_or(0, |record| record.cost());
-        self.finish(offset, cost, End::Acknowledged);
+        if self.finish(offset, cost, End::Acknowledged) && is_unread && !is_known {
+            self.owed.insert(offset);
+        }
     }
 
     /// Takes a message out of those that are to be delivered again.
@@ -526,9 +538,12 @@ impl QueueShard {
             self.attempts_dirty.push(offset);
         }
         self.counters.floor = self.acks.floor();
-        // A message that was not at hand when it was acknowledged has an unknown cost: an empty queue is right again.
+        // An empty queue is right again, whatever was not at hand when it was acknowledged.
         let empty = self.counters.floor == self.next && self.asides.is_empty();
         self.counters.bytes = if empty { 0 } else { self.counters.bytes.saturating_sub(cost) };
+        if empty {
+            self.owed.clear();
+        }
         self.changed = true;
         true
     }

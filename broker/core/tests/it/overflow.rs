@@ -221,6 +221,36 @@ async fn while_nothing_can_be_stored_nothing_makes_room() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn bytes_are_right_although_consumers_acknowledge_what_their_shard_has_not_read_again() {
+    let (store, clock) = memory();
+    let core = open(&store, clock, 1).await;
+    core.apply(&[definition(Kind::Queue, "q", "a", 1)]).await.unwrap();
+    let payload = "x".repeat(1000);
+    for _ in 0..4 {
+        join_all((0..1000).map(|_| publish(&core, clock, "a", &payload))).await;
+    }
+    let each = report(&core).await.bytes / 4000;
+    let mut consumer = TestConsumer::attach(&core, &find(&core, "q"), 1, 3900).await;
+    let mut held = Vec::new();
+    for _ in 0..3900 {
+        held.push(consumer.next().await);
+    }
+    // Another process takes the shard, and it is taken back.
+    let other = open(&store, clock, 2).await;
+    publish(&other, clock, "a", &payload).await.unwrap();
+    other.close().await;
+    publish(&core, clock, "a", &payload).await.unwrap_err();
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    for delivery in held.iter().rev().take(3899) {
+        consumer.ack(&core, delivery).await;
+    }
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let left = report(&core).await;
+    assert_eq!((left.depth, left.bytes), (102, 102 * each));
+    core.close().await;
+}
+
 /// Publishes, consumers, crashes and failing commits at random: every message that was accepted is delivered, or
 /// counted as having made room; the limit always holds.
 #[tokio::test(start_paused = true)]
