@@ -142,7 +142,7 @@ async fn consume(core: Arc<Core>, id: u64, acked: Arc<AtomicU64>) {
     core.attach(&queue, &consumer).await.unwrap();
     while let Some(delivery) = deliveries.recv().await {
         let starved = consumer.give_back();
-        core.settle(delivery.log, consumer.id, delivery.offset, Verdict::Acknowledged).await.unwrap();
+        core.settle(delivery.handout(), Verdict::Acknowledged).await.unwrap();
         acked.fetch_add(1, Ordering::Relaxed);
         if starved {
             core.kick(&queue).await.unwrap();

@@ -23,7 +23,7 @@ use crate::keyspace::segment::{Record, RecordKey};
 use crate::keyspace::{LogId, PublishId, VirtualShard, placement_hash};
 use crate::message::Message;
 use crate::metrics::{Metrics, Reason};
-use crate::queue::{Consumer, ConsumerId, Lag, Lost, Verdict};
+use crate::queue::{Consumer, ConsumerId, Handout, Lag, Lost, Verdict};
 use crate::shard::{
     AppendError, AppendReply, Command, Context, DeadLetters, LogReport, Owners, PublishLetters, ShardHandle,
 };
@@ -239,14 +239,8 @@ impl Core {
     ///
     /// # Errors
     /// [`Error::Closed`] at shutdown.
-    pub async fn settle(
-        &self,
-        log: LogId,
-        consumer: ConsumerId,
-        offset: u64,
-        verdict: Verdict,
-    ) -> Result<()> {
-        self.shard(log.vs)?.send(Command::Settle { log, consumer, offset, verdict }).await
+    pub async fn settle(&self, handout: Handout, verdict: Verdict) -> Result<()> {
+        self.shard(handout.log.vs)?.send(Command::Settle { handout, verdict }).await
     }
 
     /// Tells the shards of a queue that a consumer has room again.

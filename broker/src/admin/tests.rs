@@ -208,7 +208,7 @@ async fn a_queue_whose_dead_letters_cannot_leave_is_not_ready_and_says_what_to_d
     let bench = Bench::new(&[q]).await;
     bench.publish("q", "x").await;
     let delivery = bench.consume("q", 1, 10).await.recv().await.unwrap();
-    bench.core.settle(delivery.log, ConsumerId(1), delivery.offset, Verdict::Rejected).await.unwrap();
+    bench.core.settle(delivery.handout(), Verdict::Rejected).await.unwrap();
     let mut client = bench.client.clone();
     let blocked = async {
         loop {

@@ -6,10 +6,9 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use weir_codec::{PacketId, QoS, ReasonCode};
-use weir_core::keyspace::LogId;
 use weir_core::keyspace::segment::Record;
 use weir_core::keyspace::session::OutgoingPhase;
-use weir_core::queue::{ConsumerId, QueueDelivery, Verdict};
+use weir_core::queue::{ConsumerId, Handout, QueueDelivery, Verdict};
 use weir_core::sessions::SessionOp;
 use weir_session::{Delivery, Refusal};
 
@@ -136,10 +135,10 @@ impl Connection {
             }
             any = true;
             self.queue_slot.queue_took_one();
-            let QueueDelivery { log, offset, consumer, acknowledged, .. } = delivery;
+            let (handout, acknowledged) = (delivery.handout(), delivery.acknowledged);
             let Some(prepared) = self.prepare(&delivery, qos) else {
                 // Its subscription has ended meanwhile, which returned the message to its queue.
-                if self.give_back(consumer, acknowledged) {
+                if self.give_back(handout.consumer, acknowledged) {
                     self.kick_queues().await;
                 }
                 continue;
@@ -149,7 +148,7 @@ impl Connection {
                 Ok(_) => {
                     self.transmit();
                     let (end, _) = self.wire.positions();
-                    self.unwritten.push_back(Unwritten { end, log, consumer, offset, acknowledged });
+                    self.unwritten.push_back(Unwritten { end, handout, acknowledged });
                 }
                 Err(Refusal::NoQuota | Refusal::Busy | Refusal::NotReserved | Refusal::Closed) => {
                     self.held.push_front(delivery);
@@ -157,10 +156,10 @@ impl Connection {
                 }
                 Err(Refusal::TooLarge) => {
                     self.metrics.messages_dropped.inc(Dropped::TooLarge);
-                    self.settle(log, consumer, offset, acknowledged, Verdict::Rejected).await;
+                    self.settle(handout, acknowledged, Verdict::Rejected).await;
                 }
                 Err(Refusal::Expired) => {
-                    self.settle(log, consumer, offset, acknowledged, Verdict::Returned).await;
+                    self.settle(handout, acknowledged, Verdict::Returned).await;
                 }
             }
         }
@@ -169,13 +168,12 @@ impl Connection {
 
     /// A queue message as the session takes it; `None` if its subscription has ended.
     fn prepare(&self, delivery: &QueueDelivery, qos: QoS) -> Option<Delivery<Tag>> {
-        let (external, object, consumer) =
-            self.externals.iter().find_map(|external| match &external.source {
-                Source::Queue { object, consumer } if consumer.id == delivery.consumer => {
-                    Some((external, object, consumer))
-                }
-                _ => None,
-            })?;
+        let (external, object) = self.externals.iter().find_map(|external| match &external.source {
+            Source::Queue { object, consumer } if consumer.id == delivery.consumer => {
+                Some((external, object))
+            }
+            _ => None,
+        })?;
         let message = &delivery.record.message;
         let v5 = self.version == weir_codec::ProtocolVersion::V5;
         Some(Delivery {
@@ -188,9 +186,7 @@ impl Connection {
             resumable: false,
             store_release: false,
             tag: Tag::Queue {
-                log: delivery.log,
-                consumer: consumer.id,
-                offset: delivery.offset,
+                handout: delivery.handout(),
                 _span: tracing::debug_span!(
                     parent: &delivery.record.span, "deliver", queue = object.definition.name,
                     offset = delivery.offset
@@ -213,17 +209,10 @@ impl Connection {
     }
 
     /// Gives the room of a queue message back and tells its queue what became of it.
-    async fn settle(
-        &mut self,
-        log: LogId,
-        consumer: ConsumerId,
-        offset: u64,
-        acknowledged: bool,
-        verdict: Verdict,
-    ) {
-        let starved = self.give_back(consumer, acknowledged);
+    async fn settle(&mut self, handout: Handout, acknowledged: bool, verdict: Verdict) {
+        let starved = self.give_back(handout.consumer, acknowledged);
         // At shutdown the shards are gone, and what is not acknowledged comes again.
-        let _ = self.broker.core.settle(log, consumer, offset, verdict).await;
+        let _ = self.broker.core.settle(handout, verdict).await;
         if starved {
             self.kick_queues().await;
         }
@@ -243,15 +232,13 @@ impl Connection {
     /// Queue messages have been written to the socket: that acknowledges those of QoS 0.
     pub(super) async fn settle_written(&mut self) {
         let (_, written) = self.wire.positions();
-        while let Some(Unwritten { end, log, consumer, offset, acknowledged }) =
-            self.unwritten.front().copied()
-        {
+        while let Some(Unwritten { end, handout, acknowledged }) = self.unwritten.front().copied() {
             if end > written {
                 break;
             }
             self.unwritten.pop_front();
             if !acknowledged {
-                self.settle(log, consumer, offset, false, Verdict::Acknowledged).await;
+                self.settle(handout, false, Verdict::Acknowledged).await;
             }
         }
     }
@@ -468,9 +455,9 @@ impl Connection {
 
     /// A delivery has ended, which its queue is to know if it came from one.
     pub(super) async fn handle_acked(&mut self, packet_id: PacketId, tag: &Tag, reason: ReasonCode) {
-        if let Tag::Queue { log, consumer, offset, .. } = *tag {
+        if let Tag::Queue { handout, .. } = *tag {
             let verdict = if reason.is_error() { Verdict::Rejected } else { Verdict::Acknowledged };
-            self.settle(log, consumer, offset, true, verdict).await;
+            self.settle(handout, true, verdict).await;
         } else if self.note_acked(packet_id, tag) {
             self.kick_queues().await;
         }

@@ -34,9 +34,9 @@ use smallvec::SmallVec;
 use tokio_util::sync::CancellationToken;
 use weir_codec::{Decoder, Packet, PacketId, PacketType, ProtocolVersion, ReasonCode};
 use weir_core::key::Publisher;
+use weir_core::keyspace::PublishId;
 use weir_core::keyspace::inbox::InboxId;
-use weir_core::keyspace::{LogId, PublishId};
-use weir_core::queue::{ConsumerId, QueueDelivery, Window};
+use weir_core::queue::{Handout, QueueDelivery, Window};
 use weir_core::sessions::SessionRef;
 use weir_env::clock::Instant;
 use weir_env::seed::{HashMap, HashSet};
@@ -88,9 +88,7 @@ enum Tag {
     Inbox(InboxId),
     /// Its span ends with the acknowledgement.
     Queue {
-        log: LogId,
-        consumer: ConsumerId,
-        offset: u64,
+        handout: Handout,
         _span: tracing::Span,
     },
     Stream,
@@ -117,9 +115,7 @@ struct Incoming {
 struct Unwritten {
     /// Where in the output it ends.
     end: u64,
-    log: LogId,
-    consumer: ConsumerId,
-    offset: u64,
+    handout: Handout,
     /// The client acknowledges it; otherwise it counts as acknowledged once it is written.
     acknowledged: bool,
 }

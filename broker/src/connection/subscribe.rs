@@ -15,7 +15,7 @@ use weir_core::definition::Kind;
 use weir_core::inbox::{InboxAppend, InboxTarget, InboxUsage};
 use weir_core::keyspace::session::StoredSubscription;
 use weir_core::message::Message;
-use weir_core::queue::{Consumer, Lost, QueueDelivery, Verdict, Window};
+use weir_core::queue::{Consumer, Lost, Verdict, Window};
 use weir_core::retained::RetainedCursor;
 use weir_core::stream::Start;
 use weir_session::Delivery;
@@ -347,16 +347,15 @@ impl Connection {
                     self.held.drain(..).partition(|delivery| delivery.consumer == consumer.id);
                 self.held.extend(others);
                 let mut starved = false;
-                for QueueDelivery { log, offset, acknowledged, .. } in waiting {
-                    let _ = self.broker.core.settle(log, consumer.id, offset, Verdict::Returned).await;
-                    starved |= acknowledged && self.window.give_back();
+                for delivery in waiting {
+                    let _ = self.broker.core.settle(delivery.handout(), Verdict::Returned).await;
+                    starved |= delivery.acknowledged && self.window.give_back();
                 }
-                for Unwritten { log, offset, .. } in
-                    self.unwritten.iter().filter(|u| u.consumer == consumer.id)
-                {
-                    let _ = self.broker.core.settle(*log, consumer.id, *offset, Verdict::Returned).await;
+                let is_its = |unwritten: &Unwritten| unwritten.handout.consumer == consumer.id;
+                for unwritten in self.unwritten.iter().filter(|unwritten| is_its(unwritten)) {
+                    let _ = self.broker.core.settle(unwritten.handout, Verdict::Returned).await;
                 }
-                self.unwritten.retain(|unwritten| unwritten.consumer != consumer.id);
+                self.unwritten.retain(|unwritten| !is_its(unwritten));
                 let _ = self.broker.core.detach(&object, consumer.id, lost).await;
                 if starved {
                     self.kick_queues().await;

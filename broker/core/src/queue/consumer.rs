@@ -95,6 +95,28 @@ pub struct QueueDelivery {
     pub record: Arc<Record>,
 }
 
+impl QueueDelivery {
+    /// What its consumer settles.
+    #[must_use]
+    pub const fn handout(&self) -> Handout {
+        let Self { log, consumer, offset, delivery_count, .. } = *self;
+        Handout { log, consumer, offset, delivery_count }
+    }
+}
+
+/// One delivery of a message, told from earlier ones to the same consumer, of which it may still say something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Handout {
+    /// Which shard of which queue it came from.
+    pub log: LogId,
+    /// Who has it.
+    pub consumer: ConsumerId,
+    /// Its offset in that log.
+    pub offset: u64,
+    /// 1 for the first delivery.
+    pub delivery_count: u32,
+}
+
 /// Somebody who consumes a queue. Clones are the same consumer.
 #[derive(Clone, Debug)]
 pub struct Consumer {

@@ -103,13 +103,14 @@ impl QueueShard {
 
     fn lease(&mut self, to: usize, offset: u64, record: Arc<Record>, now: Instant) {
         let failed = self.attempts.get(&offset).map_or(0, |attempts| attempts.failed);
+        let delivery_count = failed.saturating_add(1);
         let attached = &mut self.consumers[to];
         let delivery = QueueDelivery {
             consumer: attached.consumer.id,
             acknowledged: attached.consumer.connection_window.is_some(),
             log: self.log,
             offset,
-            delivery_count: failed.saturating_add(1),
+            delivery_count,
             record: Arc::clone(&record),
         };
         let consumer = attached.consumer.id;
@@ -130,7 +131,7 @@ impl QueueShard {
             self.stats.redelivered += 1;
         }
         let deadline = now + self.settings.ack_timeout();
-        self.leases.insert(offset, Lease { consumer, deadline, at: now, record });
+        self.leases.insert(offset, Lease { consumer, delivery_count, deadline, at: now, record });
         if self.deadlines.len() > 2 * self.leases.len() + 1024 {
             let leases = &self.leases;
             self.deadlines.retain(|(at, offset)| leases.get(offset).is_some_and(|l| l.deadline == *at));

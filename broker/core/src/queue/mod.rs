@@ -23,7 +23,7 @@ mod update;
 
 pub(crate) use aside::AsideChange;
 pub use aside::Lag;
-pub use consumer::{Consumer, ConsumerId, QueueDelivery, Window};
+pub use consumer::{Consumer, ConsumerId, Handout, QueueDelivery, Window};
 pub use ends::{DeadReason, End};
 pub(crate) use expiring::SWEEP_INTERVAL;
 pub(crate) use last_value::Replaced;

@@ -11,8 +11,8 @@ use weir_env::clock::{Clock, Instant, Timestamp};
 use weir_env::seed::Seed;
 
 use super::{
-    AsideChange, Consumer, ConsumerId, DirtyQueue, Lag, Limits, Lost, QueueDelivery, QueueShard, Replaced,
-    Settings, StoredQueue, Verdict, Window,
+    AsideChange, Consumer, ConsumerId, DirtyQueue, Handout, Lag, Limits, Lost, QueueDelivery, QueueShard,
+    Replaced, Settings, StoredQueue, Verdict, Window,
 };
 use crate::definition::{DispatchSettings, Strategy as Dispatch};
 use crate::keyspace::queue::{AckBlock, Attempts, QueueFloor};
@@ -61,7 +61,7 @@ struct TestConsumer {
     window: usize,
     deliveries: mpsc::Receiver<QueueDelivery>,
     /// Delivered and not settled, in leases or not.
-    unsettled: Vec<u64>,
+    unsettled: Vec<Handout>,
 }
 
 /// What the store would hold.
@@ -91,7 +91,7 @@ struct World {
     next_consumer: u64,
     done: BTreeSet<u64>,
     /// Who holds what until when.
-    held: BTreeMap<u64, (u64, Instant)>,
+    held: BTreeMap<u64, (Handout, Instant)>,
     delayed: BTreeMap<u64, Instant>,
     attempts: BTreeMap<u64, u32>,
 }
@@ -350,7 +350,8 @@ impl World {
         self.consumers.remove(&id);
         let lost = if vanished { Lost::Vanished } else { Lost::Left };
         self.shard.detach(ConsumerId(id), lost);
-        let held: Vec<u64> = self.held.iter().filter(|(_, held)| held.0 == id).map(|(n, _)| *n).collect();
+        let held: Vec<u64> =
+            self.held.iter().filter(|(_, held)| held.0.consumer.0 == id).map(|(n, _)| *n).collect();
         for offset in held {
             self.held.remove(&offset);
             if !self.supersede(offset) && vanished {
@@ -378,25 +379,26 @@ impl World {
     }
 
     fn settle(&mut self, n: u8, verdict: u8) {
-        let all: Vec<(u64, u64)> = self
+        let all: Vec<(u64, Handout)> = self
             .consumers
             .iter()
-            .flat_map(|(id, consumer)| consumer.unsettled.iter().map(|offset| (*id, *offset)))
+            .flat_map(|(id, consumer)| consumer.unsettled.iter().map(|handout| (*id, *handout)))
             .collect();
-        let Some((id, offset)) = all.get(usize::from(n) % all.len().max(1)).copied() else { return };
+        let Some((id, handout)) = all.get(usize::from(n) % all.len().max(1)).copied() else { return };
         let verdict = match verdict % 8 {
             0 => Verdict::Rejected,
             1 => Verdict::Returned,
             _ => Verdict::Acknowledged,
         };
         let consumer = self.consumers.get_mut(&id).unwrap();
-        let at = consumer.unsettled.iter().position(|held| *held == offset).unwrap();
+        let at = consumer.unsettled.iter().position(|held| *held == handout).unwrap();
         consumer.unsettled.remove(at);
         if consumer.consumer.give_back() {
             self.shard.kick();
         }
-        self.shard.settle(ConsumerId(id), offset, verdict, self.now, self.wall());
-        let is_held = self.held.get(&offset).is_some_and(|held| held.0 == id);
+        self.shard.settle(handout, verdict, self.now, self.wall());
+        let offset = handout.offset;
+        let is_held = self.held.get(&offset).is_some_and(|held| held.0 == handout);
         match verdict {
             Verdict::Acknowledged => {
                 self.done.insert(offset);
@@ -480,12 +482,12 @@ impl World {
                     !self.delayed.contains_key(&offset),
                     "{offset} was delivered before its backoff was over"
                 );
-                let other = self.held.insert(offset, (*id, deadline));
+                let other = self.held.insert(offset, (delivery.handout(), deadline));
                 assert_eq!(other, None, "{offset} was delivered while leased");
                 let attempts = self.attempts.get(&offset).copied().unwrap_or(0);
                 assert_eq!(delivery.delivery_count, attempts + 1);
                 assert_eq!(delivery.record, self.log[usize::try_from(offset).unwrap()]);
-                consumer.unsettled.push(offset);
+                consumer.unsettled.push(delivery.handout());
                 assert!(consumer.unsettled.len() <= consumer.window, "beyond the window of {id}");
             }
         }

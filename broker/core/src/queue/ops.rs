@@ -159,7 +159,8 @@ impl QueueShard {
             self.forget_ready(offset);
             self.asides.read(offset);
             let deadline = now + self.settings.ack_timeout();
-            self.leases.insert(offset, Lease { consumer: OPERATOR, deadline, at: now, record });
+            self.leases
+                .insert(offset, Lease { consumer: OPERATOR, delivery_count: 0, deadline, at: now, record });
             self.deadlines.push_back((deadline, offset));
             taken.push(offset);
         }

@@ -19,7 +19,7 @@ use super::expiring::Expiring;
 use super::last_value::LastValues;
 use super::retry::given_up;
 use super::stats::{Stats, Work};
-use super::{Acks, Consumer, ConsumerId, End, Limits};
+use super::{Acks, Consumer, ConsumerId, End, Handout, Limits};
 use crate::definition::DispatchSettings;
 use crate::keyspace::LogId;
 use crate::keyspace::delayed::DelayedState;
@@ -57,6 +57,7 @@ pub enum Lost {
 #[derive(Debug)]
 pub(super) struct Lease {
     pub(super) consumer: ConsumerId,
+    pub(super) delivery_count: u32,
     pub(super) deadline: Instant,
     /// When it was given out.
     pub(super) at: Instant,
@@ -458,16 +459,12 @@ impl QueueShard {
         }
     }
 
-    /// What `consumer` says of the message at `offset`. A late acknowledgement counts if nobody else's did.
-    pub fn settle(
-        &mut self,
-        consumer: ConsumerId,
-        offset: u64,
-        verdict: Verdict,
-        now: Instant,
-        wall: Timestamp,
-    ) {
-        let lease = self.leases.get(&offset).filter(|lease| lease.consumer == consumer);
+    /// What a consumer says of a message that was handed to it. A late acknowledgement counts if nobody else's did; a
+    /// late refusal says nothing of a later delivery.
+    pub fn settle(&mut self, handout: Handout, verdict: Verdict, now: Instant, wall: Timestamp) {
+        let Handout { consumer, offset, delivery_count, .. } = handout;
+        let is_this = |lease: &&Lease| lease.consumer == consumer && lease.delivery_count == delivery_count;
+        let lease = self.leases.get(&offset).filter(is_this);
         let (held, took) = (lease.is_some(), lease.map(|lease| now.saturating_duration_since(lease.at)));
         if let Ok(at) = self.find(consumer) {
             let attached = &mut self.consumers[at];

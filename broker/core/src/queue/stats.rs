@@ -333,7 +333,7 @@ mod tests {
         tokio::time::advance(Duration::from_millis(100)).await;
         for verdict in [Verdict::Acknowledged, Verdict::Acknowledged, Verdict::Rejected] {
             let delivery = received.try_recv().unwrap();
-            shard.settle(ConsumerId(1), delivery.offset, verdict, clock.now(), wall);
+            shard.settle(delivery.handout(), verdict, clock.now(), wall);
         }
         shard.observe(clock.now());
         let [report] = shard.consumer_reports().try_into().unwrap();

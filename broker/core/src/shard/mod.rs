@@ -40,7 +40,7 @@ use crate::keyspace::segment::Record;
 use crate::keyspace::{LogId, VirtualShard};
 use crate::metrics::Metrics;
 use crate::panics::Panics;
-use crate::queue::{Consumer, ConsumerId, ConsumerReport, Lag, Lost, Rates, Verdict};
+use crate::queue::{Consumer, ConsumerId, ConsumerReport, Handout, Lag, Lost, Rates, Verdict};
 
 pub use dead_letters::{
     DELIVERY_COUNT_PROPERTY, PublishLetters, QUEUE_PROPERTY, REASON_PROPERTY, TOPIC_PROPERTY, TopicLetter,
@@ -189,7 +189,7 @@ pub(crate) enum Command {
     Watch { object: Arc<Object>, log: LogId, reply: oneshot::Sender<Result<watch::Receiver<Extent>>> },
     Attach { object: Arc<Object>, log: LogId, consumer: Consumer, reply: oneshot::Sender<Result<()>> },
     Detach { log: LogId, consumer: ConsumerId, lost: Lost },
-    Settle { log: LogId, consumer: ConsumerId, offset: u64, verdict: Verdict },
+    Settle { handout: Handout, verdict: Verdict },
     Kick { log: LogId },
     Update { object: Arc<Object>, log: LogId },
     Delete { log: LogId, reply: oneshot::Sender<Result<()>> },

@@ -154,9 +154,9 @@ impl ShardOwner {
                     kept.consumers.retain(|attached| attached.id != consumer);
                 }
             }
-            Command::Settle { log, consumer, offset, verdict } => {
+            Command::Settle { handout, verdict } => {
                 let wall = self.context.clock.wall();
-                self.with_queue(log, |queue, now| queue.settle(consumer, offset, verdict, now, wall));
+                self.with_queue(handout.log, |queue, now| queue.settle(handout, verdict, now, wall));
             }
             Command::Kick { log } => self.with_queue(log, |queue, _| queue.kick()),
             Command::Update { object, log } => self.update(object, log),

@@ -284,7 +284,7 @@ async fn room_that_shards_and_queues_share_wakes_all_who_wait_for_it() {
         assert!(deliveries.try_recv().is_err(), "one at a time");
         let (_, consumer) = windows.iter().find(|(name, _)| *name == text(&delivery)).unwrap();
         let starved = consumer.give_back();
-        core.settle(delivery.log, consumer.id, delivery.offset, Verdict::Acknowledged).await.unwrap();
+        core.settle(delivery.handout(), Verdict::Acknowledged).await.unwrap();
         if starved {
             for queue in view.all(Kind::Queue) {
                 core.kick(queue).await.unwrap();

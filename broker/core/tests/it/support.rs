@@ -127,7 +127,7 @@ impl TestConsumer {
 
     pub(crate) async fn settle(&self, core: &Core, d: &QueueDelivery, verdict: weir_core::queue::Verdict) {
         let starved = self.consumer.give_back();
-        core.settle(d.log, self.consumer.id, d.offset, verdict).await.unwrap();
+        core.settle(d.handout(), verdict).await.unwrap();
         if starved {
             let view = core.catalog().view();
             for queue in view.all(Kind::Queue) {
