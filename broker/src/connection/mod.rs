@@ -250,7 +250,9 @@ impl Connection {
                 continue;
             }
             let wants = self.wants(held_up, idle_at);
-            // There is more to deliver, and the others have their turn.
+            // There is more to deliver, or much was read: the others have their turn. A fast publisher would fill the
+            // mailbox of a reader that is as fast, and is not asked.
+            let more = self.wire.has_read_its_share() || more;
             let todo = {
                 let turn = if more {
                     self.look(wants, sleep.as_mut()).await

@@ -21,6 +21,9 @@ use crate::transport::Stream;
 /// Bytes that may wait to be written before sources of deliveries are asked for no more.
 pub(super) const WRITE_HIGH_WATER: usize = 128 * 1024;
 
+/// Bytes read before other connections have their turn: far less than may wait for one of them.
+const READ_SHARE: usize = 256 * 1024;
+
 /// One client's socket.
 #[derive(Debug)]
 pub(super) struct Wire {
@@ -33,6 +36,8 @@ pub(super) struct Wire {
     output: Output,
     /// Bytes that the stream has taken.
     written: u64,
+    /// Bytes read in this turn.
+    read: usize,
     metrics: Metrics,
 }
 
@@ -40,7 +45,7 @@ impl Wire {
     pub(super) fn new(stream: Stream, peer: Peer, metrics: Metrics) -> Self {
         let packet_size_max = u32::MAX;
         let (input, intake, output) = (BytesMut::new(), Intake::default(), Output::default());
-        Self { stream, peer, packet_size_max, input, intake, output, written: 0, metrics }
+        Self { stream, peer, packet_size_max, input, intake, output, written: 0, read: 0, metrics }
     }
 
     /// Goes through what the listener asks for before MQTT.
@@ -97,6 +102,7 @@ impl Wire {
         match intake.read(input, missing, |into, room| stream.try_read_at_most(into, room)) {
             Ok(0) => Ok(false),
             Ok(n) => {
+                self.read += n;
                 self.metrics.bytes_received.inc_by(n as u64);
                 self.peer.listener.metrics.received.inc_by(n as u64);
                 Ok(true)
@@ -104,6 +110,15 @@ impl Wire {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(true),
             Err(error) => Err(error),
         }
+    }
+
+    /// Whether so much was read that others must have their turn, which begins with this.
+    pub(super) fn has_read_its_share(&mut self) -> bool {
+        let has = self.read >= READ_SHARE;
+        if has {
+            self.read = 0;
+        }
+        has
     }
 
     /// Adds a packet to what will be written.

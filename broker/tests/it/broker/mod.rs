@@ -127,8 +127,17 @@ impl TestBroker {
         store: &SharedStore,
         methods: Vec<Arc<dyn Method>>,
     ) -> Self {
+        Self::start_on_threads(2, config, store, methods).await
+    }
+
+    pub(super) async fn start_on_threads(
+        threads: usize,
+        config: Config,
+        store: &SharedStore,
+        methods: Vec<Arc<dyn Method>>,
+    ) -> Self {
         let runtime =
-            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+            tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build().unwrap();
         let (started_tx, started) = oneshot::channel();
         let shutdown = CancellationToken::new();
         let serving = runtime.spawn({

@@ -51,6 +51,27 @@ async fn messages_for_a_client_that_does_not_read_are_dropped_and_counted() {
     assert_eq!(text(&stuck.message().await), "new");
 }
 
+/// On one processor too: what a publisher may send in one go is more than may wait for the reader.
+#[tokio::test]
+async fn a_reader_that_keeps_up_has_its_turn_before_a_publisher_fills_its_mailbox() {
+    let mut config = config();
+    config.limits.outbox_bytes_per_client = ByteCount::mib(1);
+    let broker = TestBroker::start_on_threads(1, config, &memory(), Vec::new()).await;
+    let mut publisher = broker.clean("p").await;
+    let payload = "x".repeat(16 << 10);
+    for round in 0..8 {
+        let mut reader = broker.subscriber(&format!("reader {round}"), "t", AtLeastOnce).await;
+        let many = (1..=128).map(|n| Packet::Publish(Box::new(publish(AtLeastOnce, n, "t", &payload))));
+        publisher.send_all(many).await;
+        for n in 1..=128 {
+            assert_eq!(publisher.pubacked(n).await, ReasonCode::Success);
+        }
+        assert_eq!(reader.take_texts(128).await, vec![payload.clone(); 128]);
+        reader.disconnect().await;
+    }
+    assert_eq!(broker.metric(TOO_SLOW).await, 0.0);
+}
+
 #[tokio::test]
 async fn a_client_for_which_too_much_is_promised_is_shed_and_nobody_else() {
     let mut config = config();
