@@ -5,10 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::Instant;
 use weir_core::Core;
 use weir_core::definition::Kind;
 use weir_core::metrics::Metrics;
+use weir_env::clock::Instant;
 use weir_env::seed::{Seed, trials};
 
 use crate::support::{TestConsumer, definition, memory, publish};
@@ -48,7 +48,7 @@ async fn run(seed: u64, in_order: bool) -> usize {
             let at = usize::try_from(seed.below(held.len() as u64)).unwrap();
             let delivery = held.swap_remove(at);
             consumer.ack(&core, &delivery).await;
-            together.push((delivery.offset, Instant::now()));
+            together.push((delivery.offset, clock.now()));
         }
         tokio::time::sleep(Duration::from_millis(1 + seed.below(4))).await;
         let batches = metrics.batches.get();
@@ -57,7 +57,7 @@ async fn run(seed: u64, in_order: bool) -> usize {
     if in_order {
         core.close().await;
     }
-    let (ended_at, batches) = (Instant::now(), metrics.batches.get());
+    let (ended_at, batches) = (clock.now(), metrics.batches.get());
     drop(core);
 
     let core = Core::open(store, clock, &seed.fork("next"), Metrics::default()).await.unwrap();
@@ -69,7 +69,8 @@ async fn run(seed: u64, in_order: bool) -> usize {
     }
     consumer.nothing().await;
     assert!(held.iter().all(|delivery| again.contains(&delivery.offset)), "what was not acknowledged");
-    let repeated: Vec<&Ack> = acks.iter().filter(|(offset, _)| again.contains(offset)).map(|(_, a)| a).collect();
+    let repeated: Vec<&Ack> =
+        acks.iter().filter(|(offset, _)| again.contains(offset)).map(|(_, a)| a).collect();
     for ack in &repeated {
         // When it was looked at, the next batch may have been on its way; the one after that has the acknowledgement.
         assert!(batches < ack.batches + 2, "acknowledged before the last batches were committed");

@@ -1,6 +1,7 @@
 //! Queues and streams over a store, as the broker uses them.
 #![expect(clippy::unwrap_used, reason = "what fails fails the test")]
 
+mod acks;
 mod asides;
 mod catalog;
 mod controls;
