@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use crate::definition::{Definition, Kind, Ordering};
+use crate::definition::{Definition, Kind, Ordering, Overflow};
 use crate::keyspace::dedup::DedupId;
 use crate::message::Message;
 
@@ -56,8 +56,10 @@ pub struct Asked<'a> {
 pub struct Wishes {
     /// How long it is kept from consumers.
     pub delay: Duration,
-    /// Messages of a higher priority go first.
+    /// Messages of a higher priority go first; also names the log that the message goes into.
     pub priority: u8,
+    /// It asks for a priority, which has no effect in this queue.
+    pub priority_ignored: bool,
     /// Messages of one id are one message.
     pub dedup: Option<DedupId>,
 }
@@ -93,7 +95,8 @@ impl<'a> Asked<'a> {
         }
         if let Some(text) = self.priority.filter(|_| settings.controls.priority) {
             let priority = parse_priority(text).ok_or_else(|| ControlError::Priority(shown(text)))?;
-            wishes.priority = if is_ordered(definition) { 0 } else { priority };
+            wishes.priority_ignored = is_in_line(definition);
+            wishes.priority = if wishes.priority_ignored { 0 } else { priority };
         }
         let remembers = settings.controls.dedup && settings.dedup_window_ms != 0;
         if let Some(text) = self.dedup.filter(|_| remembers) {
@@ -109,6 +112,11 @@ impl<'a> Asked<'a> {
 /// Whether messages of one key depend on each other: nothing may take them apart.
 pub(crate) fn is_ordered(definition: &Definition) -> bool {
     definition.last_value || definition.queue.ordering == Ordering::Key
+}
+
+/// Whether what came first goes first, whatever its priority: for the sake of keys, or as the oldest make room.
+fn is_in_line(definition: &Definition) -> bool {
+    is_ordered(definition) || definition.queue.overflow == Overflow::DropOldest
 }
 
 /// Milliseconds, or the grammar of durations in manifests.
@@ -204,7 +212,11 @@ mod tests {
         }
         let mut ordered = queue("q");
         ordered.queue.ordering = Ordering::Key;
-        assert_eq!(wishes(&ordered, &[(PRIORITY, "5")]).unwrap().priority, 0);
+        let ignored = Wishes { priority_ignored: true, ..Wishes::default() };
+        assert_eq!(wishes(&ordered, &[(PRIORITY, "5")]), Ok(ignored));
+        let mut dropping = queue("q");
+        dropping.queue.overflow = Overflow::DropOldest;
+        assert_eq!(wishes(&dropping, &[(PRIORITY, "5")]), Ok(ignored));
         assert!(wishes(&ordered, &[(PRIORITY, "x")]).is_err());
         assert_eq!(
             wishes(&Definition { last_value: true, ..queue("q") }, &[(PRIORITY, "5")]).unwrap().priority,

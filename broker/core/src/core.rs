@@ -196,6 +196,9 @@ impl Core {
                     continue;
                 }
             };
+            if wishes.priority_ignored {
+                self.context.metrics.priorities_ignored.inc();
+            }
             let (message, key) = (message.clone(), key.unwrap_or_default());
             let record = Record { message, key, blob_len: None, span: tracing::Span::current() };
             let Some(log) = place(object, &record, wishes.dedup) else { continue };

@@ -66,6 +66,8 @@ pub struct Metrics {
     pub dedup_ids: Gauge,
     /// Messages of queues that wait for their time.
     pub delayed: Gauge,
+    /// Messages that asked for a priority where it has no effect.
+    pub priorities_ignored: Counter,
     /// Messages whose key expression did not evaluate.
     pub key_failures: Counter,
     /// Shards lost to another owner.
@@ -103,6 +105,8 @@ impl Metrics {
         counter("queue_redriven", "Dead letters moved back to the queue they had left", &self.redriven);
         let failures = &self.dead_letter_failures;
         counter("queue_dead_letter_failures", "Attempts to send dead letters that failed", failures);
+        let ignored = &self.priorities_ignored;
+        counter("queue_priorities_ignored", "Priorities asked of queues where they have no effect", ignored);
         counter("queue_duplicates", "Publishes that a queue had stored before", &self.duplicates);
         counter("key_failures", "Messages whose key expression did not evaluate", &self.key_failures);
         counter("shards_lost", "Virtual shards lost to another owner", &self.shards_lost);

@@ -73,6 +73,19 @@ impl QueueFloor {
             + self.redriven
     }
 
+    /// Adds the counters of another log.
+    pub fn add(&mut self, other: &Self) {
+        self.acknowledged += other.acknowledged;
+        self.expired += other.expired;
+        self.exhausted += other.exhausted;
+        self.purged += other.purged;
+        self.dead_lettered += other.dead_lettered;
+        self.overflowed += other.overflowed;
+        self.superseded += other.superseded;
+        self.redriven += other.redriven;
+        self.bytes += other.bytes;
+    }
+
     /// The value.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {

@@ -170,9 +170,15 @@ impl QueueShard {
         self.dying.remove(offset).map(|message| message.record.cost())
     }
 
-    /// Messages and bytes that count against the limits of the queue: not those that are about to leave.
+    /// Messages and bytes of the shard that count against the limits of the queue: not those that are about to leave.
     #[must_use]
     pub fn limited(&self) -> (u64, u64) {
+        let (messages, bytes) = self.limited_here();
+        (messages + self.elsewhere.0, bytes + self.elsewhere.1)
+    }
+
+    /// [`QueueShard::limited`] without those of other priorities.
+    pub(crate) fn limited_here(&self) -> (u64, u64) {
         let dying = self.dying.len() as u64;
         (self.depth().saturating_sub(dying), self.bytes().saturating_sub(self.dying.cost))
     }

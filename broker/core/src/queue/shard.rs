@@ -130,6 +130,8 @@ pub struct QueueShard {
     /// Messages that wait for their time outside of the log, and their bytes.
     scheduled: (u64, u64),
     pub(super) paused: bool,
+    /// Messages of other priorities that count against the limits, and their bytes.
+    pub(super) elsewhere: (u64, u64),
     pub(super) counters: QueueFloor,
     pub(super) acks: Acks,
     pub(super) attempts: BTreeMap<u64, Attempts>,
@@ -195,6 +197,7 @@ impl QueueShard {
             limits: settings.limits,
             scheduled: (0, 0),
             paused: settings.paused,
+            elsewhere: (0, 0),
             acks: Acks::new(counters.floor, blocks),
             attempts,
             attempts_dirty: Vec::new(),
@@ -246,6 +249,16 @@ impl QueueShard {
         self.scheduled = (state.messages, state.bytes);
     }
 
+    /// What messages of other priorities count against the limits.
+    pub(crate) fn set_elsewhere(&mut self, limited: (u64, u64)) {
+        self.elsewhere = limited;
+    }
+
+    /// Whether messages have to be read before any can be handed out: lower priorities wait for that.
+    pub(crate) fn awaits_records(&self) -> bool {
+        !self.is_idle() && self.ready.is_empty() && self.read_next < self.next
+    }
+
     /// Messages that wait for their time.
     #[must_use]
     pub fn scheduled(&self) -> u64 {
@@ -279,6 +292,11 @@ impl QueueShard {
     /// The consumers and how many deliveries each has not settled.
     pub fn consumers(&self) -> impl Iterator<Item = (ConsumerId, u32)> {
         self.consumers.iter().map(|attached| (attached.consumer.id, attached.inflight))
+    }
+
+    /// The consumers.
+    pub(crate) fn attached(&self) -> Vec<Consumer> {
+        self.consumers.iter().map(|attached| attached.consumer.clone()).collect()
     }
 
     /// Lets go of the consumers, for them to be attached to another incarnation of this shard.
@@ -449,6 +467,14 @@ impl QueueShard {
         }
         if self.is_idle() {
             self.front = Front::Unknown;
+        }
+    }
+
+    /// A consumer that settled a message of another priority has room now.
+    pub(crate) fn found_room(&mut self, id: ConsumerId) {
+        if let Ok(at) = self.find(id) {
+            let attached = &mut self.consumers[at];
+            attached.full = attached.gone;
         }
     }
 

@@ -9,7 +9,7 @@ use weir_env::clock::Timestamp;
 
 use super::delays::DelayChange;
 use super::log::{Log, Trim};
-use super::logs::{LogKey, Logs, key_of};
+use super::logs::{LogKey, Logs, base_of, key_of};
 use super::repeats::Names;
 use super::{AppendError, PendingAppend};
 use crate::keyspace::dedup::{self, DedupId};
@@ -70,6 +70,8 @@ pub(crate) struct ShardChange {
     pub(crate) at: Timestamp,
     /// Publishes that may be repeated, settled with this batch.
     pub(crate) names: Vec<Names>,
+    /// Messages and bytes that are new in it, once it has several logs.
+    added: (i64, i64),
     /// What becomes of messages that wait for their time.
     pub(crate) delays: Option<DelayChange>,
 }
@@ -104,6 +106,7 @@ impl Batch {
             log,
             at,
             names: Vec::new(),
+            added: (0, 0),
             delays: None,
         })
     }
@@ -123,14 +126,34 @@ impl Batch {
     }
 }
 
+/// In what a log is added to a batch.
+#[derive(Clone, Copy)]
+struct Setting {
+    epoch: Epoch,
+    now: Timestamp,
+    /// What waits for its time in the shard.
+    delayed: DelayedState,
+    /// Whether the shard has other logs.
+    is_shared: bool,
+}
+
 /// Gathers a batch from `logs` for the owner of `epoch`: logs with appends in their turn, then queue state.
 pub(crate) fn build(logs: &mut Logs, id: [u8; 16], epoch: Epoch, now: Timestamp) -> Batch {
     let mut batch = Batch { id, ..Batch::default() };
     let mut chunks = Vec::new();
     let mut unfinished = Vec::new();
     while batch.bytes < BATCH_BYTES_TARGET {
-        let Some(log) = logs.pop_writable() else { break };
-        add_log(&mut batch, &mut chunks, log, epoch, now);
+        let Some(key) = logs.pop_writable() else { break };
+        let elsewhere = logs.elsewhere(key);
+        let Some(log) = logs.get_mut(key) else { continue };
+        let setting = Setting { epoch, now, delayed: elsewhere.delayed, is_shared: elsewhere.is_shared };
+        if let Some(queue) = &mut log.queue {
+            let added = batch.shards.get(&base_of(key)).map_or((0, 0), |change| change.added);
+            let (messages, bytes) = elsewhere.limited;
+            let limited = (messages.saturating_add_signed(added.0), bytes.saturating_add_signed(added.1));
+            queue.set_elsewhere(limited);
+        }
+        add_log(&mut batch, &mut chunks, log, setting);
         if log.has_writes() {
             unfinished.push(key_of(&log.id));
         }
@@ -150,8 +173,8 @@ pub(crate) fn build(logs: &mut Logs, id: [u8; 16], epoch: Epoch, now: Timestamp)
 }
 
 /// Adds what waits to be appended to `log`, its cut, and with them the state of its queue.
-fn add_log(batch: &mut Batch, chunks: &mut Vec<Mutation>, log: &mut Log, epoch: Epoch, now: Timestamp) {
-    let id = log.id;
+fn add_log(batch: &mut Batch, chunks: &mut Vec<Mutation>, log: &mut Log, setting: Setting) {
+    let (id, Setting { epoch, now, .. }) = (log.id, setting);
     let mut change = LogChange {
         id,
         state: LogState { batch: batch.id, epoch, ..log.state },
@@ -199,11 +222,11 @@ fn add_log(batch: &mut Batch, chunks: &mut Vec<Mutation>, log: &mut Log, epoch: 
             }
         }
         if !pending.wishes.delay.is_zero() {
-            add_delayed(segments.batch, chunks, log, &mut change, pending, now);
+            add_delayed(segments.batch, chunks, &mut change, pending, setting);
             continue;
         }
         if let Some(delayed) = pending.moved {
-            take_delayed(segments.batch, log, &mut change, delayed, pending.record.cost(), now);
+            take_delayed(segments.batch, &mut change, delayed, pending.record.cost(), setting);
         }
         let PendingAppend { mut record, reply, permit, .. } = pending;
         let state = &mut change.state;
@@ -235,6 +258,12 @@ fn add_log(batch: &mut Batch, chunks: &mut Vec<Mutation>, log: &mut Log, epoch: 
     }
     let state = &mut change.state;
     segments.finish(state);
+    if setting.is_shared {
+        let shard = batch.shard(id, now);
+        let signed = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+        shard.added.0 += signed(change.records.len() as u64) + change.beside.0;
+        shard.added.1 += signed(cost) + change.beside.1;
+    }
     batch.bytes += cost;
     batch.records += change.records.len() as u64;
     if let Some(trim) = &change.trim {
@@ -267,12 +296,11 @@ fn add_log(batch: &mut Batch, chunks: &mut Vec<Mutation>, log: &mut Log, epoch: 
 fn add_delayed(
     batch: &mut Batch,
     chunks: &mut Vec<Mutation>,
-    log: &Log,
     change: &mut LogChange,
     pending: PendingAppend,
-    now: Timestamp,
+    setting: Setting,
 ) {
-    let (id, names) = (log.id, pending.names());
+    let (id, now, names) = (change.id, setting.now, pending.names());
     let PendingAppend { mut record, wishes, reply, permit, .. } = pending;
     let cost = record.cost();
     let message = &mut Arc::make_mut(&mut record).message;
@@ -280,7 +308,7 @@ fn add_delayed(
     // What has expired by then need not wait longer to be found so.
     let due = now.saturating_add(wishes.delay);
     let due = message.expires_at.map_or(due, |at| due.min(at));
-    let delays = batch.delays(id, now, log.delays.state());
+    let delays = batch.delays(id, now, setting.delayed);
     let delayed = DelayedId { due, seq: delays.state.next_seq };
     delays.state.next_seq += 1;
     delays.state.messages += 1;
@@ -302,17 +330,10 @@ fn add_delayed(
 }
 
 /// Takes a message that goes into its log from those that wait.
-fn take_delayed(
-    batch: &mut Batch,
-    log: &Log,
-    change: &mut LogChange,
-    delayed: DelayedId,
-    cost: u64,
-    now: Timestamp,
-) {
-    let (begin, end) = delayed.range(&log.id);
+fn take_delayed(batch: &mut Batch, change: &mut LogChange, delayed: DelayedId, cost: u64, setting: Setting) {
+    let (begin, end) = delayed.range(&change.id);
     batch.mutations.push(Mutation::ClearRange(begin, end));
-    let delays = batch.delays(log.id, now, log.delays.state());
+    let delays = batch.delays(change.id, setting.now, setting.delayed);
     delays.state.messages = delays.state.messages.saturating_sub(1);
     delays.state.bytes = delays.state.bytes.saturating_sub(cost);
     delays.moved += 1;
@@ -448,7 +469,8 @@ fn group_chunks(chunks: Vec<Mutation>) -> Vec<Vec<Mutation>> {
 }
 
 fn mark(log: &LogId, publish: &PublishId, offset: u64, at: Timestamp) -> Mutation {
-    Mutation::Set(Mark::key(log, publish), Mark { offset, at }.encode().into())
+    // A repeat looks for it before anybody knows its priority.
+    Mutation::Set(Mark::key(&log.of_class(0), publish), Mark { offset, at }.encode().into())
 }
 
 fn write_shards(batch: &mut Batch) {

@@ -168,7 +168,8 @@ impl ShardOwner {
                 pending.answer(Err(error.clone()));
             }
             let consumers = queue.map(QueueShard::into_consumers).unwrap_or_default();
-            if !consumers.is_empty() || extent.receiver_count() > 0 {
+            // Consumers of a shard are those of all its priorities.
+            if id.class == 0 && (!consumers.is_empty() || extent.receiver_count() > 0) {
                 self.kept.insert(key_of(&id), Kept { object, id, extent, consumers });
             }
         }

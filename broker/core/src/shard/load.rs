@@ -46,6 +46,17 @@ pub(crate) async fn queue_state(context: &Context, log: &LogId, next: u64) -> Re
     Ok(StoredQueue { counters, blocks, attempts, next })
 }
 
+/// The priorities above 0 of which the shard of `log` has a log.
+pub(crate) async fn classes(context: &Context, log: &LogId) -> Result<Vec<LogId>> {
+    let mut tx = context.store.begin();
+    let mut logs = Vec::new();
+    for (key, _) in pages(&mut *tx, log.shard_range(tag::LOG_STATE)).await? {
+        logs.push(LogId::of_key(&key)?);
+    }
+    logs.retain(|log| log.class > 0);
+    Ok(logs)
+}
+
 /// Ids of publishers that still count, oldest first.
 pub(crate) async fn dedup_ids(
     context: &Context,

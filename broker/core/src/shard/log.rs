@@ -6,12 +6,10 @@ use std::sync::Arc;
 use tokio::sync::watch;
 use weir_env::clock::{Instant, Timestamp};
 
-use super::delays::{Delays, DueRead};
+use super::delays::Delays;
 use super::repeats::Repeats;
 use super::{Extent, PendingAppend};
 use crate::catalog::Object;
-use crate::controls::Wishes;
-use crate::error::Result;
 use crate::keyspace::LogId;
 use crate::keyspace::log_state::LogState;
 use crate::queue::{Consumer, QueueShard};
@@ -32,6 +30,8 @@ pub(crate) struct Log {
     pub(crate) delays: Delays,
     /// A read for the queue is under way.
     pub(crate) refilling: bool,
+    /// The last one failed.
+    pub(crate) refill_failed: bool,
     /// Messages to be moved aside, or rows of such, are being read.
     pub(crate) reading_asides: bool,
     /// Messages are being read to look whether they have expired.
@@ -108,27 +108,7 @@ impl Log {
         }
         let (kept, unread) = std::mem::take(&mut self.pending).into_iter().partition(|p| p.moved.is_some());
         self.pending = kept;
-        for pending in &unread {
-            self.repeats.settle(PendingAppend::names(pending));
-        }
         unread
-    }
-
-    /// Puts messages whose time has come in line.
-    pub(crate) fn take_due(&mut self, read: Result<DueRead>, now: Instant, wall: Timestamp) -> Result<()> {
-        for (id, _, record) in self.delays.read(read, now, wall)? {
-            self.pending.push_back(PendingAppend {
-                object: Arc::clone(&self.object),
-                log: self.id,
-                record: Arc::new(record),
-                publish: None,
-                wishes: Wishes::default(),
-                moved: Some(id),
-                reply: None,
-                permit: None,
-            });
-        }
-        Ok(())
     }
 
     pub(crate) fn has_dirty_queue(&self) -> bool {

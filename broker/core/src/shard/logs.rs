@@ -3,10 +3,12 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use smallvec::SmallVec;
 use weir_env::clock::Instant;
 
 use super::log::Log;
 use crate::keyspace::LogId;
+use crate::keyspace::delayed::DelayedState;
 
 /// Names a log within its virtual shard: object, shard and priority class.
 pub(crate) type LogKey = (u32, u8, u8);
@@ -14,6 +16,22 @@ pub(crate) type LogKey = (u32, u8, u8);
 /// The key of `id`.
 pub(crate) const fn key_of(id: &LogId) -> LogKey {
     (id.object, id.shard, id.class)
+}
+
+/// The key of the log of class 0 of the same shard.
+pub(crate) const fn base_of(key: LogKey) -> LogKey {
+    (key.0, key.1, 0)
+}
+
+/// What the other logs of a shard mean for one of them.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Elsewhere {
+    /// Messages and bytes that count against the limits.
+    pub(crate) limited: (u64, u64),
+    /// What waits for its time.
+    pub(crate) delayed: DelayedState,
+    /// Whether there are any.
+    pub(crate) is_shared: bool,
 }
 
 /// Logs in memory.
@@ -78,7 +96,32 @@ impl Logs {
         }
     }
 
+    /// The logs of the shard of `key`, those of higher priority first.
+    pub(crate) fn classes(&self, key: LogKey) -> SmallVec<[LogKey; 2]> {
+        let of_shard = self.by_key.range(base_of(key)..=(key.0, key.1, u8::MAX));
+        of_shard.rev().map(|(key, _)| *key).collect()
+    }
+
+    /// What the other logs of the shard of `key` mean for it.
+    pub(crate) fn elsewhere(&self, key: LogKey) -> Elsewhere {
+        let mut elsewhere = Elsewhere::default();
+        for (other, log) in self.by_key.range(base_of(key)..=(key.0, key.1, u8::MAX)) {
+            if other.2 == 0 {
+                elsewhere.delayed = log.delays.state();
+            }
+            if let Some(queue) = log.queue.as_ref().filter(|_| *other != key) {
+                let (messages, bytes) = queue.limited_here();
+                elsewhere.limited.0 += messages;
+                elsewhere.limited.1 += bytes;
+                elsewhere.is_shared = true;
+            }
+        }
+        elsewhere
+    }
+
+    /// The shard of `key` is to be looked at before the next batch.
     pub(crate) fn touch(&mut self, key: LogKey) {
+        let key = base_of(key);
         if let Some(log) = self.by_key.get_mut(&key)
             && !std::mem::replace(&mut log.listed.touched, true)
         {
@@ -103,12 +146,11 @@ impl Logs {
     }
 
     /// The log whose turn it is to write.
-    pub(crate) fn pop_writable(&mut self) -> Option<&mut Log> {
+    pub(crate) fn pop_writable(&mut self) -> Option<LogKey> {
         while let Some(key) = self.writable.pop_front() {
-            if self.by_key.contains_key(&key) {
-                let log = self.by_key.get_mut(&key)?;
+            if let Some(log) = self.by_key.get_mut(&key) {
                 log.listed.writable = false;
-                return Some(log);
+                return Some(key);
             }
         }
         None

@@ -7,6 +7,7 @@
 mod asides;
 mod batch;
 mod batches;
+mod classes;
 mod commit;
 mod dead_letters;
 mod delays;

@@ -149,7 +149,7 @@ impl ShardOwner {
                 let _ = reply.send(result);
             }
             Command::Detach { log, consumer, lost } => {
-                self.with_queue(log, |queue, _| queue.detach(consumer, lost));
+                self.with_queues(log, |queue, _| queue.detach(consumer, lost));
                 if let Some(kept) = self.kept.get_mut(&key_of(&log)) {
                     kept.consumers.retain(|attached| attached.id != consumer);
                 }
@@ -157,8 +157,9 @@ impl ShardOwner {
             Command::Settle { handout, verdict } => {
                 let wall = self.context.clock.wall();
                 self.with_queue(handout.log, |queue, now| queue.settle(handout, verdict, now, wall));
+                self.find_room(handout.log, handout.consumer);
             }
-            Command::Kick { log } => self.with_queue(log, |queue, _| queue.kick()),
+            Command::Kick { log } => self.with_queues(log, |queue, _| queue.kick()),
             Command::Update { object, log } => self.update(object, log),
             Command::Delete { log, reply } => {
                 let result = self.delete(log).await;
@@ -166,8 +167,8 @@ impl ShardOwner {
             }
             Command::Describe { object, log, reply } => {
                 let now = self.context.clock.now();
-                let result = self.log_mut(&object, log).await.map(|log| report(log, now));
-                let _ = reply.send(result);
+                let result = self.log_mut(&object, log).await.map(drop);
+                let _ = reply.send(result.map(|()| self.report(log, now)));
             }
             Command::Operate { object, log, operation } => self.operate(&object, log, operation).await,
             Command::Close { reply } => self.closing = Some(reply),
@@ -206,9 +207,10 @@ impl ShardOwner {
         let Some(pending) = self.look_for_duplicate(pending) else { return };
         if let Some(log) = self.logs.get_mut(key) {
             log.repeats.begin(pending.names());
-            log.pending.push_back(pending);
-            self.logs.list(key);
         }
+        // What has to wait goes into its log when it is due.
+        let class = if pending.wishes.delay.is_zero() { pending.wishes.priority } else { 0 };
+        self.put_in_line(pending, class);
     }
 
     /// Answers a publish whose message is stored already, keeps one for later of which that is not known yet, and gives
@@ -253,17 +255,24 @@ impl ShardOwner {
     /// The log in memory: taken over and read from the store if need be.
     pub(super) async fn log_mut(&mut self, object: &Arc<Object>, id: LogId) -> Result<&mut Log> {
         self.take_over().await?;
-        let key = key_of(&id);
+        let base = id.of_class(0);
+        let key = key_of(&base);
         if self.logs.get(key).is_none() {
-            let log = load_log(&self.context, object, id).await?;
-            self.logs.insert(log);
+            let mut logs = vec![load_log(&self.context, object, base).await?];
+            if object.definition.kind == Kind::Queue {
+                for class in load::classes(&self.context, &base).await? {
+                    logs.push(load_log(&self.context, object, class).await?);
+                }
+            }
+            logs.into_iter().for_each(|log| self.logs.insert(log));
             self.restore_kept(key);
             self.logs.touch(key);
         }
         if self.logs.get(key).is_some_and(|log| log.object.generation < object.generation) {
-            self.update(Arc::clone(object), id);
+            self.update(Arc::clone(object), base);
         }
-        self.logs.get_mut(key).ok_or(Error::Closed)
+        // Every priority that has a log is in memory.
+        self.logs.get_mut(key_of(&id)).ok_or(Error::Closed)
     }
 
     async fn take_over(&mut self) -> Result<()> {
@@ -282,17 +291,15 @@ impl ShardOwner {
         let (Some(kept), Some(log)) = (self.kept.remove(&key), self.logs.get_mut(key)) else { return };
         log.extent = kept.extent;
         log.publish_extent();
-        if let Some(queue) = &mut log.queue {
-            kept.consumers.into_iter().for_each(|consumer| queue.attach(consumer));
+        let id = log.id;
+        for consumer in kept.consumers {
+            self.with_queues(id, |queue, _| queue.attach(consumer.clone()));
         }
     }
 
     async fn attach(&mut self, object: &Arc<Object>, id: LogId, consumer: Consumer) -> Result<()> {
-        let log = self.log_mut(object, id).await?;
-        if let Some(queue) = &mut log.queue {
-            queue.attach(consumer);
-        }
-        self.logs.touch(key_of(&id));
+        self.log_mut(object, id).await?;
+        self.with_queues(id, |queue, _| queue.attach(consumer.clone()));
         Ok(())
     }
 
@@ -317,13 +324,15 @@ impl ShardOwner {
             kept.object = Arc::clone(&object);
         }
         let (now, lag) = (self.context.clock.now(), self.context.lag);
-        let Some(log) = self.logs.get_mut(key) else { return };
-        if let Some(queue) = &mut log.queue {
-            queue.update(upkeep::settings(&object, lag), now);
+        for key in self.logs.classes(key) {
+            let Some(log) = self.logs.get_mut(key) else { continue };
+            if let Some(queue) = &mut log.queue {
+                queue.update(upkeep::settings(&object, lag), now);
+            }
+            log.object = Arc::clone(&object);
+            log.maintain_by(now);
+            self.logs.touch(key);
         }
-        log.object = object;
-        log.maintain_by(now);
-        self.logs.touch(key);
     }
 
     /// Removes everything stored of a log, readable or not. Waits for the batch in flight, which may write it.
@@ -334,8 +343,8 @@ impl ShardOwner {
             self.finish_batch(batch, outcome, tenure);
         }
         self.kept.remove(&key_of(&id));
-        if let Some(log) = self.logs.remove(key_of(&id)) {
-            for pending in log.pending {
+        for key in self.logs.classes(key_of(&id)) {
+            for pending in self.logs.remove(key).into_iter().flat_map(|log| log.pending) {
                 self.refuse(pending, Error::Closed);
             }
         }
@@ -350,48 +359,28 @@ impl ShardOwner {
     }
 }
 
+/// The log as stored.
 async fn load_log(context: &Context, object: &Arc<Object>, id: LogId) -> Result<Log> {
     let state = load::log_state(context, &id).await?;
-    let (mut repeats, mut delays) = (Repeats::default(), Delays::default());
-    let queue = match object.definition.kind {
-        Kind::Stream => None,
-        Kind::Queue => {
-            let stored = load::queue_state(context, &id, state.next).await?;
-            let seed = context.seed.fork(&format!("queue {} {}", id.object, id.shard));
-            let metrics = context.metrics.clone();
-            let ids = load::dedup_ids(context, &id, object.definition.dedup_window()).await?;
-            let (now, wall) = (context.clock.now(), context.clock.wall());
-            repeats = Repeats::restore(ids, now, metrics.dedup_ids.clone());
-            let (delayed, first_due) = delays::load(context, &id).await?;
-            delays = Delays::restore(delayed, first_due, now, wall, metrics.delayed.clone());
-            let share = metrics.queues.share(&object.definition.name, id);
-            let mut queue =
-                QueueShard::restore(id, stored, upkeep::settings(object, context.lag), seed, metrics);
-            queue.count_into(share);
-            if object.definition.last_value {
-                load::last_values(context, &mut queue, &id, state.next).await?;
-            }
-            queue.set_scheduled(&delayed);
-            Some(queue)
+    if object.definition.kind == Kind::Stream {
+        return Ok(log_of(context, object, id, state, StoredQueue::default()));
+    }
+    let stored = load::queue_state(context, &id, state.next).await?;
+    let mut log = log_of(context, object, id, state, stored);
+    if id.class == 0 {
+        let (now, wall) = (context.clock.now(), context.clock.wall());
+        let ids = load::dedup_ids(context, &id, object.definition.dedup_window()).await?;
+        log.repeats = Repeats::restore(ids, now, context.metrics.dedup_ids.clone());
+        let (delayed, first_due) = delays::load(context, &id).await?;
+        log.delays = Delays::restore(delayed, first_due, now, wall, context.metrics.delayed.clone());
+    }
+    if let Some(queue) = &mut log.queue {
+        if object.definition.last_value {
+            load::last_values(context, queue, &id, state.next).await?;
         }
-    };
-    Ok(Log {
-        id,
-        object: Arc::clone(object),
-        state,
-        extent: watch::Sender::new(Extent { start: state.start, next: state.next }),
-        queue,
-        pending: VecDeque::new(),
-        repeats,
-        delays,
-        refilling: false,
-        reading_asides: false,
-        sweeping: false,
-        trim: None,
-        trimming: false,
-        maintain_at: Some(context.clock.now() + upkeep::MAINTAIN_INTERVAL),
-        listed: super::log::Listed::default(),
-    })
+        queue.set_scheduled(&log.delays.state());
+    }
+    Ok(log)
 }
 
 /// Waits for `future` if there is one, and for ever if not.
@@ -399,31 +388,5 @@ async fn poll_optional(future: &mut Option<Committing>) -> (Batch, Outcome, Opti
     match future {
         Some(future) => future.await,
         None => std::future::pending().await,
-    }
-}
-
-fn report(log: &Log, now: Instant) -> LogReport {
-    LogReport {
-        extent: Extent { start: log.state.start, next: log.state.next },
-        bytes: log.state.bytes(),
-        last_ts_micros: log.state.last_ts.as_micros(),
-        readers: log.extent.receiver_count(),
-        queue: log.queue.as_ref().map(|queue| QueueReport {
-            floor: queue.floor(),
-            depth: queue.depth(),
-            bytes: queue.bytes(),
-            delayed: queue.scheduled(),
-            inflight: queue.inflight() as u64,
-            aside: queue.asides().count() as u64,
-            counters: *queue.counters(),
-            dying: queue.dying() as u64,
-            dead_letter_blocked: queue.dead_letter_blocked(),
-            waiting: queue.waiting() as u64,
-            oldest: queue.oldest(),
-            delivered: queue.deliveries().0,
-            redelivered: queue.deliveries().1,
-            rates: queue.rates(now),
-            consumers: queue.consumer_reports(),
-        }),
     }
 }

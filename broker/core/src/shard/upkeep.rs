@@ -10,7 +10,7 @@ use super::asides::{self, AsideRead};
 use super::batches::RETAKE_WAIT;
 use super::delays::{self, DueRead};
 use super::log::Log;
-use super::logs::{LogKey, key_of};
+use super::logs::{LogKey, base_of, key_of};
 use super::owner::{Background, ShardOwner};
 use super::retention::{self, Cut, Rule};
 use super::{AppendError, Context, ReadRecords, Sent, load};
@@ -53,15 +53,18 @@ impl ShardOwner {
     /// Hands out what can be handed out of the logs that were touched, and reads on if more could be.
     pub(super) fn pump(&mut self, now: Instant) {
         while let Some(key) = self.logs.pop_touched() {
-            self.pump_log(key, now);
+            self.pump_shard(key, now);
         }
     }
 
-    fn pump_log(&mut self, key: LogKey, now: Instant) {
+    /// Hands out of one log, unless that has to wait.
+    pub(super) fn pump_log(&mut self, key: LogKey, now: Instant, is_held: bool) {
         let wall = self.context.clock.wall();
         let Some(log) = self.logs.get_mut(key) else { return };
         if let Some(queue) = &mut log.queue {
-            queue.dispatch(now, wall);
+            if !is_held {
+                queue.dispatch(now, wall);
+            }
             queue.observe(now);
             if queue.is_dirty() && self.acks_due.is_none() {
                 self.acks_due = Some(now + ACK_DELAY);
@@ -177,8 +180,10 @@ impl ShardOwner {
         let Some(log) = self.logs.get_mut(key) else { return };
         let is_refill = matches!(done, Done::Refill { .. });
         let outcome = match done {
+            Done::Due { result, .. } => return self.finish_due(id, result),
             Done::Refill { from, result, .. } => {
                 log.refilling = false;
+                log.refill_failed = result.is_err();
                 result.map(|(records, end)| {
                     if let Some(queue) = &mut log.queue {
                         queue.loaded(from, end, records, now, wall);
@@ -189,12 +194,6 @@ impl ShardOwner {
             Done::DeadLetters { sent, .. } => {
                 if let Some(queue) = &mut log.queue {
                     queue.dead_lettered(sent, now);
-                }
-                Ok(())
-            }
-            Done::Due { result, .. } => {
-                if let Err(error) = log.take_due(result, now, wall) {
-                    tracing::error!(queue = log.object.definition.name, shard = id.shard, %error, "read delayed messages");
                 }
                 Ok(())
             }
@@ -228,6 +227,9 @@ impl ShardOwner {
             let waiting = if is_refill { log.take_unread() } else { VecDeque::new() };
             self.count_refused(AppendError::Failed(error.clone()).label(), waiting.len() as u64);
             for pending in waiting {
+                if let Some(base) = self.logs.get_mut(base_of(key)) {
+                    base.repeats.settle(pending.names());
+                }
                 pending.answer(Err(AppendError::Failed(error.clone())));
             }
             let Some(log) = self.logs.get_mut(key) else { return };

@@ -14,6 +14,7 @@ mod faults;
 mod last_value;
 mod operations;
 mod overflow;
+mod priorities;
 mod queues;
 mod sessions;
 mod streams;

@@ -4,7 +4,8 @@ use weir_codec::{Packet, Publish, ReasonCode};
 use weir_core::definition::Definition;
 
 use super::client::{
-    AtLeastOnce, AtMostOnce, Client, ExactlyOnce, V5, clean, id, property, publish, text, will,
+    AtLeastOnce, AtMostOnce, Client, ExactlyOnce, V5, clean, id, property, publish, receive_maximum, text,
+    will,
 };
 use super::{TestBroker, queue};
 
@@ -120,4 +121,21 @@ async fn a_delayed_message_waits_and_keeps_its_properties() {
     assert_eq!((text(&later), property(&later, "queue-delay")), ("later", Some("400ms")));
     consumer.quiet().await;
     assert!((broker.metric("weir_queue_delayed").await - 1.0).abs() < f64::EPSILON);
+}
+
+#[tokio::test]
+async fn what_is_urgent_overtakes_what_waits() {
+    let broker = start(|_| {}).await;
+    let mut publisher = broker.clean("p").await;
+    for (n, payload, priority) in
+        [(1, "low", "0"), (2, "high", "9"), (3, "middle", "5"), (4, "high too", "9")]
+    {
+        assert_eq!(
+            post(&mut publisher, n, payload, &[("queue-priority", priority)]).await,
+            ReasonCode::Success
+        );
+    }
+    let mut consumer = broker.connect(receive_maximum(clean("c", V5), 1)).await;
+    consumer.subscribe("$queue/work", AtLeastOnce).await;
+    assert_eq!(consumer.take_texts(4).await, ["high", "high too", "middle", "low"]);
 }
