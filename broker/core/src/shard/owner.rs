@@ -12,10 +12,11 @@ use std::sync::Arc;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot};
 use weir_env::clock::Instant;
 
 use super::batch::{self, Batch};
+use super::classes::log_of;
 use super::commit::{self, Outcome};
 use super::delays::{self, Delays};
 use super::fence::{self, Tenure};
@@ -23,14 +24,14 @@ use super::log::{Kept, Log};
 use super::logs::{LogKey, Logs, key_of};
 use super::repeats::{Repeats, Seen};
 use super::upkeep::Done;
-use super::{AppendError, Command, Context, Extent, LogReport, PendingAppend, QueueReport, load, upkeep};
+use super::{AppendError, Command, Context, PendingAppend, load, upkeep};
 use crate::catalog::Object;
 use crate::definition::Kind;
 use crate::error::{Error, Result};
 use crate::keyspace::segment::RECORD_BYTES_MAX;
 use crate::keyspace::{LogId, VirtualShard};
 use crate::metrics::Reason;
-use crate::queue::{Consumer, QueueShard};
+use crate::queue::{Consumer, QueueShard, StoredQueue};
 
 /// Commands handled between two looks at everything else.
 const COMMANDS_PER_TURN: usize = 256;

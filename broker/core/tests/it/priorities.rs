@@ -156,7 +156,7 @@ async fn consumers_come_and_go_over_all_priorities() {
 async fn where_order_matters_priorities_are_ignored_and_counted() {
     for change in [
         |q: &mut weir_core::definition::Definition| q.queue.ordering = Ordering::Key,
-        |q| q.queue.overflow = Overflow::DropOldest,
+        |q: &mut weir_core::definition::Definition| q.queue.overflow = Overflow::DropOldest,
     ] {
         let (store, clock) = memory();
         let mut q = definition(Kind::Queue, "q", "a", 1);
