@@ -164,7 +164,7 @@ impl Core {
     /// If the store fails or a record is damaged.
     pub async fn peek(&self, queue: &Arc<Object>, peek: &Peek) -> Result<Peeked> {
         let count = peek.count.min(PEEK_MESSAGES_MAX);
-        let mut scan = self.scan(queue, peek.from, peek.shard);
+        let mut scan = self.scan(queue, peek.from, peek.shard).await?;
         let mut peeked = Peeked::default();
         while let Some((log, mut records)) = scan.page(self, queue).await? {
             records.retain(|(_, record)| peek.admits(record));
@@ -207,7 +207,7 @@ impl Core {
     /// # Errors
     /// If the store fails or a record is damaged; what was removed stays so.
     pub async fn purge(&self, queue: &Arc<Object>, purge: &Purge) -> Result<Purged> {
-        let mut scan = self.scan(queue, purge.from, None);
+        let mut scan = self.scan(queue, purge.from, None).await?;
         if purge.before.is_none() && purge.filter == StateFilter::Any {
             return self.purge_all(queue, &mut scan).await;
         }
@@ -260,7 +260,7 @@ impl Core {
     /// # Errors
     /// If the store fails or a record is damaged; what was moved stays so.
     pub async fn redrive(&self, queue: &Arc<Object>, redrive: &Redrive) -> Result<Redriven> {
-        let mut scan = self.scan(queue, redrive.from, None);
+        let mut scan = self.scan(queue, redrive.from, None).await?;
         let mut done = Redriven::default();
         while let Some((log, records)) = scan.page(self, queue).await? {
             let mut found = Vec::new();
@@ -414,22 +414,25 @@ impl Core {
         self.shard(log.vs)?.ask(command).await?
     }
 
-    fn scan(&self, queue: &Object, from: Option<Position>, shard: Option<u8>) -> Scan {
+    async fn scan(&self, queue: &Arc<Object>, from: Option<Position>, shard: Option<u8>) -> Result<Scan> {
         let from = from.unwrap_or_default();
-        let is_wanted = |log: &&LogId| {
-            (log.shard, log.class) >= (from.shard, from.class) && shard.is_none_or(|only| log.shard == only)
-        };
-        let mut logs: Vec<LogId> = queue.logs.iter().filter(is_wanted).copied().collect();
+        let is_wanted = |log: &&LogId| log.shard >= from.shard && shard.is_none_or(|only| log.shard == only);
+        let mut logs = Vec::with_capacity(queue.logs.len());
+        for log in queue.logs.iter().filter(is_wanted) {
+            let classes = |reply| Command::Classes { object: Arc::clone(queue), log: *log, reply };
+            logs.extend(self.shard(log.vs)?.ask(classes).await??);
+        }
+        logs.retain(|log| (log.shard, log.class) >= (from.shard, from.class));
         logs.sort_unstable_by_key(|log| (log.shard, log.class));
         let is_in = logs.first().is_some_and(|log| (log.shard, log.class) == (from.shard, from.class));
-        Scan {
+        Ok(Scan {
             logs,
             at: 0,
             offset: if is_in { from.offset } else { 0 },
             extent: None,
             budget: SCAN_BYTES_MAX,
             deadline: self.clock().now() + CALL_TIME,
-        }
+        })
     }
 }
 

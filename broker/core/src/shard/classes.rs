@@ -113,6 +113,11 @@ impl ShardOwner {
         }
     }
 
+    /// The logs of the shard of `id`.
+    pub(super) fn class_logs(&self, id: LogId) -> Vec<LogId> {
+        self.logs.classes(key_of(&id)).into_iter().map(|(_, _, class)| id.of_class(class)).collect()
+    }
+
     /// What there is in the shard of `id`, all priorities together.
     pub(super) fn report(&self, id: LogId, now: Instant) -> LogReport {
         let mut reports =

@@ -193,6 +193,7 @@ pub(crate) enum Command {
     Settle { handout: Handout, verdict: Verdict },
     Kick { log: LogId },
     Update { object: Arc<Object>, log: LogId },
+    Classes { object: Arc<Object>, log: LogId, reply: oneshot::Sender<Result<Vec<LogId>>> },
     Delete { log: LogId, reply: oneshot::Sender<Result<()>> },
     Describe { object: Arc<Object>, log: LogId, reply: oneshot::Sender<Result<LogReport>> },
     Operate { object: Arc<Object>, log: LogId, operation: Operation },

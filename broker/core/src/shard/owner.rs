@@ -162,6 +162,10 @@ impl ShardOwner {
             }
             Command::Kick { log } => self.with_queues(log, |queue, _| queue.kick()),
             Command::Update { object, log } => self.update(object, log),
+            Command::Classes { object, log, reply } => {
+                let result = self.log_mut(&object, log).await.map(drop);
+                let _ = reply.send(result.map(|()| self.class_logs(log)));
+            }
             Command::Delete { log, reply } => {
                 let result = self.delete(log).await;
                 let _ = reply.send(result);

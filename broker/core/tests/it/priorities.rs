@@ -187,3 +187,24 @@ async fn a_deleted_queue_leaves_nothing_of_its_priorities() {
     assert_eq!(left, ["format", "catalog", "owner"]);
     bench.core.close().await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn peek_and_purge_reach_all_priorities() {
+    let (store, clock) = memory();
+    let bench = Bench::open(&store, clock, &definition(Kind::Queue, "q", "a", 1), 1).await;
+    for (payload, priority) in [("low", "0"), ("high", "9"), ("middle", "5")] {
+        publish(&bench, payload, priority).await.unwrap();
+    }
+    bench.publish("a", "later", &[("queue-delay", "1h")]).await.unwrap();
+    let peek = weir_core::operations::Peek { count: 10, ..Default::default() };
+    let peeked = bench.core.peek(&bench.queue, &peek).await.unwrap();
+    assert_eq!(peeked.messages.len(), 3);
+    let purge =
+        weir_core::operations::Purge { before: None, filter: weir_core::queue::StateFilter::Any, from: None };
+    let purged = bench.core.purge(&bench.queue, &purge).await.unwrap();
+    assert_eq!(purged.purged, 3);
+    let reports = bench.core.describe(&bench.queue).await.unwrap();
+    let report = reports[0].queue.as_ref().unwrap();
+    assert_eq!((report.depth, report.delayed, report.counters.purged), (1, 1, 3));
+    bench.core.close().await;
+}
