@@ -28,6 +28,7 @@ use weir_env::seed::Seed;
 use weir_topic::{Subscription, TopicFilter};
 
 use crate::auth::Auth;
+use crate::auto_create::AutoCreate;
 use crate::clients::Clients;
 use crate::config::Limits;
 use crate::convert;
@@ -71,7 +72,7 @@ pub(crate) struct Broker {
     pub(crate) seed: Seed,
     pub(crate) limits: Limits,
     pub(crate) session_limits: weir_session::Limits,
-    pub(crate) wait_for_queue: bool,
+    pub(crate) auto_create: Arc<AutoCreate>,
     pub(crate) response_information: Option<ResponseInformation>,
     pub(crate) tasks: TaskTracker,
     pub(crate) next_consumer: AtomicU64,

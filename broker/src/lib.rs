@@ -2,6 +2,7 @@
 
 mod admin;
 pub mod auth;
+mod auto_create;
 mod broker;
 pub mod cli;
 pub mod client;

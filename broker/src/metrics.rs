@@ -50,6 +50,8 @@ pub struct Inner {
     pub auth_reloads: CounterBy<Reload>,
     /// What access rules did not allow.
     pub forbidden: CounterBy<Forbidden>,
+    /// Queues and streams that subscriptions were to make.
+    pub auto_created: CounterBy<AutoCreated>,
     /// Packets read, by type.
     pub packets_received: CounterBy<PacketType>,
     /// Packets written, by type.
@@ -193,8 +195,18 @@ labels! {
         Subscribe = "subscribe",
         /// Consume a queue or stream of that name.
         Consume = "consume",
+        /// Make a queue or stream by subscribing to it.
+        Create = "create",
         /// Leave a will.
         Will = "will",
+    }
+
+    /// What became of a queue or stream that a subscription was to make.
+    AutoCreated("outcome") {
+        /// It was made.
+        Created = "created",
+        /// A limit, the catalog or the store refused it.
+        Refused = "refused",
     }
 
     /// What became of reading users, rules and keys again.
@@ -395,6 +407,7 @@ impl Metrics {
             ),
             auth_reloads: counter_by(r, "auth_reloads", "Times that users, rules and keys were read again"),
             forbidden: counter_by(r, "forbidden", "Requests that access rules did not allow"),
+            auto_created: counter_by(r, "auto_created", "Queues and streams made by subscriptions"),
             packets_received: counter_by(r, "packets_received", "Packets read from clients"),
             packets_sent: counter_by(r, "packets_sent", "Packets written to clients"),
             bytes_received: bytes(r, "received", "Bytes read from clients"),
@@ -535,6 +548,7 @@ mod tests {
         check::<Closed>();
         check::<AuthRefusal>();
         check::<Forbidden>();
+        check::<AutoCreated>();
         check::<Reload>();
         check::<Dropped>();
         check::<PublishWait>();

@@ -24,6 +24,7 @@ use weir_manifest::Watcher;
 use weir_storage::SharedStore;
 
 use crate::auth::{Auth, Method};
+use crate::auto_create::AutoCreate;
 use crate::broker::{Broker, session_limits};
 use crate::clients::Clients;
 use crate::config::{self, Config};
@@ -148,7 +149,7 @@ async fn serve(
     recover(&broker).await.context("read the store")?;
     let mut watcher = config.manifests.as_ref().map(|dir| Watcher::new(dir, MANIFEST_INTERVAL));
     if let Some(watcher) = &mut watcher {
-        manifests::load_and_apply(&broker.core, watcher).await?;
+        manifests::load_and_apply(&broker.core, &broker.auto_create, watcher).await?;
     }
 
     let admin_access = admin::Access::read(&config.admin_access, config.auth.reload_interval)
@@ -179,8 +180,8 @@ async fn serve(
         background.spawn(publisher.run(stop_background.child_token()));
     }
     if let Some(watcher) = watcher {
-        let core = Arc::clone(&broker.core);
-        background.spawn(manifests::follow(core, watcher, shutdown.child_token()));
+        let (core, auto_create) = (Arc::clone(&broker.core), Arc::clone(&broker.auto_create));
+        background.spawn(manifests::follow(core, auto_create, watcher, shutdown.child_token()));
     }
     let clients = TaskTracker::new();
     let accepting = Accepting::new(&broker, &clients, &shutdown);
@@ -297,7 +298,7 @@ async fn build(
         seed: seed.fork("broker"),
         limits: config.limits.clone(),
         session_limits: session_limits(&config.limits),
-        wait_for_queue: config.wait_for_queue,
+        auto_create: Arc::new(AutoCreate::new(manifests::configured(config), config.limits.auto_created)),
         response_information: config.response_information.clone(),
         tasks: tasks.clone(),
         next_consumer: AtomicU64::new(1),

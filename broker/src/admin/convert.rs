@@ -332,6 +332,7 @@ fn declaration(object: &Object) -> wire::Declaration {
         source: String::new(),
         created_micros: 0,
         generation: object.generation,
+        origin: object.origin.as_str().to_owned(),
     }
 }
 

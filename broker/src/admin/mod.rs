@@ -8,6 +8,7 @@ mod access;
 mod backup;
 mod connections;
 mod convert;
+mod queue_admin;
 mod queue_ops;
 mod read;
 #[cfg(test)]
@@ -31,7 +32,6 @@ use weir_core::catalog::Object;
 use weir_core::definition::Kind;
 use weir_proto::admin::v1 as wire;
 use weir_proto::admin::v1::admin_server::{Admin, AdminServer};
-use weir_topic::ObjectName;
 
 pub(crate) use access::Access;
 use convert::{Reports, status};
@@ -41,7 +41,7 @@ use read::Reading;
 const CALLS_PER_CONNECTION_MAX: u32 = 64;
 /// Streams read at the same time: each holds a batch of messages in memory.
 const READS_MAX: usize = 32;
-/// Largest request: a name and some numbers.
+/// Largest request: the `spec` of a queue.
 const REQUEST_BYTES_MAX: usize = 16 * 1024;
 /// Largest answer: a list of all queues there may be, or one message.
 const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
@@ -119,10 +119,7 @@ impl Service {
     /// The queue or stream called `name`.
     fn find(&self, kind: Kind, name: &str) -> Result<Arc<Object>, Status> {
         let word = convert::word(kind);
-        let name = ObjectName::parse(name.to_owned()).map_err(|error| {
-            let allowed = "allowed: letters, digits and, behind the first, `-`, `.`, `_`";
-            Status::invalid_argument(format!("not the name of a {word}: {error}; {allowed}"))
-        })?;
+        let name = queue_admin::name_of(kind, name)?;
         self.core.catalog().view().find(kind, name.as_str()).ok_or_else(|| {
             let hint = format!("`weir {word} list` shows what there is");
             Status::not_found(format!("there is no {word} `{}`; {hint}", name.as_str()))
@@ -227,6 +224,27 @@ impl Admin for Service {
         let resumed =
             async { Ok(wire::ResumeQueueResponse { queue: Some(self.pause(&name, false).await?) }) };
         self.answer(resumed).await
+    }
+
+    async fn create_queue(
+        &self,
+        request: Request<wire::CreateQueueRequest>,
+    ) -> Result<Response<wire::CreateQueueResponse>, Status> {
+        self.answer(self.make_queue(request.into_inner())).await
+    }
+
+    async fn update_queue(
+        &self,
+        request: Request<wire::UpdateQueueRequest>,
+    ) -> Result<Response<wire::UpdateQueueResponse>, Status> {
+        self.answer(self.change_queue(request.into_inner())).await
+    }
+
+    async fn delete_queue(
+        &self,
+        request: Request<wire::DeleteQueueRequest>,
+    ) -> Result<Response<wire::DeleteQueueResponse>, Status> {
+        self.answer(self.remove_queue(request.into_inner())).await
     }
 
     async fn list_streams(

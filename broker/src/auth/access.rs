@@ -146,6 +146,13 @@ impl ClientAccess {
         object.filter.as_ref().map_or(Ok(()), |filter| self.receive(filter))
     }
 
+    /// Whether it may make a queue or stream of this name by consuming it: it then has what the filter takes.
+    pub(crate) fn create(&self, name: &str, filter: &TopicFilter) -> Result<(), Denied> {
+        self.consume(name)?;
+        self.receive(filter)?;
+        self.ask(&Request::Create { name, filter }, Forbidden::Create)
+    }
+
     fn receive(&self, filter: &TopicFilter) -> Result<(), Denied> {
         self.ask(&Request::Subscribe { filter }, Forbidden::Subscribe)
     }
@@ -172,6 +179,7 @@ impl Denied {
             Forbidden::Publish => "not allowed to publish there",
             Forbidden::Subscribe => "not allowed to subscribe to it",
             Forbidden::Consume => "not allowed to consume it",
+            Forbidden::Create => "not allowed to create it",
             Forbidden::Will => "not allowed to leave a will there",
         }
     }

@@ -108,7 +108,12 @@ impl AdminArgs {
             );
         }
         match status.code() {
-            Code::NotFound | Code::InvalidArgument | Code::FailedPrecondition => anyhow!("{said}"),
+            Code::NotFound
+            | Code::InvalidArgument
+            | Code::FailedPrecondition
+            | Code::AlreadyExists
+            | Code::ResourceExhausted
+            | Code::Aborted => anyhow!("{said}"),
             Code::Unavailable => anyhow!("the broker at {} can't answer now: {said}", self.admin),
             Code::Unauthenticated => anyhow!("the broker at {} does not know you: {said}", self.admin),
             Code::Unimplemented => {
@@ -197,7 +202,11 @@ pub(super) fn declared(declaration: Option<&wire::Declaration>) -> String {
     let Some(declaration) = declaration else { return "-".to_owned() };
     let name = harmless(&format!("{}/{}", declaration.namespace, declaration.object));
     let source = match declaration.source.as_str() {
-        "" => String::new(),
+        "" => match declaration.origin.as_str() {
+            "admin" => " by the admin API".to_owned(),
+            "automatic" => " by a subscription".to_owned(),
+            _ => String::new(),
+        },
         source => format!(" in {}", harmless(source)),
     };
     format!("{name}{source}, {}, generation {}", time(declaration.created_micros), declaration.generation)
@@ -227,6 +236,7 @@ pub(super) fn declaration_json(declaration: Option<&wire::Declaration>) -> Value
             "source": declaration.source,
             "createdMicros": declaration.created_micros,
             "generation": declaration.generation,
+            "origin": declaration.origin,
         })
     })
 }

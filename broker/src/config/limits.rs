@@ -72,6 +72,9 @@ limits! {
     /// Subscriptions of one client
     max_subscriptions_per_client: u32 = 1_000, 1..=1_000_000;
         "limits.maxSubscriptionsPerClient", "max-subscriptions-per-client", "WEIR_MAX_SUBSCRIPTIONS_PER_CLIENT";
+    /// Queues and streams that subscriptions may have created; more are refused
+    auto_created: u32 = 1_000, 0..=10_000;
+        "limits.autoCreated", "auto-created", "WEIR_AUTO_CREATED";
     /// Bytes of live messages that wait for one client; beyond, those of QoS 0 are dropped and counted, and a client
     /// for which more of QoS 1 and 2 wait is disconnected
     outbox_bytes_per_client: ByteCount = ByteCount::mib(4), ByteCount::kib(64)..=ByteCount::gib(1);

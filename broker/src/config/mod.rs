@@ -18,6 +18,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+pub use crate::auto_create::NamePattern;
 use crate::responses::ResponseInformation;
 
 pub use admin::AdminAccess;
@@ -56,6 +57,10 @@ pub struct Config {
     pub auth: AuthConfig,
     /// A subscription to a queue or stream that does not exist is granted and starts when it appears.
     pub wait_for_queue: bool,
+    /// Names of queues that a subscription creates if they do not exist.
+    pub auto_create_queues: Vec<NamePattern>,
+    /// Names of streams that a subscription creates if they do not exist.
+    pub auto_create_streams: Vec<NamePattern>,
     /// Told to MQTT 5 clients that ask for Response Information; `None`: nothing.
     pub response_information: Option<ResponseInformation>,
     /// How often changed figures are published under `$SYS`; zero: there is nothing under `$SYS`.
@@ -175,6 +180,8 @@ impl Default for Config {
             allow_anonymous: false,
             auth: AuthConfig::default(),
             wait_for_queue: true,
+            auto_create_queues: Vec::new(),
+            auto_create_streams: Vec::new(),
             response_information: None,
             sys_interval: Duration::ZERO,
             limits: Limits::default(),

@@ -7,7 +7,7 @@ use std::sync::LazyLock;
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
-use super::{ByteCount, Config, Problem, admin, auth, fdb, limits, listeners, value};
+use super::{ByteCount, Config, NamePattern, Problem, admin, auth, fdb, limits, listeners, value};
 use crate::responses::ResponseInformation;
 
 /// One thing that can be set.
@@ -131,6 +131,34 @@ const GENERAL: &[Setting] = &[
         ..PLAIN
     },
     Setting {
+        key: "autoCreate.queues",
+        flag: "auto-create-queues",
+        env: "WEIR_AUTO_CREATE_QUEUES",
+        value_name: "PATTERN",
+        help: "Names of queues that a subscription creates, as in auto-*; repeatable",
+        many: true,
+        set: |config, values| {
+            config.auto_create_queues = patterns(values)?;
+            Ok(())
+        },
+        show: |config| shown(&config.auto_create_queues),
+        ..PLAIN
+    },
+    Setting {
+        key: "autoCreate.streams",
+        flag: "auto-create-streams",
+        env: "WEIR_AUTO_CREATE_STREAMS",
+        value_name: "PATTERN",
+        help: "Names of streams that a subscription creates, as in auto-*; repeatable",
+        many: true,
+        set: |config, values| {
+            config.auto_create_streams = patterns(values)?;
+            Ok(())
+        },
+        show: |config| shown(&config.auto_create_streams),
+        ..PLAIN
+    },
+    Setting {
         key: "storeReserve",
         flag: "store-reserve",
         env: "WEIR_STORE_RESERVE",
@@ -228,6 +256,14 @@ pub(super) fn all() -> impl Iterator<Item = &'static Setting> {
         .chain(admin::SETTINGS)
         .chain(auth::SETTINGS)
         .chain(limits::SETTINGS)
+}
+
+fn patterns(values: &[String]) -> Result<Vec<NamePattern>, String> {
+    values.iter().map(|text| NamePattern::parse(text)).collect()
+}
+
+fn shown(patterns: &[NamePattern]) -> String {
+    patterns.iter().map(NamePattern::as_str).collect::<Vec<_>>().join(",")
 }
 
 /// The only value, for settings that take one.

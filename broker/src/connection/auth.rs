@@ -9,7 +9,7 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use weir_codec::{Auth as AuthPacket, Connect, Decoder, Packet, PacketType, ReasonCode};
 use weir_session::Transmit;
-use weir_topic::{Subscription, TopicName};
+use weir_topic::{Subscription, TopicFilter, TopicName};
 
 use super::Connection;
 use super::external::{Refusal, resolve};
@@ -394,12 +394,17 @@ impl Connection {
         }
     }
 
-    /// The same, as the answer to a SUBSCRIBE.
+    /// [`Connection::may_have`], as the answer to a SUBSCRIBE.
     pub(super) fn check_allowed(&self, text: &ByteString, to: &Subscription) -> Result<(), Refusal> {
         self.may_have(to).map_err(|denied| {
             self.metrics.forbidden.inc(denied.what);
             tracing::debug!(client = %self.stored.client_id, filter = %text, rule = denied.line, "not allowed");
             Refusal { reason: ReasonCode::NotAuthorized, text: format!("{text}: {}", denied.text()) }
         })
+    }
+
+    /// Whether the client may make a queue or stream of this name by subscribing to it.
+    pub(super) fn may_create(&self, name: &str, filter: &TopicFilter) -> Result<(), Denied> {
+        self.auth.as_ref().map_or(Ok(()), |auth| auth.access.create(name, filter))
     }
 }

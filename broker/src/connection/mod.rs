@@ -7,6 +7,7 @@
 
 mod auth;
 mod close;
+mod creation;
 mod deliver;
 mod events;
 mod eviction;

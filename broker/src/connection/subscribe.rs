@@ -11,7 +11,7 @@ use weir_codec::{
     Unsubscribe, UserProperties,
 };
 use weir_core::catalog::Object;
-use weir_core::definition::Kind;
+use weir_core::definition::{Definition, Kind};
 use weir_core::inbox::{InboxAppend, InboxTarget, InboxUsage};
 use weir_core::keyspace::session::StoredSubscription;
 use weir_core::message::Message;
@@ -21,6 +21,7 @@ use weir_core::stream::Start;
 use weir_session::Delivery;
 use weir_topic::{Subscription, TopicFilter};
 
+use super::creation::Missing;
 use super::external::{
     CONSUMER_WINDOW_MAX, EXTERNALS_MAX, External, ReaderId, Refusal, Source, kind_of, read_shard, resolve,
     start_of,
@@ -110,6 +111,8 @@ struct Grant {
     wish: Wish,
     start: Start,
     note: Option<String>,
+    /// What has to be made for it.
+    create: Option<Box<Definition>>,
 }
 
 impl Connection {
@@ -122,7 +125,13 @@ impl Connection {
         let mut notes = Vec::new();
         let mut grants = Vec::new();
         for entry in &subscribe.filters {
-            match self.check(entry, identifier, &subscribe.user_properties, &grants) {
+            let mut checked = self.check(entry, identifier, &subscribe.user_properties, &grants);
+            if let Ok(Grant { to, create: Some(wanted), .. }) = &checked
+                && let Err(refusal) = self.create(to, wanted).await
+            {
+                checked = Err(refusal);
+            }
+            match checked {
                 Ok(grant) => {
                     reasons.push(granted(grant.wish.options.qos));
                     notes.extend(grant.note.clone());
@@ -180,7 +189,7 @@ impl Connection {
         }
         let options = if self.bridge { of_bridge(entry) } else { entry.options };
         let wish = Wish { options, identifier };
-        let mut grant = Grant { text, to, wish, start: Start::Latest, note: None };
+        let mut grant = Grant { text, to, wish, start: Start::Latest, note: None, create: None };
         if kind_of(&grant.to).is_some() {
             let others = granted.iter().filter(|other| kind_of(&other.to).is_some());
             if !known && self.externals.len() + others.count() >= EXTERNALS_MAX {
@@ -199,8 +208,18 @@ impl Connection {
             return Err(Refusal { reason: ReasonCode::TopicFilterInvalid, text });
         }
         let found = resolve(&self.broker.core.catalog().view(), &grant.to)?;
+        if found.is_none() {
+            match self.missing(&grant.text, &grant.to)? {
+                Missing::Make(wanted) => grant.create = Some(wanted),
+                Missing::Wait(note) => {
+                    tracing::info!(client = %self.stored.client_id, filter = %grant.text, "{note}");
+                    grant.note = Some(note);
+                }
+            }
+        }
         if !queue {
-            let shards = found.as_ref().map(|object| object.logs.len());
+            let shards = found.as_ref().map(|object| object.definition.shards);
+            let shards = shards.or(grant.create.as_ref().map(|wanted| wanted.shards)).map(usize::from);
             grant.start = start_of(&grant.to, properties, shards)?;
         }
         if let Some(object) = &found
@@ -212,15 +231,6 @@ impl Connection {
             let text =
                 format!("this connection consumes {} already under another filter", object.definition.name);
             return Err(Refusal { reason: ReasonCode::TopicFilterInvalid, text });
-        }
-        if found.is_none() {
-            if !self.broker.wait_for_queue {
-                let text = format!("{} does not exist", grant.text);
-                return Err(Refusal { reason: ReasonCode::UnspecifiedError, text });
-            }
-            let note = format!("{} does not exist yet; delivery starts when it appears", grant.text);
-            tracing::info!(client = %self.stored.client_id, filter = %grant.text, "{note}");
-            grant.note = Some(note);
         }
         grant.wish.options.qos = grant.wish.options.qos.min(QoS::AtLeastOnce);
         Ok(())

@@ -13,9 +13,11 @@ use weir_core::definition::{
 use weir_core::key::KeyExpression;
 use weir_manifest::{Declared, ERRORS_MAX, ManifestSet, Source};
 use weir_operator_api::{
-    DeadLetter, DeletionPolicy, DispatchStrategy, MessageQueue, Ordering, Overflow, PublisherControl,
-    QueueSettings, Stream,
+    Broker, DeadLetter, DeletionPolicy, DispatchStrategy, MessageQueue, MessageQueueSpec, Ordering, Overflow,
+    PublisherControl, QueueSettings, QueueTemplate, Stream, StreamSettings, StreamSpec, StreamTemplate,
 };
+
+use crate::auto_create::{NamePattern, Policy, Template};
 
 /// The queues and streams of `set`.
 ///
@@ -37,6 +39,81 @@ pub(crate) fn definitions(set: &ManifestSet) -> Result<Vec<Definition>, Vec<Stri
     }
 }
 
+/// The queue that is declared alone.
+///
+/// # Errors
+/// As [`definitions`], without places.
+pub(super) fn one_queue(declared: &Declared<MessageQueue>) -> Result<Definition, Vec<String>> {
+    let mut problems = Problems::default();
+    let definition = queue(declared, &mut problems.of(&declared.source));
+    let place = format!("{}: ", declared.source);
+    let lines = problems.into_lines().into_iter();
+    let lines: Vec<_> = lines.map(|line| line.strip_prefix(&place).unwrap_or(&line).to_owned()).collect();
+    definition.filter(|_| lines.is_empty()).ok_or(lines)
+}
+
+/// What a Broker says of queues and streams that do not exist.
+///
+/// # Errors
+/// As [`definitions`].
+pub(super) fn policy(declared: &Declared<Broker>) -> Result<Policy, Vec<String>> {
+    let mut problems = Problems::default();
+    let spec = &declared.object.spec;
+    // References of their settings are to the Broker's namespace.
+    let namespace = declared.object.metadata.namespace.as_deref();
+    let mut templates = Vec::new();
+    for (n, QueueTemplate { name_pattern, spec }) in spec.auto_create.queues.iter().enumerate() {
+        let mut document = problems.of(&declared.source);
+        document.spec_at = Some(format!("spec.autoCreate.queues[{n}].spec"));
+        let definition = nameless_queue(spec.clone(), namespace, &mut document);
+        templates.extend(document.template(name_pattern, definition));
+    }
+    for (n, StreamTemplate { name_pattern, spec }) in spec.auto_create.streams.iter().enumerate() {
+        let mut document = problems.of(&declared.source);
+        document.spec_at = Some(format!("spec.autoCreate.streams[{n}].spec"));
+        let definition = nameless_stream(spec.clone(), namespace, &mut document);
+        templates.extend(document.template(name_pattern, definition));
+    }
+    match problems.into_lines() {
+        lines if lines.is_empty() => Ok(Policy { wait: spec.wait_for_queue, templates }),
+        lines => Err(lines),
+    }
+}
+
+/// What is created for `pattern` where nothing more is said: what a manifest declares that says nothing more.
+pub(super) fn template(kind: Kind, pattern: NamePattern) -> Template {
+    let source = Source { file: String::new(), line: 0 };
+    let mut problems = Problems::default();
+    let mut document = problems.of(&source);
+    let definition = match kind {
+        Kind::Queue => nameless_queue(QueueSettings::default(), Some("default"), &mut document),
+        Kind::Stream => nameless_stream(StreamSettings::default(), Some("default"), &mut document),
+    };
+    Template { pattern, definition: definition.expect("the defaults of a manifest are good") }
+}
+
+fn nameless_queue(
+    settings: QueueSettings,
+    namespace: Option<&str>,
+    document: &mut Document<'_>,
+) -> Option<Definition> {
+    let spec = MessageQueueSpec { broker_ref: None, topic_filter: None, queue_name: None, settings };
+    let mut object = MessageQueue::new("", spec);
+    object.metadata.namespace = namespace.map(str::to_owned);
+    queue(&Declared { object, source: document.source.clone() }, document)
+}
+
+fn nameless_stream(
+    settings: StreamSettings,
+    namespace: Option<&str>,
+    document: &mut Document<'_>,
+) -> Option<Definition> {
+    let spec = StreamSpec { broker_ref: None, topic_filter: String::new(), stream_name: None, settings };
+    let mut object = Stream::new("", spec);
+    object.metadata.namespace = namespace.map(str::to_owned);
+    stream(&Declared { object, source: document.source.clone() }, document)
+}
+
 /// What cannot be done, one line each.
 #[derive(Default)]
 struct Problems {
@@ -48,11 +125,13 @@ struct Problems {
 struct Document<'a> {
     problems: &'a mut Problems,
     source: &'a Source,
+    /// Where its `spec` stands, if it is part of another.
+    spec_at: Option<String>,
 }
 
 impl Problems {
     fn of<'a>(&'a mut self, source: &'a Source) -> Document<'a> {
-        Document { problems: self, source }
+        Document { problems: self, source, spec_at: None }
     }
 
     fn into_lines(mut self) -> Vec<String> {
@@ -65,6 +144,8 @@ impl Problems {
 
 impl Document<'_> {
     fn refuse(&mut self, field: &str, problem: &str) {
+        let below = field.strip_prefix("spec").unwrap_or(field);
+        let field = self.spec_at.as_ref().map_or_else(|| field.to_owned(), |at| format!("{at}{below}"));
         if self.problems.lines.len() < ERRORS_MAX {
             self.problems.lines.push(format!("{}: {field}: {problem}", self.source));
         } else {
@@ -84,6 +165,17 @@ impl Document<'_> {
     fn key(&mut self, key: Option<&str>) {
         if let Some(Err(error)) = key.map(KeyExpression::parse) {
             self.refuse("spec.key", &error.to_string());
+        }
+    }
+
+    fn template(&mut self, pattern: &str, definition: Option<Definition>) -> Option<Template> {
+        match NamePattern::parse(pattern) {
+            Ok(pattern) => definition.map(|definition| Template { pattern, definition }),
+            // The schema sees to it that it is one.
+            Err(problem) => {
+                self.refuse("spec", &problem);
+                None
+            }
         }
     }
 

@@ -2,9 +2,11 @@
 //!
 //! A folder counts as a whole. What it declares is applied together or, if one manifest is bad, not at all:
 //! at the start that ends the process, later the queues and streams stay as they were. The truth is the
-//! core's catalog; this module owns only what still waits to be applied. It must never know connections.
+//! core's catalog; what a Broker says of subscriptions goes to the policy of automatic creation. This module owns only
+//! what still waits to be applied. It must never know connections.
 
 mod definitions;
+mod single;
 #[cfg(test)]
 mod tests;
 
@@ -17,7 +19,10 @@ use weir_core::catalog::{Applied, ApplyError, Object};
 use weir_core::definition::Kind;
 use weir_manifest::{ManifestError, ManifestSet, Watcher};
 
-use definitions::definitions;
+use crate::auto_create::{AutoCreate, Policy};
+use crate::config::Config;
+use definitions::{definitions, policy, template};
+pub(crate) use single::{merge, queue_of, spec_of};
 
 /// Names of queues and streams that one log line tells; more are counted.
 const NAMES_MAX: usize = 20;
@@ -38,10 +43,14 @@ enum Failure {
 ///
 /// # Errors
 /// If a manifest is bad, with every problem in the text, or the store fails. Nothing is applied then.
-pub(crate) async fn load_and_apply(core: &Arc<Core>, watcher: &mut Watcher) -> anyhow::Result<()> {
+pub(crate) async fn load_and_apply(
+    core: &Arc<Core>,
+    auto_create: &AutoCreate,
+    watcher: &mut Watcher,
+) -> anyhow::Result<()> {
     let Some(loaded) = poll(watcher).await? else { return Ok(()) };
     let set = loaded.map_err(|errors| refused(watcher, &lines(&errors)))?;
-    match apply(core, &set).await {
+    match apply(core, auto_create, &set).await {
         Ok(applied) => {
             tell_applied(&set, &applied);
             Ok(())
@@ -52,9 +61,14 @@ pub(crate) async fn load_and_apply(core: &Arc<Core>, watcher: &mut Watcher) -> a
 }
 
 /// Applies each change of the folder, until `shutdown`.
-pub(crate) async fn follow(core: Arc<Core>, watcher: Watcher, shutdown: CancellationToken) {
+pub(crate) async fn follow(
+    core: Arc<Core>,
+    auto_create: Arc<AutoCreate>,
+    watcher: Watcher,
+    shutdown: CancellationToken,
+) {
     let interval = watcher.interval();
-    let mut follower = Follower { core, watcher, waiting: None };
+    let mut follower = Follower { core, auto_create, watcher, waiting: None };
     loop {
         tokio::select! {
             () = shutdown.cancelled() => return,
@@ -67,6 +81,7 @@ pub(crate) async fn follow(core: Arc<Core>, watcher: Watcher, shutdown: Cancella
 /// Follows a folder, step by step.
 struct Follower {
     core: Arc<Core>,
+    auto_create: Arc<AutoCreate>,
     watcher: Watcher,
     /// Good, but not stored yet.
     waiting: Option<ManifestSet>,
@@ -102,7 +117,7 @@ impl Follower {
             Err(error) => return Step::Failed(error),
         }
         let Some(set) = self.waiting.take() else { return Step::Unchanged };
-        match apply(&self.core, &set).await {
+        match apply(&self.core, &self.auto_create, &set).await {
             Ok(applied) => Step::Applied(set, applied),
             Err(Failure::Manifests(problems)) => Step::Refused(problems),
             Err(Failure::Store(error)) => {
@@ -145,15 +160,29 @@ async fn poll(watcher: &mut Watcher) -> anyhow::Result<Look> {
     Ok(look)
 }
 
-async fn apply(core: &Core, set: &ManifestSet) -> Result<Applied, Failure> {
+async fn apply(core: &Core, auto_create: &AutoCreate, set: &ManifestSet) -> Result<Applied, Failure> {
     let definitions = definitions(set).map_err(Failure::Manifests)?;
-    core.apply(&definitions).await.map_err(|error| match error {
+    let policy = match &set.brokers[..] {
+        [broker] => Some(policy(broker).map_err(Failure::Manifests)?),
+        _ => None,
+    };
+    let applied = core.apply(&definitions).await.map_err(|error| match error {
         ApplyError::Invalid { kind, name, field, problem } => {
             let place = place(set, kind, &name);
             Failure::Manifests(vec![format!("{place}: {field}: {problem}")])
         }
         ApplyError::Failed(error) => Failure::Store(error),
-    })
+    })?;
+    auto_create.declare(policy);
+    Ok(applied)
+}
+
+/// What the configuration says of queues and streams that do not exist: templates have the defaults of a manifest.
+pub(crate) fn configured(config: &Config) -> Policy {
+    let queues = config.auto_create_queues.iter().map(|pattern| (Kind::Queue, pattern));
+    let streams = config.auto_create_streams.iter().map(|pattern| (Kind::Stream, pattern));
+    let templates = queues.chain(streams).map(|(kind, pattern)| template(kind, pattern.clone()));
+    Policy { wait: config.wait_for_queue, templates: templates.collect() }
 }
 
 /// Where the object of `kind` that clients know as `name` is declared.
@@ -177,10 +206,17 @@ fn tell_applied(set: &ManifestSet, applied: &Applied) {
         tracing::warn!(%warning, "manifest ignored");
     }
     for broker in &set.brokers {
-        tracing::warn!(
-            manifest = %broker.source,
-            "Broker is not applied: listeners, store and limits of this process come from its flags"
-        );
+        if set.brokers.len() == 1 {
+            tracing::info!(
+                manifest = %broker.source,
+                "of the Broker, waitForQueue and autoCreate are applied: all else comes from flags and configuration"
+            );
+        } else {
+            tracing::warn!(
+                manifest = %broker.source,
+                "Broker is not applied: there is more than one, and this process cannot tell which it is"
+            );
+        }
     }
     if set.queues.is_empty() && set.streams.is_empty() {
         tracing::warn!("manifests declare no queue and no stream");

@@ -31,6 +31,7 @@ spec:
 struct Bench {
     dir: tempfile::TempDir,
     core: Arc<Core>,
+    auto_create: Arc<AutoCreate>,
     faults: FaultHandle,
 }
 
@@ -40,7 +41,8 @@ impl Bench {
         let store = FaultStore::wrap(Arc::new(MemoryStore::new(clock)), Seed::fixed(1));
         let faults = store.handle();
         let core = Core::open(Arc::new(store), clock, &Seed::fixed(2), Metrics::default()).await.unwrap();
-        Self { dir: tempfile::tempdir().unwrap(), core: Arc::new(core), faults }
+        let auto_create = Arc::new(AutoCreate::new(Policy { wait: true, templates: Vec::new() }, 10));
+        Self { dir: tempfile::tempdir().unwrap(), core: Arc::new(core), auto_create, faults }
     }
 
     fn write(&self, file: &str, text: &str) {
@@ -52,7 +54,8 @@ impl Bench {
     }
 
     fn follower(&self) -> Follower {
-        Follower { core: Arc::clone(&self.core), watcher: self.watcher(), waiting: None }
+        let (core, auto_create) = (Arc::clone(&self.core), Arc::clone(&self.auto_create));
+        Follower { core, auto_create, watcher: self.watcher(), waiting: None }
     }
 
     fn has(&self, kind: Kind, name: &str) -> bool {
@@ -185,7 +188,8 @@ async fn the_start_applies_all_or_tells_every_problem() {
     let bench = Bench::new().await;
     bench.write("a.yaml", &format!("{QUEUE}  key: a.b\n"));
     bench.write("b.yaml", &format!("{STREAM}  lastValue: true\n"));
-    let error = load_and_apply(&bench.core, &mut bench.watcher()).await.unwrap_err().to_string();
+    let error =
+        load_and_apply(&bench.core, &bench.auto_create, &mut bench.watcher()).await.unwrap_err().to_string();
     assert!(
         error.starts_with(&format!("manifests in {} are refused:\n", bench.dir.path().display())),
         "{error}"
@@ -198,15 +202,16 @@ async fn the_start_applies_all_or_tells_every_problem() {
 
     bench.write("a.yaml", QUEUE);
     bench.write("b.yaml", STREAM);
-    load_and_apply(&bench.core, &mut bench.watcher()).await.unwrap();
+    load_and_apply(&bench.core, &bench.auto_create, &mut bench.watcher()).await.unwrap();
     assert!(bench.has(Kind::Queue, "traffic") && bench.has(Kind::Stream, "telemetry"));
 
     bench.write("a.yaml", "spec: [");
-    let error = load_and_apply(&bench.core, &mut bench.watcher()).await.unwrap_err().to_string();
+    let error =
+        load_and_apply(&bench.core, &bench.auto_create, &mut bench.watcher()).await.unwrap_err().to_string();
     assert!(error.contains("\n  a.yaml:") && error.contains("not YAML"), "{error}");
 
     let mut missing = Watcher::new(bench.dir.path().join("missing"), Duration::from_secs(1));
-    let error = load_and_apply(&bench.core, &mut missing).await.unwrap_err().to_string();
+    let error = load_and_apply(&bench.core, &bench.auto_create, &mut missing).await.unwrap_err().to_string();
     assert!(error.contains("cannot be read"), "{error}");
     bench.core.close().await;
 }
@@ -215,9 +220,10 @@ async fn the_start_applies_all_or_tells_every_problem() {
 async fn what_the_catalog_refuses_is_told_with_its_place() {
     let bench = Bench::new().await;
     bench.write("a.yaml", &format!("{STREAM}---\n{QUEUE}"));
-    load_and_apply(&bench.core, &mut bench.watcher()).await.unwrap();
+    load_and_apply(&bench.core, &bench.auto_create, &mut bench.watcher()).await.unwrap();
     bench.write("a.yaml", &format!("{STREAM}---\n{QUEUE}  shards: 2\n"));
-    let error = load_and_apply(&bench.core, &mut bench.watcher()).await.unwrap_err().to_string();
+    let error =
+        load_and_apply(&bench.core, &bench.auto_create, &mut bench.watcher()).await.unwrap_err().to_string();
     assert!(error.contains("\n  a.yaml:7: spec: ImmutableMismatch: shards"), "{error}");
     bench.core.close().await;
 }
@@ -227,7 +233,7 @@ async fn changes_are_followed_and_broken_ones_keep_what_was() {
     let bench = Bench::new().await;
     bench.write("a.yaml", QUEUE);
     let mut follower = bench.follower();
-    load_and_apply(&bench.core, &mut follower.watcher).await.unwrap();
+    load_and_apply(&bench.core, &bench.auto_create, &mut follower.watcher).await.unwrap();
     assert!(matches!(follower.step().await, Step::Unchanged), "the start is not applied again");
 
     bench.write("b.yaml", STREAM);
@@ -278,7 +284,8 @@ async fn the_loop_applies_a_change_and_ends_at_shutdown() {
     let tasks = tokio_util::task::TaskTracker::new();
     let mut changes = bench.core.catalog().changes();
     changes.mark_unchanged();
-    tasks.spawn(follow(Arc::clone(&bench.core), bench.watcher(), shutdown.clone()));
+    let auto_create = Arc::clone(&bench.auto_create);
+    tasks.spawn(follow(Arc::clone(&bench.core), auto_create, bench.watcher(), shutdown.clone()));
     // An empty folder at first, which is a state of its own.
     changes.changed().await.unwrap();
     bench.write("a.yaml", QUEUE);
@@ -295,4 +302,66 @@ fn many_names_are_cut_short() {
     let all: Vec<String> = (0..25).map(|n| n.to_string()).collect();
     assert!(names(all.into_iter()).ends_with(", 18, 19 and 5 more"));
     assert_eq!(names(Vec::new().into_iter()), "");
+}
+
+const BROKER: &str = "\
+apiVersion: weir.dev/v1alpha1
+kind: Broker
+metadata: { name: main, namespace: city }
+spec:
+  store: { embedded: { storage: 1Gi } }
+  waitForQueue: false
+  autoCreate:
+    queues:
+    - { namePattern: \"auto-*\", spec: { shards: 3, deadLetter: { queueRef: { name: dead } } } }
+    streams:
+    - namePattern: log
+";
+
+#[tokio::test]
+async fn what_subscriptions_create_follows_the_broker_of_the_folder() {
+    let bench = Bench::new().await;
+    let mut follower = bench.follower();
+    bench.write("broker.yaml", BROKER);
+    load_and_apply(&bench.core, &bench.auto_create, &mut follower.watcher).await.unwrap();
+    let policy = bench.auto_create.policy();
+    assert!(!policy.wait);
+    let queue = policy.definition(Kind::Queue, "auto-x", "a/#").unwrap();
+    assert_eq!((queue.name.as_str(), queue.object.as_str(), queue.shards), ("auto-x", "auto-x", 3));
+    assert_eq!(queue.topic_filter.as_deref(), Some("a/#"));
+    // References are to the Broker's namespace.
+    assert_eq!(queue.namespace, "city");
+    assert_eq!(queue.queue.dead_letter, Some(DeadLetterTarget::Object("dead".into())));
+    assert!(policy.definition(Kind::Stream, "log", "a").is_some());
+    assert!(policy.definition(Kind::Stream, "auto-x", "a").is_none());
+    assert!(policy.definition(Kind::Queue, "other", "a").is_none());
+
+    // One that is bad changes nothing, and says where.
+    bench.write(
+        "broker.yaml",
+        &BROKER.replace("namePattern: log", "{ namePattern: log, spec: { lastValue: true } }"),
+    );
+    let step = change(&mut follower).await;
+    let [problem] = problems(&step) else { panic!("{step:?}") };
+    assert!(problem.contains("broker.yaml:1: spec.autoCreate.streams[0].spec.lastValue"), "{problem}");
+    assert_eq!(*bench.auto_create.policy(), *policy);
+
+    // Of two none is this process; without any it is as configured.
+    bench.write("broker.yaml", &format!("{BROKER}---\n{}", BROKER.replace("name: main", "name: other")));
+    assert!(matches!(change(&mut follower).await, Step::Applied(..)));
+    assert_eq!(*bench.auto_create.policy(), Policy { wait: true, templates: Vec::new() });
+}
+
+#[test]
+fn templates_of_the_configuration_are_manifests_that_say_nothing_more() {
+    let patterns = vec![crate::auto_create::NamePattern::parse("auto-*").unwrap()];
+    let config =
+        Config { auto_create_queues: patterns.clone(), auto_create_streams: patterns, ..Config::default() };
+    let policy = configured(&config);
+    let declared = converted(&format!("{QUEUE}---\n{STREAM}")).unwrap();
+    for (kind, declared) in [Kind::Queue, Kind::Stream].into_iter().zip(declared) {
+        let Definition { name, object, namespace, topic_filter, .. } = declared.clone();
+        let template = policy.definition(kind, "auto-x", "a").unwrap();
+        assert_eq!(Definition { name, object, namespace, topic_filter, ..template }, declared);
+    }
 }

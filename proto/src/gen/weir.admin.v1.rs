@@ -17,6 +17,9 @@ pub struct Declaration {
     /// How often the definition has changed since.
     #[prost(uint64, tag = "5")]
     pub generation: u64,
+    /// Who declared it: `manifest`, `admin` (this API) or `automatic` (a subscription).
+    #[prost(string, tag = "6")]
+    pub origin: ::prost::alloc::string::String,
 }
 /// The state of an object in one aspect, as in Kubernetes.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -412,6 +415,64 @@ pub struct ResumeQueueResponse {
     #[prost(message, optional, tag = "1")]
     pub queue: ::core::option::Option<Queue>,
 }
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CreateQueueRequest {
+    /// Name in `$queue/<name>`.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// Namespace; empty: `default`. Manifests of the same namespace and name take the queue over.
+    #[prost(string, tag = "2")]
+    pub namespace: ::prost::alloc::string::String,
+    /// The `spec` of a MessageQueue resource, as YAML or JSON; empty: all defaults. A request has 16 KiB at most.
+    #[prost(string, tag = "3")]
+    pub spec: ::prost::alloc::string::String,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CreateQueueResponse {
+    /// How often the definition has changed, now included.
+    #[prost(uint64, tag = "1")]
+    pub generation: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UpdateQueueRequest {
+    /// Name in `$queue/<name>`.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(oneof = "update_queue_request::Change", tags = "2, 3")]
+    pub change: ::core::option::Option<update_queue_request::Change>,
+}
+/// Nested message and enum types in `UpdateQueueRequest`.
+pub mod update_queue_request {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Change {
+        /// The whole `spec` of a MessageQueue resource, as YAML or JSON: what it leaves out gets its default.
+        #[prost(string, tag = "2")]
+        Spec(::prost::alloc::string::String),
+        /// A JSON merge patch (RFC 7386) of the `spec`: what it leaves out stays, `null` is the default.
+        #[prost(string, tag = "3")]
+        Patch(::prost::alloc::string::String),
+    }
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UpdateQueueResponse {
+    /// How often the definition has changed, now included.
+    #[prost(uint64, tag = "1")]
+    pub generation: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DeleteQueueRequest {
+    /// Name in `$queue/<name>`; also of a queue that was deleted and whose messages were kept.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(enumeration = "DeletionPolicy", tag = "2")]
+    pub policy: i32,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DeleteQueueResponse {
+    /// Whether the messages are kept.
+    #[prost(bool, tag = "1")]
+    pub retained: bool,
+}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListStreamsRequest {}
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -671,6 +732,39 @@ impl MessageState {
             "MESSAGE_STATE_IN_FLIGHT" => Some(Self::InFlight),
             "MESSAGE_STATE_WAITING" => Some(Self::Waiting),
             "MESSAGE_STATE_LEAVING" => Some(Self::Leaving),
+            _ => None,
+        }
+    }
+}
+/// What becomes of the messages of a deleted queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum DeletionPolicy {
+    /// As the queue was declared.
+    Unspecified = 0,
+    /// They are kept for a queue of the same name; the queue takes no more.
+    Retain = 1,
+    /// They are removed.
+    Delete = 2,
+}
+impl DeletionPolicy {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "DELETION_POLICY_UNSPECIFIED",
+            Self::Retain => "DELETION_POLICY_RETAIN",
+            Self::Delete => "DELETION_POLICY_DELETE",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "DELETION_POLICY_UNSPECIFIED" => Some(Self::Unspecified),
+            "DELETION_POLICY_RETAIN" => Some(Self::Retain),
+            "DELETION_POLICY_DELETE" => Some(Self::Delete),
             _ => None,
         }
     }
@@ -945,6 +1039,84 @@ pub mod admin_client {
                 .insert(GrpcMethod::new("weir.admin.v1.Admin", "ResumeQueue"));
             self.inner.unary(req, path, codec).await
         }
+        /// Makes a queue. One of this name that was deleted and whose messages were kept is taken over with them.
+        /// ALREADY_EXISTS if there is one of its name, FAILED_PRECONDITION if messages are kept of one that differs in what
+        /// cannot change, RESOURCE_EXHAUSTED if there are as many queues and streams as there may be.
+        pub async fn create_queue(
+            &mut self,
+            request: impl tonic::IntoRequest<super::CreateQueueRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::CreateQueueResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/weir.admin.v1.Admin/CreateQueue",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("weir.admin.v1.Admin", "CreateQueue"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Changes a queue in place, also for the consumers that are connected. FAILED_PRECONDITION if a manifest declares
+        /// it, or what cannot change would.
+        pub async fn update_queue(
+            &mut self,
+            request: impl tonic::IntoRequest<super::UpdateQueueRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::UpdateQueueResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/weir.admin.v1.Admin/UpdateQueue",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("weir.admin.v1.Admin", "UpdateQueue"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Deletes a queue. FAILED_PRECONDITION if a manifest declares it.
+        pub async fn delete_queue(
+            &mut self,
+            request: impl tonic::IntoRequest<super::DeleteQueueRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DeleteQueueResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/weir.admin.v1.Admin/DeleteQueue",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("weir.admin.v1.Admin", "DeleteQueue"));
+            self.inner.unary(req, path, codec).await
+        }
         /// All streams, in the order of their names.
         pub async fn list_streams(
             &mut self,
@@ -1119,6 +1291,33 @@ pub mod admin_server {
             request: tonic::Request<super::ResumeQueueRequest>,
         ) -> std::result::Result<
             tonic::Response<super::ResumeQueueResponse>,
+            tonic::Status,
+        >;
+        /// Makes a queue. One of this name that was deleted and whose messages were kept is taken over with them.
+        /// ALREADY_EXISTS if there is one of its name, FAILED_PRECONDITION if messages are kept of one that differs in what
+        /// cannot change, RESOURCE_EXHAUSTED if there are as many queues and streams as there may be.
+        async fn create_queue(
+            &self,
+            request: tonic::Request<super::CreateQueueRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::CreateQueueResponse>,
+            tonic::Status,
+        >;
+        /// Changes a queue in place, also for the consumers that are connected. FAILED_PRECONDITION if a manifest declares
+        /// it, or what cannot change would.
+        async fn update_queue(
+            &self,
+            request: tonic::Request<super::UpdateQueueRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::UpdateQueueResponse>,
+            tonic::Status,
+        >;
+        /// Deletes a queue. FAILED_PRECONDITION if a manifest declares it.
+        async fn delete_queue(
+            &self,
+            request: tonic::Request<super::DeleteQueueRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DeleteQueueResponse>,
             tonic::Status,
         >;
         /// All streams, in the order of their names.
@@ -1532,6 +1731,141 @@ pub mod admin_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ResumeQueueSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/weir.admin.v1.Admin/CreateQueue" => {
+                    #[allow(non_camel_case_types)]
+                    struct CreateQueueSvc<T: Admin>(pub Arc<T>);
+                    impl<
+                        T: Admin,
+                    > tonic::server::UnaryService<super::CreateQueueRequest>
+                    for CreateQueueSvc<T> {
+                        type Response = super::CreateQueueResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::CreateQueueRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::create_queue(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = CreateQueueSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/weir.admin.v1.Admin/UpdateQueue" => {
+                    #[allow(non_camel_case_types)]
+                    struct UpdateQueueSvc<T: Admin>(pub Arc<T>);
+                    impl<
+                        T: Admin,
+                    > tonic::server::UnaryService<super::UpdateQueueRequest>
+                    for UpdateQueueSvc<T> {
+                        type Response = super::UpdateQueueResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::UpdateQueueRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::update_queue(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = UpdateQueueSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/weir.admin.v1.Admin/DeleteQueue" => {
+                    #[allow(non_camel_case_types)]
+                    struct DeleteQueueSvc<T: Admin>(pub Arc<T>);
+                    impl<
+                        T: Admin,
+                    > tonic::server::UnaryService<super::DeleteQueueRequest>
+                    for DeleteQueueSvc<T> {
+                        type Response = super::DeleteQueueResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::DeleteQueueRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::delete_queue(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = DeleteQueueSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -4,6 +4,7 @@
 mod bad;
 mod folders;
 mod good;
+mod single;
 
 use std::fs;
 

@@ -3,12 +3,16 @@
 //! One file per command. Knows a broker from outside only: its admin API.
 
 mod consumers;
+mod create;
+mod delete;
 mod describe;
 mod list;
 mod pause;
 mod peek;
 mod purge;
 mod redrive;
+mod spec;
+mod update;
 
 use clap::Subcommand;
 use weir_proto::admin::v1 as wire;
@@ -56,6 +60,12 @@ pub(super) enum QueueCommand {
         #[command(flatten)]
         admin: AdminArgs,
     },
+    /// Make a queue
+    Create(Box<create::CreateArgs>),
+    /// Change a queue in place, also for the consumers that are connected
+    Update(Box<update::UpdateArgs>),
+    /// Delete a queue
+    Delete(delete::DeleteArgs),
 }
 
 pub(super) async fn run(command: &QueueCommand) -> anyhow::Result<()> {
@@ -68,6 +78,9 @@ pub(super) async fn run(command: &QueueCommand) -> anyhow::Result<()> {
         QueueCommand::Redrive(args) => redrive::run(args).await,
         QueueCommand::Pause { name, admin } => pause::run(admin, name, true).await,
         QueueCommand::Resume { name, admin } => pause::run(admin, name, false).await,
+        QueueCommand::Create(args) => create::run(args).await,
+        QueueCommand::Update(args) => update::run(args).await,
+        QueueCommand::Delete(args) => delete::run(args).await,
     }
 }
 

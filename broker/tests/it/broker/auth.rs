@@ -43,7 +43,7 @@ pub(super) async fn guarded(rules: &str) -> (TestBroker, TempDir) {
     (TestBroker::start_with(config, &memory()).await, dir)
 }
 
-fn guarded_config(rules: &str) -> (Config, TempDir) {
+pub(super) fn guarded_config(rules: &str) -> (Config, TempDir) {
     let dir = tempfile::tempdir().unwrap();
     let hash = |name: &str| weir_auth::hash_password(name.as_bytes()).unwrap();
     std::fs::write(dir.path().join("users"), format!("anna:{}\nbob:{}\n", hash("anna"), hash("bob")))

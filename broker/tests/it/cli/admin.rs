@@ -44,6 +44,28 @@ impl Admin for Canned {
         Ok(Response::new(ListQueuesResponse { queues: vec![other, queue()] }))
     }
 
+    async fn create_queue(
+        &self,
+        request: Request<CreateQueueRequest>,
+    ) -> Result<Response<CreateQueueResponse>, Status> {
+        let CreateQueueRequest { name, namespace, spec } = request.into_inner();
+        Err(Status::already_exists(format!("{name} in {namespace} as {spec}")))
+    }
+
+    async fn update_queue(
+        &self,
+        request: Request<UpdateQueueRequest>,
+    ) -> Result<Response<UpdateQueueResponse>, Status> {
+        Err(Status::failed_precondition(format!("{:?}", request.into_inner())))
+    }
+
+    async fn delete_queue(
+        &self,
+        _: Request<DeleteQueueRequest>,
+    ) -> Result<Response<DeleteQueueResponse>, Status> {
+        Ok(Response::new(DeleteQueueResponse { retained: true }))
+    }
+
     async fn describe_queue(
         &self,
         request: Request<DescribeQueueRequest>,
@@ -225,6 +247,7 @@ fn declaration(object: &str) -> Option<Declaration> {
         source: "manifests/city.yaml:3".into(),
         created_micros: 1_700_000_000_000_000,
         generation: 2,
+        origin: "manifest".into(),
     })
 }
 

@@ -33,8 +33,8 @@ pub(crate) async fn weir(args: &[&str], input: &str) -> Finished {
 #[derive(Debug)]
 pub(crate) struct Finished {
     pub(crate) code: i32,
-    stdout: String,
-    stderr: String,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
 }
 
 impl From<Output> for Finished {

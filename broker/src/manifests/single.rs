@@ -1,0 +1,164 @@
+//! One queue out of the text of its `spec`, and back. Owns nothing.
+
+use serde_json::Value;
+use weir_core::definition::{
+    DeadLetterTarget, Definition, Ordering as CoreOrdering, Overflow as CoreOverflow, Strategy,
+};
+use weir_manifest::{Declared, ManifestError, Source};
+use weir_operator_api::{
+    ByteSize, DeadLetter, Dedup, DeletionPolicy, Dispatch, DispatchStrategy, KubeDuration, MessageQueueSpec,
+    ObjectRef, Ordering, Overflow, PublisherControl, QueueRetention, QueueSettings, RetryBackoff,
+};
+
+use super::definitions::one_queue;
+
+/// The queue called `name` that `spec`, YAML or JSON, declares in `namespace`.
+///
+/// # Errors
+/// Every problem, one line each.
+pub(crate) fn queue_of(namespace: &str, name: &str, spec: &str) -> Result<Definition, Vec<String>> {
+    // Names of queues may have characters that those of objects have not; the object only gives it its place here.
+    let object = weir_manifest::parse_queue_spec(namespace, PLACEHOLDER, spec)
+        .map_err(|errors| errors.into_iter().map(line).collect::<Vec<_>>())?;
+    if let Some(other) = object.spec.queue_name.as_deref().filter(|other| *other != name) {
+        return Err(vec![format!("spec.queueName: {other:?} is not the name of this queue; leave it out")]);
+    }
+    let source = Source { file: String::new(), line: 0 };
+    let definition = one_queue(&Declared { object, source })?;
+    let definition = Definition { name: name.to_owned(), object: name.to_owned(), ..definition };
+    if definition.queue.dead_letter == Some(DeadLetterTarget::Object(name.to_owned())) {
+        let problem = "a queue cannot be its own dead-letter queue; allowed: another queue";
+        return Err(vec![format!("spec.deadLetter.queueRef.name: {problem}")]);
+    }
+    Ok(definition)
+}
+
+/// Not a name that anybody gives a queue to which dead letters go.
+const PLACEHOLDER: &str = "queue-without-a-name-of-its-own";
+
+fn line(error: ManifestError) -> String {
+    let place = error.line.filter(|line| *line > 1).map(|line| format!("line {line}: ")).unwrap_or_default();
+    let path = if error.path.is_empty() { String::new() } else { format!("{}: ", error.path) };
+    format!("{place}{path}{}", error.message)
+}
+
+/// The `spec` that declares `definition`, which is that of a queue.
+pub(crate) fn spec_of(definition: &Definition) -> Value {
+    let Definition { dispatch, queue, retention, .. } = definition;
+    let millis = KubeDuration::from_millis;
+    let number = |n: u32| i32::try_from(n).unwrap_or(i32::MAX);
+    let controls = [
+        (queue.controls.delay, PublisherControl::Delay),
+        (queue.controls.priority, PublisherControl::Priority),
+        (queue.controls.dedup, PublisherControl::Dedup),
+    ];
+    let settings = QueueSettings {
+        shards: definition.shards.into(),
+        ordering: match queue.ordering {
+            CoreOrdering::None => Ordering::None,
+            CoreOrdering::Key => Ordering::Key,
+        },
+        key: definition.key.clone(),
+        last_value: definition.last_value,
+        dispatch: Dispatch {
+            strategy: match dispatch.strategy {
+                Strategy::Random => DispatchStrategy::Random,
+                Strategy::RoundRobin => DispatchStrategy::RoundRobin,
+                Strategy::LeastInflight => DispatchStrategy::LeastInflight,
+            },
+            max_inflight_per_consumer: number(dispatch.max_inflight_per_consumer),
+        },
+        ack_timeout: millis(dispatch.ack_timeout_ms),
+        max_deliveries: number(dispatch.max_deliveries),
+        retry_backoff: RetryBackoff {
+            initial: millis(dispatch.backoff_initial_ms),
+            max: millis(dispatch.backoff_max_ms),
+            factor: number(dispatch.backoff_factor_percent / 100),
+        },
+        dead_letter: queue.dead_letter.clone().map(|target| match target {
+            DeadLetterTarget::Object(name) => DeadLetter { queue_ref: Some(ObjectRef { name }), topic: None },
+            DeadLetterTarget::Topic(topic) => DeadLetter { queue_ref: None, topic: Some(topic) },
+        }),
+        retention: QueueRetention {
+            max_age: millis(retention.max_age_ms),
+            max_bytes: ByteSize::from_bytes(retention.max_bytes),
+            max_messages: i64::try_from(retention.max_messages).unwrap_or(i64::MAX),
+            overflow: match queue.overflow {
+                CoreOverflow::RejectPublish => Overflow::RejectPublish,
+                CoreOverflow::DropOldest => Overflow::DropOldest,
+            },
+        },
+        dedup: Dedup { window: millis(queue.dedup_window_ms) },
+        publisher_controls: controls.into_iter().filter(|(on, _)| *on).map(|(_, control)| control).collect(),
+        deletion_policy: match definition.delete_data {
+            false => DeletionPolicy::Retain,
+            true => DeletionPolicy::Delete,
+        },
+    };
+    let topic_filter = definition.topic_filter.clone();
+    let spec = MessageQueueSpec { broker_ref: None, topic_filter, queue_name: None, settings };
+    serde_json::to_value(spec).expect("a spec has only string keys")
+}
+
+/// Changes `target` as a JSON merge patch (RFC 7386) says: `null` takes a field away.
+pub(crate) fn merge(target: &mut Value, patch: Value) {
+    let Value::Object(fields) = patch else {
+        *target = patch;
+        return;
+    };
+    if !target.is_object() {
+        *target = Value::Object(serde_json::Map::new());
+    }
+    let Value::Object(map) = target else { return };
+    for (key, value) in fields {
+        if value.is_null() {
+            map.remove(&key);
+        } else {
+            merge(map.entry(key).or_insert(Value::Null), value);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_spec_comes_back_as_it_was() {
+        for spec in [
+            "topicFilter: a/#",
+            "{shards: 3, ordering: key, key: message.clientId, dispatch: {strategy: random, \
+             maxInflightPerConsumer: 7}, ackTimeout: 1500ms, maxDeliveries: 0, retryBackoff: {initial: 2s, max: 3s, \
+             factor: 1}, deadLetter: {queueRef: {name: dead}}, retention: {maxAge: 1h, maxBytes: 5Mi, maxMessages: 9, \
+             overflow: DropOldest}, dedup: {window: 0s}, publisherControls: [priority], deletionPolicy: Delete}",
+            "deadLetter: {topic: dead/x}",
+        ] {
+            let definition = queue_of("default", "Q_1", spec).unwrap();
+            assert_eq!(definition.name, "Q_1");
+            let again = queue_of("default", "Q_1", &spec_of(&definition).to_string()).unwrap();
+            assert_eq!(again, definition);
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_with_its_place() {
+        for (spec, problem) in [
+            ("ackTimeout: soon", "spec.ackTimeout: "),
+            ("shards: 1\nshards: 2", "line 2: spec.shards: "),
+            ("queueName: other", "spec.queueName: \"other\" is not the name of this queue"),
+            ("deadLetter: {queueRef: {name: q}}", "its own dead-letter queue"),
+        ] {
+            let problems = queue_of("default", "q", spec).unwrap_err().join("; ");
+            assert!(problems.contains(problem), "{spec}: {problems}");
+        }
+    }
+
+    #[test]
+    fn merges() {
+        let mut target = json!({"a": {"b": 1, "c": 2}, "d": [1]});
+        merge(&mut target, json!({"a": {"b": null, "e": {"f": null, "g": 3}}, "d": [2]}));
+        assert_eq!(target, json!({"a": {"c": 2, "e": {"g": 3}}, "d": [2]}));
+    }
+}
