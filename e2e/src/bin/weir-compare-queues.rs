@@ -102,6 +102,21 @@ impl From<ContestantName> for Contestant {
     }
 }
 
+/// The arguments as a reader may repeat them: without the places of files.
+fn shown(arguments: impl Iterator<Item = String>) -> String {
+    let mut shown = Vec::new();
+    let mut arguments =
+        arguments.filter(|argument| !["--out=", "--weir="].iter().any(|of| argument.starts_with(of)));
+    while let Some(argument) = arguments.next() {
+        if ["--out", "--weir"].contains(&argument.as_str()) {
+            arguments.next();
+        } else {
+            shown.push(if argument.contains(' ') { format!("\"{argument}\"") } else { argument });
+        }
+    }
+    shown.join(" ")
+}
+
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<()> {
     let arguments = Arguments::parse();
@@ -123,7 +138,7 @@ async fn main() -> Result<()> {
         backlog: compare.backlog,
         time_limit: Duration::from_secs(60 * u64::from(compare.minutes)),
         out: compare.out,
-        command: std::env::args().skip(1).collect::<Vec<_>>().join(" "),
+        command: shown(std::env::args().skip(1)),
         weir: compare.weir,
     })
     .await

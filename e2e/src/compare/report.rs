@@ -386,7 +386,7 @@ pub(crate) fn machine() -> String {
         "* {}, {cores} cores of {}, Linux {}\n* load average at the start: {}\n",
         crate::now_rfc3339(),
         model.unwrap_or_else(|| "an unknown processor".to_owned()),
-        read("/proc/sys/kernel/osrelease").trim(),
+        read("/proc/sys/kernel/osrelease").split('.').take(2).collect::<Vec<_>>().join("."),
         load_average()
     )
 }
