@@ -72,6 +72,10 @@ impl QueueShard {
         if !self.limits.drops_oldest {
             return false;
         }
+        // Other priorities of the shard may fill it.
+        if self.needs_front {
+            return true;
+        }
         let (count, bytes) = self.limited();
         let is_near = |max: Option<u64>, held: u64| {
             max.is_some_and(|max| held.saturating_mul(100) >= max.saturating_mul(NEARLY_FULL_PERCENT))
@@ -90,6 +94,7 @@ impl QueueShard {
             return Room::Unread;
         }
         let Some((offset, record)) = self.take_oldest() else {
+            self.needs_front |= self.read_next < self.next;
             let has_more = self.read_next < self.next || self.asides.has_unread();
             return if has_more { Room::Unread } else { Room::None };
         };

@@ -127,6 +127,8 @@ pub struct QueueShard {
     pub(super) max_age: Option<Duration>,
     pub(super) has_dead_letters: bool,
     pub(super) limits: Limits,
+    /// Its oldest messages had to be read to make room: from then on they are kept in memory.
+    pub(super) needs_front: bool,
     /// Messages that wait for their time outside of the log, and their bytes.
     scheduled: (u64, u64),
     pub(super) paused: bool,
@@ -195,6 +197,7 @@ impl QueueShard {
             max_age: settings.max_age,
             has_dead_letters: settings.has_dead_letters,
             limits: settings.limits,
+            needs_front: false,
             scheduled: (0, 0),
             paused: settings.paused,
             elsewhere: (0, 0),

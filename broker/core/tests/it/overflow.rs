@@ -222,6 +222,31 @@ async fn while_nothing_can_be_stored_nothing_makes_room() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_limit_holds_over_all_priorities_and_a_higher_one_finds_room_after_a_restart() {
+    let (store, clock) = memory();
+    let mut core = open(&store, clock, 1).await;
+    core.apply(&[newest(10)]).await.unwrap();
+    publish_all(&core, clock, 0..6).await;
+    for n in 0..8 {
+        if n == 4 {
+            // Nothing is in memory any more.
+            core.close().await;
+            core = open(&store, clock, 2).await;
+        }
+        let mut urgent = message(clock, "a", &format!("urgent {n}"));
+        urgent.properties.user = vec![("queue-priority".into(), "9".into())];
+        let targets = core.targets(&urgent.topic);
+        let receipt = core.append(&targets, &urgent, &Publisher::default(), None).await.unwrap();
+        let settled = tokio::time::timeout(Duration::from_secs(60), receipt.settled()).await;
+        assert!(settled.expect("no append waits for ever").is_empty());
+    }
+    let left = drain(&core, "q").await;
+    assert_eq!((left.len(), left.iter().filter(|payload| payload.starts_with("urgent")).count()), (10, 8));
+    assert_eq!(left.len(), 10);
+    core.close().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn bytes_are_right_although_consumers_acknowledge_what_their_shard_has_not_read_again() {
     let (store, clock) = memory();
     let core = open(&store, clock, 1).await;
