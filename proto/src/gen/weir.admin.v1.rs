@@ -1749,9 +1749,7 @@ pub mod admin_server {
                 "/weir.admin.v1.Admin/CreateQueue" => {
                     #[allow(non_camel_case_types)]
                     struct CreateQueueSvc<T: Admin>(pub Arc<T>);
-                    impl<
-                        T: Admin,
-                    > tonic::server::UnaryService<super::CreateQueueRequest>
+                    impl<T: Admin> tonic::server::UnaryService<super::CreateQueueRequest>
                     for CreateQueueSvc<T> {
                         type Response = super::CreateQueueResponse;
                         type Future = BoxFuture<
@@ -1794,9 +1792,7 @@ pub mod admin_server {
                 "/weir.admin.v1.Admin/UpdateQueue" => {
                     #[allow(non_camel_case_types)]
                     struct UpdateQueueSvc<T: Admin>(pub Arc<T>);
-                    impl<
-                        T: Admin,
-                    > tonic::server::UnaryService<super::UpdateQueueRequest>
+                    impl<T: Admin> tonic::server::UnaryService<super::UpdateQueueRequest>
                     for UpdateQueueSvc<T> {
                         type Response = super::UpdateQueueResponse;
                         type Future = BoxFuture<
@@ -1839,9 +1835,7 @@ pub mod admin_server {
                 "/weir.admin.v1.Admin/DeleteQueue" => {
                     #[allow(non_camel_case_types)]
                     struct DeleteQueueSvc<T: Admin>(pub Arc<T>);
-                    impl<
-                        T: Admin,
-                    > tonic::server::UnaryService<super::DeleteQueueRequest>
+                    impl<T: Admin> tonic::server::UnaryService<super::DeleteQueueRequest>
                     for DeleteQueueSvc<T> {
                         type Response = super::DeleteQueueResponse;
                         type Future = BoxFuture<
