@@ -145,7 +145,7 @@ async fn consume(core: Arc<Core>, id: u64, acked: Arc<AtomicU64>) {
         core.settle(delivery.handout(), Verdict::Acknowledged).await.unwrap();
         acked.fetch_add(1, Ordering::Relaxed);
         if starved {
-            core.kick(&queue).await.unwrap();
+            core.kick(&queue, consumer.id).await.unwrap();
         }
     }
 }

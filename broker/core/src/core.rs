@@ -246,13 +246,13 @@ impl Core {
         self.shard(handout.log.vs)?.send(Command::Settle { handout, verdict }).await
     }
 
-    /// Tells the shards of a queue that a consumer has room again.
+    /// Tells the shards of a queue that one of its consumers has room again.
     ///
     /// # Errors
     /// [`Error::Closed`] at shutdown.
-    pub async fn kick(&self, queue: &Object) -> Result<()> {
+    pub async fn kick(&self, queue: &Object, consumer: ConsumerId) -> Result<()> {
         for log in &queue.logs {
-            self.shard(log.vs)?.send(Command::Kick { log: *log }).await?;
+            self.shard(log.vs)?.send(Command::Kick { log: *log, consumer }).await?;
         }
         Ok(())
     }

@@ -70,6 +70,10 @@ pub struct Metrics {
     pub priorities_ignored: Counter,
     /// Messages whose key expression did not evaluate.
     pub key_failures: Counter,
+    /// Queue messages that had to wait because another of their key was under way.
+    pub key_waits: Counter,
+    /// Times that a shard stopped handing out because too many messages waited for their key.
+    pub key_lookahead_full: Counter,
     /// Shards lost to another owner.
     pub shards_lost: Counter,
     /// Virtual shards this pod owns.
@@ -109,6 +113,12 @@ impl Metrics {
         counter("queue_priorities_ignored", "Priorities asked of queues where they have no effect", ignored);
         counter("queue_duplicates", "Publishes that a queue had stored before", &self.duplicates);
         counter("key_failures", "Messages whose key expression did not evaluate", &self.key_failures);
+        counter("queue_key_waits", "Queue messages that waited for another of their key", &self.key_waits);
+        counter(
+            "queue_key_lookahead_full",
+            "Times a queue's shard stopped because too many messages waited for their key",
+            &self.key_lookahead_full,
+        );
         counter("shards_lost", "Virtual shards lost to another owner", &self.shards_lost);
         counter("damaged_records", "Stored records found damaged", &self.damaged);
         registry.register("append_refused", "Appends refused", self.append_refused.clone());

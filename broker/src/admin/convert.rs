@@ -6,7 +6,7 @@ use std::collections::btree_map::Entry;
 use tonic::Status;
 use weir_core::Error;
 use weir_core::catalog::Object;
-use weir_core::definition::{DeadLetterTarget, Kind, Overflow, Strategy};
+use weir_core::definition::{DeadLetterTarget, Kind, Ordering, Overflow, Strategy};
 use weir_core::queue::ConsumerReport;
 use weir_core::shard::{LogReport, QueueReport};
 use weir_env::clock::Timestamp;
@@ -175,7 +175,11 @@ pub(super) fn queue(object: &Object, reports: &Reports) -> wire::Queue {
         name: definition.name.clone(),
         topic_filter: definition.topic_filter.clone().unwrap_or_default(),
         shards: definition.shards.into(),
-        ordering: wire::Ordering::None.into(),
+        ordering: match definition.queue.ordering {
+            Ordering::None => wire::Ordering::None,
+            Ordering::Key => wire::Ordering::Key,
+        }
+        .into(),
         depth: reports.sum_queue(|queue| queue.depth),
         in_flight: reports.sum_queue(|queue| queue.inflight),
         consumers: count(reports.consumers().len()),

@@ -222,9 +222,9 @@ impl Connection {
     pub(super) async fn kick_queues(&mut self) {
         self.queue_slot.queues_told(self.broker.clock.now());
         for external in &self.externals {
-            if let Source::Queue { object, .. } = &external.source {
+            if let Source::Queue { object, consumer } = &external.source {
                 // At shutdown there is nobody left to hand out anything.
-                let _ = self.broker.core.kick(object).await;
+                let _ = self.broker.core.kick(object, consumer.id).await;
             }
         }
     }

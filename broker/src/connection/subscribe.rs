@@ -411,11 +411,11 @@ impl Connection {
             Source::Missing => {}
             Source::Stream { object, .. } => *object = changed,
             Source::Queue { object, consumer } => {
-                let starved = consumer.window.resize(window(&changed));
+                let (id, starved) = (consumer.id, consumer.window.resize(window(&changed)));
                 *object = Arc::clone(&changed);
                 if starved {
                     // Fails only at shutdown.
-                    let _ = self.broker.core.kick(&changed).await;
+                    let _ = self.broker.core.kick(&changed, id).await;
                 }
             }
         }

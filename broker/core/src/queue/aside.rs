@@ -116,6 +116,11 @@ impl Asides {
         self.moved.insert(offset, record);
     }
 
+    /// Whether some are not in memory.
+    pub(super) fn are_unread(&self) -> bool {
+        !self.unread.is_empty()
+    }
+
     /// It is in memory, or need not be. False if it was before.
     pub(super) fn read(&mut self, offset: u64) -> bool {
         self.sought.remove(&offset);

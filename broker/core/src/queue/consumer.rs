@@ -71,6 +71,12 @@ impl Window {
         self.free.fetch_add(1, Ordering::SeqCst);
     }
 
+    /// Messages it is taken by.
+    #[must_use]
+    pub fn taken(&self) -> i64 {
+        i64::from(self.size.load(Ordering::Relaxed)) - self.free.load(Ordering::Relaxed)
+    }
+
     /// Messages there is room for.
     #[must_use]
     pub fn free(&self) -> i64 {
@@ -203,6 +209,7 @@ mod tests {
         assert!(!window.give_back(), "still no room");
         assert!(window.resize(2), "somebody waits");
         assert_eq!(window.free(), 1);
+        assert_eq!(window.taken(), 1);
     }
 
     #[test]

@@ -1,74 +1,154 @@
 //! Handing out: which consumer gets the next message.
 //!
-//! Knows consumers' room and the strategy; what becomes of a message afterwards is the shard's affair.
+//! Knows consumers' room, the strategy and whether a key is busy; what becomes of a message afterwards is the
+//! shard's affair.
 
 use std::sync::Arc;
 
 use tokio::sync::mpsc::error::TrySendError;
 use weir_env::clock::{Instant, Timestamp};
 
-use super::shard::{Lease, QueueShard, RETRY_MAX};
+use super::keys::Admission;
+use super::shard::{Attached, Lease, QueueShard, RETRY_MAX};
 use super::{ConsumerId, DeadReason, QueueDelivery};
-use crate::definition::Strategy;
+use crate::definition::{Ordering, Strategy};
 use crate::keyspace::segment::Record;
+
+/// Consumers with room among which the least busy is looked for, beginning with the one whose turn it is.
+const LEAST_BUSY_OF: usize = 64;
+
+/// A message that could be handed out next.
+struct Candidate {
+    offset: u64,
+    record: Arc<Record>,
+    /// Whether it waits to be delivered again, or has waited for its key.
+    again: bool,
+    avoid: Option<ConsumerId>,
+}
 
 impl QueueShard {
     /// Hands out messages while there are some and consumers have room.
     pub fn dispatch(&mut self, now: Instant, wall: Timestamp) {
-        while let Some((offset, record, avoid)) = self.front() {
-            if self.is_over(offset) {
-                self.forget_front(offset);
+        while let Some(next) = self.front() {
+            if self.is_over(next.offset) {
+                self.forget(&next);
                 continue;
             }
-            let expires = self.expiry(&record);
+            let expires = self.expiry(&next.record);
             if expires.is_some_and(|at| at <= wall) {
-                self.forget_front(offset);
-                self.give_up(offset, &record, DeadReason::Expired);
+                self.forget(&next);
+                self.give_up(next.offset, &next.record, DeadReason::Expired);
                 continue;
             }
-            if let Some(why) = self.exhausted(offset) {
+            if let Some(why) = self.exhausted(next.offset) {
                 // It was before a restart, or by another limit.
-                self.forget_front(offset);
-                self.give_up(offset, &record, why);
+                self.forget(&next);
+                self.give_up(next.offset, &next.record, why);
                 continue;
             }
             if self.is_idle() {
                 self.rest(expires);
                 break;
             }
-            let Some(to) = self.choose(avoid) else { break };
-            self.forget_front(offset);
-            self.lease(to, offset, record, now);
+            match self.admit(&next) {
+                Admission::Free => {}
+                Admission::Wait => {
+                    self.hold_back(next);
+                    continue;
+                }
+                Admission::Full => break,
+            }
+            let Some(to) = self.choose(next.avoid) else { break };
+            self.forget(&next);
+            self.lease(to, next.offset, next.record, now);
         }
     }
 
     /// The next message: one that has been delivered before, or else the first that has not.
-    fn front(&self) -> Option<(u64, Arc<Record>, Option<ConsumerId>)> {
+    fn front(&self) -> Option<Candidate> {
         if let Some((offset, (record, avoid))) = self.again.first_key_value() {
-            return Some((*offset, Arc::clone(record), *avoid));
+            let record = Arc::clone(record);
+            return Some(Candidate { offset: *offset, record, again: true, avoid: *avoid });
         }
         if self.delayed.len() >= RETRY_MAX || self.dying.is_full() {
             return None;
         }
-        self.ready.front().map(|(offset, record)| (*offset, Arc::clone(record), None))
+        if self.ordering == Ordering::Key && self.asides.are_unread() && !self.is_idle() {
+            // They are older, and may be of the same keys.
+            return None;
+        }
+        let (offset, record) = self.ready.front()?;
+        Some(Candidate { offset: *offset, record: Arc::clone(record), again: false, avoid: None })
     }
 
-    fn forget_front(&mut self, offset: u64) {
-        if self.again.remove(&offset).is_none()
-            && let Some((_, record)) = self.ready.pop_front()
-        {
+    /// Takes the front away.
+    fn forget(&mut self, front: &Candidate) {
+        if front.again {
+            self.again.remove(&front.offset);
+        } else if let Some((_, record)) = self.ready.pop_front() {
             self.ready_bytes = self.ready_bytes.saturating_sub(record.message.size());
+        }
+    }
+
+    /// Whether the order of its key lets a message go.
+    fn admit(&mut self, next: &Candidate) -> Admission {
+        if self.ordering == Ordering::None {
+            return Admission::Free;
+        }
+        let admission =
+            self.keys.admit(next.offset, &next.record, |offset| self.leases.contains_key(&offset));
+        if admission != Admission::Full {
+            self.is_key_bound = false;
+            return admission;
+        }
+        if next.again {
+            // These are bounded as messages that wait for a retry are, and one of them may be in another's way.
+            return Admission::Wait;
+        }
+        if !std::mem::replace(&mut self.is_key_bound, true) {
+            self.metrics.key_lookahead_full.inc();
+        }
+        admission
+    }
+
+    fn hold_back(&mut self, next: Candidate) {
+        self.forget(&next);
+        self.metrics.key_waits.inc();
+        if let Some((offset, record)) = self.keys.hold_back(next.offset, next.record) {
+            self.again.insert(offset, (record, None));
+        }
+    }
+
+    /// A message is not under way any more: the next of its key is.
+    pub(super) fn free_key(&mut self, offset: u64) {
+        if let Some((next, record)) = self.keys.end(offset) {
+            self.again.insert(next, (record, None));
+        }
+    }
+
+    /// New rules about order: what is under way keeps its key busy, or what waits for its key waits no longer.
+    pub(super) fn set_ordering(&mut self, ordering: Ordering) {
+        if std::mem::replace(&mut self.ordering, ordering) == ordering {
+            return;
+        }
+        self.is_key_bound = false;
+        match ordering {
+            Ordering::None => {
+                let waiting = self.keys.clear().into_iter();
+                self.again.extend(waiting.map(|(offset, record)| (offset, (record, None))));
+            }
+            Ordering::Key => {
+                let delayed = self.delayed.iter().map(|((_, offset), (record, _))| (offset, record));
+                let leased = self.leases.iter().map(|(offset, lease)| (offset, &lease.record));
+                leased.chain(delayed).for_each(|(offset, record)| self.keys.start(*offset, record));
+            }
         }
     }
 
     /// A consumer with room, whose room is then taken; `avoid` only if no other has any.
     fn choose(&mut self, avoid: Option<ConsumerId>) -> Option<usize> {
-        let turn = match self.settings.strategy {
-            Strategy::Random => usize::try_from(self.seed.below(self.consumers.len() as u64)).unwrap_or(0),
-            Strategy::RoundRobin | Strategy::LeastInflight => self.turn,
-        };
         loop {
-            let at = self.candidate(turn, avoid)?;
+            let at = self.candidate(avoid)?;
             let attached = &mut self.consumers[at];
             if attached.consumer.try_take() {
                 self.turn = at + 1;
@@ -78,30 +158,32 @@ impl QueueShard {
         }
     }
 
-    /// Of the consumers that may have room, the first from `turn` on, or the least busy.
-    fn candidate(&self, turn: usize, avoid: Option<ConsumerId>) -> Option<usize> {
+    /// Of the consumers that may have room, one as the strategy says.
+    fn candidate(&mut self, avoid: Option<ConsumerId>) -> Option<usize> {
         let count = self.consumers.len();
-        let least = self.settings.strategy == Strategy::LeastInflight;
-        let mut best = None;
-        for n in 0..count {
-            let at = (turn + n) % count;
-            let attached = &self.consumers[at];
-            if attached.full {
-                continue;
+        let turn = self.turn;
+        let consumers = &self.consumers;
+        let is_open = |at: &usize| !consumers[*at].full && Some(consumers[*at].consumer.id) != avoid;
+        let mut open = (0..count).map(|n| (turn + n) % count).filter(is_open);
+        let chosen = match self.settings.strategy {
+            Strategy::RoundRobin => open.next(),
+            Strategy::Random => {
+                let number = open.clone().count() as u64;
+                let nth = if number == 0 { 0 } else { self.seed.below(number) };
+                open.nth(usize::try_from(nth).unwrap_or(0))
             }
-            let is_avoided = Some(attached.consumer.id) == avoid;
-            let rank = (is_avoided, if least { attached.inflight } else { 0 });
-            if best.is_none_or(|(other, _)| rank < other) {
-                best = Some((rank, at));
-            }
-            if rank == (false, 0) {
-                break;
-            }
-        }
-        best.map(|(_, at)| at)
+            Strategy::LeastInflight => least_busy(consumers, open),
+        };
+        chosen.or_else(|| {
+            let avoided = self.find(avoid?).ok()?;
+            (!self.consumers[avoided].full).then_some(avoided)
+        })
     }
 
     fn lease(&mut self, to: usize, offset: u64, record: Arc<Record>, now: Instant) {
+        if self.ordering == Ordering::Key {
+            self.keys.start(offset, &record);
+        }
         let failed = self.attempts.get(&offset).map_or(0, |attempts| attempts.failed);
         let delivery_count = failed.saturating_add(1);
         let attached = &mut self.consumers[to];
@@ -138,4 +220,20 @@ impl QueueShard {
         }
         self.deadlines.push_back((deadline, offset));
     }
+}
+
+/// Of the first consumers in `open` the one that holds the fewest messages of its queue, all shards together;
+/// of several the first.
+fn least_busy(consumers: &[Attached], open: impl Iterator<Item = usize>) -> Option<usize> {
+    let mut best = None;
+    for at in open.take(LEAST_BUSY_OF) {
+        let taken = consumers[at].consumer.window.taken();
+        if best.is_none_or(|(least, _)| taken < least) {
+            best = Some((taken, at));
+        }
+        if taken <= 0 {
+            break;
+        }
+    }
+    best.map(|(_, at)| at)
 }

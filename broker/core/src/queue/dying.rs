@@ -129,6 +129,8 @@ impl QueueShard {
         } else if !self.is_over(offset) {
             self.hold_dying(offset, record, reason);
             self.release_dying(offset);
+            // It is not delivered any more: its key need not wait until it has left.
+            self.free_key(offset);
         }
     }
 

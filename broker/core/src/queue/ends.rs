@@ -83,6 +83,7 @@ impl QueueShard {
         if !self.end(offset, cost, end) {
             return false;
         }
+        self.free_key(offset);
         let metric = match end {
             End::Acknowledged => &self.metrics.acknowledged,
             End::Expired => &self.metrics.expired,

@@ -10,6 +10,7 @@ mod dispatch;
 mod dying;
 mod ends;
 mod expiring;
+mod keys;
 mod last_value;
 mod latency;
 #[cfg(test)]
@@ -18,6 +19,8 @@ mod ops;
 mod overflow;
 mod retry;
 mod shard;
+#[cfg(test)]
+mod sharing_tests;
 mod stats;
 mod update;
 

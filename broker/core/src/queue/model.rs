@@ -1,5 +1,5 @@
 //! A queue's shard against a simple model: arbitrary appends, consumers that come, go, acknowledge, refuse or
-//! stay silent, time that passes, commits, restarts and crashes.
+//! stay silent, time that passes, commits, restarts and crashes, with and without order within keys.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -11,10 +11,10 @@ use weir_env::clock::{Clock, Instant, Timestamp};
 use weir_env::seed::Seed;
 
 use super::{
-    AsideChange, Consumer, ConsumerId, DirtyQueue, Handout, Lag, Limits, Lost, QueueDelivery, QueueShard,
-    Replaced, Settings, StoredQueue, Verdict, Window,
+    AsideChange, Consumer, ConsumerId, DirtyQueue, Handout, Lag, Lost, QueueDelivery, QueueShard, Replaced,
+    Settings, StoredQueue, Verdict, Window,
 };
-use crate::definition::{DispatchSettings, Strategy as Dispatch};
+use crate::definition::{DispatchSettings, Ordering, Strategy as Dispatch};
 use crate::keyspace::queue::{AckBlock, Attempts, QueueFloor};
 use crate::keyspace::segment::{Record, RecordKey};
 use crate::keyspace::{LogId, VirtualShard};
@@ -25,9 +25,9 @@ const LOG: LogId = LogId { vs: VirtualShard(0), object: 1, shard: 0, class: 0 };
 
 #[derive(Clone, Debug)]
 enum Step {
-    /// With or without dispatch going on while it is being committed.
-    Append(u8, bool),
-    FailedAppend(u8),
+    /// As many messages, of a key or of none, with or without dispatch going on while they are being committed.
+    Append(u8, Option<u8>, bool),
+    FailedAppend(u8, Option<u8>),
     Attach(u8),
     Detach(u8, bool),
     Settle(u8, u8),
@@ -39,12 +39,26 @@ enum Step {
     Restart {
         commit: bool,
     },
+    /// Another declaration.
+    Update {
+        ordering: Ordering,
+        window: u8,
+    },
 }
 
-fn step() -> impl Strategy<Value = Step> {
+fn key() -> impl Strategy<Value = Option<u8>> {
+    prop::option::weighted(0.9, 0..5u8)
+}
+
+fn ordering() -> impl Strategy<Value = Ordering> {
+    prop_oneof![Just(Ordering::None), Just(Ordering::Key)]
+}
+
+/// `updates`: how often the declaration changes.
+fn step(updates: u32) -> impl Strategy<Value = Step> {
     prop_oneof![
-        4 => (1..20u8, any::<bool>()).prop_map(|(n, meanwhile)| Step::Append(n, meanwhile)),
-        2 => (1..20u8).prop_map(Step::FailedAppend),
+        6 => (1..8u8, key(), any::<bool>()).prop_map(|(n, key, meanwhile)| Step::Append(n, key, meanwhile)),
+        2 => (1..20u8, key()).prop_map(|(n, key)| Step::FailedAppend(n, key)),
         2 => (1..12u8).prop_map(Step::Attach),
         1 => (any::<u8>(), any::<bool>()).prop_map(|(n, vanished)| Step::Detach(n, vanished)),
         10 => (any::<u8>(), any::<u8>()).prop_map(|(n, verdict)| Step::Settle(n, verdict)),
@@ -53,6 +67,9 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Step::FailedCommit),
         3 => any::<bool>().prop_map(Step::MoveAside),
         1 => any::<bool>().prop_map(|commit| Step::Restart { commit }),
+        updates.max(1) => (ordering(), 1..12u8).prop_map(move |(ordering, window)| {
+            if updates == 0 { Step::Commit } else { Step::Update { ordering, window } }
+        }),
     ]
 }
 
@@ -77,11 +94,10 @@ struct Stored {
 }
 
 struct World {
-    last_value: bool,
     /// In flight, and to end as they come back.
     replaced: BTreeSet<u64>,
     superseded: u64,
-    settings: DispatchSettings,
+    settings: Settings,
     shard: QueueShard,
     started: Instant,
     now: Instant,
@@ -94,35 +110,26 @@ struct World {
     held: BTreeMap<u64, (Handout, Instant)>,
     delayed: BTreeMap<u64, Instant>,
     attempts: BTreeMap<u64, u32>,
+    /// What was stored before was there when the queue did not keep order.
+    ordered_from: u64,
 }
 
-fn restore(stored: &Stored, next: u64, settings: &DispatchSettings, last_value: bool) -> QueueShard {
+fn restore(stored: &Stored, next: u64, settings: &Settings) -> QueueShard {
     let stored = StoredQueue {
         counters: stored.floor,
         blocks: stored.blocks.clone(),
         attempts: stored.attempts.clone(),
         next,
     };
-    let lag = Lag { offsets: 4, bytes: u64::MAX };
-    let settings = Settings {
-        dispatch: settings.clone(),
-        max_age: None,
-        has_dead_letters: false,
-        lag,
-        limits: Limits::default(),
-        last_value,
-        paused: false,
-    };
-    QueueShard::restore(LOG, stored, settings, Seed::fixed(1), Metrics::default())
+    QueueShard::restore(LOG, stored, settings.clone(), Seed::fixed(1), Metrics::default())
 }
 
 impl World {
-    fn new(settings: DispatchSettings, last_value: bool) -> Self {
+    fn new(settings: Settings) -> Self {
         let stored = Stored::default();
         let now = Clock::system().now();
         Self {
-            shard: restore(&stored, 0, &settings, last_value),
-            last_value,
+            shard: restore(&stored, 0, &settings),
             replaced: BTreeSet::new(),
             superseded: 0,
             settings,
@@ -136,6 +143,7 @@ impl World {
             held: BTreeMap::new(),
             delayed: BTreeMap::new(),
             attempts: BTreeMap::new(),
+            ordered_from: 0,
         }
     }
 
@@ -149,8 +157,8 @@ impl World {
 
     fn apply(&mut self, step: &Step) {
         match *step {
-            Step::Append(count, meanwhile) => self.append(usize::from(count), meanwhile),
-            Step::FailedAppend(count) => self.fail_append(usize::from(count)),
+            Step::Append(count, key, meanwhile) => self.append(usize::from(count), key, meanwhile),
+            Step::FailedAppend(count, key) => self.fail_append(usize::from(count), key),
             Step::Attach(window) => self.attach(usize::from(window)),
             Step::Detach(n, vanished) => self.detach(n, vanished),
             Step::Settle(n, verdict) => self.settle(n, verdict),
@@ -159,9 +167,24 @@ impl World {
             Step::FailedCommit => self.fail_commit(),
             Step::MoveAside(fails) => self.move_aside(fails),
             Step::Restart { commit } => self.restart(commit),
+            Step::Update { ordering, window } => self.update(ordering, u32::from(window)),
         }
         self.pump();
         self.check();
+    }
+
+    /// Another declaration for a shard that is running.
+    fn update(&mut self, ordering: Ordering, window: u32) {
+        if self.settings.ordering == Ordering::None {
+            self.ordered_from = self.next();
+        }
+        self.settings.ordering = ordering;
+        self.shard.update(self.settings.clone(), self.now);
+        for consumer in self.consumers.values_mut() {
+            // Its connection does this.
+            let _ = consumer.consumer.window.resize(window);
+            consumer.window = window as usize;
+        }
     }
 
     /// What the owner writes.
@@ -231,12 +254,14 @@ impl World {
     }
 
     /// Records from `base` on, and what the shard makes of them: some have one of a few keys, some have none.
-    fn plan(&self, count: usize) -> (Vec<Arc<Record>>, Option<Replaced>) {
+    fn plan(&self, count: usize, key: Option<u8>) -> (Vec<Arc<Record>>, Option<Replaced>) {
         let mut replaced = self.shard.replacing();
         let mut records = Vec::new();
         for offset in (self.next()..).take(count) {
             let key = match (offset * offset).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 60 {
-                _ if !self.last_value => RecordKey::None,
+                _ if !self.settings.last_value => {
+                    key.map_or(RecordKey::None, |key| RecordKey::Bytes(vec![key].into()))
+                }
                 0 => RecordKey::None,
                 // One key often, six rarely.
                 1..10 => RecordKey::Topic,
@@ -259,7 +284,7 @@ impl World {
     fn replaced_by(&self, records: &[Arc<Record>]) -> (Vec<u64>, Vec<u64>) {
         let mut all = self.log.clone();
         let (mut ends, mut held) = (Vec::new(), Vec::new());
-        for record in records {
+        for record in records.iter().filter(|_| self.settings.last_value) {
             let is_older = |offset: &u64| {
                 let key = all[usize::try_from(*offset).unwrap()].key_bytes();
                 let is_gone = self.done.contains(offset) || self.replaced.contains(offset);
@@ -276,9 +301,9 @@ impl World {
         (ends, held)
     }
 
-    fn append(&mut self, count: usize, meanwhile: bool) {
+    fn append(&mut self, count: usize, key: Option<u8>, meanwhile: bool) {
         let base = self.next();
-        let (records, replaced) = self.plan(count);
+        let (records, replaced) = self.plan(count, key);
         let (ends, held) = self.replaced_by(&records);
         let cost = records.iter().map(|record| record.cost()).sum();
         let dirty = self.shard.take_dirty_with(replaced.as_ref(), cost, base + count as u64);
@@ -304,8 +329,8 @@ impl World {
         }
     }
 
-    fn fail_append(&mut self, count: usize) {
-        let (records, replaced) = self.plan(count);
+    fn fail_append(&mut self, count: usize, key: Option<u8>) {
+        let (records, replaced) = self.plan(count, key);
         let cost = records.iter().map(|record| record.cost()).sum();
         let dirty = self.shard.take_dirty_with(replaced.as_ref(), cost, self.next() + count as u64);
         self.pump();
@@ -327,7 +352,7 @@ impl World {
         if self.consumers.len() >= 4 {
             return;
         }
-        let (tx, deliveries) = mpsc::channel(window);
+        let (tx, deliveries) = mpsc::channel(20);
         let id = self.next_consumer;
         self.next_consumer += 1;
         let consumer = Consumer {
@@ -363,7 +388,8 @@ impl World {
     fn count_attempt(&mut self, offset: u64) -> bool {
         let attempts = self.attempts.entry(offset).or_default();
         *attempts += 1;
-        let exhausted = self.settings.max_deliveries != 0 && *attempts >= self.settings.max_deliveries;
+        let exhausted =
+            self.settings.dispatch.max_deliveries != 0 && *attempts >= self.settings.dispatch.max_deliveries;
         if exhausted {
             self.done.insert(offset);
         }
@@ -373,7 +399,7 @@ impl World {
     fn fail(&mut self, offset: u64) {
         self.held.remove(&offset);
         if !self.supersede(offset) && !self.count_attempt(offset) {
-            let due = self.now + self.settings.backoff(self.attempts[&offset]);
+            let due = self.now + self.settings.dispatch.backoff(self.attempts[&offset]);
             self.delayed.insert(offset, due);
         }
     }
@@ -394,7 +420,7 @@ impl World {
         let at = consumer.unsettled.iter().position(|held| *held == handout).unwrap();
         consumer.unsettled.remove(at);
         if consumer.consumer.give_back() {
-            self.shard.kick();
+            self.shard.kick(ConsumerId(id));
         }
         self.shard.settle(handout, verdict, self.now, self.wall());
         let offset = handout.offset;
@@ -430,8 +456,8 @@ impl World {
         if commit {
             self.commit();
         }
-        self.shard = restore(&self.stored, self.next(), &self.settings, self.last_value);
-        if self.last_value {
+        self.shard = restore(&self.stored, self.next(), &self.settings);
+        if self.settings.last_value {
             for (offset, record) in &self.stored.asides {
                 self.shard.restore_last_value(*offset, record);
             }
@@ -473,7 +499,8 @@ impl World {
             let end = from + records.len() as u64;
             self.shard.loaded(from, end, records, self.now, self.wall());
         }
-        let deadline = self.now + self.settings.ack_timeout();
+        let deadline = self.now + self.settings.dispatch.ack_timeout();
+        let mut delivered = Vec::new();
         for (id, consumer) in &mut self.consumers {
             while let Ok(delivery) = consumer.deliveries.try_recv() {
                 let offset = delivery.offset;
@@ -487,10 +514,45 @@ impl World {
                 let attempts = self.attempts.get(&offset).copied().unwrap_or(0);
                 assert_eq!(delivery.delivery_count, attempts + 1);
                 assert_eq!(delivery.record, self.log[usize::try_from(offset).unwrap()]);
+                assert!(consumer.unsettled.len() < consumer.window, "beyond the window of {id}");
                 consumer.unsettled.push(delivery.handout());
-                assert!(consumer.unsettled.len() <= consumer.window, "beyond the window of {id}");
+                delivered.push(offset);
             }
         }
+        if self.settings.ordering == Ordering::Key {
+            delivered.into_iter().for_each(|offset| self.check_order(offset));
+        }
+    }
+
+    /// The other messages of the same key that are not done.
+    fn same_key(&self, offset: u64) -> impl Iterator<Item = u64> {
+        let key = self.log[usize::try_from(offset).unwrap()].key_bytes();
+        let same = move |(_, record): &(u64, &Arc<Record>)| key.is_some() && record.key_bytes() == key;
+        let others = (0..).zip(&self.log).filter(same).map(|(other, _)| other);
+        others.filter(move |other| *other != offset && !self.done.contains(other))
+    }
+
+    /// A message that was handed out just now is the first of its key and the only one.
+    fn check_order(&self, offset: u64) {
+        for other in self.same_key(offset) {
+            let may_be_late = other < self.ordered_from;
+            assert!(
+                may_be_late || other > offset,
+                "{offset} was delivered before {other} of its key was done"
+            );
+            assert!(
+                !self.held.contains_key(&other),
+                "{offset} was delivered while {other} of its key was leased"
+            );
+        }
+    }
+
+    /// Whether a message of the same key is leased or waits for its backoff, and order is kept.
+    fn has_to_wait(&self, offset: u64) -> bool {
+        self.settings.ordering == Ordering::Key
+            && self
+                .same_key(offset)
+                .any(|other| self.held.contains_key(&other) || self.delayed.contains_key(&other))
     }
 
     fn check(&self) {
@@ -512,7 +574,7 @@ impl World {
                 && !self.delayed.contains_key(offset)
         };
         let has_room = self.consumers.values().any(|consumer| consumer.unsettled.len() < consumer.window);
-        let waits = (0..self.next()).find(is_free);
+        let waits = (0..self.next()).find(|offset| is_free(offset) && !self.has_to_wait(*offset));
         assert!(!has_room || waits.is_none(), "{waits:?} waits although a consumer has room");
         // What was not read again since a restart waits in the store.
         let delayed = self.delayed.iter().filter(|(offset, _)| self.shard.delayed_until.contains_key(offset));
@@ -548,8 +610,8 @@ impl World {
     }
 }
 
-fn check(steps: &[Step], strategy: Dispatch, max_deliveries: u32, last_value: bool) {
-    let settings = DispatchSettings {
+fn check(steps: &[Step], ordering: Ordering, strategy: Dispatch, max_deliveries: u32, last_value: bool) {
+    let dispatch = DispatchSettings {
         strategy,
         max_deliveries,
         ack_timeout_ms: 10_000,
@@ -557,7 +619,8 @@ fn check(steps: &[Step], strategy: Dispatch, max_deliveries: u32, last_value: bo
         backoff_max_ms: 4000,
         ..DispatchSettings::default()
     };
-    let mut world = World::new(settings, last_value);
+    let lag = Lag { offsets: 4, bytes: u64::MAX };
+    let mut world = World::new(Settings { dispatch, ordering, lag, last_value, ..Settings::default() });
     steps.iter().for_each(|step| world.apply(step));
     world.drain();
 }
@@ -567,11 +630,12 @@ proptest! {
 
     #[test]
     fn agrees_with_a_simple_model(
-        steps in prop::collection::vec(step(), 1..120),
+        steps in prop_oneof![prop::collection::vec(step(0), 1..120), prop::collection::vec(step(3), 1..120)],
+        ordering in ordering(),
         strategy in prop_oneof![Just(Dispatch::LeastInflight), Just(Dispatch::RoundRobin), Just(Dispatch::Random)],
         max_deliveries in prop_oneof![Just(0u32), Just(3u32)],
         last_value in any::<bool>(),
     ) {
-        check(&steps, strategy, max_deliveries, last_value);
+        check(&steps, ordering, strategy, max_deliveries, last_value);
     }
 }

@@ -139,6 +139,9 @@ impl QueueShard {
         if let Some((record, _)) = self.again.remove(&offset) {
             return Some(record);
         }
+        if let Some(record) = self.keys.take_held_back(offset) {
+            return Some(record);
+        }
         let due = self.delayed_until.remove(&offset)?;
         self.delayed.remove(&(due, offset)).map(|(record, _)| record)
     }

@@ -126,7 +126,11 @@ impl QueueShard {
         let again = self.again.keys().next().copied();
         let delayed = self.delayed_until.keys().next().copied();
         let ready = self.ready.front().map(|(offset, _)| *offset);
-        let oldest = [again, delayed, ready].into_iter().flatten().min()?;
+        let held_back = self.keys.first_held_back();
+        let oldest = [again, delayed, ready, held_back].into_iter().flatten().min()?;
+        if held_back == Some(oldest) {
+            return self.keys.take_held_back(oldest).map(|record| (oldest, record));
+        }
         if again == Some(oldest) {
             return self.again.remove(&oldest).map(|(record, _)| (oldest, record));
         }
@@ -142,6 +146,7 @@ impl QueueShard {
     /// The batch in which these made room is committed.
     pub(crate) fn evicted(&mut self, evicted: Vec<Evicted>) {
         for Evicted { offset, .. } in evicted {
+            self.free_key(offset);
             if !self.release_dying(offset) {
                 self.metrics.overflowed.inc();
             }

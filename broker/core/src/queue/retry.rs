@@ -10,6 +10,7 @@ use weir_env::clock::{Instant, Timestamp};
 use super::ops::is_operator;
 use super::shard::QueueShard;
 use super::{ConsumerId, DeadReason};
+use crate::definition::Ordering;
 use crate::keyspace::queue::{Attempts, Failure};
 use crate::keyspace::segment::Record;
 
@@ -53,6 +54,9 @@ impl QueueShard {
     }
 
     fn delay(&mut self, offset: u64, due: Instant, record: Arc<Record>, avoid: Option<ConsumerId>) {
+        if self.ordering == Ordering::Key {
+            self.keys.start(offset, &record);
+        }
         self.delayed.insert((due, offset), (record, avoid));
         self.delayed_until.insert(offset, due);
     }

@@ -1,7 +1,8 @@
 //! The state of one shard of a queue in its owner's memory.
 //!
 //! Every message above the floor is in exactly one place: still in the store (from `read_next` on), ready,
-//! waiting for another delivery, waiting for its backoff, leased to a consumer, or done. So is every message that was
+//! waiting for another delivery, waiting for its backoff, leased to a consumer, held back behind another
+//! of its key, or done. So is every message that was
 //! moved aside, but that its place in the store is a row of its own. Bounds: ready is
 //! filled up to [`READY_BYTES_MAX`] and let go of when nobody consumes; leases are bounded by the consumers'
 //! windows; messages that wait for a retry by [`RETRY_MAX`], beyond which nothing new is handed out.
@@ -16,11 +17,12 @@ use weir_env::seed::{HashMap, Seed};
 use super::aside::{AsideChange, Asides, Lag};
 use super::dying::Dying;
 use super::expiring::Expiring;
+use super::keys::KeyOrder;
 use super::last_value::LastValues;
 use super::retry::given_up;
 use super::stats::{Stats, Work};
 use super::{Acks, Consumer, ConsumerId, End, Handout, Limits};
-use crate::definition::DispatchSettings;
+use crate::definition::{DispatchSettings, Ordering};
 use crate::keyspace::LogId;
 use crate::keyspace::delayed::DelayedState;
 use crate::keyspace::queue::{AckBlock, Attempts, Failure, QueueFloor};
@@ -94,6 +96,8 @@ pub struct StoredQueue {
 pub struct Settings {
     /// Strategy, windows, time-outs, retries.
     pub dispatch: DispatchSettings,
+    /// Whether messages of one key are delivered one at a time and in order.
+    pub ordering: Ordering,
     /// Age from which a message is not delivered.
     pub max_age: Option<Duration>,
     /// Whether messages that are given up leave for the dead letters; else they are dropped.
@@ -124,6 +128,11 @@ pub(super) enum Front {
 pub struct QueueShard {
     pub(super) log: LogId,
     pub(super) settings: DispatchSettings,
+    pub(super) ordering: Ordering,
+    /// What waits for its key; empty unless order is kept.
+    pub(super) keys: KeyOrder,
+    /// Handing out has stopped because too much waits for its key.
+    pub(super) is_key_bound: bool,
     pub(super) max_age: Option<Duration>,
     pub(super) has_dead_letters: bool,
     pub(super) limits: Limits,
@@ -194,6 +203,9 @@ impl QueueShard {
         Self {
             log,
             settings: settings.dispatch,
+            ordering: settings.ordering,
+            keys: KeyOrder::default(),
+            is_key_bound: false,
             max_age: settings.max_age,
             has_dead_letters: settings.has_dead_letters,
             limits: settings.limits,
@@ -223,7 +235,8 @@ impl QueueShard {
             dying: Dying::new(metrics.dead_letters_waiting.clone()),
             deadlines: VecDeque::new(),
             consumers: Vec::new(),
-            turn: 0,
+            // Shards do not all begin with the same consumer.
+            turn: usize::from(log.shard),
             front: Front::Unknown,
             seed,
             metrics,
@@ -427,6 +440,7 @@ impl QueueShard {
             || self.again.contains_key(&offset)
             || self.delayed_until.contains_key(&offset)
             || self.dying.contains(offset)
+            || self.keys.held_back(offset).is_some()
     }
 
     fn push_ready(&mut self, offset: u64, record: Arc<Record>) {
@@ -443,7 +457,7 @@ impl QueueShard {
     }
 
     /// Where a consumer is, or would be.
-    fn find(&self, id: ConsumerId) -> Result<usize, usize> {
+    pub(super) fn find(&self, id: ConsumerId) -> Result<usize, usize> {
         self.consumers.binary_search_by_key(&id, |attached| attached.consumer.id)
     }
 
@@ -473,17 +487,10 @@ impl QueueShard {
         }
     }
 
-    /// A consumer that settled a message of another priority has room now.
-    pub(crate) fn found_room(&mut self, id: ConsumerId) {
+    /// A consumer that had no room has some now.
+    pub fn kick(&mut self, id: ConsumerId) {
         if let Ok(at) = self.find(id) {
             let attached = &mut self.consumers[at];
-            attached.full = attached.gone;
-        }
-    }
-
-    /// Some consumer that had no room has some now.
-    pub fn kick(&mut self) {
-        for attached in &mut self.consumers {
             attached.full = attached.gone;
         }
     }
@@ -547,6 +554,10 @@ impl QueueShard {
     pub(super) fn take_waiting(&mut self, offset: u64) -> Option<Arc<Record>> {
         if let Some((record, _)) = self.again.remove(&offset) {
             return Some(record);
+        }
+        if let Some(record) = self.keys.held_back(offset) {
+            // It is let go of when it ends.
+            return Some(Arc::clone(record));
         }
         let due = self.delayed_until.remove(&offset)?;
         self.delayed.remove(&(due, offset)).map(|(record, _)| record)

@@ -16,6 +16,7 @@ impl QueueShard {
         self.set_dead_letters(settings.has_dead_letters);
         self.lag = settings.lag;
         self.front = Front::Unknown;
+        self.set_ordering(settings.ordering);
         if before.ack_timeout() != self.settings.ack_timeout() {
             for lease in self.leases.values_mut() {
                 // A deadline is the time of a delivery and the time-out.

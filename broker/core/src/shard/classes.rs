@@ -97,7 +97,7 @@ impl ShardOwner {
                 continue;
             }
             if let Some(queue) = self.logs.get_mut(key).and_then(|log| log.queue.as_mut()) {
-                queue.found_room(consumer);
+                queue.kick(consumer);
             }
         }
     }

@@ -191,7 +191,7 @@ pub(crate) enum Command {
     Attach { object: Arc<Object>, log: LogId, consumer: Consumer, reply: oneshot::Sender<Result<()>> },
     Detach { log: LogId, consumer: ConsumerId, lost: Lost },
     Settle { handout: Handout, verdict: Verdict },
-    Kick { log: LogId },
+    Kick { log: LogId, consumer: ConsumerId },
     Update { object: Arc<Object>, log: LogId },
     Classes { object: Arc<Object>, log: LogId, reply: oneshot::Sender<Result<Vec<LogId>>> },
     Delete { log: LogId, reply: oneshot::Sender<Result<()>> },

@@ -160,7 +160,7 @@ impl ShardOwner {
                 self.with_queue(handout.log, |queue, now| queue.settle(handout, verdict, now, wall));
                 self.find_room(handout.log, handout.consumer);
             }
-            Command::Kick { log } => self.with_queues(log, |queue, _| queue.kick()),
+            Command::Kick { log, consumer } => self.with_queues(log, |queue, _| queue.kick(consumer)),
             Command::Update { object, log } => self.update(object, log),
             Command::Classes { object, log, reply } => {
                 let result = self.log_mut(&object, log).await.map(drop);

@@ -277,6 +277,7 @@ pub(super) fn settings(object: &Object, lag: Lag) -> Settings {
     let age = definition.retention.max_age_ms;
     Settings {
         dispatch: definition.dispatch.clone(),
+        ordering: definition.queue.ordering,
         max_age: (age != 0).then(|| Duration::from_millis(age)),
         has_dead_letters: definition.queue.dead_letter.is_some(),
         lag,

@@ -286,8 +286,8 @@ async fn room_that_shards_and_queues_share_wakes_all_who_wait_for_it() {
         let starved = consumer.give_back();
         core.settle(delivery.handout(), Verdict::Acknowledged).await.unwrap();
         if starved {
-            for queue in view.all(Kind::Queue) {
-                core.kick(queue).await.unwrap();
+            for (name, consumer) in &windows {
+                core.kick(&view.find(Kind::Queue, name).unwrap(), consumer.id).await.unwrap();
             }
         }
     }

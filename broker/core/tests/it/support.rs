@@ -131,7 +131,7 @@ impl TestConsumer {
         if starved {
             let view = core.catalog().view();
             for queue in view.all(Kind::Queue) {
-                core.kick(queue).await.unwrap();
+                core.kick(queue, self.consumer.id).await.unwrap();
             }
         }
     }

@@ -23,6 +23,7 @@ mod queue_keeping;
 mod queue_operations;
 mod queues;
 mod queues_created;
+mod queues_order;
 mod regressions;
 mod sessions;
 mod shutdown;
