@@ -216,7 +216,6 @@ impl QueueShard {
                 record: Arc::clone(&message.record),
                 reason: message.reason,
                 attempts,
-                repeat: message.known_before || message.is_sent,
                 is_first: !message.is_sent,
             });
             message.is_sent = true;

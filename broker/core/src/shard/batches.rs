@@ -23,10 +23,11 @@ const RETRY_WAIT: Duration = Duration::from_millis(100);
 pub(super) const RETAKE_WAIT: Duration = Duration::from_secs(1);
 
 impl ShardOwner {
-    /// Starts a commit of all that waits, unless one is in flight.
-    pub(super) fn start_batch(&mut self, now: Instant) {
+    /// Starts a commit of all that waits, unless one is in flight. True if there was nothing to commit since all was
+    /// refused: repeats of what was refused have their turn then.
+    pub(super) fn start_batch(&mut self, now: Instant) -> bool {
         if self.committing.is_some() || self.retry_at.is_some_and(|at| at > now) {
-            return;
+            return false;
         }
         self.retry_at = None;
         if !self.logs.has_dirty() {
@@ -34,9 +35,9 @@ impl ShardOwner {
         }
         let acks_wait = self.acks_due.is_some_and(|due| due > now) && self.closing.is_none();
         if !self.logs.has_writable() && (!self.logs.has_dirty() || acks_wait) {
-            return;
+            return false;
         }
-        let Some(tenure) = self.tenure else { return };
+        let Some(tenure) = self.tenure else { return false };
         let id = self.context.seed.next_id();
         let mut batch = batch::build(&mut self.logs, id, tenure.owner.epoch, self.context.clock.wall());
         self.acks_due = self.logs.has_dirty().then_some(now);
@@ -47,13 +48,15 @@ impl ShardOwner {
         if batch.refused > 0 {
             self.count_refused(AppendError::FULL, batch.refused);
         }
-        for (key, names) in std::mem::take(&mut batch.released) {
+        let released = std::mem::take(&mut batch.released);
+        let any_released = !released.is_empty();
+        for (key, names) in released {
             if let Some(log) = self.logs.get_mut(key) {
                 log.repeats.settle(names);
             }
         }
         if batch.mutations.is_empty() {
-            return;
+            return any_released;
         }
         let is_checked = self.checked_at.is_some_and(|at| now.saturating_duration_since(at) < CHECK_INTERVAL);
         if !is_checked {
@@ -65,6 +68,7 @@ impl ShardOwner {
             let (batch, outcome) = commit::commit(context, vs, tenure.owner, seen, batch).await;
             (batch, outcome, Some(tenure))
         }));
+        false
     }
 
     pub(super) fn finish_batch(&mut self, batch: Batch, outcome: Outcome, tenure: Option<Tenure>) {

@@ -32,6 +32,10 @@ pub const DELIVERY_COUNT_PROPERTY: &str = "delivery-count";
 /// User property of a dead letter: where it was published.
 pub const TOPIC_PROPERTY: &str = "original-topic";
 
+/// Whether a letter may have been sent before. Always: an owner that was overtaken without knowing may send it first, or
+/// after its successor has, and only who takes it can tell.
+const REPEAT: bool = true;
+
 /// A message that leaves its queue.
 #[derive(Clone, Debug)]
 pub(crate) struct DeadLetter {
@@ -40,8 +44,6 @@ pub(crate) struct DeadLetter {
     pub(crate) reason: DeadReason,
     /// Failed attempts to deliver it.
     pub(crate) attempts: u32,
-    /// It may have been sent before, by this owner or an earlier one.
-    pub(crate) repeat: bool,
     /// This owner has not sent it yet.
     pub(crate) is_first: bool,
 }
@@ -143,7 +145,7 @@ impl DeadLetters {
         let to = place(target, &record, None).ok_or(Error::Closed)?;
         let handle = owners.get(to.vs)?.clone();
         drop(owners);
-        let publish = (PublishId::of_dead_letter(log, letter.offset), letter.repeat);
+        let publish = (PublishId::of_dead_letter(log, letter.offset), REPEAT);
         // It asks for nothing: it has waited, and is not the message that had its id.
         handle.append(Arc::clone(target), to, record, Some(publish), Wishes::default()).await
     }
@@ -164,7 +166,7 @@ impl DeadLetters {
         let publishes = letters.iter().map(|letter| {
             let mut message = record_of(queue, letter, Some(&topic)).message;
             message.qos = 1;
-            let publish = (PublishId::of_dead_letter(log, letter.offset), letter.repeat);
+            let publish = (PublishId::of_dead_letter(log, letter.offset), REPEAT);
             publisher.publish(TopicLetter { message, publish, live: letter.is_first })
         });
         let results = join_all(publishes).await;

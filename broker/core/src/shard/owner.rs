@@ -93,7 +93,9 @@ impl ShardOwner {
                 self.handle_repeats().await;
             }
             self.pump(now);
-            self.start_batch(now);
+            if self.start_batch(now) && !self.repeats.is_empty() {
+                continue;
+            }
             if self.committing.is_none() && self.closing.is_some() {
                 break;
             }

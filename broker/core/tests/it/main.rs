@@ -15,6 +15,7 @@ mod last_value;
 mod operations;
 mod overflow;
 mod priorities;
+mod queue_model;
 mod queues;
 mod sessions;
 mod streams;
