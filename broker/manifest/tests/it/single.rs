@@ -24,7 +24,7 @@ fn a_spec_is_yaml_or_json_or_nothing() {
 fn mistakes_say_where() {
     assert!(problem("topicFilter: a\nshards: 99\n").starts_with("spec:2: spec.shards: "));
     assert!(problem("shard: 1").contains("spec.shard: unknown field"));
-    assert!(problem("a: [").starts_with("spec:1"));
+    assert!(problem("a: [").starts_with("spec:2: not YAML: "));
     assert!(problem("{}\n---\n{}").contains("more than one document"));
     assert!(problem("just text").contains("spec"));
     assert!(!parse_queue_spec("Not a namespace", "q", "").unwrap_err().is_empty());
