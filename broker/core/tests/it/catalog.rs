@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use weir_core::Core;
-use weir_core::catalog::{ApplyError, ChangeError, Deleted, Object, Origin};
+use weir_core::catalog::{ApplyError, ChangeError, Deleted, OBJECTS_MAX, Object, Origin};
 use weir_core::definition::{Definition, Kind, Strategy};
 use weir_core::inspect;
 use weir_core::key::Publisher;
@@ -308,4 +308,24 @@ async fn another_key_is_that_of_later_messages() {
         .map(|delivery| delivery.record.key_bytes().map(<[u8]>::to_vec));
     assert_eq!(keys, [None, Some(b"a".to_vec())]);
     run.core.close().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn queues_and_streams_are_bounded() {
+    let (store, clock) = memory();
+    let core = open(&store, clock, 1).await;
+    let mut definitions: Vec<Definition> =
+        (0..=OBJECTS_MAX).map(|n| queue(&format!("q{n}"), &format!("t/{n}"))).collect();
+    let refused = core.apply(&definitions).await.unwrap_err().to_string();
+    assert!(refused.contains("10000 queues and streams at most"), "{refused}");
+    assert!(find(&core, "q0").is_none());
+    let [beyond, last] = [(); 2].map(|()| definitions.pop().unwrap());
+    // One transaction does not take all of them.
+    core.apply(&definitions[..OBJECTS_MAX / 2]).await.unwrap();
+    core.apply(&definitions).await.unwrap();
+    core.create(&last, Origin::Automatic).await.unwrap();
+    let refused = refusal(core.create(&beyond, Origin::Admin).await);
+    assert!(refused.contains("10000 queues and streams at most"), "{refused}");
+    core.delete(Kind::Queue, &last.name, Some(true)).await.unwrap();
+    core.create(&beyond, Origin::Admin).await.unwrap();
 }

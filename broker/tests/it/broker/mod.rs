@@ -17,6 +17,7 @@ mod listeners;
 mod messages;
 mod patience;
 mod queue_admin;
+mod queue_consumers;
 mod queue_controls;
 mod queue_dead_letters;
 mod queue_keeping;

@@ -121,6 +121,7 @@ async fn every_flag_arrives() {
         (definition.queue.ordering, definition.key.as_deref()),
         (Ordering::Key, Some("message.clientId"))
     );
+    assert!(!definition.last_value, "nobody asked for it");
     let dispatch = &definition.dispatch;
     assert_eq!((dispatch.strategy, dispatch.max_inflight_per_consumer), (Strategy::RoundRobin, 7));
     assert_eq!((dispatch.ack_timeout_ms, dispatch.max_deliveries), (1500, 3));

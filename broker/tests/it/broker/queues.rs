@@ -1,6 +1,6 @@
 //! Queue subscriptions: who gets what, how often, and what follows from each answer.
 
-use weir_codec::{Publish, ReasonCode};
+use weir_codec::{Connect, Publish, ReasonCode};
 use weir_core::definition::{Definition, Strategy};
 
 use super::client::{
@@ -233,6 +233,8 @@ async fn a_delivery_says_where_it_comes_from_after_what_its_publisher_said() {
     sent.properties.user_properties.clone_from(&own);
     sent.properties.content_type = Some("text/plain".into());
     sent.properties.correlation_data = Some("c".into());
+    sent.properties.payload_format_utf8 = Some(true);
+    sent.properties.response_topic = Some(weir_topic::TopicName::parse("answers").unwrap());
     sent.header.retain = true;
     let mut publisher = broker.clean("p").await;
     publisher.post(sent.clone()).await;
@@ -243,6 +245,8 @@ async fn a_delivery_says_where_it_comes_from_after_what_its_publisher_said() {
     assert_eq!(message.topic, sent.topic);
     assert_eq!(message.properties.content_type, sent.properties.content_type);
     assert_eq!(message.properties.correlation_data, sent.properties.correlation_data);
+    assert_eq!(message.properties.payload_format_utf8, sent.properties.payload_format_utf8);
+    assert_eq!(message.properties.response_topic, sent.properties.response_topic);
     let (publishers, ours) = message.properties.user_properties.split_at(own.len());
     assert_eq!(publishers, own);
     let expected =
@@ -255,8 +259,20 @@ async fn refused_subscriptions() {
     let broker = start(|_| {}).await;
     let invalid = ReasonCode::TopicFilterInvalid;
     let mut client = broker.clean("c").await;
-    for to in ["$queue/work/other", "$share/g/$queue/work", "$share/g/$q/job/#", "$queue/-", "$queue/", "$q/"]
-    {
+    // Those at the end can never exist: no queue or stream has a filter that begins with `$`.
+    for to in [
+        "$queue/work/other",
+        "$share/g/$queue/work",
+        "$share/g/$q/job/#",
+        "$queue/-",
+        "$queue/",
+        "$q/",
+        "$q/$SYS/#",
+        "$q/$other/a",
+        "$queue/nowhere/$SYS/#",
+        "$stream/nowhere/$SYS/#",
+        "$s/earliest/$SYS/#",
+    ] {
         assert_eq!(client.subscribed(to, AtLeastOnce).await, invalid, "{to}");
         let mut old = broker.connect(clean("old", V311)).await;
         assert_eq!(old.subscribed(to, AtLeastOnce).await, ReasonCode::UnspecifiedError, "{to}");
@@ -325,19 +341,22 @@ async fn subscribing_again_keeps_what_is_in_flight() {
     consumer.quiet().await;
 }
 
-/// Old clients consume with the same filters, and get what they understand.
+/// Old clients and bridges consume with the same filters, and get what they understand.
 #[tokio::test]
 async fn an_old_consumer_gets_plain_messages() {
     let broker = start(|_| {}).await;
     for (to, qos) in
         [("$queue/work", AtLeastOnce), ("$q/job/#", AtLeastOnce), ("$queue/work/job/#", AtMostOnce)]
     {
-        let mut consumer = broker.connect(clean("old", V311)).await;
-        consumer.subscribe(to, qos).await;
-        broker.publish("job/1", &["x"]).await;
-        let message: Publish =
-            if qos == AtMostOnce { consumer.message().await } else { consumer.take().await };
-        assert_eq!((text(&message), message.properties.user_properties.len()), ("x", 0));
-        consumer.disconnect().await;
+        for bridge in [false, true] {
+            let mut consumer = broker.connect(Connect { bridge, ..clean("old", V311) }).await;
+            consumer.subscribe(to, qos).await;
+            broker.publish("job/1", &["x"]).await;
+            let message: Publish =
+                if qos == AtMostOnce { consumer.message().await } else { consumer.take().await };
+            assert_eq!((text(&message), message.topic.as_ref().unwrap().as_str()), ("x", "job/1"));
+            assert_eq!(message.properties, Default::default());
+            consumer.disconnect().await;
+        }
     }
 }

@@ -97,12 +97,24 @@ async fn what_is_created_outlives_its_creator_restarts_and_the_manifests() {
     assert_eq!(text(&consumer.take().await), "x");
     let mut same = broker.clean("d").await;
     same.subscribe(&format!("$queue/{JOB}"), AtLeastOnce).await;
-    // A session that comes back does not create what was deleted meanwhile.
-    let mut session = broker.connect(persistent("s", V5)).await;
-    session.subscribe("$q/job/#", AtLeastOnce).await;
-    broker.core.delete(Kind::Queue, JOB, Some(true)).await.unwrap();
-    consumer.synced().await;
-    assert!(broker.core.catalog().view().find(Kind::Queue, JOB).is_none());
+}
+
+#[tokio::test]
+async fn a_session_that_comes_back_does_not_create_what_was_deleted() {
+    for version in [V5, V311] {
+        let broker = start().await;
+        let mut session = broker.connect(persistent("s", version)).await;
+        session.subscribe("$q/job/#", AtLeastOnce).await;
+        session.disconnect().await;
+        broker.core.delete(Kind::Queue, JOB, Some(true)).await.unwrap();
+        let mut session = broker.resume(persistent("s", version)).await;
+        session.synced().await;
+        assert!(broker.core.catalog().view().find(Kind::Queue, JOB).is_none(), "{version:?}");
+        // Subscribing again does.
+        session.subscribe("$q/job/#", AtLeastOnce).await;
+        broker.publish("job/1", &["x"]).await;
+        assert_eq!(text(&session.take().await), "x");
+    }
 }
 
 /// Many clients that want one queue at once make it once, and share it.
