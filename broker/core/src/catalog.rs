@@ -431,6 +431,8 @@ fn plan_one(
     let revived = entry.state == EntryState::Orphaned;
     if revived || stored != definition || entry.origin != origin {
         entry.state = EntryState::Active;
+        // Nobody who makes a queue expects a pause of the one that was deleted.
+        entry.paused &= !revived;
         entry.origin = origin;
         entry.generation += 1;
         entry.definition = definition.clone();

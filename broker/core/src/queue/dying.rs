@@ -84,6 +84,11 @@ impl Dying {
         self.messages.len() >= DYING_MAX || self.bytes >= DYING_BYTES_MAX
     }
 
+    /// What those before `end` count.
+    pub(super) fn cost_below(&self, end: u64) -> u64 {
+        self.messages.range(..end).map(|(_, message)| message.record.cost()).sum()
+    }
+
     /// When the target is to be tried again.
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         self.retry_at.filter(|_| !self.sending && !self.messages.is_empty())

@@ -64,6 +64,15 @@ impl StateFilter {
     }
 }
 
+/// A purge that has begun and has more to end.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Purging {
+    /// All before this are to end.
+    end: u64,
+    /// Bytes of messages from there on.
+    above: u64,
+}
+
 impl QueueShard {
     /// Where the message at `offset` is, and how often it was delivered without success; `None` if it is done.
     #[must_use]
@@ -86,29 +95,48 @@ impl QueueShard {
         Some((state, self.attempts.get(&offset).map_or(0, |attempts| attempts.failed)))
     }
 
-    /// Ends up to [`OFFSETS_MAX`] messages before `end`, in flight or not. How many, and whether there are more. What
-    /// has left for the dead letters stays.
+    /// Ends up to [`OFFSETS_MAX`] messages before `end` and more, in flight or not: all that were there at the first
+    /// step. How many, and whether there are more. What has left for the dead letters stays.
+    ///
+    /// Messages that are not in memory cost about the average until the last step, which knows what is left.
     pub(crate) fn purge_below(&mut self, end: u64) -> (u64, bool) {
-        let end = end.min(self.next);
-        let asides: Vec<u64> = self.asides().take_while(|offset| *offset < end).take(OFFSETS_MAX).collect();
-        let mut purged = asides.into_iter().map(|offset| u64::from(self.purge_one(offset, 0))).sum();
-        let mut offset = self.acks.floor();
-        while offset < end {
+        let begun = Purging { end: self.next, above: 0 };
+        let to = self.purging.get_or_insert(begun).end;
+        let mut purged = 0;
+        let asides: Vec<u64> = self.asides().take_while(|offset| *offset < to).collect();
+        for offset in asides.into_iter().chain(self.acks.floor()..to) {
             if purged >= OFFSETS_MAX as u64 {
                 return (purged, true);
             }
-            purged += u64::from(self.purge_one(offset, 0));
-            offset += 1;
+            let average = self.counters.bytes / self.in_log().max(1);
+            purged += u64::from(self.purge_one(offset, average));
         }
-        if end == self.next {
+        if to == self.next {
             // All that is left is at hand.
             self.skip_to_end();
         }
-        if self.in_log() == 0 {
-            // What was not in memory had an unknown cost.
-            self.counters.bytes = 0;
+        if let Some(Purging { above, .. }) = self.purging.take() {
+            self.counters.bytes = above + self.dying.cost_below(to);
+            self.owe_nothing_below(to);
         }
-        (purged, false)
+        // Others may have begun it, and before some of these were there.
+        (purged, to < end.min(self.next))
+    }
+
+    /// The message at `offset` costs so much more.
+    pub(super) fn add_bytes(&mut self, offset: u64, cost: u64) {
+        self.counters.bytes += cost;
+        if let Some(purging) = self.purging.as_mut().filter(|purging| offset >= purging.end) {
+            purging.above += cost;
+        }
+    }
+
+    /// The message at `offset` costs so much less.
+    pub(super) fn take_bytes(&mut self, offset: u64, cost: u64) {
+        self.counters.bytes = self.counters.bytes.saturating_sub(cost);
+        if let Some(purging) = self.purging.as_mut().filter(|purging| offset >= purging.end) {
+            purging.above = purging.above.saturating_sub(cost);
+        }
     }
 
     /// Ends those of the messages `costs`, given with what they count, that `filter` admits. How many.
@@ -194,4 +222,47 @@ impl QueueShard {
 /// Whether a lease is of a message that was taken out by a person.
 pub(super) fn is_operator(lease: &Lease) -> bool {
     lease.consumer == OPERATOR
+}
+
+#[cfg(test)]
+mod tests {
+    use weir_env::seed::Seed;
+
+    use super::*;
+    use crate::keyspace::segment::RecordKey;
+    use crate::keyspace::{LogId, VirtualShard};
+    use crate::message::tests::full_message;
+    use crate::metrics::Metrics;
+    use crate::queue::{Settings, StoredQueue};
+
+    const LOG: LogId = LogId { vs: VirtualShard(0), object: 1, shard: 0, class: 0 };
+
+    #[test]
+    fn what_comes_while_a_purge_goes_on_is_all_that_counts_after_it() {
+        let (stored, settings) = (StoredQueue::default(), Settings::default());
+        let mut shard = QueueShard::restore(LOG, stored, settings, Seed::fixed(1), Metrics::default());
+        let message = full_message();
+        let (key, span) = (RecordKey::None, tracing::Span::none());
+        let record = Arc::new(Record { message, key, blob_len: None, span });
+        let many = OFFSETS_MAX as u64 * 2 + 10;
+        shard.appended(0, (0..many).map(|_| Arc::clone(&record)));
+        let end = shard.next;
+        let (mut purged, mut steps) = (0, 0);
+        loop {
+            let (count, more) = shard.purge_below(end);
+            (purged, steps) = (purged + count, steps + 1);
+            if !more {
+                break;
+            }
+            let average = shard.bytes() / shard.depth();
+            assert_eq!(average, record.cost(), "in between they cost the average");
+            shard.appended(shard.next, (0..5).map(|_| Arc::clone(&record)));
+        }
+        assert_eq!((purged, steps, shard.depth()), (many, 3, 10));
+        assert_eq!(shard.bytes(), 10 * record.cost());
+        let late = shard.next - 1;
+        assert!(shard.finish(late, record.cost(), End::Acknowledged));
+        assert_eq!(shard.purge_below(late - 1), (9, false), "up to the end of the log");
+        assert_eq!((shard.bytes(), shard.depth()), (0, 0));
+    }
 }

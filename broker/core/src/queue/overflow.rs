@@ -156,22 +156,67 @@ impl QueueShard {
     /// The batch in which these made room was not stored: they are to be delivered as before.
     pub(crate) fn put_back(&mut self, evicted: Vec<Evicted>) {
         for Evicted { offset, record, attempts } in evicted.into_iter().rev() {
-            if !self.forget_dying(offset) {
+            if self.forget_dying(offset) {
+                // Meanwhile it may have been moved aside: of its row only this is taken back.
+                let row = self.attempts.entry(offset).or_default();
+                row.failure = attempts.and_then(|attempts| attempts.failure);
+                if *row == Attempts::default() {
+                    self.attempts.remove(&offset);
+                }
+                self.asides.read(offset);
+            } else {
                 match attempts.and_then(|attempts| attempts.aside) {
                     Some(aside) => self.asides.put_back(offset, aside, Arc::clone(&record)),
                     None => self.acks.unset(offset),
                 }
                 self.counters.floor = self.acks.floor();
                 self.counters.overflowed -= 1;
-                self.counters.bytes += record.cost();
-            }
-            match attempts {
-                Some(attempts) => drop(self.attempts.insert(offset, attempts)),
-                None => drop(self.attempts.remove(&offset)),
+                self.add_bytes(offset, record.cost());
+                self.attempts.extend(attempts.map(|attempts| (offset, attempts)));
             }
             self.touch_attempts(offset);
             self.keep_last_value(offset, &record);
             self.again.insert(offset, (record, None));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use weir_env::seed::Seed;
+
+    use super::*;
+    use crate::keyspace::segment::RecordKey;
+    use crate::keyspace::{LogId, VirtualShard};
+    use crate::message::tests::full_message;
+    use crate::metrics::Metrics;
+    use crate::queue::{Lag, Settings, StoredQueue};
+
+    const LOG: LogId = LogId { vs: VirtualShard(0), object: 1, shard: 0, class: 0 };
+
+    #[test]
+    fn a_message_moved_aside_while_it_made_room_stays_aside_when_it_is_put_back() {
+        let limits = Limits { messages: Some(10), bytes: None, drops_oldest: true };
+        let lag = Lag { offsets: 2, bytes: u64::MAX };
+        let settings = Settings { limits, lag, has_dead_letters: true, ..Settings::default() };
+        let stored = StoredQueue::default();
+        let mut shard = QueueShard::restore(LOG, stored, settings, Seed::fixed(1), Metrics::default());
+        let message = crate::message::Message { expires_at: None, dead_letter: None, ..full_message() };
+        let (key, span) = (RecordKey::None, tracing::Span::none());
+        let record = Record { message, key, blob_len: None, span };
+        shard.needs_front = true;
+        shard.appended(0, (0..10).map(|_| Arc::new(record.clone())));
+        let Room::Made(evicted) = shard.make_room() else { panic!("no room") };
+        assert_eq!((evicted.offset(), shard.dying()), (0, 1));
+        (1..9).for_each(|offset| assert!(shard.finish(offset, record.cost(), End::Acknowledged)));
+        shard.check_lag(0);
+        shard.move_aside(vec![(0, record.clone())]);
+        assert_eq!(shard.asides().collect::<Vec<_>>(), [0]);
+        shard.take_dirty();
+        shard.put_back(vec![evicted]);
+        let dirty = shard.take_dirty();
+        let row = dirty.attempts[&0].expect("its row says that it is aside");
+        assert!(row.aside.is_some() && row.failure.is_none(), "{row:?}");
+        assert_eq!((shard.dying(), shard.depth()), (0, 2));
     }
 }

@@ -19,6 +19,7 @@ use super::dying::Dying;
 use super::expiring::Expiring;
 use super::keys::KeyOrder;
 use super::last_value::LastValues;
+use super::ops::Purging;
 use super::retry::given_up;
 use super::stats::{Stats, Work};
 use super::{Acks, Consumer, ConsumerId, End, Handout, Limits};
@@ -151,6 +152,7 @@ pub struct QueueShard {
     /// Of last-value queues only.
     pub(super) last_values: Option<LastValues>,
     pub(super) lag: Lag,
+    pub(super) purging: Option<Purging>,
     pub(super) changed: bool,
     /// End of the committed log.
     pub(super) next: u64,
@@ -219,6 +221,7 @@ impl QueueShard {
             asides,
             last_values: settings.last_value.then(LastValues::default),
             lag: settings.lag,
+            purging: None,
             changed: false,
             next,
             restored_next: next,
@@ -326,7 +329,7 @@ impl QueueShard {
         let mut caught_up = self.read_next == base && is_wanted;
         let mut offset = base;
         for record in records {
-            self.counters.bytes += record.cost();
+            self.add_bytes(offset, record.cost());
             caught_up &= self.ready_bytes < READY_BYTES_MAX;
             self.note_oldest(offset, &record);
             if let Some(at) = record.message.expires_at {
@@ -380,6 +383,11 @@ impl QueueShard {
         }
     }
 
+    /// What was acknowledged before it was read costs nothing more, if it is before `end`.
+    pub(super) fn owe_nothing_below(&mut self, end: u64) {
+        self.owed = self.owed.split_off(&end);
+    }
+
     /// Nothing between what is in memory and the end of the log is to be read.
     pub(super) fn skip_to_end(&mut self) {
         self.read_next = self.next;
@@ -420,7 +428,7 @@ impl QueueShard {
                 break;
             }
             if self.owed.remove(&offset) {
-                self.counters.bytes = self.counters.bytes.saturating_sub(record.cost());
+                self.take_bytes(offset, record.cost());
                 self.changed = true;
             }
             if offset < self.read_next || self.acks.is_done(offset) || self.is_at_hand(offset) {
@@ -577,8 +585,10 @@ impl QueueShard {
         self.counters.floor = self.acks.floor();
         // An empty queue is right again, whatever was not at hand when it was acknowledged.
         let empty = self.counters.floor == self.next && self.asides.is_empty();
-        self.counters.bytes = if empty { 0 } else { self.counters.bytes.saturating_sub(cost) };
+        self.take_bytes(offset, cost);
         if empty {
+            self.counters.bytes = 0;
+            self.purging = None;
             self.owed.clear();
         }
         self.changed = true;

@@ -288,3 +288,19 @@ async fn a_pause_holds_over_restarts_and_new_declarations() {
     assert!(core.pause("none", true).await.is_err());
     core.close().await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_queue_made_again_is_not_paused_although_the_one_before_was() {
+    let (store, clock) = memory();
+    let core = open(&store, clock, 1).await;
+    let declared = definition(Kind::Queue, "q", "a", 1);
+    core.apply(std::slice::from_ref(&declared)).await.unwrap();
+    publish(&core, clock, "a", "kept").await.unwrap();
+    core.pause("q", true).await.unwrap();
+    core.apply(&[]).await.unwrap();
+    core.apply(std::slice::from_ref(&declared)).await.unwrap();
+    assert!(!find(&core, "q").paused);
+    let mut consumer = TestConsumer::attach(&core, &find(&core, "q"), 1, 10).await;
+    assert_eq!(text(&consumer.next().await), "kept");
+    core.close().await;
+}
