@@ -176,11 +176,25 @@ fn what_this_version_cannot_do_is_refused() {
             assert!(line.starts_with(&format!("m.yaml:2: {expected}")), "{field}: {line}");
         }
     };
-    let key = "spec.key: key `message.json.id` is not supported; supported: message.topic";
-    refused(QUEUE, "key: message.json.id", &[key]);
     refused(STREAM, "lastValue: true", &["spec.lastValue: "]);
-    refused(STREAM, "key: size(message.payload)", &["spec.key: "]);
     refused(STREAM, "lastValue: true\n  key: a.b", &["spec.key: ", "spec.lastValue: "]);
+}
+
+#[test]
+fn keys_that_cannot_be_are_refused() {
+    for manifest in [QUEUE, STREAM] {
+        let of_key = |key: &str| converted(&format!("{manifest}  key: {key:?}\n"));
+        assert!(of_key("message.json.id + '/' + string(size(message.payload))").is_ok());
+        for (key, problem) in [
+            ("message.json.id.matches('a')", "`matches` is not allowed; allowed are "),
+            ("message.body", "`message.body` is unknown; use one of message.topic, "),
+            ("message.json.id +", "it is not in CEL: "),
+        ] {
+            let lines = of_key(key).unwrap_err();
+            let expected = format!("spec.key: `{key}` cannot be a key: {problem}");
+            assert!(lines.len() == 1 && lines[0].contains(&expected), "{lines:?}");
+        }
+    }
 }
 
 #[tokio::test]

@@ -151,6 +151,25 @@ async fn a_message_without_a_key_replaces_nothing_and_stays() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_computed_key_says_what_replaces_what() {
+    let key = Some("message.json.device".to_owned());
+    let mut world = World::start(Definition { key, ..last_value() }).await;
+    let (one, two) = (r#"{"device": "one"}"#, r#"{"device": 2}"#);
+    world.publish("a/1", one).await;
+    world.publish("a/2", two).await;
+    world.publish("a/3", one).await;
+    world.crash().await;
+    world.publish("a/4", two).await;
+    let report = world.report().await;
+    assert_eq!((report.depth, report.counters.superseded), (2, 2));
+    world.publish("a/5", "no JSON").await;
+    world.publish("a/6", "no JSON").await;
+    let all = [("a/3", one), ("a/4", two), ("a/5", "no JSON"), ("a/6", "no JSON")];
+    assert_eq!(drain(&world, 4).await, pairs(&all));
+    world.core.close().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn another_key_is_for_later_messages_only() {
     let mut world = World::start(last_value()).await;
     world.publish("a/1", "by topic").await;

@@ -9,8 +9,8 @@ use tokio_util::sync::CancellationToken;
 use weir_codec::ReasonCode;
 use weir_core::definition::{Definition, Ordering};
 
-use super::client::{AtLeastOnce, Client, V5, clean, number, receive_maximum, text};
-use super::{TestBroker, memory, queue};
+use super::client::{AtLeastOnce, Client, V5, clean, number, property, receive_maximum, text};
+use super::{TestBroker, memory, queue, stream};
 
 fn ordered(shards: u8) -> Definition {
     let mut work = queue("work", "job/+");
@@ -122,4 +122,33 @@ async fn order_within_a_key_outlives_the_broker() {
         consumer.quiet().await;
         consumer.puback(&message, ReasonCode::Success).await;
     }
+}
+
+#[tokio::test]
+async fn what_orders_messages_can_be_computed_from_their_payload() {
+    let broker = TestBroker::start().await;
+    let key = "has(message.json.id) ? message.topic.split('/')[0] + ':' + string(message.json.id) : 7.5";
+    let mut log = stream("log", "job/+");
+    log.key = Some(key.into());
+    let mut work = ordered(3);
+    work.key = Some(key.into());
+    broker.declare(&[work, log]).await;
+    broker.publish("job/a", &["{\"id\": 1}"]).await;
+    broker.publish("job/b", &["{\"id\": 1, \"n\": 2}"]).await;
+    let mut consumer = broker.subscriber("c", "$queue/work", AtLeastOnce).await;
+    let first = consumer.message().await;
+    assert_eq!(property(&first, "key"), Some("job:1"));
+    // The second waits for the first; one without a key, or with another, waits for nothing.
+    broker.publish("job/c", &["no JSON"]).await;
+    let unordered = consumer.message().await;
+    assert_eq!((text(&unordered), property(&unordered, "key")), ("no JSON", None));
+    broker.publish("job/a", &["{\"id\": \"2\"}"]).await;
+    assert_eq!(property(&consumer.message().await, "key"), Some("job:2"));
+    consumer.puback(&first, ReasonCode::Success).await;
+    assert_eq!(text(&consumer.message().await), "{\"id\": 1, \"n\": 2}");
+    // One failure each, of the queue and of the stream.
+    assert_eq!(broker.metric("weir_key_failures_total").await, 2.0);
+    let mut reader = broker.clean("r").await;
+    reader.read_from("$stream/log", AtLeastOnce, "earliest").await;
+    assert_eq!(property(&reader.take().await, "key"), Some("job:1"));
 }
