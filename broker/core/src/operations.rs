@@ -31,6 +31,8 @@ use crate::shard::{
 pub const PEEK_MESSAGES_MAX: usize = 1000;
 /// Bytes of each payload that a look may show.
 pub const PEEK_PAYLOAD_MAX: usize = 64 * 1024;
+/// Bytes of all that one look shows, beside its first message: an answer of the admin API holds four times as many.
+pub const PEEK_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Bytes of a log read in one go.
 const PAGE_BYTES: usize = 256 * 1024;
 /// Bytes of logs read in one call.
@@ -166,6 +168,7 @@ impl Core {
         let count = peek.count.min(PEEK_MESSAGES_MAX);
         let mut scan = self.scan(queue, peek.from, peek.shard).await?;
         let mut peeked = Peeked::default();
+        let mut bytes = 0;
         while let Some((log, mut records)) = scan.page(self, queue).await? {
             records.retain(|(_, record)| peek.admits(record));
             let offsets = records.iter().map(|(offset, _)| *offset).collect();
@@ -178,6 +181,11 @@ impl Core {
                     return Ok(peeked);
                 }
                 let (record, payload_len) = self.shown(&log, offset, record, peek.payload_max).await?;
+                bytes += record.encoded_len();
+                if bytes > PEEK_BYTES_MAX && !peeked.messages.is_empty() {
+                    peeked.next = Some(Position { shard: log.shard, class: log.class, offset });
+                    return Ok(peeked);
+                }
                 peeked.messages.push(PeekedMessage { log, offset, record, payload_len, state, failed });
             }
         }

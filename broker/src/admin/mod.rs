@@ -41,6 +41,8 @@ use read::Reading;
 const CALLS_PER_CONNECTION_MAX: u32 = 64;
 /// Streams read at the same time: each holds a batch of messages in memory.
 const READS_MAX: usize = 32;
+/// Looks at queues, purges and redrives at the same time: each holds pages of messages in memory.
+const OPERATIONS_MAX: usize = 8;
 /// Largest request: the `spec` of a queue.
 const REQUEST_BYTES_MAX: usize = 16 * 1024;
 /// Largest answer: a list of all queues there may be, or one message.
@@ -93,7 +95,7 @@ pub(crate) async fn serve(
             Ok(())
         }
     };
-    // They end with `shutdown`, or with the connections, which are gone.
+    // Backups end with `shutdown`, or with the connections, which are gone; changes of the catalog by themselves.
     tasks.close();
     tasks.wait().await;
     served
@@ -105,7 +107,8 @@ struct Service {
     shutdown: CancellationToken,
     reads: Arc<Semaphore>,
     backups: Arc<Semaphore>,
-    /// What reads backups.
+    operations: Semaphore,
+    /// What outlives its call: changes of the catalog, which must not end half-way, and what reads backups.
     tasks: TaskTracker,
 }
 
@@ -113,7 +116,8 @@ impl Service {
     fn new(core: Arc<Core>, shutdown: CancellationToken) -> Self {
         let (reads, backups) = (Semaphore::new(READS_MAX), Semaphore::new(backup::BACKUPS_MAX));
         let tasks = TaskTracker::new();
-        Self { core, shutdown, reads: Arc::new(reads), backups: Arc::new(backups), tasks }
+        let operations = Semaphore::new(OPERATIONS_MAX);
+        Self { core, shutdown, reads: Arc::new(reads), backups: Arc::new(backups), operations, tasks }
     }
 
     /// The queue or stream called `name`.

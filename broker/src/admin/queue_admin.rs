@@ -28,9 +28,13 @@ impl Service {
         let name = name_of(Kind::Queue, &request.name)?;
         let namespace = if request.namespace.is_empty() { "default" } else { &request.namespace };
         let definition = queue_of(namespace, name.as_str(), &request.spec).map_err(|lines| bad(&lines))?;
-        let made =
-            self.to_the_end(|core| async move { core.create(&definition, Origin::Admin).await }).await?;
-        let made = made.map_err(|error| refused(&error))?;
+        let create = |core: Arc<Core>| async move {
+            let made = core.create(&definition, Origin::Admin).await?;
+            let name = &made.definition.name;
+            tracing::info!(queue = name, generation = made.generation, origin = "admin", "queue was created");
+            Ok(made)
+        };
+        let made = self.to_the_end(create).await?.map_err(|error| refused(&error))?;
         Ok(wire::CreateQueueResponse { generation: made.generation })
     }
 
@@ -45,7 +49,17 @@ impl Service {
             let object = self.find(Kind::Queue, &request.name)?;
             let definition = changed(&object, &change)?;
             let generation = object.generation;
-            let update = |core: Arc<Core>| async move { core.update(&definition, generation).await };
+            let update = |core: Arc<Core>| async move {
+                let now = core.update(&definition, generation).await?;
+                let name = &now.definition.name;
+                tracing::info!(
+                    queue = name,
+                    generation = now.generation,
+                    origin = "admin",
+                    "queue was changed"
+                );
+                Ok(now)
+            };
             match self.to_the_end(update).await? {
                 Ok(object) => return Ok(wire::UpdateQueueResponse { generation: object.generation }),
                 Err(ChangeError::Changed { .. }) if attempts < ATTEMPTS_MAX => {}
@@ -64,14 +78,19 @@ impl Service {
             wire::DeletionPolicy::Retain => Some(false),
             wire::DeletionPolicy::Delete => Some(true),
         };
-        let delete =
-            |core: Arc<Core>| async move { core.delete(Kind::Queue, name.as_str(), delete_data).await };
+        let delete = |core: Arc<Core>| async move {
+            let name = name.as_str();
+            let deleted = core.delete(Kind::Queue, name, delete_data).await?;
+            let retained = matches!(deleted, Deleted::Orphaned);
+            tracing::info!(queue = name, retained, origin = "admin", "queue was deleted");
+            Ok(deleted)
+        };
         let deleted = self.to_the_end(delete).await?.map_err(|error| refused(&error))?;
         Ok(wire::DeleteQueueResponse { retained: matches!(deleted, Deleted::Orphaned) })
     }
 
     /// Does something that must not end half-way because its caller has gone or waited too long.
-    async fn to_the_end<T, F>(&self, change: impl FnOnce(Arc<Core>) -> F) -> Result<T, Status>
+    pub(super) async fn to_the_end<T, F>(&self, change: impl FnOnce(Arc<Core>) -> F) -> Result<T, Status>
     where
         T: Send + 'static,
         F: Future<Output = T> + Send + 'static,
@@ -109,7 +128,8 @@ fn bad(problems: &[String]) -> Status {
     Status::invalid_argument(problems.join("\n"))
 }
 
-fn refused(error: &ChangeError) -> Status {
+/// What a caller is told of a change that was not made.
+pub(super) fn refused(error: &ChangeError) -> Status {
     let text = error.to_string();
     match error {
         ChangeError::Exists { .. } => Status::already_exists(text),

@@ -2,9 +2,12 @@
 //!
 //! Turns wire messages into requests to the core and back. Owns nothing.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
+use tokio::sync::SemaphorePermit;
 use tonic::Status;
-use weir_core::catalog::ChangeError;
+use weir_core::Core;
 use weir_core::definition::Kind;
 use weir_core::operations::{
     PEEK_MESSAGES_MAX, PEEK_PAYLOAD_MAX, Peek, PeekedMessage, Position, Purge, Redrive,
@@ -14,8 +17,9 @@ use weir_env::clock::Timestamp;
 use weir_proto::admin::v1 as wire;
 use weir_topic::TopicFilter;
 
-use super::Service;
 use super::convert::{self, status};
+use super::queue_admin::refused;
+use super::{OPERATIONS_MAX, Service};
 
 impl Service {
     pub(super) async fn peek(
@@ -53,6 +57,7 @@ impl Service {
             count: limit,
             payload_max,
         };
+        let _permit = self.operation()?;
         let peeked = self.core.peek(&queue, &peek).await.map_err(|error| status(&error, &queue))?;
         Ok(wire::PeekQueueResponse {
             messages: peeked.messages.into_iter().map(peeked_message).collect(),
@@ -80,6 +85,7 @@ impl Service {
             before: (request.before_micros != 0).then(|| Timestamp::from_micros(request.before_micros)),
             filter,
         };
+        let _permit = self.operation()?;
         let purged = self.core.purge(&queue, &purge).await.map_err(|error| status(&error, &queue))?;
         tracing::info!(queue = request.name, purged = purged.purged, "messages were purged");
         Ok(wire::PurgeQueueResponse { purged: purged.purged, next: purged.next.map(wire_position) })
@@ -104,6 +110,7 @@ impl Service {
             to,
             count: request.limit,
         };
+        let _permit = self.operation()?;
         let done = self.core.redrive(&queue, &redrive).await.map_err(|error| status(&error, &queue))?;
         tracing::info!(queue = request.name, moved = done.moved, "dead letters were moved back");
         Ok(wire::RedriveQueueResponse {
@@ -117,22 +124,23 @@ impl Service {
 
     /// Pauses or resumes a queue, and describes it.
     pub(super) async fn pause(&self, name: &str, paused: bool) -> Result<wire::Queue, Status> {
-        let queue = self.find(Kind::Queue, name)?;
-        let queue =
-            self.core.pause(&queue.definition.name, paused).await.map_err(|error| change_status(&error))?;
+        let name = self.find(Kind::Queue, name)?.definition.name.clone();
+        let pause = |core: Arc<Core>| async move {
+            let queue = core.pause(&name, paused).await?;
+            tracing::info!(queue = name, paused, origin = "admin", "queue was paused or resumed");
+            Ok(queue)
+        };
+        let queue = self.to_the_end(pause).await?.map_err(|error| refused(&error))?;
         let reports = self.reports(&queue).await.map_err(|error| status(&error, &queue))?;
-        tracing::info!(queue = name, paused, "queue was paused or resumed");
         Ok(convert::queue(&queue, &reports))
     }
-}
 
-fn change_status(error: &ChangeError) -> Status {
-    match error {
-        ChangeError::Missing { .. } => Status::not_found(error.to_string()),
-        ChangeError::Exists { .. } | ChangeError::Declared { .. } | ChangeError::Changed { .. } => {
-            Status::failed_precondition(error.to_string())
-        }
-        ChangeError::Refused(_) => Status::unavailable(format!("{error}; try again")),
+    /// Leave for a look, a purge or a redrive: each holds messages in memory.
+    pub(super) fn operation(&self) -> Result<SemaphorePermit<'_>, Status> {
+        self.operations.try_acquire().map_err(|_| {
+            let problem = format!("{OPERATIONS_MAX} looks at queues, purges and redrives are under way");
+            Status::resource_exhausted(format!("{problem}; try again when one has ended"))
+        })
     }
 }
 

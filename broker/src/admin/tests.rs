@@ -628,3 +628,36 @@ async fn a_paused_queue_says_so_and_a_queue_is_not_redriven_to_itself() {
     );
     bench.stop().await;
 }
+
+#[tokio::test]
+async fn looks_purges_and_redrives_are_limited_together() {
+    let service = with_something_to_back_up().await;
+    service.core.apply(&[definition(Kind::Queue, "a", "a", 1)]).await.unwrap();
+    let permits: Vec<_> = (0..OPERATIONS_MAX).map(|_| service.operation().unwrap()).collect();
+    let name = || "a".to_owned();
+    let peek = wire::PeekQueueRequest { name: name(), limit: 1, ..Default::default() };
+    let purge = wire::PurgeQueueRequest { name: name(), ..Default::default() };
+    let redrive = wire::RedriveQueueRequest { name: name(), ..Default::default() };
+    let full = "8 looks at queues, purges and redrives are under way; try again";
+    refused(service.peek_queue(Request::new(peek.clone())).await, Code::ResourceExhausted, full);
+    refused(service.purge_queue(Request::new(purge)).await, Code::ResourceExhausted, full);
+    refused(service.redrive_queue(Request::new(redrive)).await, Code::ResourceExhausted, full);
+    drop(permits);
+    for _ in 0..=OPERATIONS_MAX {
+        service.peek_queue(Request::new(peek.clone())).await.unwrap();
+    }
+}
+
+/// Whoever asked for a pause may have gone before it was stored.
+#[tokio::test]
+async fn a_pause_goes_on_when_its_caller_has_gone() {
+    let service = with_something_to_back_up().await;
+    service.core.apply(&[definition(Kind::Queue, "a", "a", 1)]).await.unwrap();
+    let request = Request::new(wire::PauseQueueRequest { name: "a".into() });
+    let mut call = Box::pin(service.pause_queue(request));
+    assert!(futures_util::poll!(&mut call).is_pending());
+    drop(call);
+    service.tasks.close();
+    service.tasks.wait().await;
+    assert!(service.find(Kind::Queue, "a").unwrap().paused);
+}

@@ -6,7 +6,7 @@ use weir_core::definition::{Definition, Kind};
 use weir_topic::{Subscription, TopicFilter};
 
 use super::Connection;
-use super::external::{Refusal, derived_name, resolve};
+use super::external::{Refusal, derived_name, other_filter, resolve};
 use crate::auto_create::Error;
 use crate::metrics::AutoCreated;
 
@@ -64,7 +64,13 @@ impl Connection {
                     );
                 }
                 // Its filter may not be the one that this client wants.
-                resolve(&self.broker.core.catalog().view(), to).map(|_| ())
+                let found = resolve(&self.broker.core.catalog().view(), to)?;
+                match named(to) {
+                    Some((_, name, asked)) if found.is_none() && object.filter.as_ref() != Some(&asked) => {
+                        Err(other_filter(&name, &asked, object.filter.as_ref()))
+                    }
+                    _ => Ok(()),
+                }
             }
             Err(error) => {
                 metrics.inc(AutoCreated::Refused);

@@ -162,7 +162,8 @@ pub(super) fn derived_name(filter: &TopicFilter) -> String {
     name
 }
 
-fn other_filter(name: &str, asked: &TopicFilter, own: Option<&TopicFilter>) -> Refusal {
+/// Refuses a subscription by name and filter to what has another filter.
+pub(super) fn other_filter(name: &str, asked: &TopicFilter, own: Option<&TopicFilter>) -> Refusal {
     let own = own.map_or_else(|| "no filter".to_owned(), |own| format!("the filter {own}"));
     let text = format!("{name} has {own}, not {asked}");
     Refusal { reason: ReasonCode::TopicFilterInvalid, text }

@@ -196,18 +196,24 @@ impl Connection {
                 let text = format!("a connection may consume {EXTERNALS_MAX} queues and streams");
                 return Err(Refusal { reason: ReasonCode::QuotaExceeded, text });
             }
-            self.check_external(&mut grant, properties)?;
+            self.check_external(&mut grant, properties, granted)?;
         }
         Ok(grant)
     }
 
-    fn check_external(&self, grant: &mut Grant, properties: &UserProperties) -> Result<(), Refusal> {
+    fn check_external(
+        &self,
+        grant: &mut Grant,
+        properties: &UserProperties,
+        granted: &[Grant],
+    ) -> Result<(), Refusal> {
         let queue = matches!(grant.to, Subscription::Queue { .. } | Subscription::QueueByFilter { .. });
         if queue && grant.wish.options.no_local {
             let text = "No Local has no meaning on a queue: leave it out".to_owned();
             return Err(Refusal { reason: ReasonCode::TopicFilterInvalid, text });
         }
-        let found = resolve(&self.broker.core.catalog().view(), &grant.to)?;
+        let view = self.broker.core.catalog().view();
+        let found = resolve(&view, &grant.to)?;
         if found.is_none() {
             match self.missing(&grant.text, &grant.to)? {
                 Missing::Make(wanted) => grant.create = Some(wanted),
@@ -222,18 +228,25 @@ impl Connection {
             let shards = shards.or(grant.create.as_ref().map(|wanted| wanted.shards)).map(usize::from);
             grant.start = start_of(&grant.to, properties, shards)?;
         }
-        if let Some(object) = &found
-            && self
-                .externals
-                .iter()
-                .any(|e| e.text != grant.text && e.object().is_some_and(|o| o.id == object.id))
-        {
-            let text =
-                format!("this connection consumes {} already under another filter", object.definition.name);
-            return Err(Refusal { reason: ReasonCode::TopicFilterInvalid, text });
+        if let Some(object) = &found {
+            let before = |other: &&Grant| {
+                other.text != grant.text
+                    && resolve(&view, &other.to).ok().flatten().is_some_and(|o| o.id == object.id)
+            };
+            if self.consumes(object, &grant.text) || granted.iter().any(|other| before(&other)) {
+                let name = &object.definition.name;
+                let text = format!("this connection consumes {name} already under another filter");
+                return Err(Refusal { reason: ReasonCode::TopicFilterInvalid, text });
+            }
         }
         grant.wish.options.qos = grant.wish.options.qos.min(QoS::AtLeastOnce);
         Ok(())
+    }
+
+    /// Whether another subscription than that by `text` is attached to `object`.
+    fn consumes(&self, object: &Object, text: &ByteString) -> bool {
+        let is_other = |e: &External| e.text != *text && e.object().is_some_and(|o| o.id == object.id);
+        self.externals.iter().any(is_other)
     }
 
     async fn store_grants(&mut self, grants: &[Grant]) -> weir_core::Result<()> {
@@ -288,11 +301,17 @@ impl Connection {
         self.connect_external(self.externals.len() - 1).await;
     }
 
-    /// Attaches a subscription to its queue or stream, if that exists.
+    /// Attaches a subscription to its queue or stream, if that exists and no other one is.
     async fn connect_external(&mut self, at: usize) {
         let Some(external) = self.externals.get(at) else { return };
         let view = self.broker.core.catalog().view();
         let Ok(Some(object)) = resolve(&view, &external.to) else { return };
+        if self.consumes(&object, &external.text) {
+            // Both waited for it, under different filters.
+            let (client, name) = (&self.stored.client_id, &object.definition.name);
+            tracing::info!(%client, filter = %external.text, name, "consumed already under another filter");
+            return;
+        }
         // It did not exist when it was subscribed to, or has come back as another.
         if let Err(denied) = self.may_have(&external.to) {
             self.metrics.forbidden.inc(denied.what);
@@ -438,6 +457,8 @@ impl Connection {
             };
             reasons.push(if removed { ReasonCode::Success } else { ReasonCode::NoSubscriptionExisted });
         }
+        // One of them may have kept another from what both name.
+        self.refresh_externals().await;
         self.session.handle_unsubscribed(unsubscribe.packet_id, reasons, AckProperties::default());
     }
 

@@ -7,7 +7,9 @@ use weir_core::Core;
 use weir_core::catalog::Object;
 use weir_core::definition::{DeadLetterTarget, Definition, Kind};
 use weir_core::keyspace::PublishId;
-use weir_core::operations::{Peek, PeekedMessage, Position, Purge, Redrive};
+use weir_core::operations::{
+    PEEK_BYTES_MAX, PEEK_MESSAGES_MAX, PEEK_PAYLOAD_MAX, Peek, PeekedMessage, Position, Purge, Redrive,
+};
 use weir_core::queue::{MessageState, StateFilter, Verdict};
 use weir_core::shard::QueueReport;
 use weir_topic::TopicFilter;
@@ -82,6 +84,25 @@ async fn of_a_large_payload_the_beginning_is_shown() {
     let peeked = core.peek(&find(&core, "q"), &look(10)).await.unwrap();
     let shown: Vec<_> = peeked.messages.iter().map(|m| (payload(m).to_owned(), m.payload_len)).collect();
     assert_eq!(shown, [("x".repeat(100), 200_000), ("y".repeat(100), 1000)]);
+    core.close().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_look_shows_no_more_bytes_than_an_answer_holds_and_goes_on() {
+    let (store, clock) = memory();
+    let core = open(&store, clock, 1).await;
+    core.apply(&[definition(Kind::Queue, "q", "a", 1)]).await.unwrap();
+    let payload = "x".repeat(PEEK_PAYLOAD_MAX);
+    let fit = PEEK_BYTES_MAX / PEEK_PAYLOAD_MAX;
+    for _ in 0..fit + 10 {
+        publish(&core, clock, "a", &payload).await.unwrap();
+    }
+    let peek = Peek { count: PEEK_MESSAGES_MAX, payload_max: PEEK_PAYLOAD_MAX, ..Peek::default() };
+    let first = core.peek(&find(&core, "q"), &peek).await.unwrap();
+    assert!((fit - 2..fit).contains(&first.messages.len()), "{}", first.messages.len());
+    let rest = core.peek(&find(&core, "q"), &Peek { from: first.next, ..peek }).await.unwrap();
+    assert_eq!(rest.messages[0].offset, first.messages.len() as u64);
+    assert_eq!((first.messages.len() + rest.messages.len(), rest.next), (fit + 10, None));
     core.close().await;
 }
 

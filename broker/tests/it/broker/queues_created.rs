@@ -273,3 +273,47 @@ async fn every_form_is_granted_at_qos_1_at_most() {
         }
     }
 }
+
+async fn consumers(broker: &TestBroker, name: &str) -> usize {
+    let object = broker.core.catalog().view().find(Kind::Queue, name).unwrap();
+    broker.core.describe(&object).await.unwrap()[0].queue.as_ref().unwrap().consumers.len()
+}
+
+/// Of two filters for one queue the first has it, in one packet, and when both waited for it.
+#[tokio::test]
+async fn a_connection_consumes_a_queue_once() {
+    let broker = TestBroker::start().await;
+    broker.declare(&[queue("work", "job/#")]).await;
+    let both = || vec![filter("$queue/work", AtLeastOnce), filter("$q/job/#", AtLeastOnce)];
+    let mut client = broker.clean("c").await;
+    let suback = client.try_subscribe(both(), None, Vec::new()).await;
+    assert_eq!(suback.reasons, [ReasonCode::GrantedQoS1, ReasonCode::TopicFilterInvalid]);
+    assert!(said(&suback).contains("already under another filter"), "{suback:?}");
+    broker.publish("job/1", &["0"]).await;
+    assert_eq!(text(&client.take().await), "0");
+    client.disconnect().await;
+
+    broker.declare(&[]).await;
+    let mut client = broker.clean("c").await;
+    let suback = client.try_subscribe(both(), None, Vec::new()).await;
+    assert_eq!(suback.reasons, [ReasonCode::GrantedQoS1; 2]);
+    broker.declare(&[queue("work", "job/#")]).await;
+    client.synced().await;
+    assert_eq!(consumers(&broker, "work").await, 1);
+    broker.publish("job/1", &["1"]).await;
+    assert_eq!(text(&client.take().await), "1");
+    client.unsubscribe("$queue/work").await;
+    assert_eq!(consumers(&broker, "work").await, 1, "the other one has it now");
+    broker.publish("job/1", &["2"]).await;
+    assert_eq!(text(&client.take().await), "2");
+}
+
+#[tokio::test]
+async fn a_derived_name_that_is_taken_by_another_filter_is_told() {
+    let broker = start().await;
+    broker.declare(&[queue(JOB, "other/#")]).await;
+    let mut client = broker.clean("c").await;
+    let suback = ask(&mut client, "$q/job/#", AtLeastOnce).await;
+    assert_eq!(suback.reasons, [ReasonCode::TopicFilterInvalid]);
+    assert!(said(&suback).contains(&format!("{JOB} has the filter other/#, not job/#")), "{suback:?}");
+}
