@@ -409,14 +409,15 @@ async fn maintain_once(broker: &Arc<Broker>, now: Timestamp, sweep: bool) -> wei
     wills.and(expired).and(settled).and(inboxes).and(swept)
 }
 
+/// As [`maintain_once`]: what fails keeps nothing else from being done.
 async fn sweep_once(broker: &Broker, now: Timestamp) -> weir_core::Result<()> {
-    broker.retained.sweep(now).await?;
+    let retained = broker.retained.sweep(now).await;
     let age = u64::try_from(MARK_AGE.as_micros()).unwrap_or(u64::MAX);
     let before = Timestamp::from_micros(now.as_micros().saturating_sub(age));
-    broker.inbox.sweep_marks(before).await?;
-    broker.core.sweep_marks(before).await?;
+    let received = broker.inbox.sweep_marks(before).await.map(drop);
+    let appended = broker.core.sweep_marks(before).await;
     let before = now.as_micros().saturating_sub(u64::try_from(DELETED_AGE.as_micros()).unwrap_or(u64::MAX));
-    broker.core.finish_deletions(Timestamp::from_micros(before)).await?;
-    broker.core.age_orphans().await?;
-    Ok(())
+    let deleted = broker.core.finish_deletions(Timestamp::from_micros(before)).await.map(drop);
+    let aged = broker.core.age_orphans().await;
+    retained.map(drop).and(received).and(appended).and(deleted).and(aged)
 }

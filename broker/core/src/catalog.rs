@@ -211,27 +211,31 @@ impl Catalog {
             .await
             .map_err(|error| ApplyError::Failed(Error::Store(error)))?;
         let plan = plan?;
-        let before = self.view();
         self.publish(&plan.entries);
-        *entries = plan.entries;
-        let after = self.view();
-        let find = |view: &CatalogView, keys: &[(Kind, String)]| {
-            keys.iter().filter_map(|(kind, name)| view.find(*kind, name)).collect()
-        };
-        Ok(Applied {
-            created: find(&after, &plan.created),
-            updated: find(&after, &plan.updated),
-            orphaned: plan.orphaned,
-            deleted: plan
-                .deleted
-                .iter()
-                .map(|entry| {
-                    before
-                        .find(entry.definition.kind, &entry.definition.name)
-                        .unwrap_or_else(|| self.object(entry))
-                })
-                .collect(),
-        })
+        let before = std::mem::replace(&mut *entries, plan.entries);
+        let deleted = plan.deleted.iter().map(|entry| self.object(entry)).collect();
+        Ok(Applied { deleted, ..self.changed(&before, &entries) })
+    }
+
+    /// What became of the entries in `before`, but for those that are gone. Not what the transaction did: an earlier one
+    /// whose outcome was unknown may have done it, and nobody has been told.
+    fn changed(&self, before: &Entries, after: &Entries) -> Applied {
+        let is_active = |entry: &CatalogEntry| entry.state == EntryState::Active;
+        let view = self.view();
+        let mut applied = Applied::default();
+        for (key, entry) in after {
+            // Of the same name may be another one.
+            let known = before.get(key).filter(|known| known.id == entry.id);
+            if known.is_some_and(|known| known.generation == entry.generation) {
+                continue;
+            }
+            match (known.is_some_and(is_active), view.find(key.0, &key.1)) {
+                (false, Some(object)) => applied.created.push(object),
+                (true, Some(object)) => applied.updated.push(object),
+                (_, None) => applied.orphaned.push(key.1.clone()),
+            }
+        }
+        applied
     }
 
     fn publish(&self, entries: &BTreeMap<(Kind, String), CatalogEntry>) {
@@ -356,11 +360,10 @@ async fn plan_in(
             return Ok(Err(error));
         }
     }
-    if plan.entries.len() > OBJECTS_MAX {
+    if let Some(last) = definitions.last().filter(|_| plan.entries.len() > OBJECTS_MAX) {
         let problem =
             format!("there may be {OBJECTS_MAX} queues and streams at most, orphaned ones included");
-        let last = definitions.last().map(|definition| invalid(definition, "metadata.name", problem));
-        return Ok(last.map_or_else(|| Ok(Plan::default()), Err));
+        return Ok(Err(invalid(last, "metadata.name", problem)));
     }
     retire(&mut plan, &declared);
     if next_id != first_free {

@@ -287,12 +287,14 @@ impl Core {
     /// Has every queue be owned by somebody, so that what happens by itself does: expiry, retries, dead letters.
     ///
     /// # Errors
-    /// If a shard cannot be taken over or read; calling again goes on.
+    /// If a shard cannot be taken over or read, the first of them, after all others were; calling again goes on.
     pub async fn take_up_queues(&self) -> Result<()> {
+        let mut outcome = Ok(());
         for queue in self.catalog.view().all(Kind::Queue) {
-            self.describe(queue).await?;
+            let taken_up = self.describe(queue).await.map(drop);
+            outcome = outcome.and(told(taken_up, queue, "take up"));
         }
-        Ok(())
+        outcome
     }
 
     /// Counts a refused append that never reached a shard.
@@ -303,7 +305,7 @@ impl Core {
     /// Forgets where publishes named before `before` were appended: they are not repeated any more.
     ///
     /// # Errors
-    /// If the store fails; calling again goes on.
+    /// If the store fails or a mark is damaged, after all others were looked at; calling again goes on.
     pub async fn sweep_marks(&self, before: Timestamp) -> Result<()> {
         let stored = self.catalog.stored().await;
         let logs: Vec<LogId> = stored.iter().flat_map(|(_, object)| object.logs.iter().copied()).collect();
@@ -316,10 +318,11 @@ impl Core {
             // An unknown outcome is as good as another sweep.
             tx.commit().await?;
         }
+        let mut outcome = Ok(());
         for log in logs {
-            self.sweep_letter_marks(&log, before).await?;
+            outcome = outcome.and(self.sweep_letter_marks(&log, before).await);
         }
-        Ok(())
+        outcome
     }
 
     /// Forgets dead letters that were appended to `log` before `before`: the queue they left has long known.
@@ -366,6 +369,14 @@ impl Core {
     pub(crate) fn shard(&self, vs: VirtualShard) -> Result<&ShardHandle> {
         self.owners.get(vs)
     }
+}
+
+/// `outcome` of what was done with `object`, a failure told: others go on.
+pub(crate) fn told(outcome: Result<()>, object: &Object, what: &'static str) -> Result<()> {
+    outcome.inspect_err(|error| {
+        let Object { id, definition, .. } = object;
+        tracing::warn!(queue_or_stream = definition.name, id, %error, "{what}");
+    })
 }
 
 /// The shard of `object` that `record` belongs to: by its key, or by its topic; where keys do not depend on it, one that

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use weir_env::clock::Timestamp;
 
 use crate::catalog::{ChangeError, Deleted, Object, Origin};
-use crate::core::Core;
+use crate::core::{Core, told};
 use crate::definition::{Definition, Kind};
 use crate::error::Result;
 use crate::keyspace::catalog::EntryState;
@@ -79,28 +79,35 @@ impl Core {
     /// may have added some since. Returns how many deletions are finished.
     ///
     /// # Errors
-    /// If the store or a shard fails; calling again goes on.
+    /// If the store or a shard fails, the first failure, after all others were done; calling again goes on.
     pub async fn finish_deletions(&self, before: Timestamp) -> Result<usize> {
         let removals = self.catalog().removals(before).await?;
+        let mut outcome = Ok(());
         for object in &removals {
-            self.remove_records(object).await?;
-            self.catalog().removed(object.id).await?;
+            outcome = outcome.and(told(self.finish_deletion(object).await, object, "remove records"));
         }
-        Ok(removals.len())
+        outcome.map(|()| removals.len())
+    }
+
+    async fn finish_deletion(&self, object: &Object) -> Result<()> {
+        self.remove_records(object).await?;
+        self.catalog().removed(object.id).await
     }
 
     /// Sees to it that what orphans hold goes when its time comes, although nobody asks for them.
     ///
     /// # Errors
-    /// If a shard cannot be taken over or read; calling again goes on.
+    /// If a shard cannot be taken over or read, the first of them, after all others were; calling again goes on.
     pub async fn age_orphans(&self) -> Result<()> {
+        let mut outcome = Ok(());
         for (state, object) in self.catalog().stored().await {
             if state == EntryState::Orphaned && object.definition.retention.max_age_ms != 0 {
                 // An owner looks after the logs that it has in memory.
-                self.describe(&object).await?;
+                let taken_up = self.describe(&object).await.map(drop);
+                outcome = outcome.and(told(taken_up, &object, "take up what an orphan holds"));
             }
         }
-        Ok(())
+        outcome
     }
 
     /// Tells the shards of a changed queue or stream.

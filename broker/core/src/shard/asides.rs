@@ -6,7 +6,7 @@ use weir_env::clock::{Instant, Timestamp};
 
 use super::log::Log;
 use super::owner::Background;
-use super::upkeep::{Done, READ_RETRY_WAIT};
+use super::upkeep::{Done, READ_RETRY_WAIT, in_background};
 use super::{Context, ReadRecords, load};
 use crate::error::{Error, Result};
 use crate::keyspace::DecodeError;
@@ -31,8 +31,8 @@ pub(super) fn next_read(context: &Context, log: &mut Log) -> Option<Background> 
         return None;
     }
     log.reading_asides = true;
-    let (store, id) = (Arc::clone(&context.store), log.id);
-    Some(Box::pin(async move {
+    let (store, of, id) = (Arc::clone(&context.store), log.loaded(), log.id);
+    Some(in_background(async move {
         let result = match (rows, stragglers) {
             (Some(from), _) => {
                 load::read_asides(&store, &id, from, READ_BYTES).await.map(|read| AsideRead::Rows(from, read))
@@ -45,7 +45,7 @@ pub(super) fn next_read(context: &Context, log: &mut Log) -> Option<Background> 
         if result.is_err() {
             tokio::time::sleep(READ_RETRY_WAIT).await;
         }
-        Done::Asides { log: id, result }
+        Done::Asides { of, result }
     }))
 }
 

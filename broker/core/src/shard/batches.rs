@@ -26,7 +26,7 @@ impl ShardOwner {
     /// Starts a commit of all that waits, unless one is in flight. True if there was nothing to commit since all was
     /// refused: repeats of what was refused have their turn then.
     pub(super) fn start_batch(&mut self, now: Instant) -> bool {
-        if self.committing.is_some() || self.retry_at.is_some_and(|at| at > now) {
+        if self.committing.is_some() || (self.retry_at.is_some_and(|at| at > now) && self.closing.is_none()) {
             return false;
         }
         self.retry_at = None;
@@ -111,7 +111,7 @@ impl ShardOwner {
         metrics.batches.inc();
         metrics.appended.inc_by(batch.records);
         metrics.appended_bytes.inc_by(batch.bytes);
-        let maintain_at = self.context.clock.now() + MAINTAIN_INTERVAL;
+        let now = self.context.clock.now();
         for change in std::mem::take(&mut batch.changes) {
             let key = key_of(&change.id);
             let Some(log) = self.logs.get_mut(key) else { continue };
@@ -125,7 +125,8 @@ impl ShardOwner {
                     queue.replaced(replaced);
                 }
             }
-            log.maintain_by(maintain_at);
+            let is_partial = change.trim.is_some_and(|trim| trim.is_partial);
+            log.maintain_by(if is_partial { now } else { now + MAINTAIN_INTERVAL });
             self.logs.touch(key);
         }
         self.settle(&batch, true);
@@ -156,8 +157,7 @@ impl ShardOwner {
         }
     }
 
-    /// What this task remembers of the shard may be wrong: it is read again when next needed, or soon if
-    /// somebody waits for it.
+    /// What this task remembers of the shard may be wrong: it is read again when next needed, and soon in any case.
     fn lose_shard(&mut self, batch: Batch, error: Error) {
         let error = AppendError::Failed(error);
         let mut refused = batch.waiting.len() as u64;
@@ -172,9 +172,11 @@ impl ShardOwner {
                 pending.answer(Err(error.clone()));
             }
             let consumers = queue.map(QueueShard::into_consumers).unwrap_or_default();
-            // Consumers of a shard are those of all its priorities.
-            if id.class == 0 && (!consumers.is_empty() || extent.receiver_count() > 0) {
-                self.kept.insert(key_of(&id), Kept { object, id, extent, consumers });
+            // Consumers of a shard are those of all its priorities. Also without any, what happens by itself goes on:
+            // expiry, retention, dead letters.
+            if id.class == 0 {
+                self.kept
+                    .insert(key_of(&id), Kept { object, id, extent, consumers, acknowledged: Vec::new() });
             }
         }
         self.count_refused(error.label(), refused);

@@ -153,6 +153,7 @@ pub(super) fn log_of(
     });
     Log {
         id,
+        load: 0,
         object: Arc::clone(object),
         state,
         extent: watch::Sender::new(Extent { start: state.start, next: state.next }),

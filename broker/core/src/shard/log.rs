@@ -12,12 +12,14 @@ use super::{Extent, PendingAppend};
 use crate::catalog::Object;
 use crate::keyspace::LogId;
 use crate::keyspace::log_state::LogState;
-use crate::queue::{Consumer, QueueShard};
+use crate::queue::{Consumer, Handout, QueueShard};
 
 /// A log, its committed state, and what waits to be appended.
 #[derive(Debug)]
 pub(crate) struct Log {
     pub(crate) id: LogId,
+    /// Which of the logs of this id that the owner has had in memory this is.
+    pub(super) load: u64,
     pub(crate) object: Arc<Object>,
     /// As committed.
     pub(crate) state: LogState,
@@ -55,14 +57,19 @@ pub(super) struct Listed {
     pub(super) timer: Option<Instant>,
 }
 
-/// What outlives the loss of a shard: who waits for its logs.
+/// What outlives the loss of a shard: which of its logs were in use, and by whom.
 #[derive(Debug)]
 pub(crate) struct Kept {
     pub(crate) object: Arc<Object>,
     pub(crate) id: LogId,
     pub(crate) extent: watch::Sender<Extent>,
     pub(crate) consumers: Vec<Consumer>,
+    /// Messages that they have acknowledged since; [`ACKNOWLEDGED_MAX`] at most, what is beyond is delivered again.
+    pub(crate) acknowledged: Vec<Handout>,
 }
+
+/// Acknowledgements kept for a log until it is taken over again.
+pub(super) const ACKNOWLEDGED_MAX: usize = 65_536;
 
 /// A cut of a log by retention.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,9 +84,23 @@ pub(crate) struct Trim {
     pub(crate) first_ts: Timestamp,
     /// Bytes of the log before `base`.
     pub(crate) bytes_trimmed: u64,
+    /// More may be cut than was looked at.
+    pub(crate) is_partial: bool,
+}
+
+/// A log as read once: what is under way for it means nothing to the one that is read after it was lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Loaded {
+    pub(super) id: LogId,
+    load: u64,
 }
 
 impl Log {
+    /// What names it and no later log of its id.
+    pub(super) fn loaded(&self) -> Loaded {
+        Loaded { id: self.id, load: self.load }
+    }
+
     pub(crate) fn publish_extent(&self) {
         self.extent.send_if_modified(|extent| {
             let now = Extent { start: self.state.start, next: self.state.next };

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use smallvec::SmallVec;
 use weir_env::clock::Instant;
 
-use super::log::Log;
+use super::log::{Loaded, Log};
 use crate::keyspace::LogId;
 use crate::keyspace::delayed::DelayedState;
 
@@ -46,6 +46,8 @@ pub(crate) struct Logs {
     touched: Vec<LogKey>,
     /// At most one entry per log, never later than its next time-out.
     timers: BTreeSet<(Instant, LogKey)>,
+    /// How many there have been.
+    loads: u64,
 }
 
 impl Logs {
@@ -57,9 +59,16 @@ impl Logs {
         self.by_key.get_mut(&key)
     }
 
-    pub(crate) fn insert(&mut self, log: Log) {
+    /// The log that `loaded` names, if it was not lost since.
+    pub(super) fn still(&mut self, loaded: Loaded) -> Option<&mut Log> {
+        self.get_mut(key_of(&loaded.id)).filter(|log| log.loaded() == loaded)
+    }
+
+    pub(crate) fn insert(&mut self, mut log: Log) {
         let key = key_of(&log.id);
         self.remove(key);
+        self.loads += 1;
+        log.load = self.loads;
         self.by_key.insert(key, log);
     }
 
@@ -74,7 +83,8 @@ impl Logs {
 
     /// Everything in memory, and an empty collection in its place.
     pub(crate) fn take_all(&mut self) -> impl Iterator<Item = Log> {
-        std::mem::take(self).by_key.into_values()
+        let empty = Self { loads: self.loads, ..Self::default() };
+        std::mem::replace(self, empty).by_key.into_values()
     }
 
     /// Puts `key` on the lists its state asks for.

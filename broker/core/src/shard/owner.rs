@@ -20,8 +20,8 @@ use super::classes::log_of;
 use super::commit::{self, Outcome};
 use super::delays::{self, Delays};
 use super::fence::{self, Tenure};
-use super::log::{Kept, Log};
-use super::logs::{LogKey, Logs, key_of};
+use super::log::{ACKNOWLEDGED_MAX, Kept, Log};
+use super::logs::{LogKey, Logs, base_of, key_of};
 use super::repeats::{Repeats, Seen};
 use super::upkeep::Done;
 use super::{AppendError, Command, Context, PendingAppend, load, upkeep};
@@ -31,7 +31,7 @@ use crate::error::{Error, Result};
 use crate::keyspace::segment::RECORD_BYTES_MAX;
 use crate::keyspace::{LogId, VirtualShard};
 use crate::metrics::Reason;
-use crate::queue::{Consumer, QueueShard, StoredQueue};
+use crate::queue::{Consumer, Handout, QueueShard, StoredQueue, Verdict};
 
 /// Commands handled between two looks at everything else.
 const COMMANDS_PER_TURN: usize = 256;
@@ -108,6 +108,10 @@ impl ShardOwner {
                 }
                 Some(done) = self.background.next(), if !self.background.is_empty() => {
                     self.finish_background(done);
+                    // Reads may end faster than they are asked for.
+                    if self.closing.is_none() {
+                        self.handle_waiting_commands().await;
+                    }
                 }
                 command = self.commands.recv(), if self.closing.is_none() => {
                     let Some(command) = command else { break };
@@ -158,8 +162,7 @@ impl ShardOwner {
                 }
             }
             Command::Settle { handout, verdict } => {
-                let wall = self.context.clock.wall();
-                self.with_queue(handout.log, |queue, now| queue.settle(handout, verdict, now, wall));
+                self.settle_one(handout, verdict);
                 self.find_room(handout.log, handout.consumer);
             }
             Command::Kick { log, consumer } => self.with_queues(log, |queue, _| queue.kick(consumer)),
@@ -299,6 +302,10 @@ impl ShardOwner {
         log.extent = kept.extent;
         log.publish_extent();
         let id = log.id;
+        // Before anything is handed out again.
+        for handout in kept.acknowledged {
+            self.settle_one(handout, Verdict::Acknowledged);
+        }
         for consumer in kept.consumers {
             self.with_queues(id, |queue, _| queue.attach(consumer.clone()));
         }
@@ -308,6 +315,18 @@ impl ShardOwner {
         self.log_mut(object, id).await?;
         self.with_queues(id, |queue, _| queue.attach(consumer.clone()));
         Ok(())
+    }
+
+    /// What a consumer says of a message; that it is done counts also while its log is being taken over again.
+    fn settle_one(&mut self, handout: Handout, verdict: Verdict) {
+        if let (Verdict::Acknowledged, Some(kept)) =
+            (verdict, self.kept.get_mut(&base_of(key_of(&handout.log))))
+            && kept.acknowledged.len() < ACKNOWLEDGED_MAX
+        {
+            kept.acknowledged.push(handout);
+        }
+        let wall = self.context.clock.wall();
+        self.with_queue(handout.log, |queue, now| queue.settle(handout, verdict, now, wall));
     }
 
     /// Changes a queue in memory, if it is there; what follows from it happens at the end of the turn.

@@ -71,7 +71,11 @@ pub(crate) async fn find_cut(context: &Context, log: &LogId, state: &LogState, r
     };
     let above_floor =
         above_floor.map_or(0, |entry| state.bytes_appended.saturating_sub(entry.log_bytes_before));
-    Ok(Cut { trim: cut(&entries, state, rule), ages_next, above_floor })
+    let mut trim = cut(&entries, state, rule);
+    if let (Some(trim), Some(last)) = (&mut trim, entries.last()) {
+        trim.is_partial = page.more && trim.base == last.base;
+    }
+    Ok(Cut { trim, ages_next, above_floor })
 }
 
 fn cut(entries: &[IndexEntry], state: &LogState, rule: &Rule) -> Option<Trim> {
@@ -101,6 +105,7 @@ fn cut(entries: &[IndexEntry], state: &LogState, rule: &Rule) -> Option<Trim> {
         base: entry.base,
         first_ts: entry.first_ts,
         bytes_trimmed: entry.log_bytes_before,
+        is_partial: false,
     };
     let moves = trim.base > from;
     let stream_moves = matches!(rule, Rule::Stream { .. }) && trim.start > state.start;

@@ -9,7 +9,7 @@ use weir_env::clock::{Instant, Timestamp};
 use super::asides::{self, AsideRead};
 use super::batches::RETAKE_WAIT;
 use super::delays::{self, DueRead};
-use super::log::Log;
+use super::log::{Loaded, Log};
 use super::logs::{LogKey, base_of, key_of};
 use super::owner::{Background, ShardOwner};
 use super::retention::{self, Cut, Rule};
@@ -33,20 +33,20 @@ const REFILL_BYTES: usize = 256 * 1024;
 /// Wait after a failed background read.
 pub(super) const READ_RETRY_WAIT: Duration = Duration::from_millis(100);
 
-/// Something in the background that has ended.
+/// Something in the background that has ended, and for which log.
 pub(super) enum Done {
     /// Records for a queue.
-    Refill { log: LogId, from: u64, result: Result<ReadRecords> },
+    Refill { of: Loaded, from: u64, result: Result<ReadRecords> },
     /// For messages moved aside.
-    Asides { log: LogId, result: Result<AsideRead> },
+    Asides { of: Loaded, result: Result<AsideRead> },
     /// Records among which those are looked for that have expired.
-    Sweep { log: LogId, from: u64, result: Result<ReadRecords> },
+    Sweep { of: Loaded, from: u64, result: Result<ReadRecords> },
     /// Where a log can be cut.
-    Retention { log: LogId, result: Result<Cut> },
+    Retention { of: Loaded, result: Result<Cut> },
     /// Messages whose time has come.
-    Due { log: LogId, result: Result<DueRead> },
+    Due { of: Loaded, result: Result<DueRead> },
     /// What became of dead letters.
-    DeadLetters { log: LogId, sent: Sent },
+    DeadLetters { of: Loaded, sent: Sent },
 }
 
 impl ShardOwner {
@@ -61,6 +61,7 @@ impl ShardOwner {
     pub(super) fn pump_log(&mut self, key: LogKey, now: Instant, is_held: bool) {
         let wall = self.context.clock.wall();
         let Some(log) = self.logs.get_mut(key) else { return };
+        let of = log.loaded();
         if let Some(queue) = &mut log.queue {
             if !is_held {
                 queue.dispatch(now, wall);
@@ -71,10 +72,9 @@ impl ShardOwner {
             }
             let letters = queue.take_dying(now);
             if !letters.is_empty() {
-                let (way, object, id) =
-                    (Arc::clone(&self.context.dead_letters), Arc::clone(&log.object), log.id);
-                self.background.push(Box::pin(async move {
-                    Done::DeadLetters { log: id, sent: way.send(&object, &id, letters).await }
+                let (way, object) = (Arc::clone(&self.context.dead_letters), Arc::clone(&log.object));
+                self.background.push(in_background(async move {
+                    Done::DeadLetters { of, sent: way.send(&object, &of.id, letters).await }
                 }));
             }
             let (wanted, sweep_due) = (queue.wants_records(), queue.sweep_due());
@@ -84,13 +84,13 @@ impl ShardOwner {
             }
             if let (false, Some(from)) = (log.refilling, wanted) {
                 log.refilling = true;
-                let (store, id) = (Arc::clone(&self.context.store), log.id);
-                self.background.push(Box::pin(async move {
-                    let result = load::read_records(&store, &id, from, REFILL_BYTES).await;
+                let store = Arc::clone(&self.context.store);
+                self.background.push(in_background(async move {
+                    let result = load::read_records(&store, &of.id, from, REFILL_BYTES).await;
                     if result.is_err() {
                         tokio::time::sleep(READ_RETRY_WAIT).await;
                     }
-                    Done::Refill { log: id, from, result }
+                    Done::Refill { of, from, result }
                 }));
             }
             self.background.extend(asides::next_read(&self.context, log));
@@ -116,10 +116,10 @@ impl ShardOwner {
             }
             log.repeats.handle_timeout(now, wall, log.object.definition.dedup_window());
             if log.delays.is_due(now, wall) {
-                let (context, id) = (self.context.clone(), log.id);
-                self.background.push(Box::pin(async move {
-                    let result = delays::read_due(&context, &id, wall).await;
-                    Done::Due { log: id, result }
+                let (context, of) = (self.context.clone(), log.loaded());
+                self.background.push(in_background(async move {
+                    let result = delays::read_due(&context, &of.id, wall).await;
+                    Done::Due { of, result }
                 }));
             }
             self.maintain(key, now);
@@ -136,9 +136,12 @@ impl ShardOwner {
         let waiting: Vec<(Arc<Object>, LogId)> =
             self.kept.values().map(|kept| (Arc::clone(&kept.object), kept.id)).collect();
         for (object, id) in waiting {
-            if let Err(error) = self.log_mut(&object, id).await {
-                tracing::warn!(shard = self.vs.0, %error, "take virtual shard over again");
-                self.retake_at = Some(self.context.clock.now() + RETAKE_WAIT);
+            let Err(error) = self.log_mut(&object, id).await.map(drop) else { continue };
+            let name = &object.definition.name;
+            tracing::warn!(queue_or_stream = name, shard = id.shard, %error, "take log over again");
+            self.retake_at = Some(self.context.clock.now() + RETAKE_WAIT);
+            // What is damaged is its own affair; other failures would be those of the next log too.
+            if !matches!(error, Error::Record(_)) {
                 return;
             }
         }
@@ -161,23 +164,23 @@ impl ShardOwner {
         };
         log.maintain_at = None;
         log.trimming = true;
-        let (context, id, state) = (self.context.clone(), log.id, log.state);
-        self.background.push(Box::pin(async move {
-            let result = retention::find_cut(&context, &id, &state, &rule).await;
-            Done::Retention { log: id, result }
+        let (context, of, state) = (self.context.clone(), log.loaded(), log.state);
+        self.background.push(in_background(async move {
+            let result = retention::find_cut(&context, &of.id, &state, &rule).await;
+            Done::Retention { of, result }
         }));
     }
 
     pub(super) fn finish_background(&mut self, done: Done) {
-        let (Done::Refill { log: id, .. }
-        | Done::Asides { log: id, .. }
-        | Done::Sweep { log: id, .. }
-        | Done::Retention { log: id, .. }
-        | Done::Due { log: id, .. }
-        | Done::DeadLetters { log: id, .. }) = &done;
-        let (id, key) = (*id, key_of(id));
+        let (Done::Refill { of, .. }
+        | Done::Asides { of, .. }
+        | Done::Sweep { of, .. }
+        | Done::Retention { of, .. }
+        | Done::Due { of, .. }
+        | Done::DeadLetters { of, .. }) = &done;
+        let (of, id, key) = (*of, of.id, key_of(&of.id));
         let (now, wall) = (self.context.clock.now(), self.context.clock.wall());
-        let Some(log) = self.logs.get_mut(key) else { return };
+        let Some(log) = self.logs.still(of) else { return };
         let is_refill = matches!(done, Done::Refill { .. });
         let outcome = match done {
             Done::Due { result, .. } => return self.finish_due(id, result),
@@ -242,6 +245,15 @@ impl ShardOwner {
     }
 }
 
+/// `work` that leaves everybody else their turn first: a store that answers at once could keep a shard reading, and
+/// those who ask it for something waiting.
+pub(super) fn in_background(work: impl Future<Output = Done> + Send + 'static) -> Background {
+    Box::pin(async move {
+        tokio::task::yield_now().await;
+        work.await
+    })
+}
+
 /// The next read that looks for expired messages of `log`, if one is due.
 fn next_sweep(context: &Context, log: &mut Log, now: Instant) -> Option<Background> {
     let queue = log.queue.as_ref()?;
@@ -251,10 +263,10 @@ fn next_sweep(context: &Context, log: &mut Log, now: Instant) -> Option<Backgrou
     }
     let from = from?;
     log.sweeping = true;
-    let (store, id) = (Arc::clone(&context.store), log.id);
-    Some(Box::pin(async move {
-        let result = load::read_records(&store, &id, from, REFILL_BYTES).await;
-        Done::Sweep { log: id, from, result }
+    let (store, of) = (Arc::clone(&context.store), log.loaded());
+    Some(in_background(async move {
+        let result = load::read_records(&store, &of.id, from, REFILL_BYTES).await;
+        Done::Sweep { of, from, result }
     }))
 }
 

@@ -241,6 +241,7 @@ async fn what_publishers_ask_for_survives_random_crashes() {
             if life + 1 < LIVES && random.below(2) == 0 {
                 // A crash: what is under way may still happen.
                 drop(bench);
+                handle.set_rates(FaultRates::default());
                 continue;
             }
             handle.heal();

@@ -11,11 +11,12 @@ use weir_core::definition::Kind;
 use weir_core::error::Error;
 use weir_core::key::Publisher;
 use weir_core::keyspace::PublishId;
+use weir_core::keyspace::owner::Owner;
 use weir_core::shard::{AppendError, read_segments};
 use weir_core::stream::Start;
 use weir_env::clock::Clock;
 use weir_env::seed::Seed;
-use weir_storage::{CommitFault, FaultHandle, FaultStore, SharedStore};
+use weir_storage::{CommitFault, FaultHandle, FaultStore, Isolation, SharedStore};
 
 use crate::support::{TestConsumer, definition, memory, message, open, publish, text};
 
@@ -293,5 +294,105 @@ async fn one_message_too_large_for_a_segment_is_refused_alone() {
         sizes.extend(readers[0].read().await.unwrap().iter().map(|(_, record)| record.message.payload.len()));
     }
     assert_eq!(sizes, [5, 60_000]);
+    core.close().await;
+}
+
+/// The epoch of the owner of the only log of `object`.
+async fn epoch(store: &SharedStore, object: &Object) -> u64 {
+    let mut tx = store.begin();
+    let stored = tx.get(&Owner::key(object.logs[0].vs), Isolation::Snapshot).await.unwrap();
+    Owner::decode(stored.unwrap()).unwrap().epoch.0
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_shard_is_taken_over_again_also_if_nobody_consumes() {
+    let (store, _, clock) = faulty(1);
+    let (first, _, queue) = open_both(&store, clock, 1).await;
+    publish(&first, clock, "a", "a").await.unwrap();
+    let (second, ..) = open_both(&store, clock, 2).await;
+    publish(&second, clock, "a", "b").await.unwrap();
+    second.close().await;
+    let before = epoch(&store, &queue).await;
+    publish(&first, clock, "a", "never").await.unwrap_err();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(epoch(&store, &queue).await, before + 1);
+    first.close().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_acknowledgement_counts_while_the_shard_is_lost() {
+    let (store, _, clock) = faulty(1);
+    let (first, _, queue) = open_both(&store, clock, 1).await;
+    let mut consumer = TestConsumer::attach(&first, &queue, 1, 10).await;
+    publish(&first, clock, "a", "a").await.unwrap();
+    publish(&first, clock, "a", "b").await.unwrap();
+    let held = consumer.next().await;
+    assert_eq!(text(&consumer.next().await), "b");
+    let (second, ..) = open_both(&store, clock, 2).await;
+    publish(&second, clock, "a", "c").await.unwrap();
+    second.close().await;
+    publish(&first, clock, "a", "never").await.unwrap_err();
+    consumer.ack(&first, &held).await;
+    for expected in ["b", "c"] {
+        let delivery = consumer.next().await;
+        assert_eq!(text(&delivery), expected);
+        consumer.ack(&first, &delivery).await;
+    }
+    assert_eq!(depth(&first, &queue).await, 0);
+    first.close().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_acknowledgement_that_waits_for_another_try_is_stored_at_the_end() {
+    let (store, faults, clock) = faulty(1);
+    let (core, _, queue) = open_both(&store, clock, 1).await;
+    publish(&core, clock, "a", "a").await.unwrap();
+    let mut consumer = TestConsumer::attach(&core, &queue, 1, 10).await;
+    let delivery = consumer.next().await;
+    faults.fail_next_commit(CommitFault::Refused(weir_storage::Error::Unavailable("x".into())));
+    consumer.ack(&core, &delivery).await;
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    core.close().await;
+    let (core, _, queue) = open_both(&store, clock, 2).await;
+    assert_eq!(depth(&core, &queue).await, 0);
+    core.close().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_changed_is_told_though_nobody_knew_whether_it_was_stored() {
+    let (store, faults, clock) = faulty(1);
+    let (core, ..) = open_both(&store, clock, 1).await;
+    let mut changed = definition(Kind::Queue, "q", "a", 1);
+    changed.retention.max_messages = 7;
+    let fresh = definition(Kind::Queue, "r", "b", 1);
+    faults.fail_next_commit(CommitFault::SettledCommitted);
+    core.apply(&[changed.clone(), fresh.clone()]).await.unwrap_err();
+    let applied = core.apply(&[changed, fresh]).await.unwrap();
+    let names = |objects: &[Arc<Object>]| -> Vec<String> {
+        objects.iter().map(|object| object.definition.name.clone()).collect()
+    };
+    assert_eq!((names(&applied.created), names(&applied.updated)), (vec!["r".into()], vec!["q".into()]));
+    assert_eq!(applied.orphaned, ["s"]);
+    core.close().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_log_of_many_segments_is_cut_as_fast_as_cuts_are_stored() {
+    let (store, _, clock) = faulty(1);
+    let (core, _, queue) = open_both(&store, clock, 1).await;
+    let mut consumer = TestConsumer::attach(&core, &queue, 1, 10).await;
+    core.pause("q", true).await.unwrap();
+    for _ in 0..2_500 {
+        publish(&core, clock, "a", "x").await.unwrap();
+    }
+    assert_eq!(read_segments(&store, &queue.logs[0], 0, usize::MAX).await.unwrap().len(), 2_500);
+    core.pause("q", false).await.unwrap();
+    for _ in 0..2_500 {
+        let delivery = consumer.next().await;
+        consumer.ack(&core, &delivery).await;
+    }
+    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    let left = read_segments(&store, &queue.logs[0], 0, usize::MAX).await.unwrap().len();
+    assert!(left <= 1, "{left}");
     core.close().await;
 }
