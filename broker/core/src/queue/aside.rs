@@ -19,6 +19,8 @@ use crate::keyspace::segment::Record;
 
 /// Messages of one shard that may be moved aside; more pin the log again.
 pub(super) const ASIDE_MAX: usize = 50_000;
+/// Rows cleared in one batch; those left, and what they count, go with the next.
+const ENDED_ROWS_MAX: usize = 500;
 /// Rows written in one batch.
 const ROUND_ROWS_MAX: usize = 1000;
 /// Bytes of rows written in one batch, and those of one more.
@@ -44,8 +46,18 @@ impl Default for Lag {
 pub(crate) enum AsideChange {
     /// It was moved.
     Moved(Arc<Record>),
-    /// It is done; with the chunks of its payload.
-    Ended { blob: bool },
+    /// It is done.
+    Ended(Ended),
+}
+
+/// The end of a message aside.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ended {
+    /// Its payload is in chunks.
+    pub(crate) blob: bool,
+    /// What it counted.
+    pub(super) cost: u64,
+    pub(super) end: End,
 }
 
 /// Messages of one shard that were moved aside.
@@ -62,7 +74,7 @@ pub(super) struct Asides {
     /// Rows in the batch on its way.
     writing: BTreeSet<u64>,
     /// Rows to be cleared.
-    ended: BTreeMap<u64, bool>,
+    ended: BTreeMap<u64, Ended>,
     /// Moving goes on up to this offset.
     goal: u64,
 }
@@ -79,9 +91,10 @@ impl Asides {
         self.by_offset.contains_key(&offset)
     }
 
-    /// Whether the payload of a message that is here is in chunks.
-    pub(super) fn blob_of(&self, offset: u64) -> Option<bool> {
-        self.by_offset.get(&offset).map(|aside| aside.blob)
+    /// What ends a message that is here.
+    pub(super) fn ended(&self, offset: u64, end: End) -> Option<AsideChange> {
+        let Aside { blob, cost, .. } = *self.by_offset.get(&offset)?;
+        Some(AsideChange::Ended(Ended { blob, cost, end }))
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -98,13 +111,19 @@ impl Asides {
     }
 
     /// The message is done. What it counted as, if it is here.
-    pub(super) fn end(&mut self, offset: u64) -> Option<u64> {
+    pub(super) fn end(&mut self, offset: u64, end: End) -> Option<u64> {
         let aside = self.by_offset.remove(&offset)?;
         self.read(offset);
         self.moved.remove(&offset);
         self.bytes = self.bytes.saturating_sub(aside.cost);
-        self.ended.insert(offset, aside.blob);
-        Some(aside.cost)
+        let Aside { blob, cost, .. } = aside;
+        self.ended.insert(offset, Ended { blob, cost, end });
+        Some(cost)
+    }
+
+    /// That the message is done is in the store.
+    pub(super) fn end_written(&mut self, offset: u64) {
+        self.ended.remove(&offset);
     }
 
     /// Takes back that the message is done.
@@ -138,9 +157,18 @@ impl Asides {
         let moved = std::mem::take(&mut self.moved);
         self.writing.extend(moved.keys());
         let moved = moved.into_iter().map(|(offset, record)| (offset, AsideChange::Moved(record)));
-        let ended = std::mem::take(&mut self.ended);
-        let ended = ended.into_iter().map(|(offset, blob)| (offset, AsideChange::Ended { blob }));
-        moved.chain(ended).collect()
+        let kept = match self.ended.keys().nth(ENDED_ROWS_MAX).copied() {
+            Some(first) => self.ended.split_off(&first),
+            None => BTreeMap::new(),
+        };
+        let ended = std::mem::replace(&mut self.ended, kept).into_iter();
+        moved.chain(ended.map(|(offset, ended)| (offset, AsideChange::Ended(ended)))).collect()
+    }
+
+    /// Messages that are done and whose rows are not cleared by what was taken last: the store is not to count their
+    /// end yet.
+    pub(super) fn left(&self) -> &BTreeMap<u64, Ended> {
+        &self.ended
     }
 
     pub(super) fn restore_dirty(&mut self, changes: &[(u64, AsideChange)]) {
@@ -150,8 +178,10 @@ impl Asides {
                     self.moved.insert(*offset, Arc::clone(record));
                 }
                 AsideChange::Moved(_) => {}
-                AsideChange::Ended { .. } if self.contains(*offset) => {}
-                AsideChange::Ended { blob } => drop(self.ended.insert(*offset, *blob)),
+                AsideChange::Ended(_) if self.contains(*offset) => {}
+                AsideChange::Ended(ended) => {
+                    self.ended.entry(*offset).or_insert(*ended);
+                }
             }
         }
         self.writing.clear();

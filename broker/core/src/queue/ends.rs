@@ -3,7 +3,7 @@
 //! Knows nothing of why a message ends; whoever ends it says so.
 
 use super::shard::QueueShard;
-use crate::keyspace::queue::Failure;
+use crate::keyspace::queue::{Failure, QueueFloor};
 
 /// Why a message is given up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -100,20 +100,24 @@ impl QueueShard {
 
     /// [`QueueShard::finish`] but for the metric, for an end that may be taken back.
     pub(super) fn end(&mut self, offset: u64, cost: u64, end: End) -> bool {
-        if !self.set_done(offset, cost) {
+        if !self.set_done(offset, cost, end) {
             return false;
         }
-        let counter = match end {
-            End::Acknowledged => &mut self.counters.acknowledged,
-            End::Expired => &mut self.counters.expired,
-            End::Exhausted(_) => &mut self.counters.exhausted,
-            End::Overflowed => &mut self.counters.overflowed,
-            End::Superseded => &mut self.counters.superseded,
-            End::Purged => &mut self.counters.purged,
-            End::Redriven => &mut self.counters.redriven,
-            End::DeadLettered => &mut self.counters.dead_lettered,
-        };
-        *counter += 1;
+        *counter(&mut self.counters, end) += 1;
         true
+    }
+}
+
+/// Where `end` is counted.
+pub(super) fn counter(counters: &mut QueueFloor, end: End) -> &mut u64 {
+    match end {
+        End::Acknowledged => &mut counters.acknowledged,
+        End::Expired => &mut counters.expired,
+        End::Exhausted(_) => &mut counters.exhausted,
+        End::Overflowed => &mut counters.overflowed,
+        End::Superseded => &mut counters.superseded,
+        End::Purged => &mut counters.purged,
+        End::Redriven => &mut counters.redriven,
+        End::DeadLettered => &mut counters.dead_lettered,
     }
 }

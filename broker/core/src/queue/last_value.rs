@@ -11,13 +11,15 @@ use bytes::Bytes;
 use weir_env::seed::HashMap;
 
 use super::shard::{DirtyQueue, QueueShard};
-use super::{AsideChange, End, Evicted};
+use super::{End, Evicted};
 use crate::keyspace::segment::Record;
 
 /// Keys of one shard with a message that is not done.
 pub(super) const KEYS_MAX: usize = 50_000;
 /// Bytes of those keys.
 pub(super) const KEY_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Messages with rows of their own that one batch ends.
+const ROWS_MAX: usize = 1000;
 /// What is full when they are reached.
 const KEYS: &str = "the number of keys of a shard of a last-value queue";
 
@@ -70,9 +72,16 @@ pub(crate) struct Replaced {
     /// Are in flight.
     held: Vec<u64>,
     freed: u64,
+    /// Of those that end, the ones with rows of their own.
+    rows: usize,
 }
 
 impl Replaced {
+    /// Whether no more is to end with the batch.
+    pub(crate) fn is_full(&self) -> bool {
+        self.rows >= ROWS_MAX
+    }
+
     /// Another message made room already.
     pub(crate) fn forget(&mut self, evicted: &Evicted) {
         if let Some(cost) = self.ends.remove(&evicted.offset()) {
@@ -125,6 +134,7 @@ impl QueueShard {
             Some((older, cost)) => {
                 replaced.ends.insert(older, cost);
                 replaced.freed += cost;
+                replaced.rows += usize::from(self.attempts.contains_key(&older));
             }
             None => {}
         }
@@ -148,8 +158,8 @@ impl QueueShard {
         let Some(replaced) = replaced.filter(|replaced| !replaced.ends.is_empty()) else { return dirty };
         let mut acks = self.acks.clone();
         for offset in replaced.ends.keys() {
-            match self.asides.blob_of(*offset) {
-                Some(blob) => dirty.asides.push((*offset, AsideChange::Ended { blob })),
+            match self.asides.ended(*offset, End::Superseded) {
+                Some(ended) => dirty.asides.push((*offset, ended)),
                 None => drop(acks.set(*offset, next)),
             }
             if self.attempts.contains_key(offset) {
@@ -176,7 +186,11 @@ impl QueueShard {
                 self.mark_superseded(*offset);
                 changed = true;
             } else {
+                let is_aside = self.asides.contains(*offset);
                 changed |= self.dying.contains(*offset) || !self.end_superseded(*offset, *cost);
+                if is_aside {
+                    self.asides.end_written(*offset);
+                }
             }
         }
         for offset in &replaced.held {

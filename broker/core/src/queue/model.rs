@@ -215,8 +215,8 @@ impl World {
         for (offset, change) in asides {
             match change {
                 AsideChange::Moved(record) => drop(self.stored.asides.insert(offset, record)),
-                AsideChange::Ended { blob } => {
-                    assert!(!blob);
+                AsideChange::Ended(ended) => {
+                    assert!(!ended.blob);
                     self.stored.asides.remove(&offset);
                 }
             }

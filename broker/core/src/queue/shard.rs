@@ -16,6 +16,7 @@ use weir_env::seed::{HashMap, Seed};
 
 use super::aside::{AsideChange, Asides, Lag};
 use super::dying::Dying;
+use super::ends::counter;
 use super::expiring::Expiring;
 use super::keys::KeyOrder;
 use super::last_value::LastValues;
@@ -34,8 +35,8 @@ use crate::metrics::Metrics;
 pub(super) const READY_BYTES_MAX: usize = 1024 * 1024;
 /// Messages of one shard that may wait for a retry before handing out new ones stops.
 pub(super) const RETRY_MAX: usize = 10_000;
-/// Rows of failed attempts written in one batch: 20 bytes each. What is left goes with the next.
-const ATTEMPT_ROWS_MAX: usize = 10_000;
+/// Rows of failed attempts written in one batch, which count about 200 bytes each. What is left goes with the next.
+const ATTEMPT_ROWS_MAX: usize = 1000;
 
 /// What a consumer says of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -572,9 +573,9 @@ impl QueueShard {
     }
 
     /// Marks a message as done and what it held as free; [`QueueShard::finish`] counts why.
-    pub(super) fn set_done(&mut self, offset: u64, cost: u64) -> bool {
+    pub(super) fn set_done(&mut self, offset: u64, cost: u64, end: End) -> bool {
         let known = self.last_values.as_mut().and_then(|values| values.remove(offset));
-        let cost = match self.asides.end(offset) {
+        let cost = match self.asides.end(offset, end) {
             Some(cost) => cost,
             None if self.acks.set(offset, self.next) => known.unwrap_or(cost),
             None => return false,
@@ -635,19 +636,28 @@ impl QueueShard {
 
     /// What has to be written: the floor, ack blocks and attempts that changed.
     pub(crate) fn take_dirty(&mut self) -> DirtyQueue {
+        let asides = self.asides.take_dirty();
+        let left = self.asides.left();
         let mut offsets = std::mem::take(&mut self.attempts_dirty);
+        // Both rows of a message aside are cleared at once.
+        offsets.retain(|offset| !left.contains_key(offset));
         offsets.sort_unstable();
         offsets.dedup();
         self.attempts_dirty = offsets.split_off(offsets.len().min(ATTEMPT_ROWS_MAX));
-        self.changed = !self.attempts_dirty.is_empty();
-        let asides = self.asides.take_dirty();
+        self.changed = !self.attempts_dirty.is_empty() || !left.is_empty();
+        let mut floor = self.counters;
+        for ended in left.values() {
+            floor.bytes += ended.cost;
+            let counted = counter(&mut floor, ended.end);
+            *counted = counted.saturating_sub(1);
+        }
         // Floor and counters rely on the rows of messages aside.
         let attempts: BTreeMap<u64, Option<Attempts>> = offsets
             .into_iter()
             .chain(asides.iter().map(|(offset, _)| *offset))
             .map(|offset| (offset, self.attempts.get(&offset).copied()))
             .collect();
-        DirtyQueue { floor: self.counters, blocks: self.acks.take_dirty(), attempts, asides }
+        DirtyQueue { floor, blocks: self.acks.take_dirty(), attempts, asides }
     }
 
     /// What was taken last is in the store.

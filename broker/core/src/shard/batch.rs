@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use weir_env::clock::Timestamp;
 
 use super::delays::DelayChange;
 use super::log::{Log, Trim};
 use super::logs::{LogKey, Logs, base_of, key_of};
+use super::mutations::{Mutation, Mutations};
 use super::repeats::Names;
 use super::{AppendError, PendingAppend};
 use crate::keyspace::dedup::{self, DedupId};
@@ -28,14 +28,6 @@ use crate::queue::{AsideChange, DirtyQueue, Evicted, QueueShard, Replaced, Room}
 const BATCH_BYTES_TARGET: u64 = 500_000;
 /// Bytes of blob chunks in one transaction.
 const BLOB_TRANSACTION_BYTES: usize = 900_000;
-
-/// A write of a batch.
-#[derive(Clone, Debug)]
-pub(crate) enum Mutation {
-    Set(Vec<u8>, Bytes),
-    Clear(Vec<u8>),
-    ClearRange(Vec<u8>, Vec<u8>),
-}
 
 /// A publisher that waits for a batch.
 #[derive(Debug)]
@@ -83,7 +75,7 @@ pub(crate) struct Batch {
     pub(crate) id: [u8; 16],
     /// Chunks of large payloads: transactions of their own, before.
     pub(crate) blobs: Vec<Vec<Mutation>>,
-    pub(crate) mutations: Vec<Mutation>,
+    pub(crate) mutations: Mutations,
     pub(crate) changes: Vec<LogChange>,
     /// By the log of class 0.
     pub(crate) shards: BTreeMap<LogKey, ShardChange>,
@@ -142,7 +134,7 @@ pub(crate) fn build(logs: &mut Logs, id: [u8; 16], epoch: Epoch, now: Timestamp)
     let mut batch = Batch { id, ..Batch::default() };
     let mut chunks = Vec::new();
     let mut unfinished = Vec::new();
-    while batch.bytes < BATCH_BYTES_TARGET {
+    while batch.bytes < BATCH_BYTES_TARGET && !batch.mutations.is_full() {
         let Some(key) = logs.pop_writable() else { break };
         let elsewhere = logs.elsewhere(key);
         let Some(log) = logs.get_mut(key) else { continue };
@@ -162,6 +154,10 @@ pub(crate) fn build(logs: &mut Logs, id: [u8; 16], epoch: Epoch, now: Timestamp)
         add_log_state(&mut batch, log, epoch);
         if log.has_dirty_queue() {
             unfinished.push(key_of(&log.id));
+        }
+        // At least one has its turn, however much is appended; the others stay listed.
+        if batch.mutations.is_full() {
+            break;
         }
     }
     for key in unfinished {
@@ -197,7 +193,10 @@ fn add_log(batch: &mut Batch, chunks: &mut Vec<Mutation>, log: &mut Log, setting
         let (begin, end) = rubble.range(&id);
         segments.batch.mutations.push(Mutation::ClearRange(begin, end));
     }
-    while segments.batch.bytes + cost < BATCH_BYTES_TARGET {
+    while segments.batch.bytes + cost < BATCH_BYTES_TARGET && !segments.batch.mutations.is_full() {
+        if change.replaced.as_ref().is_some_and(Replaced::is_full) {
+            break;
+        }
         let Some(pending) = log.pending.pop_front() else { break };
         let names = pending.names();
         let fit = match pending.moved {
@@ -271,7 +270,9 @@ fn add_log(batch: &mut Batch, chunks: &mut Vec<Mutation>, log: &mut Log, setting
         state.bytes_trimmed = state.bytes_trimmed.max(trim.bytes_trimmed);
         clear_below(batch, log, trim);
     }
-    if change.records.is_empty() && change.trim.is_none() {
+    // What waits for its time is not of the log, but what made room for it is.
+    let stores = !change.records.is_empty() || (change.beside.0 > 0 && !change.evicted.is_empty());
+    if !stores && change.trim.is_none() {
         // All were refused, or wait; what the queue has to write it writes alone. What made room for a message that
         // needs still more is gone for good.
         if let Some(queue) = &mut log.queue {
@@ -525,9 +526,11 @@ fn write_queue(batch: &mut Batch, log: &LogId, dirty: &DirtyQueue) {
         let key = aside::key(log, *offset);
         mutations.push(match change {
             AsideChange::Moved(record) => Mutation::Set(key, aside::encode(record).into()),
-            AsideChange::Ended { .. } => Mutation::Clear(key),
+            AsideChange::Ended(_) => Mutation::Clear(key),
         });
-        if let AsideChange::Ended { blob: true } = change {
+        if let AsideChange::Ended(ended) = change
+            && ended.blob
+        {
             let (begin, end) = log_blob::range(log, *offset, offset.saturating_add(1));
             mutations.push(Mutation::ClearRange(begin, end));
         }
@@ -535,7 +538,7 @@ fn write_queue(batch: &mut Batch, log: &LogId, dirty: &DirtyQueue) {
 }
 
 /// The ranges of everything that is stored of the shard of `log`, all its classes.
-pub(crate) fn all_of(log: &LogId) -> Vec<Mutation> {
+pub(crate) fn all_of(log: &LogId) -> Mutations {
     [
         tag::SEGMENT,
         tag::TIME_INDEX,

@@ -5,8 +5,9 @@ use std::time::Duration;
 use weir_storage::{Isolation, Version};
 
 use super::Context;
-use super::batch::{Batch, Mutation};
+use super::batch::Batch;
 use super::fence::{self, Tenure};
+use super::mutations::Mutation;
 use crate::error::{Error, Result};
 use crate::keyspace::VirtualShard;
 use crate::keyspace::log_state::LogState;

@@ -6,6 +6,8 @@
 
 mod asides;
 mod batch;
+#[cfg(test)]
+mod batch_tests;
 mod batches;
 mod classes;
 mod commit;
@@ -15,6 +17,7 @@ mod fence;
 mod load;
 mod log;
 mod logs;
+mod mutations;
 mod ops;
 mod owner;
 mod owners;
