@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use weir_env::clock::{Instant, Timestamp};
 
-use super::shard::{QueueShard, RETRY_MAX};
+use super::shard::QueueShard;
 use super::{DeadReason, End};
 use crate::keyspace::queue::Aside;
 use crate::keyspace::segment::Record;
@@ -305,7 +305,9 @@ impl QueueShard {
         }
         let wanted = (!self.is_idle() || self.keeps_front())
             && self.again.is_empty()
-            && self.delayed.len() < RETRY_MAX;
+            // What waits for its key or its backoff is bounded, whichever way it came here.
+            && !self.keys.is_full()
+            && !self.is_retry_bound();
         let next = if wanted { self.asides.unread.first() } else { self.asides.sought.first() };
         next.copied()
     }

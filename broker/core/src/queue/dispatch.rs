@@ -9,7 +9,7 @@ use tokio::sync::mpsc::error::TrySendError;
 use weir_env::clock::{Instant, Timestamp};
 
 use super::keys::Admission;
-use super::shard::{Attached, Lease, QueueShard, RETRY_MAX};
+use super::shard::{Attached, Lease, QueueShard};
 use super::{ConsumerId, DeadReason, QueueDelivery};
 use crate::definition::{Ordering, Strategy};
 use crate::keyspace::segment::Record;
@@ -70,7 +70,7 @@ impl QueueShard {
             let record = Arc::clone(record);
             return Some(Candidate { offset: *offset, record, again: true, avoid: *avoid });
         }
-        if self.delayed.len() >= RETRY_MAX || self.dying.is_full() {
+        if self.is_retry_bound() || self.dying.is_full() {
             return None;
         }
         if self.ordering == Ordering::Key && self.asides.are_unread() && !self.is_idle() {

@@ -73,7 +73,8 @@ impl KeyOrder {
         }
     }
 
-    fn is_full(&self) -> bool {
+    /// Whether no more may be held back.
+    pub(super) fn is_full(&self) -> bool {
         self.held_back.len() >= HELD_BACK_MAX || self.held_back_bytes >= HELD_BACK_BYTES_MAX
     }
 

@@ -170,8 +170,7 @@ impl QueueShard {
         if let Some(record) = self.keys.take_held_back(offset) {
             return Some(record);
         }
-        let due = self.delayed_until.remove(&offset)?;
-        self.delayed.remove(&(due, offset)).map(|(record, _)| record)
+        self.take_delayed(offset)
     }
 
     /// Takes out those of `records` that nobody holds: they are delivered to nobody until [`QueueShard::moved`] tells

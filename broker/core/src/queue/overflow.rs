@@ -135,8 +135,7 @@ impl QueueShard {
             return self.again.remove(&oldest).map(|(record, _)| (oldest, record));
         }
         if delayed == Some(oldest) {
-            let due = self.delayed_until.remove(&oldest)?;
-            return self.delayed.remove(&(due, oldest)).map(|(record, _)| (oldest, record));
+            return self.take_delayed(oldest).map(|record| (oldest, record));
         }
         let (offset, record) = self.ready.pop_front()?;
         self.ready_bytes = self.ready_bytes.saturating_sub(record.message.size());

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use weir_env::clock::{Instant, Timestamp};
 
 use super::ops::is_operator;
-use super::shard::QueueShard;
+use super::shard::{QueueShard, RETRY_BYTES_MAX, RETRY_MAX};
 use super::{ConsumerId, DeadReason};
 use crate::definition::Ordering;
 use crate::keyspace::queue::{Attempts, Failure};
@@ -57,8 +57,22 @@ impl QueueShard {
         if self.ordering == Ordering::Key {
             self.keys.start(offset, &record);
         }
+        self.delayed_bytes += record.message.size();
         self.delayed.insert((due, offset), (record, avoid));
         self.delayed_until.insert(offset, due);
+    }
+
+    /// Takes a message out of those whose backoff goes on.
+    pub(super) fn take_delayed(&mut self, offset: u64) -> Option<Arc<Record>> {
+        let due = self.delayed_until.remove(&offset)?;
+        let (record, _) = self.delayed.remove(&(due, offset))?;
+        self.delayed_bytes = self.delayed_bytes.saturating_sub(record.message.size());
+        Some(record)
+    }
+
+    /// Whether so much waits for its backoff that nothing new may be handed out.
+    pub(super) fn is_retry_bound(&self) -> bool {
+        self.delayed.len() >= RETRY_MAX || self.delayed_bytes >= RETRY_BYTES_MAX
     }
 
     /// Keeps a message that was read from the store waiting if its backoff is not over. However the clock was set
@@ -88,6 +102,7 @@ impl QueueShard {
             }
             let (record, avoid) = entry.remove();
             self.delayed_until.remove(&offset);
+            self.delayed_bytes = self.delayed_bytes.saturating_sub(record.message.size());
             self.again.insert(offset, (record, avoid));
         }
     }

@@ -5,7 +5,8 @@
 //! of its key, or done. So is every message that was
 //! moved aside, but that its place in the store is a row of its own. Bounds: ready is
 //! filled up to [`READY_BYTES_MAX`] and let go of when nobody consumes; leases are bounded by the consumers'
-//! windows; messages that wait for a retry by [`RETRY_MAX`], beyond which nothing new is handed out.
+//! windows; messages that wait for a retry by [`RETRY_MAX`] and [`RETRY_BYTES_MAX`], beyond which nothing new is
+//! handed out.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -35,6 +36,8 @@ use crate::metrics::Metrics;
 pub(super) const READY_BYTES_MAX: usize = 1024 * 1024;
 /// Messages of one shard that may wait for a retry before handing out new ones stops.
 pub(super) const RETRY_MAX: usize = 10_000;
+/// Bytes of them. One more may be under way to each place in a consumer's window.
+pub(super) const RETRY_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Rows of failed attempts written in one batch, which count about 200 bytes each. What is left goes with the next.
 const ATTEMPT_ROWS_MAX: usize = 1000;
 
@@ -166,6 +169,8 @@ pub struct QueueShard {
     /// To be delivered again; preferably not to the consumer named.
     pub(super) again: BTreeMap<u64, (Arc<Record>, Option<ConsumerId>)>,
     pub(super) delayed: BTreeMap<(Instant, u64), (Arc<Record>, Option<ConsumerId>)>,
+    /// Of the messages in it.
+    pub(super) delayed_bytes: usize,
     /// When each message of `delayed` is due.
     pub(super) delayed_until: BTreeMap<u64, Instant>,
     pub(super) leases: HashMap<u64, Lease>,
@@ -232,6 +237,7 @@ impl QueueShard {
             ready_bytes: 0,
             again: BTreeMap::new(),
             delayed: BTreeMap::new(),
+            delayed_bytes: 0,
             delayed_until: BTreeMap::new(),
             leases: HashMap::default(),
             expiring,
@@ -568,8 +574,7 @@ impl QueueShard {
             // It is let go of when it ends.
             return Some(Arc::clone(record));
         }
-        let due = self.delayed_until.remove(&offset)?;
-        self.delayed.remove(&(due, offset)).map(|(record, _)| record)
+        self.take_delayed(offset)
     }
 
     /// Marks a message as done and what it held as free; [`QueueShard::finish`] counts why.

@@ -8,6 +8,7 @@ use weir_env::clock::{Clock, Instant, Timestamp};
 use weir_env::seed::Seed;
 
 use super::keys::{HELD_BACK_BYTES_MAX, HELD_BACK_MAX};
+use super::shard::RETRY_BYTES_MAX;
 use super::{Consumer, ConsumerId, QueueDelivery, QueueShard, Settings, StoredQueue, Verdict, Window};
 use crate::definition::{DispatchSettings, Ordering, Strategy};
 use crate::keyspace::segment::{Record, RecordKey};
@@ -258,4 +259,25 @@ fn a_queue_that_stops_keeping_order_hands_out_what_waited() {
     queue.shards[0].update(Settings::default(), now);
     queue.pump();
     assert_eq!(queue.held(receiver), [0, 1, 2]);
+}
+
+#[test]
+fn bytes_that_wait_for_a_retry_are_bounded_and_new_messages_come_after_them() {
+    let mut queue = Queue::of(1, Strategy::RoundRobin);
+    let consumer = queue.attach(100);
+    queue.payload = vec![0; RETRY_BYTES_MAX / 8].into();
+    for n in 0..8 {
+        queue.append(0, [None]);
+        queue.pump();
+        assert_eq!(queue.receivers[consumer].got, n + 1);
+        queue.settle(consumer, Verdict::Rejected);
+    }
+    queue.append(0, [None]);
+    queue.pump();
+    assert_eq!(queue.receivers[consumer].got, 8, "no more before some of these are due");
+    queue.now += std::time::Duration::from_secs(3600);
+    let now = queue.now;
+    queue.shards[0].handle_timeout(now, Timestamp::default());
+    queue.pump();
+    assert_eq!(queue.receivers[consumer].got, 17, "all of these, and then the new one");
 }

@@ -251,7 +251,10 @@ pub(crate) async fn read_heads(
 }
 
 /// Messages of `log` that were moved aside, from offset `from` on with their payloads, about `target_bytes` of them,
-/// and where the next read begins.
+/// and where the next read begins. Damaged ones are left out: those after them are not to wait for ever.
+///
+/// # Errors
+/// If the store fails.
 pub(crate) async fn read_asides(
     store: &SharedStore,
     log: &LogId,
@@ -263,21 +266,23 @@ pub(crate) async fn read_asides(
     let page = store.begin().get_range(query, Isolation::Snapshot).await?;
     let mut records = Vec::new();
     let mut blob_bytes = 0;
+    let mut end = from;
     for (key, value) in page.pairs {
         let offset = aside::offset_of_key(&key)?;
-        let mut record = aside::decode(value)?;
+        end = offset.saturating_add(1);
+        let Ok(mut record) = aside::decode(value) else { continue };
         if let Some(len) = record.blob_len {
             if blob_bytes >= target_bytes {
                 return Ok((records, offset));
             }
-            record.message.payload = load_blob(store, log, offset, len).await?;
+            record.message.payload = match load_blob(store, log, offset, len).await {
+                Ok(payload) => payload,
+                Err(Error::Record(_)) => continue,
+                Err(error) => return Err(error),
+            };
             blob_bytes += record.message.payload.len();
         }
         records.push((offset, Arc::new(record)));
     }
-    let end = match records.last() {
-        Some((last, _)) if page.more => last.saturating_add(1),
-        _ => u64::MAX,
-    };
-    Ok((records, end))
+    Ok((records, if page.more { end } else { u64::MAX }))
 }
