@@ -45,6 +45,7 @@ fn log(shard: u8, stored: StoredQueue) -> Log {
             key: None,
             logs: vec![id],
         }),
+        load: 0,
         state,
         extent: tokio::sync::watch::Sender::new(Extent { start: 0, next: state.next }),
         queue: Some(shard),
