@@ -193,19 +193,23 @@ impl TestBroker {
     /// The value of a metric, its labels included in `name`.
     pub(super) async fn metric(&self, name: &str) -> f64 {
         let text = self.get("/metrics").await;
-        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-        line.unwrap_or_else(|| panic!("no {name} in {text}")).parse().unwrap()
+        value_in(&text, name).unwrap_or_else(|| panic!("no {name} in {text}"))
     }
 
-    /// Waits until a metric has at least this value.
+    /// Waits until a metric is there and has at least this value.
     pub(super) async fn metric_reaches(&self, name: &str, value: f64) {
         let reached = async {
-            while self.metric(name).await < value {
+            while value_in(&self.get("/metrics").await, name).is_none_or(|found| found < value) {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         };
         assert!(tokio::time::timeout(DEADLINE, reached).await.is_ok(), "{name} does not reach {value}");
     }
+}
+
+fn value_in(metrics: &str, name: &str) -> Option<f64> {
+    let line = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    line.map(|value| value.parse().unwrap())
 }
 
 impl Drop for TestBroker {
