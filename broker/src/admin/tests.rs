@@ -13,7 +13,7 @@ use weir_env::clock::{Clock, Timestamp};
 use weir_env::seed::Seed;
 use weir_proto::admin::v1::admin_client::AdminClient;
 use weir_proto::admin::v1::read_stream_request::Start;
-use weir_storage::{FaultHandle, FaultStore, MemoryStore};
+use weir_storage::{CommitFault, FaultHandle, FaultStore, MemoryStore};
 use weir_topic::TopicName;
 
 use super::*;
@@ -650,14 +650,22 @@ async fn looks_purges_and_redrives_are_limited_together() {
 
 /// Whoever asked for a pause may have gone before it was stored.
 #[tokio::test]
-async fn a_pause_goes_on_when_its_caller_has_gone() {
-    let service = with_something_to_back_up().await;
-    service.core.apply(&[definition(Kind::Queue, "a", "a", 1)]).await.unwrap();
-    let request = Request::new(wire::PauseQueueRequest { name: "a".into() });
-    let mut call = Box::pin(service.pause_queue(request));
+async fn a_pause_takes_effect_when_its_caller_has_gone() {
+    let bench = Bench::new(&[definition(Kind::Queue, "a", "a", 1)]).await;
+    let service = Service::new(Arc::clone(&bench.core), CancellationToken::new());
+    let mut received = bench.consume("a", 7, 2).await;
+    bench.faults.fail_next_commit(CommitFault::Detached(Duration::from_millis(1)));
+    let mut call = Box::pin(service.pause_queue(Request::new(wire::PauseQueueRequest { name: "a".into() })));
     assert!(futures_util::poll!(&mut call).is_pending());
     drop(call);
     service.tasks.close();
     service.tasks.wait().await;
+    bench.faults.settle().await;
     assert!(service.find(Kind::Queue, "a").unwrap().paused);
+    bench.publish("a", "m").await;
+    let describe = Request::new(wire::DescribeQueueRequest { name: "a".into() });
+    let shown = service.describe_queue(describe).await.unwrap().into_inner();
+    assert_eq!((shown.shards[0].depth, shown.shards[0].in_flight), (1, 0));
+    assert!(received.try_recv().is_err());
+    bench.stop().await;
 }
