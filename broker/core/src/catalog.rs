@@ -287,6 +287,18 @@ fn check(definition: &Definition) -> std::result::Result<(), ApplyError> {
         let problem = format!("{} is not allowed; allowed: 1 to {SHARDS_MAX}", definition.shards);
         return Err(invalid(definition, "spec.shards", problem));
     }
+    let (retention, shards) = (&definition.retention, definition.shards);
+    for (field, limit) in [
+        ("spec.retention.maxMessages", retention.max_messages),
+        ("spec.retention.maxBytes", retention.max_bytes),
+    ] {
+        if limit != 0 && limit < u64::from(shards) {
+            let problem = format!(
+                "{limit} for {shards} shards leaves some with nothing; allowed: 0, or {shards} and more"
+            );
+            return Err(invalid(definition, field, problem));
+        }
+    }
     if let Some(filter) = &definition.topic_filter {
         match TopicFilter::parse(filter.clone()) {
             Ok(_) if filter.starts_with('$') => {

@@ -362,7 +362,7 @@ impl Core {
     }
 
     /// Time.
-    pub(crate) fn clock(&self) -> &Clock {
+    pub fn clock(&self) -> &Clock {
         &self.context.clock
     }
 

@@ -232,10 +232,13 @@ impl Definition {
         Duration::from_millis(self.queue.dedup_window_ms)
     }
 
-    /// A shard's even share of `limit`; zero stays no limit.
+    /// The even share of `limit` that shard number `shard` has; zero stays no limit. The first ones have what cannot be
+    /// divided, so that all shares are `limit` together.
     #[must_use]
-    pub fn share(&self, limit: u64) -> Option<u64> {
-        (limit != 0).then(|| (limit / u64::from(self.shards.max(1))).max(1))
+    pub fn share(&self, limit: u64, shard: u8) -> Option<u64> {
+        let shards = u64::from(self.shards.max(1));
+        let rest = u64::from(u64::from(shard) < limit % shards);
+        (limit != 0).then(|| limit / shards + rest)
     }
 }
 
@@ -258,6 +261,16 @@ pub(crate) mod tests {
             dispatch: DispatchSettings::default(),
             queue: QueueSettings::default(),
             delete_data: false,
+        }
+    }
+
+    #[test]
+    fn shares_are_the_limit_together() {
+        for (limit, shards, expected) in [(10, 3, &[4, 3, 3][..]), (4, 4, &[1, 1, 1, 1]), (7, 1, &[7])] {
+            let definition = Definition { shards, ..queue("q") };
+            let shares: Vec<u64> = (0..shards).filter_map(|shard| definition.share(limit, shard)).collect();
+            assert_eq!(shares, expected);
+            assert_eq!(definition.share(0, 0), None, "no limit");
         }
     }
 

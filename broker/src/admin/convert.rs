@@ -12,6 +12,8 @@ use weir_core::shard::{LogReport, QueueReport};
 use weir_env::clock::Timestamp;
 use weir_proto::admin::v1 as wire;
 
+use crate::manifests::spec_of;
+
 /// Consumers that a description names.
 const CONSUMERS_MAX: usize = 1000;
 
@@ -212,6 +214,7 @@ pub(super) fn queue_description(object: &Object, reports: &Reports) -> wire::Des
         shards: reports.shards.iter().zip(0..).map(|(report, n)| queue_shard(n, report)).collect(),
         consumers: consumers.into_values().take(CONSUMERS_MAX).map(queue_consumer).collect(),
         warnings,
+        spec: spec_of(&object.definition).to_string(),
     }
 }
 
@@ -237,7 +240,7 @@ fn queue_settings(object: &Object) -> wire::QueueSettings {
     let (definition, dispatch) = (&object.definition, &object.definition.dispatch);
     wire::QueueSettings {
         key: definition.key.clone().unwrap_or_default(),
-        last_value: false,
+        last_value: definition.last_value,
         ack_timeout_millis: dispatch.ack_timeout_ms,
         max_deliveries: dispatch.max_deliveries,
         max_inflight_per_consumer: dispatch.max_inflight_per_consumer,
@@ -272,6 +275,8 @@ fn queue_shard(shard: u32, report: &LogReport) -> wire::QueueShard {
         depth: queue.depth,
         bytes: queue.bytes,
         in_flight: queue.inflight,
+        delayed: queue.delayed,
+        leaving: queue.dying,
     }
 }
 

@@ -80,9 +80,10 @@ impl Service {
             }
         };
         let queue = self.find(Kind::Queue, &request.name)?;
+        let since = self.core.clock().wall().as_micros().saturating_sub(request.older_than_micros);
         let purge = Purge {
             from: request.from.map(position).transpose()?,
-            before: (request.before_micros != 0).then(|| Timestamp::from_micros(request.before_micros)),
+            before: (request.older_than_micros != 0).then(|| Timestamp::from_micros(since)),
             filter,
         };
         let _permit = self.operation()?;

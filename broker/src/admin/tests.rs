@@ -175,7 +175,11 @@ async fn queues_are_listed_and_described() {
         depth: 10,
         bytes: list[0].bytes,
         in_flight: 3,
+        delayed: 0,
+        leaving: 0,
     };
+    let spec: serde_json::Value = serde_json::from_str(&a.spec).unwrap();
+    assert_eq!(spec["retryBackoff"]["max"], "1m");
     assert_eq!(a.shards, [shard]);
     let consumer = wire::QueueConsumer {
         id: "c7".into(),

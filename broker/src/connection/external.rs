@@ -263,6 +263,9 @@ pub(super) fn queue_properties(object: &Object, delivery: &QueueDelivery) -> Use
         ("shard".into(), delivery.log.shard.to_string().into()),
         ("delivery-count".into(), delivery.delivery_count.to_string().into()),
     ];
+    if delivery.log.class != 0 {
+        extra.push(("priority".into(), delivery.log.class.to_string().into()));
+    }
     extra.extend(key_property(&delivery.record));
     extra
 }

@@ -64,15 +64,17 @@ pub(super) fn policy(declared: &Declared<Broker>) -> Result<Policy, Vec<String>>
     let mut templates = Vec::new();
     for (n, QueueTemplate { name_pattern, spec }) in spec.auto_create.queues.iter().enumerate() {
         let mut document = problems.of(&declared.source);
-        document.spec_at = Some(format!("spec.autoCreate.queues[{n}].spec"));
+        let at = format!("spec.autoCreate.queues[{n}]");
+        document.spec_at = Some(format!("{at}.spec"));
         let definition = nameless_queue(spec.clone(), namespace, &mut document);
-        templates.extend(document.template(name_pattern, definition));
+        templates.extend(document.template(&at, name_pattern, definition));
     }
     for (n, StreamTemplate { name_pattern, spec }) in spec.auto_create.streams.iter().enumerate() {
         let mut document = problems.of(&declared.source);
-        document.spec_at = Some(format!("spec.autoCreate.streams[{n}].spec"));
+        let at = format!("spec.autoCreate.streams[{n}]");
+        document.spec_at = Some(format!("{at}.spec"));
         let definition = nameless_stream(spec.clone(), namespace, &mut document);
-        templates.extend(document.template(name_pattern, definition));
+        templates.extend(document.template(&at, name_pattern, definition));
     }
     match problems.into_lines() {
         lines if lines.is_empty() => Ok(Policy { wait: spec.wait_for_queue, templates }),
@@ -168,12 +170,14 @@ impl Document<'_> {
         }
     }
 
-    fn template(&mut self, pattern: &str, definition: Option<Definition>) -> Option<Template> {
+    /// The template at `at`, which is not below the `spec` that the fields of its definition are in.
+    fn template(&mut self, at: &str, pattern: &str, definition: Option<Definition>) -> Option<Template> {
         match NamePattern::parse(pattern) {
             Ok(pattern) => definition.map(|definition| Template { pattern, definition }),
             // The schema sees to it that it is one.
             Err(problem) => {
-                self.refuse("spec", &problem);
+                self.spec_at = None;
+                self.refuse(&format!("{at}.namePattern"), &problem);
                 None
             }
         }

@@ -359,6 +359,10 @@ async fn what_subscriptions_create_follows_the_broker_of_the_folder() {
     let [problem] = problems(&step) else { panic!("{step:?}") };
     assert!(problem.contains("broker.yaml:1: spec.autoCreate.streams[0].spec.lastValue"), "{problem}");
     assert_eq!(*bench.auto_create.policy(), *policy);
+    bench.write("broker.yaml", &BROKER.replace("namePattern: log", "namePattern: \"-log\""));
+    let step = change(&mut follower).await;
+    let [problem] = problems(&step) else { panic!("{step:?}") };
+    assert!(problem.contains(": spec.autoCreate.streams[0].namePattern: "), "{problem}");
 
     // Of two none is this process; without any it is as configured.
     bench.write("broker.yaml", &format!("{BROKER}---\n{}", BROKER.replace("name: main", "name: other")));

@@ -160,6 +160,9 @@ pub struct DescribeQueueResponse {
     /// What a person should know, each in one sentence.
     #[prost(string, repeated, tag = "5")]
     pub warnings: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// The `spec` of a manifest that declares it as it is, in JSON, with every default.
+    #[prost(string, tag = "6")]
+    pub spec: ::prost::alloc::string::String,
 }
 /// How a queue works; see the MessageQueue resource.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -217,6 +220,12 @@ pub struct QueueShard {
     /// Messages that a consumer holds unacknowledged.
     #[prost(uint64, tag = "6")]
     pub in_flight: u64,
+    /// Messages that wait for their time.
+    #[prost(uint64, tag = "7")]
+    pub delayed: u64,
+    /// Messages that were given up and are not in the dead letters yet.
+    #[prost(uint64, tag = "8")]
+    pub leaving: u64,
 }
 /// A subscription that consumes.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -338,9 +347,9 @@ pub struct PurgeQueueRequest {
     /// Name in `$queue/<name>`.
     #[prost(string, tag = "1")]
     pub name: ::prost::alloc::string::String,
-    /// Only messages that came before this time, microseconds; 0: all.
+    /// Only messages that came longer ago than this, by the broker's clock, microseconds; 0: all.
     #[prost(uint64, tag = "2")]
-    pub before_micros: u64,
+    pub older_than_micros: u64,
     /// Only messages in this state, which may be all but LEAVING; unspecified: all.
     #[prost(enumeration = "MessageState", tag = "3")]
     pub state: i32,

@@ -146,7 +146,7 @@ pub(super) fn log_of(
         let seed = context.seed.fork(&format!("queue {} {} {}", id.object, id.shard, id.class));
         let metrics = context.metrics.clone();
         let share = metrics.queues.share(&object.definition.name, id);
-        let settings = upkeep::settings(object, context.lag);
+        let settings = upkeep::settings(object, id.shard, context.lag);
         let mut queue = QueueShard::restore(id, stored, settings, seed, metrics);
         queue.count_into(share);
         queue

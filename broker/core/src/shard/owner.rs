@@ -353,7 +353,7 @@ impl ShardOwner {
         for key in self.logs.classes(key) {
             let Some(log) = self.logs.get_mut(key) else { continue };
             if let Some(queue) = &mut log.queue {
-                queue.update(upkeep::settings(&object, lag), now);
+                queue.update(upkeep::settings(&object, id.shard, lag), now);
             }
             log.object = Arc::clone(&object);
             log.maintain_by(now);

@@ -24,14 +24,14 @@ pub(crate) enum Rule {
 }
 
 impl Rule {
-    /// The rule of a stream at `now`.
-    pub(crate) fn of_stream(definition: &Definition, now: Timestamp) -> Self {
+    /// The rule of one shard of a stream at `now`.
+    pub(crate) fn of_stream(definition: &Definition, shard: u8, now: Timestamp) -> Self {
         let retention = &definition.retention;
         let age = retention.max_age_ms.saturating_mul(1000);
         let since = now.as_micros().saturating_sub(age);
         Self::Stream {
-            max_bytes: definition.share(retention.max_bytes),
-            max_messages: definition.share(retention.max_messages),
+            max_bytes: definition.share(retention.max_bytes, shard),
+            max_messages: definition.share(retention.max_messages, shard),
             keep_since: (age != 0).then_some(Timestamp::from_micros(since)),
         }
     }

@@ -160,7 +160,7 @@ impl ShardOwner {
                 queue.sweep_expired(wall);
                 Rule::Floor(queue.floor())
             }
-            None => Rule::of_stream(&log.object.definition, wall),
+            None => Rule::of_stream(&log.object.definition, log.id.shard, wall),
         };
         log.maintain_at = None;
         log.trimming = true;
@@ -283,8 +283,8 @@ fn finish_sweep(log: &mut Log, from: u64, result: Result<ReadRecords>, wall: Tim
     Ok(())
 }
 
-/// What a queue's declaration says about handing out.
-pub(super) fn settings(object: &Object, lag: Lag) -> Settings {
+/// What a queue's declaration says about handing out in one of its shards.
+pub(super) fn settings(object: &Object, shard: u8, lag: Lag) -> Settings {
     let definition = &object.definition;
     let age = definition.retention.max_age_ms;
     Settings {
@@ -294,8 +294,8 @@ pub(super) fn settings(object: &Object, lag: Lag) -> Settings {
         has_dead_letters: definition.queue.dead_letter.is_some(),
         lag,
         limits: Limits {
-            messages: definition.share(definition.retention.max_messages),
-            bytes: definition.share(definition.retention.max_bytes),
+            messages: definition.share(definition.retention.max_messages, shard),
+            bytes: definition.share(definition.retention.max_bytes, shard),
             drops_oldest: definition.queue.overflow == Overflow::DropOldest,
         },
         last_value: definition.last_value,

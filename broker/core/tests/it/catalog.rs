@@ -88,6 +88,9 @@ async fn one_is_made_changed_and_deleted() {
     assert!(matches!(publish(&core, clock, "a", "1").await, Err(AppendError::Full { .. })));
     change.shards = 2;
     let refused = refusal(core.update(&change, 2).await);
+    assert!(refused.contains("spec.retention.maxMessages: 1 for 2 shards"), "{refused}");
+    change.retention.max_messages = 2;
+    let refused = refusal(core.update(&change, 2).await);
     assert!(refused.contains("ImmutableMismatch: shards cannot change"), "{refused}");
     change.shards = 0;
     assert!(refusal(core.update(&change, 2).await).contains("spec.shards"));

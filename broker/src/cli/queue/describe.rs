@@ -23,6 +23,7 @@ pub(super) async fn run(admin: &AdminArgs, name: &str) -> anyhow::Result<()> {
 fn describe(response: &wire::DescribeQueueResponse) -> String {
     let queue = response.queue.clone().unwrap_or_default();
     let settings = response.settings.clone().unwrap_or_default();
+    let spec = spec(response);
     let filter = match queue.topic_filter.as_str() {
         "" => "- (fed by dead letters and redrive only)".to_owned(),
         filter => harmless(filter),
@@ -46,11 +47,16 @@ fn describe(response: &wire::DescribeQueueResponse) -> String {
         ),
         ("Ack timeout", millis(settings.ack_timeout_millis)),
         ("Deliveries", limit(settings.max_deliveries.into())),
+        ("Backoff", backoff(&spec["retryBackoff"])),
         ("Dead letters", or_none(&settings.dead_letter)),
         ("Keeps", keeps(&settings)),
         ("When full", or_none(&settings.overflow)),
+        ("Publishers", controls(&spec["publisherControls"])),
+        ("Dedup window", word(&spec["dedup"]["window"])),
+        ("On deletion", word(&spec["deletionPolicy"])),
     ]);
-    let mut shards = Table::new(&["SHARD#", "FLOOR#", "NEXT#", "DEPTH#", "IN FLIGHT#", "SIZE#"]);
+    let mut shards =
+        Table::new(&["SHARD#", "FLOOR#", "NEXT#", "DEPTH#", "IN FLIGHT#", "DELAYED#", "LEAVING#", "SIZE#"]);
     for shard in &response.shards {
         shards.row(vec![
             shard.shard.to_string(),
@@ -58,6 +64,8 @@ fn describe(response: &wire::DescribeQueueResponse) -> String {
             shard.next_offset.to_string(),
             shard.depth.to_string(),
             shard.in_flight.to_string(),
+            shard.delayed.to_string(),
+            shard.leaving.to_string(),
             bytes(shard.bytes),
         ]);
     }
@@ -67,6 +75,31 @@ fn describe(response: &wire::DescribeQueueResponse) -> String {
     }
     text.push_str(&remarks(&queue.conditions, &response.warnings));
     text
+}
+
+/// What declares the queue; null if the broker does not say.
+fn spec(response: &wire::DescribeQueueResponse) -> Value {
+    serde_json::from_str(&response.spec).unwrap_or_default()
+}
+
+/// A value of the `spec` as it would be written.
+fn word(value: &Value) -> String {
+    match value {
+        Value::Null => "-".to_owned(),
+        Value::String(text) => harmless(text),
+        other => harmless(&other.to_string()),
+    }
+}
+
+fn backoff(backoff: &Value) -> String {
+    let [initial, factor, max] = ["initial", "factor", "max"].map(|name| word(&backoff[name]));
+    format!("{initial}, times {factor} up to {max}")
+}
+
+/// What publishers may ask for.
+fn controls(controls: &Value) -> String {
+    let allowed: Vec<String> = controls.as_array().into_iter().flatten().map(word).collect();
+    if allowed.is_empty() { "-".to_owned() } else { format!("may ask for {}", allowed.join(", ")) }
 }
 
 fn rates(rates: &wire::QueueRates) -> String {
@@ -121,6 +154,8 @@ fn description_json(response: &wire::DescribeQueueResponse) -> Value {
             "depth": shard.depth,
             "bytes": shard.bytes,
             "inFlight": shard.in_flight,
+            "delayed": shard.delayed,
+            "leaving": shard.leaving,
         })
     });
     json!({
@@ -138,6 +173,7 @@ fn description_json(response: &wire::DescribeQueueResponse) -> Value {
             "overflow": settings.overflow,
             "deadLetter": settings.dead_letter,
         },
+        "spec": spec(response),
         "shards": shards.collect::<Value>(),
         "consumers": response.consumers.iter().map(consumers::json_of).collect::<Value>(),
         "warnings": response.warnings,

@@ -18,7 +18,7 @@ pub(in crate::cli) struct PeekArgs {
     /// How many messages
     #[arg(short = 'n', long, value_name = "COUNT", default_value = "10", value_parser = clap::value_parser!(u32).range(1..))]
     count: u32,
-    /// Where to begin: front, or an offset (of the shard given by --shard)
+    /// Where to begin: front, a place as it is printed (0:12 or 0:p5:12), or an offset (of the shard given by --shard)
     #[arg(long, value_name = "PLACE", default_value = "front")]
     from: String,
     /// Only this shard
@@ -74,11 +74,34 @@ impl PeekArgs {
         if self.from == "front" {
             return Ok(None);
         }
-        let Ok(offset) = self.from.parse() else {
-            bail!("`{}` is not allowed for --from; allowed: front, or an offset", self.from);
-        };
-        Ok(Some(wire::QueuePosition { shard: self.shard.unwrap_or(0), priority: 0, offset }))
+        if let Ok(offset) = self.from.parse() {
+            return Ok(Some(wire::QueuePosition { shard: self.shard.unwrap_or(0), priority: 0, offset }));
+        }
+        match parse_place(&self.from) {
+            Some(place) if self.shard.is_none_or(|only| only == place.shard) => Ok(Some(place)),
+            Some(place) => {
+                bail!("--from is in shard {}, --shard is another: leave one of them out", place.shard)
+            }
+            None => {
+                let allowed = "front, a place as it is printed (0:12 or 0:p5:12), or an offset";
+                bail!("`{}` is not allowed for --from; allowed: {allowed}", self.from)
+            }
+        }
     }
+}
+
+/// Reads what [`place`] writes.
+fn parse_place(text: &str) -> Option<wire::QueuePosition> {
+    let (shard, rest) = text.split_once(':')?;
+    let (priority, offset) = match rest.strip_prefix('p') {
+        Some(rest) => rest.split_once(':')?,
+        None => ("0", rest),
+    };
+    Some(wire::QueuePosition {
+        shard: shard.parse().ok()?,
+        priority: priority.parse().ok()?,
+        offset: offset.parse().ok()?,
+    })
 }
 
 fn place(message: &wire::PeekedMessage) -> String {
@@ -170,6 +193,18 @@ fn json_of(message: &wire::PeekedMessage) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn places_are_read_as_they_are_printed() {
+        for (text, shard, priority, offset) in [("0:12", 0, 0, 12), ("3:p5:7", 3, 5, 7)] {
+            let position = Some(wire::QueuePosition { shard, priority, offset });
+            assert_eq!(parse_place(text), position);
+            assert_eq!(place(&wire::PeekedMessage { position, ..Default::default() }), text);
+        }
+        for bad in ["", "0:", ":1", "0:p1", "0:p:1", "0:1:2", "p1:2"] {
+            assert_eq!(parse_place(bad), None, "{bad}");
+        }
+    }
 
     #[test]
     fn payloads_are_shown_safely() {

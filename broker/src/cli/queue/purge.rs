@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use serde_json::json;
-use weir_env::clock::Clock;
 use weir_proto::admin::v1 as wire;
 
 use crate::cli::admin::AdminArgs;
@@ -38,10 +37,8 @@ enum State {
 
 pub(super) async fn run(args: &PurgeArgs) -> anyhow::Result<()> {
     let mut client = args.admin.connect().await?;
-    let before = args.older_than.map(|age| {
-        let age = u64::try_from(age.as_micros()).unwrap_or(u64::MAX);
-        Clock::system().wall().as_micros().saturating_sub(age)
-    });
+    // The broker's clock judges: ours may be another.
+    let age = args.older_than.map(|age| u64::try_from(age.as_micros()).unwrap_or(u64::MAX));
     let state = match args.state {
         None => wire::MessageState::Unspecified,
         Some(State::Ready) => wire::MessageState::Ready,
@@ -52,7 +49,7 @@ pub(super) async fn run(args: &PurgeArgs) -> anyhow::Result<()> {
     loop {
         let request = wire::PurgeQueueRequest {
             name: args.name.clone(),
-            before_micros: before.unwrap_or(0),
+            older_than_micros: age.unwrap_or(0),
             state: state.into(),
             from,
         };

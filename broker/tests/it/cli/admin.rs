@@ -15,6 +15,10 @@ use weir_proto::admin::v1::*;
 
 use super::weir;
 
+/// Of the queue that is described.
+const SPEC: &str = r#"{"dedup": {"window": "5m"}, "deletionPolicy": "Retain", "publisherControls": ["delay", "priority"],
+    "retryBackoff": {"factor": 2, "initial": "1s", "max": "1m"}}"#;
+
 /// Answers with one queue and one stream, and keeps what was asked of the stream.
 #[derive(Clone, Default)]
 struct Canned(Arc<Mutex<Vec<ReadStreamRequest>>>);
@@ -97,8 +101,10 @@ impl Admin for Canned {
                     depth: 1200,
                     bytes: 120_000,
                     in_flight: 7,
+                    delayed: 5,
+                    leaving: 2,
                 },
-                QueueShard { shard: 1, floor: 0, next_offset: 0, depth: 0, bytes: 0, in_flight: 0 },
+                QueueShard { shard: 1, ..QueueShard::default() },
             ],
             consumers: vec![QueueConsumer {
                 id: "worker-1\u{1b}[2J".into(),
@@ -112,6 +118,7 @@ impl Admin for Canned {
                 ack_p99_micros: 12_000,
             }],
             warnings: vec!["no dead letters are kept".into()],
+            spec: SPEC.into(),
         }))
     }
 
@@ -359,7 +366,10 @@ async fn what_is_done_to_a_queue_is_said() {
         "weir: not all were moved: full is full: retention.maxMessages has reached its limit\n"
     );
     let failure = server.weir(&["queue", "peek", "traffic", "--from", "back"]).await.failure();
-    assert_eq!(failure, "weir: `back` is not allowed for --from; allowed: front, or an offset\n");
+    assert_eq!(
+        failure,
+        "weir: `back` is not allowed for --from; allowed: front, a place as it is printed (0:12 or 0:p5:12), or an offset\n"
+    );
 }
 
 #[tokio::test]
