@@ -143,7 +143,7 @@ fn named<T>(name: &str, make: impl Fn(String) -> T) -> T {
 async fn queues_are_listed_and_described() {
     let mut keyed = definition(Kind::Queue, "b", "b/+", 4);
     keyed.key = Some("message.topic".into());
-    keyed.retention = Retention { max_age_ms: 1, max_bytes: 2, max_messages: 1000 };
+    keyed.retention = Retention { max_age_ms: 1, max_bytes: 8, max_messages: 1000 };
     let bench = Bench::new(&[keyed, definition(Kind::Queue, "a", "a", 1)]).await;
     for n in 0..10 {
         bench.publish("a", &n.to_string()).await;
@@ -199,7 +199,7 @@ async fn queues_are_listed_and_described() {
         ("message.topic", "leastInflight")
     );
     assert_eq!((settings.ack_timeout_millis, settings.retention_messages), (30_000, 1000));
-    assert_eq!((settings.retention_age_millis, settings.retention_bytes), (1, 2));
+    assert_eq!((settings.retention_age_millis, settings.retention_bytes), (1, 8));
     assert_eq!(b.shards.iter().map(|shard| shard.shard).collect::<Vec<_>>(), [0, 1, 2, 3]);
     bench.stop().await;
 }
@@ -592,6 +592,9 @@ async fn messages_of_a_queue_are_shown_and_purged() {
     ] {
         refused(client.peek_queue(request).await, code, text);
     }
+    let old =
+        wire::PurgeQueueRequest { name: "a".into(), older_than_micros: 3_600_000_000, ..Default::default() };
+    assert_eq!(client.purge_queue(old).await.unwrap().into_inner().purged, 0);
     let ready = wire::PurgeQueueRequest {
         name: "a".into(),
         state: wire::MessageState::Ready.into(),

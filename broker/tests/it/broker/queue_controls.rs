@@ -137,5 +137,12 @@ async fn what_is_urgent_overtakes_what_waits() {
     }
     let mut consumer = broker.connect(receive_maximum(clean("c", V5), 1)).await;
     consumer.subscribe("$queue/work", AtLeastOnce).await;
-    assert_eq!(consumer.take_texts(4).await, ["high", "high too", "middle", "low"]);
+    for (expected, priority) in
+        [("high", Some("9")), ("high too", Some("9")), ("middle", Some("5")), ("low", None)]
+    {
+        let message = consumer.take().await;
+        let properties = &message.properties.user_properties;
+        let said = properties.iter().find(|(name, _)| **name == *"priority").map(|(_, value)| &**value);
+        assert_eq!((text(&message), said), (expected, priority));
+    }
 }
