@@ -159,6 +159,11 @@ struct Durable {
     under_way: UnderWayGuard,
 }
 
+/// Why nobody gets a message whose publisher cannot be told: a queue refuses it, or the store failed.
+fn dropped_because(refused: bool) -> Dropped {
+    if refused { Dropped::QueueRefused } else { Dropped::StoreFailed }
+}
+
 /// What has not become durable yet.
 #[derive(Default)]
 struct Failures {
@@ -347,7 +352,7 @@ impl Broker {
             self.wills.retry_at(&due, now.saturating_add(WILL_RETRY_WAIT), retained).await
         } else {
             if reason.is_error() {
-                self.metrics.messages_dropped.inc(Dropped::StoreFailed);
+                self.metrics.messages_dropped.inc(dropped_because(refusal.is_some()));
                 let why = refusal.as_deref().unwrap_or("could not be stored for an hour");
                 tracing::warn!(topic = %message.topic, %reason, why, "will dropped");
             }
@@ -489,7 +494,7 @@ impl Durable {
         };
         broker.metrics.durable_publishes.inc(outcome);
         if reason.is_some() && inbound.qos == QoS::AtMostOnce {
-            broker.metrics.messages_dropped.inc(Dropped::StoreFailed);
+            broker.metrics.messages_dropped.inc(dropped_because(failures.refusal().is_some()));
         }
         drop(under_way);
         Outcome {

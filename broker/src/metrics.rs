@@ -235,8 +235,10 @@ labels! {
         PayloadFormatInvalid = "payload_format_invalid",
         /// Access rules do not allow it: a QoS 0 publish, or what waited in the inbox of a client that may not receive it.
         NotAuthorized = "not_authorized",
-        /// A QoS 0 publish that the store did not take.
+        /// A QoS 0 publish or a will that the store did not take.
         StoreFailed = "store_failed",
+        /// A QoS 0 publish or a will that asks for what a queue cannot do.
+        QueueRefused = "queue_refused",
     }
 
     /// Of whom too much is becoming durable.

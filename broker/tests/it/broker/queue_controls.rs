@@ -95,14 +95,22 @@ async fn what_a_queue_cannot_follow_is_refused_with_the_reason() {
 }
 
 #[tokio::test]
-async fn a_will_that_a_queue_cannot_follow_is_dropped_at_once() {
+async fn a_will_that_a_queue_cannot_follow_is_dropped_at_once_and_counted() {
     let broker = start(|_| {}).await;
     let mut connect = clean("w", V5);
     let mut last = will("job/1", "gone");
     last.message.properties.user_properties = vec![("queue-delay".into(), "soon".into())];
     connect.will = Some(last);
     broker.connect(connect).await.vanish();
-    broker.metric_reaches("weir_messages_dropped_total{reason=\"store_failed\"}", 1.0).await;
+    let refused = "weir_messages_dropped_total{reason=\"queue_refused\"}";
+    broker.metric_reaches(refused, 1.0).await;
+    // As a publish that nobody can be told of.
+    let mut publisher = broker.clean("p").await;
+    let mut silent = asking(1, "gone", &[("queue-delay", "soon")]);
+    (silent.header.qos, silent.header.packet_id) = (AtMostOnce, None);
+    publisher.post(silent).await;
+    broker.metric_reaches(refused, 2.0).await;
+    assert_eq!(broker.metric("weir_messages_dropped_total{reason=\"store_failed\"}").await, 0.0);
 }
 
 #[tokio::test]
