@@ -32,7 +32,7 @@ pub struct Metrics {
     pub append_refused: Family<Reason, Counter>,
     /// Queue messages given to consumers, redeliveries included.
     pub dispatched: Counter,
-    /// Queue messages given to a consumer again.
+    /// Queue messages given to a consumer again after a delivery failed: refused, too late, or its connection lost.
     pub redelivered: Counter,
     /// Queue messages acknowledged.
     pub acknowledged: Counter,
@@ -95,7 +95,11 @@ impl Metrics {
         counter("shard_batches", "Batches committed by shard owners", &self.batches);
         counter("shard_batch_repeats", "Batches repeated after an unknown outcome", &self.batch_repeats);
         counter("queue_dispatched", "Queue messages given to consumers", &self.dispatched);
-        counter("queue_redelivered", "Queue messages given to a consumer again", &self.redelivered);
+        counter(
+            "queue_redelivered",
+            "Queue messages given to a consumer again after a delivery failed",
+            &self.redelivered,
+        );
         counter("queue_acknowledged", "Queue messages acknowledged", &self.acknowledged);
         counter("queue_rejected", "Queue deliveries refused by their consumer", &self.rejected);
         counter("queue_ack_timeouts", "Queue deliveries not acknowledged in time", &self.ack_timeouts);

@@ -97,7 +97,7 @@ pub struct QueueRates {
     /// Deliveries, redeliveries included.
     #[prost(double, tag = "2")]
     pub delivered: f64,
-    /// Deliveries of a message that had been delivered before.
+    /// Deliveries of a message of which a delivery had failed: refused, not acknowledged in time, or its connection lost.
     #[prost(double, tag = "3")]
     pub redelivered: f64,
     /// Messages acknowledged.
@@ -111,7 +111,7 @@ pub struct QueueTotals {
     /// Deliveries, redeliveries included.
     #[prost(uint64, tag = "1")]
     pub delivered: u64,
-    /// Deliveries of a message that had been delivered before.
+    /// Deliveries of a message of which a delivery had failed: refused, not acknowledged in time, or its connection lost.
     #[prost(uint64, tag = "2")]
     pub redelivered: u64,
     #[prost(uint64, tag = "3")]

@@ -8,7 +8,7 @@ use weir_env::clock::{Clock, Instant, Timestamp};
 use weir_env::seed::Seed;
 
 use super::keys::{HELD_BACK_BYTES_MAX, HELD_BACK_MAX};
-use super::shard::RETRY_BYTES_MAX;
+use super::shard::{READY_BYTES_MAX, RETRY_BYTES_MAX, RETRY_MAX};
 use super::{Consumer, ConsumerId, QueueDelivery, QueueShard, Settings, StoredQueue, Verdict, Window};
 use crate::definition::{DispatchSettings, Ordering, Strategy};
 use crate::keyspace::segment::{Record, RecordKey};
@@ -280,4 +280,40 @@ fn bytes_that_wait_for_a_retry_are_bounded_and_new_messages_come_after_them() {
     queue.shards[0].handle_timeout(now, Timestamp::default());
     queue.pump();
     assert_eq!(queue.receivers[consumer].got, 17, "all of these, and then the new one");
+}
+
+#[test]
+fn what_waits_for_a_retry_is_bounded() {
+    const WINDOW: usize = 100;
+    let mut queue = Queue::new(1, &Settings::default());
+    let receiver = queue.attach(100);
+    for _ in 0..RETRY_MAX / WINDOW {
+        queue.append(0, [None; WINDOW]);
+        queue.pump();
+        assert_eq!(queue.held(receiver).len(), WINDOW);
+        (0..WINDOW).for_each(|_| queue.settle(receiver, Verdict::Rejected));
+    }
+    queue.append(0, [None; WINDOW]);
+    queue.pump();
+    assert!(queue.held(receiver).is_empty(), "the new ones wait until there are fewer");
+    queue.now += DispatchSettings::default().backoff(1);
+    let now = queue.now;
+    queue.shards[0].handle_timeout(now, Timestamp::default());
+    queue.pump();
+    assert_eq!(queue.held(receiver), (0..WINDOW as u64).collect::<Vec<_>>());
+}
+
+#[test]
+fn what_is_ready_in_memory_is_bounded() {
+    const PAYLOAD: usize = 64 * 1024;
+    let mut queue = Queue::new(1, &Settings::default());
+    let receiver = queue.attach(1);
+    queue.payload = vec![0; PAYLOAD].into();
+    for _ in 0..3 * READY_BYTES_MAX / PAYLOAD {
+        queue.append(0, [None]);
+        queue.pump();
+    }
+    assert_eq!(queue.held(receiver), [0]);
+    let ready = queue.shards[0].ready_bytes;
+    assert!((READY_BYTES_MAX / 2..READY_BYTES_MAX + 2 * PAYLOAD).contains(&ready), "{ready}");
 }

@@ -24,7 +24,7 @@ pub struct Rates {
     pub published: f64,
     /// Deliveries, redeliveries included.
     pub delivered: f64,
-    /// Deliveries of a message that had been delivered before.
+    /// Deliveries of a message of which a delivery had failed.
     pub redelivered: f64,
     /// Messages acknowledged.
     pub acknowledged: f64,
@@ -197,7 +197,7 @@ impl QueueShard {
         self.delayed.len() + self.again.len()
     }
 
-    /// Deliveries since the shard was loaded, and redeliveries among them.
+    /// Deliveries since the shard was loaded, and those among them after one that had failed.
     #[must_use]
     pub fn deliveries(&self) -> (u64, u64) {
         (self.stats.delivered, self.stats.redelivered)

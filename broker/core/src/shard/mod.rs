@@ -178,7 +178,7 @@ pub struct QueueReport {
     pub oldest: Option<Timestamp>,
     /// Deliveries since the shard was loaded.
     pub delivered: u64,
-    /// Deliveries of a message that had been delivered before, among them.
+    /// Deliveries of a message of which a delivery had failed, among them.
     pub redelivered: u64,
     /// What has happened lately.
     pub rates: Rates,

@@ -227,6 +227,17 @@ async fn dead_letters_go_back_as_they_were_and_may_come_again() {
     core.close().await;
 }
 
+/// More than are moved at once.
+#[tokio::test(start_paused = true)]
+async fn many_dead_letters_go_back_step_by_step() {
+    let (store, clock) = memory();
+    let core = open(&store, clock, 1).await;
+    with_letters(&core, clock, 300).await;
+    let done = core.redrive(&find(&core, "dead"), &Redrive::default()).await.unwrap();
+    assert_eq!((done.moved, done.next, report(&core, "dead").await.depth), (300, None, 0));
+    core.close().await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_redrive_that_broke_off_repeats_nothing() {
     let (store, clock) = memory();
