@@ -1,0 +1,38 @@
+//! `weir stream`: what streams there are, how one is doing, its messages, and what can be done about it.
+//!
+//! One file per command. Knows a broker from outside only: its admin API.
+
+mod describe;
+mod list;
+mod place;
+mod tail;
+
+use clap::Subcommand;
+
+use super::admin::AdminArgs;
+
+#[derive(Clone, Debug, Subcommand)]
+pub(super) enum StreamCommand {
+    /// List all streams
+    List {
+        #[command(flatten)]
+        admin: AdminArgs,
+    },
+    /// Describe one stream with its shards and readers
+    Describe {
+        /// Name of the stream
+        name: String,
+        #[command(flatten)]
+        admin: AdminArgs,
+    },
+    /// Print the messages of a stream, without leaving a trace in it
+    Tail(tail::TailArgs),
+}
+
+pub(super) async fn run(command: &StreamCommand) -> anyhow::Result<()> {
+    match command {
+        StreamCommand::List { admin } => list::run(admin).await,
+        StreamCommand::Describe { name, admin } => describe::run(admin, name).await,
+        StreamCommand::Tail(args) => tail::run(args).await,
+    }
+}

@@ -1,0 +1,112 @@
+//! `weir stream tail`: prints the messages of a stream.
+
+use clap::Args;
+use serde_json::{Value, json};
+use weir_proto::admin::v1 as wire;
+use weir_proto::admin::v1::read_stream_request::Start;
+
+use super::place::{Place, place};
+use crate::cli::admin::AdminArgs;
+use crate::cli::output::{Format, Output, harmless, hex, time};
+
+#[derive(Clone, Debug, Args)]
+pub(in crate::cli) struct TailArgs {
+    /// Name of the stream
+    name: String,
+    /// Where to start: earliest, latest, an offset, a time (RFC 3339), or a duration back from now (10m)
+    #[arg(long, value_name = "WHERE", default_value = "latest", value_parser = place)]
+    offset: Place,
+    /// Only this shard
+    #[arg(long, value_name = "N")]
+    shard: Option<u32>,
+    /// Wait for new messages at the end; always so with --offset latest
+    #[arg(short, long)]
+    follow: bool,
+    /// End after so many messages
+    #[arg(short = 'n', long, value_name = "N")]
+    count: Option<u64>,
+    #[command(flatten)]
+    admin: AdminArgs,
+}
+
+pub(super) async fn run(args: &TailArgs) -> anyhow::Result<()> {
+    let mut output = Output::stdout();
+    tokio::select! {
+        tailed = tail(args, &mut output) => tailed?,
+        interrupted = tokio::signal::ctrl_c() => interrupted?,
+    }
+    Ok(output.flush()?)
+}
+
+async fn tail(args: &TailArgs, output: &mut Output) -> anyhow::Result<()> {
+    if args.count == Some(0) {
+        return Ok(());
+    }
+    let mut client = args.admin.connect().await?;
+    let request = wire::ReadStreamRequest {
+        name: args.name.clone(),
+        shard: args.shard,
+        start: Some(match args.offset {
+            Place::Earliest => Start::Earliest(wire::Earliest {}),
+            Place::Latest => Start::Latest(wire::Latest {}),
+            Place::Offset(offset) => Start::Offset(offset),
+            Place::Time(timestamp) => Start::TimestampMicros(timestamp.as_micros()),
+        }),
+        follow: args.follow || args.offset == Place::Latest,
+        limit: args.count.unwrap_or(0),
+    };
+    let mut messages = args.admin.answer(client.read_stream(request)).await?;
+    while let Some(message) = messages.message().await.map_err(|status| args.admin.explain(&status))? {
+        let mut line = match args.admin.output {
+            Format::Json => message_json(&message).to_string().into_bytes(),
+            Format::Text => message_line(&message, output.is_terminal()),
+        };
+        line.push(b'\n');
+        output.write(&line)?;
+        if output.is_terminal() || args.follow || args.offset == Place::Latest {
+            output.flush()?;
+        }
+    }
+    Ok(())
+}
+
+fn message_line(message: &wire::ReadStreamResponse, is_terminal: bool) -> Vec<u8> {
+    let start = format!(
+        "{} {}:{} {} ",
+        time(message.ts_micros),
+        message.shard,
+        message.offset,
+        harmless(&message.topic)
+    );
+    let mut line = start.into_bytes();
+    if is_terminal {
+        line.extend_from_slice(harmless(&String::from_utf8_lossy(&message.payload)).as_bytes());
+    } else {
+        line.extend_from_slice(&message.payload);
+    }
+    line
+}
+
+fn message_json(message: &wire::ReadStreamResponse) -> Value {
+    let properties = message
+        .user_properties
+        .iter()
+        .map(|property| json!([property.name, property.value]))
+        .collect::<Value>();
+    let mut object = json!({
+        "shard": message.shard,
+        "offset": message.offset,
+        "tsMicros": message.ts_micros,
+        "topic": message.topic,
+        "properties": properties,
+    });
+    let mut bytes = |name: &str, bytes: &[u8]| match std::str::from_utf8(bytes) {
+        Ok(text) => object[name] = text.into(),
+        Err(_) => object[format!("{name}Hex")] = hex(bytes).into(),
+    };
+    bytes("payload", &message.payload);
+    if let Some(key) = &message.key {
+        bytes("key", key);
+    }
+    object
+}
