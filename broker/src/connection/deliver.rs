@@ -6,13 +6,12 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use weir_codec::{PacketId, QoS, ReasonCode};
-use weir_core::keyspace::segment::Record;
 use weir_core::keyspace::session::OutgoingPhase;
 use weir_core::queue::{ConsumerId, Handout, QueueDelivery, Verdict};
 use weir_core::sessions::SessionOp;
 use weir_session::{Delivery, Refusal};
 
-use super::external::{Source, StreamBatch, queue_properties, stream_properties};
+use super::external::{Source, queue_properties};
 use super::handshake::inbox_delivery;
 use super::{Connection, Tag, Unwritten};
 use crate::convert;
@@ -26,10 +25,10 @@ const INBOX_BYTES: usize = 256 * 1024;
 /// Changes of the stored session in one write.
 const OPS_PER_WRITE: usize = 500;
 /// Deliveries prepared before they are encoded.
-const DELIVERIES_PER_TURN: usize = 256;
+pub(super) const DELIVERIES_PER_TURN: usize = 256;
 
 /// What became of a delivery.
-enum Sent {
+pub(super) enum Sent {
     /// The session has it.
     Yes,
     /// Never, for this reason.
@@ -70,7 +69,7 @@ impl Connection {
     }
 
     /// Whether a delivery of this QoS would be taken now.
-    fn can_take(&self, qos: QoS) -> bool {
+    pub(super) fn can_take(&self, qos: QoS) -> bool {
         let quota = qos == QoS::AtMostOnce || self.free_slots() > 0;
         quota && self.has_room() && self.session.can_send()
     }
@@ -86,7 +85,7 @@ impl Connection {
         quota && self.has_room() && self.session.can_send()
     }
 
-    fn send(&mut self, delivery: Delivery<Tag>) -> Sent {
+    pub(super) fn send(&mut self, delivery: Delivery<Tag>) -> Sent {
         let qos = delivery.qos;
         let now = self.broker.clock.now().into_std();
         match self.session.deliver(delivery, now) {
@@ -355,60 +354,6 @@ impl Connection {
                 false
             }
         }
-    }
-
-    fn deliver_stream(&mut self) -> bool {
-        let Some(mut batch) = self.batch.take().or_else(|| self.stream.try_recv().map(Box::new)) else {
-            return false;
-        };
-        let found = self.externals.iter().position(
-            |external| matches!(&external.source, Source::Stream { reader, .. } if *reader == batch.reader),
-        );
-        // Without one the subscription has ended, and what was read for it is nobody's.
-        let Some(at) = found else { return true };
-        let mut any = false;
-        for _ in 0..DELIVERIES_PER_TURN {
-            let qos = self.externals.get(at).map_or(QoS::AtMostOnce, |e| e.qos.min(QoS::AtLeastOnce));
-            if !self.can_take(qos) {
-                break;
-            }
-            let Some((offset, record)) = batch.records.pop_front() else { break };
-            let Some(delivery) = self.stream_delivery(at, qos, &batch, offset, &record) else { break };
-            if let Sent::Dropped(why) = self.send(delivery) {
-                self.metrics.messages_dropped.inc(why);
-            }
-            self.transmit();
-            any = true;
-        }
-        if !batch.records.is_empty() {
-            self.batch = Some(batch);
-        }
-        any
-    }
-
-    fn stream_delivery(
-        &self,
-        at: usize,
-        qos: QoS,
-        batch: &StreamBatch,
-        offset: u64,
-        record: &Record,
-    ) -> Option<Delivery<Tag>> {
-        let external = self.externals.get(at)?;
-        let object = external.object()?;
-        let v5 = self.version == weir_codec::ProtocolVersion::V5;
-        let extra = if v5 { stream_properties(object, batch.log.shard, offset, record) } else { Vec::new() };
-        Some(Delivery {
-            message: convert::to_wire(&record.message),
-            qos,
-            retain: false,
-            subscription_identifiers: external.identifier.into_iter().collect(),
-            extra,
-            expires_at: None,
-            resumable: false,
-            store_release: false,
-            tag: Tag::Stream,
-        })
     }
 
     async fn deliver_retained(&mut self) -> bool {

@@ -1,22 +1,19 @@
 //! Subscriptions of one connection to queues and streams.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Duration;
 
 use aws_lc_rs::digest::{SHA256, digest};
 use bytestring::ByteString;
-use tokio::sync::mpsc;
-use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::sync::DropGuard;
 use weir_codec::{QoS, ReasonCode, UserProperties};
 use weir_core::catalog::{CatalogView, Object};
 use weir_core::definition::Kind;
-use weir_core::keyspace::LogId;
 use weir_core::keyspace::segment::Record;
 use weir_core::queue::{Consumer, QueueDelivery};
-use weir_core::stream::{ShardReader, Start};
-use weir_env::clock::Timestamp;
+use weir_core::stream::Start;
 use weir_topic::{Subscription, TopicFilter};
+
+use super::stream::ReaderId;
 
 /// Queue and stream subscriptions of one connection.
 pub(super) const EXTERNALS_MAX: usize = 64;
@@ -24,8 +21,6 @@ pub(super) const EXTERNALS_MAX: usize = 64;
 pub(super) const CONSUMER_WINDOW_MAX: u32 = 4096;
 /// Room in the channel of queue messages: every consumer's window at once.
 pub(super) const QUEUE_CHANNEL: usize = EXTERNALS_MAX * CONSUMER_WINDOW_MAX as usize;
-/// Batches of stream messages, 256 KiB each about, that wait for a connection; then its readers wait.
-pub(super) const STREAM_CHANNEL: usize = 2;
 
 /// Characters of a hash in a derived name: 130 bits.
 const DERIVED_CHARS: usize = 26;
@@ -33,11 +28,6 @@ const DERIVED_CHARS: usize = 26;
 const DERIVED_BYTES: usize = 17;
 /// The digits of RFC 4648, in lower case.
 const BASE32: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
-
-/// First wait before a stream that could not be read is read again; it doubles.
-const READ_RETRY_WAIT: Duration = Duration::from_millis(100);
-/// Longest wait before that.
-const READ_RETRY_WAIT_MAX: Duration = Duration::from_secs(5);
 
 /// A subscription to a queue or stream.
 #[derive(Debug)]
@@ -66,18 +56,6 @@ pub(super) enum Source {
         reader: ReaderId,
         _readers: DropGuard,
     },
-}
-
-/// Tells the batches of a stream subscription from those of one that has ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct ReaderId(pub(super) u64);
-
-/// Records of one shard of a stream, on their way to the client.
-#[derive(Debug)]
-pub(super) struct StreamBatch {
-    pub(super) reader: ReaderId,
-    pub(super) log: LogId,
-    pub(super) records: VecDeque<(u64, Arc<Record>)>,
 }
 
 /// Why a subscription to a queue or stream is refused.
@@ -169,92 +147,6 @@ pub(super) fn other_filter(name: &str, asked: &TopicFilter, own: Option<&TopicFi
     Refusal { reason: ReasonCode::TopicFilterInvalid, text }
 }
 
-/// Where a stream subscription begins, from its topic or its `stream-*` properties.
-pub(super) fn start_of(
-    to: &Subscription,
-    properties: &UserProperties,
-    shards: Option<usize>,
-) -> Result<Start, Refusal> {
-    let refuse = |text: String| Refusal { reason: ReasonCode::ImplementationSpecificError, text };
-    if let Subscription::StreamByFilter { group: Some(_), .. } | Subscription::Stream { group: Some(_), .. } =
-        to
-    {
-        return Err(refuse("consumer groups of streams are not supported by this version".to_owned()));
-    }
-    let mut text = match to {
-        Subscription::StreamByFilter { start, .. } => Some(start.clone()),
-        _ => None,
-    };
-    for (name, value) in properties.iter().filter(|(name, _)| name.starts_with("stream-")) {
-        if **name != *"stream-offset" {
-            return Err(refuse(format!("{name} is not supported by this version; supported: stream-offset")));
-        }
-        text = Some(value.clone());
-    }
-    let Some(text) = text else { return Ok(Start::Latest) };
-    let start = parse_start(&text).ok_or_else(|| {
-        refuse(format!(
-            "stream-offset `{text}` is none of: earliest, latest, microseconds since 1970, an RFC 3339 time, \
-             offset:<n>"
-        ))
-    })?;
-    if matches!(start, Start::Offset(_)) && shards.is_some_and(|count| count != 1) {
-        return Err(refuse("offset:<n> needs a stream with one shard".to_owned()));
-    }
-    Ok(start)
-}
-
-/// Reads `earliest`, `latest`, `<µs>`, an RFC 3339 time or `offset:<n>`.
-pub(crate) fn parse_start(text: &str) -> Option<Start> {
-    match text {
-        "earliest" => return Some(Start::Earliest),
-        "latest" => return Some(Start::Latest),
-        _ => {}
-    }
-    if let Some(offset) = text.strip_prefix("offset:") {
-        return offset.parse().ok().map(Start::Offset);
-    }
-    if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
-        return text.parse().ok().map(|micros| Start::Time(Timestamp::from_micros(micros)));
-    }
-    let at: jiff::Timestamp = text.parse().ok()?;
-    u64::try_from(at.as_microsecond()).ok().map(|micros| Start::Time(Timestamp::from_micros(micros)))
-}
-
-/// Reads one shard into the channel until told to stop. A store in trouble is asked again until it answers.
-pub(super) async fn read_shard(
-    id: ReaderId,
-    mut reader: ShardReader,
-    batches: mpsc::Sender<StreamBatch>,
-    stop: CancellationToken,
-) {
-    let log = reader.log();
-    let read = async {
-        let mut wait = READ_RETRY_WAIT;
-        loop {
-            match reader.read().await {
-                Ok(records) => {
-                    wait = READ_RETRY_WAIT;
-                    if batches.send(StreamBatch { reader: id, log, records: records.into() }).await.is_err() {
-                        return;
-                    }
-                }
-                // The stream is gone, or the broker shuts down.
-                Err(weir_core::Error::Closed) => return,
-                Err(error) => {
-                    tracing::warn!(stream = log.object, shard = log.shard, %error, "read stream; trying again");
-                    tokio::time::sleep(wait).await;
-                    wait = (wait * 2).min(READ_RETRY_WAIT_MAX);
-                }
-            }
-        }
-    };
-    tokio::select! {
-        () = read => {}
-        () = stop.cancelled() => {}
-    }
-}
-
 /// User properties that say where a queue message comes from; they come after the publisher's own.
 pub(super) fn queue_properties(object: &Object, delivery: &QueueDelivery) -> UserProperties {
     let mut extra: UserProperties = vec![
@@ -270,19 +162,7 @@ pub(super) fn queue_properties(object: &Object, delivery: &QueueDelivery) -> Use
     extra
 }
 
-/// User properties that say where a stream message comes from.
-pub(super) fn stream_properties(object: &Object, shard: u8, offset: u64, record: &Record) -> UserProperties {
-    let mut extra: UserProperties = vec![
-        ("stream".into(), object.definition.name.clone().into()),
-        ("shard".into(), shard.to_string().into()),
-        ("offset".into(), offset.to_string().into()),
-        ("ts".into(), record.message.published_at.as_micros().to_string().into()),
-    ];
-    extra.extend(key_property(record));
-    extra
-}
-
-fn key_property(record: &Record) -> Option<(ByteString, ByteString)> {
+pub(super) fn key_property(record: &Record) -> Option<(ByteString, ByteString)> {
     let key = std::str::from_utf8(record.key_bytes()?).ok()?;
     Some(("key".into(), key.to_owned().into()))
 }
@@ -298,26 +178,6 @@ mod tests {
             ("sensor/+/data", "auto-lnlvv4d2mzv7nuih3lq3ki5bow"),
         ] {
             assert_eq!(derived_name(&TopicFilter::parse(filter).unwrap()), name);
-        }
-    }
-
-    #[test]
-    fn starts() {
-        let time = |micros| Some(Start::Time(Timestamp::from_micros(micros)));
-        for (text, expected) in [
-            ("earliest", Some(Start::Earliest)),
-            ("latest", Some(Start::Latest)),
-            ("offset:17", Some(Start::Offset(17))),
-            ("1700000000000000", time(1_700_000_000_000_000)),
-            ("2023-11-14T22:13:20Z", time(1_700_000_000_000_000)),
-            ("", None),
-            ("yesterday", None),
-            ("offset:-1", None),
-            ("offset:", None),
-            ("99999999999999999999999", None),
-            ("1900-01-01T00:00:00Z", None),
-        ] {
-            assert_eq!(parse_start(text), expected, "{text}");
         }
     }
 }

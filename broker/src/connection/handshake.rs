@@ -19,12 +19,13 @@ use weir_env::seed::{HashMap, HashSet};
 use weir_session::{Delivery, Outgoing, Restored, Session, Told, Transmit};
 
 use super::auth::{self, Admitted, ClientAuth, NotAdmitted};
-use super::external::{QUEUE_CHANNEL, STREAM_CHANNEL};
+use super::external::QUEUE_CHANNEL;
 use super::inbox::{Inbox, InboxState};
 use super::inlet::Inlet;
 use super::pace::Pace;
 use super::pending::Pending;
 use super::queue_slot::QueueSlot;
+use super::stream::STREAM_CHANNEL;
 use super::wire::Wire;
 use super::{Connection, FAREWELL_TIMEOUT, Incoming, Tag};
 use crate::auth::ClientAccess;

@@ -22,6 +22,7 @@ mod pending;
 mod publish;
 mod queue_slot;
 mod scanned;
+mod stream;
 mod subscribe;
 mod wait;
 mod wire;
@@ -50,16 +51,17 @@ use crate::mailbox::{Eviction, Mailbox};
 use crate::metrics::{self, Metrics};
 use crate::router::{Group, Subscriber};
 use crate::transport::Stream;
-use external::{External, StreamBatch};
+use external::External;
 use inbox::Inbox;
 use inlet::Inlet;
 use pace::Pace;
 use pending::Pending;
 use queue_slot::QueueSlot;
+use stream::StreamBatch;
 use wait::{Catalog, Socket, Turn, Wants};
 use wire::Wire;
 
-pub(crate) use external::parse_start;
+pub(crate) use stream::request::parse_start;
 
 /// Publishes that may wait to become durable before the client is not read: bounds QoS 0, which no Receive
 /// Maximum does.

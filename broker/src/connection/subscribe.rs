@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use bytestring::ByteString;
 use smallvec::SmallVec;
-use tokio_util::sync::CancellationToken;
 use weir_codec::{
     AckProperties, QoS, ReasonCode, RetainHandling, Subscribe, SubscribeFilter, SubscriptionOptions,
     Unsubscribe, UserProperties,
@@ -22,11 +21,9 @@ use weir_session::Delivery;
 use weir_topic::{Subscription, TopicFilter};
 
 use super::creation::Missing;
-use super::external::{
-    CONSUMER_WINDOW_MAX, EXTERNALS_MAX, External, ReaderId, Refusal, Source, kind_of, read_shard, resolve,
-    start_of,
-};
+use super::external::{CONSUMER_WINDOW_MAX, EXTERNALS_MAX, External, Refusal, Source, kind_of, resolve};
 use super::handshake::NO_EXTRA;
+use super::stream::request::start_of;
 use super::wait::Catalog;
 use super::{Connection, Tag, Unwritten};
 use crate::broker::{Broker, wish_of};
@@ -343,15 +340,6 @@ impl Connection {
         };
         self.broker.core.attach(&object, &consumer).await?;
         Ok(Source::Queue { object, consumer })
-    }
-
-    async fn read(&mut self, start: Start, object: Arc<Object>) -> weir_core::Result<Source> {
-        let stop = CancellationToken::new();
-        let id = ReaderId(self.broker.consumer_id().0);
-        for reader in self.broker.core.readers(&object, &start).await? {
-            self.broker.tasks.spawn(read_shard(id, reader, self.stream.sender(), stop.clone()));
-        }
-        Ok(Source::Stream { object, reader: id, _readers: stop.drop_guard() })
     }
 
     /// Ends a queue or stream subscription. False if there is none.

@@ -16,10 +16,10 @@ use weir_core::queue::QueueDelivery;
 use weir_env::clock::Instant;
 
 use super::auth::{AuthEvent, ClientAuth};
-use super::external::StreamBatch;
 use super::inbox::Inbox;
 use super::inlet::Inlet;
 use super::pending::Pending;
+use super::stream::StreamBatch;
 use super::wire::Wire;
 use super::{Answer, Connection};
 use crate::mailbox::Mailbox;
