@@ -23,6 +23,7 @@ pub mod record;
 pub mod retained;
 pub mod segment;
 pub mod session;
+pub mod session_position;
 pub mod time_index;
 pub mod timer;
 pub mod will;

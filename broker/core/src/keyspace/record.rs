@@ -60,6 +60,8 @@ kinds! {
     Session = "session",
     /// Subscriptions of sessions.
     Subscription = "subscription",
+    /// Positions of sessions in streams.
+    SessionPosition = "session_position",
     /// QoS 2 publishes received and not released.
     QosReceived = "qos_received",
     /// QoS 1 and 2 publishes sent and not done.
@@ -132,6 +134,7 @@ impl RecordKind {
     fn of_session(key: &[u8]) -> Self {
         match session_part(key) {
             Some(b's') => Self::Subscription,
+            Some(b'p') => Self::SessionPosition,
             Some(b'd') => Self::QosReceived,
             Some(b'o') => Self::QosSent,
             Some(b'x') => Self::Inbox,
@@ -204,6 +207,7 @@ mod tests {
             (client.state(), RecordKind::Session),
             (client.all_but_inbox().0, RecordKind::Session),
             (client.subscription("a/#"), RecordKind::Subscription),
+            (client.position("$stream/a"), RecordKind::SessionPosition),
             (client.incoming(1), RecordKind::QosReceived),
             (client.outgoing(1), RecordKind::QosSent),
             (client.all_but_inbox().1, RecordKind::Inbox),

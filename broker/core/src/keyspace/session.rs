@@ -8,7 +8,7 @@
 //! * `d` packet id (2): format 1, publish id (16)
 //! * `o` packet id (2): format 1, phase u8 (0 published, 1 released), inbox id (12)
 //!
-//! `x` rows are the inbox; `p` is kept for positions in streams. Everything of a session but its inbox sorts
+//! `x` rows are the inbox, `p` rows positions in streams: see `session_position`. Everything of a session but its inbox sorts
 //! below `x`, so one range clears it.
 //!
 //! Route: key `G`, bucket u8, hash of the filter u64, virtual shard (2), client id (length-prefixed), filter;

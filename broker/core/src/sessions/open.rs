@@ -12,6 +12,7 @@ use crate::keyspace::session::{
     ClientKeys, Fence, Incarnation, OutgoingEntry, SessionEpoch, SessionState, SessionStatus,
     StoredSubscription, decode_incoming, suffix,
 };
+use crate::keyspace::session_position::SessionPosition;
 use crate::keyspace::timer::{Timer, TimerKind};
 use crate::keyspace::will::WillId;
 use crate::keyspace::{DecodeError, Reader};
@@ -37,6 +38,8 @@ pub struct Opened {
     pub present: bool,
     /// What it has subscribed to.
     pub subscriptions: Vec<(ByteString, StoredSubscription)>,
+    /// Where those of streams stand, by filter.
+    pub positions: Vec<(ByteString, SessionPosition)>,
     /// Publishes to the client whose handshake is under way, by packet id.
     pub outgoing: Vec<OutgoingEntry>,
     /// QoS 2 publishes of the client whose handshake is under way.
@@ -179,6 +182,7 @@ impl Opening<'_> {
             session,
             present,
             subscriptions: Vec::new(),
+            positions: Vec::new(),
             outgoing: Vec::new(),
             incoming: Vec::new(),
             replaced: None,
@@ -200,6 +204,11 @@ impl Opening<'_> {
             let filter =
                 ByteString::try_from(filter).map_err(|_| DecodeError::Invalid("subscription filter"))?;
             opened.subscriptions.push((filter, StoredSubscription::decode(value)?));
+        }
+        for (filter, value) in rows(tx, self.keys.positions()).await? {
+            let filter =
+                ByteString::try_from(filter).map_err(|_| DecodeError::Invalid("filter of a position"))?;
+            opened.positions.push((filter, SessionPosition::decode(value)?));
         }
         for (packet_id, value) in rows(tx, self.keys.all_outgoing()).await? {
             opened.outgoing.push(OutgoingEntry::decode(packet_id, value)?);

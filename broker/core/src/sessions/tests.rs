@@ -12,6 +12,7 @@ use super::{
 use crate::Error;
 use crate::inbox::{Inbox, InboxId};
 use crate::keyspace::session::{OutgoingEntry, OutgoingPhase, StoredSubscription, encode_incoming};
+use crate::keyspace::session_position::{SessionPosition, ShardPosition};
 use crate::keyspace::{PublishId, tag};
 use crate::message::tests::full_message;
 use crate::wills::{DueWill, StoredWill, Wills};
@@ -146,6 +147,42 @@ async fn a_session_comes_back_as_it_was_left() {
 
     let ended = sessions.end(&again.session).await.unwrap().unwrap();
     assert_eq!(ended.filters, ["a/+"]);
+    assert_empty(&bench).await;
+}
+
+fn position(stream: u32, position: u64) -> SessionPosition {
+    let shards = vec![ShardPosition { shard: 0, position, end: None }];
+    SessionPosition { stream, ended: false, shards }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_position_lives_as_long_as_its_subscription() {
+    let bench = Bench::new();
+    let sessions = &bench.sessions;
+    let mut session = open(sessions, &options(false, NEVER)).await.session;
+    let subscriptions: Vec<(ByteString, _)> =
+        ["kept", "left", "sought"].map(|filter| (filter.into(), subscription(1))).into();
+    sessions.subscribe(&session, &subscriptions).await.unwrap();
+    let store = async |session: &SessionRef, at| {
+        let op = |(filter, _): &(ByteString, _)| {
+            SessionOp::StorePosition(Box::new((filter.clone(), position(1, at))))
+        };
+        let ops: Vec<_> = subscriptions.iter().map(op).collect();
+        sessions.update(session, &ops).await
+    };
+    store(&session, 7).await.unwrap();
+    sessions.subscribe_anew(&session, &subscriptions, &["sought".into()]).await.unwrap();
+    sessions.unsubscribe(&session, &["left".into()]).await.unwrap();
+    for _ in 0..2 {
+        close(sessions, &session, NEVER, WillAction::Cancel).await;
+        let again = open(sessions, &options(false, NEVER)).await;
+        assert_eq!(again.positions, [("kept".into(), position(1, 7))]);
+        let old = std::mem::replace(&mut session, again.session);
+        assert!(matches!(store(&old, 8).await, Err(Error::Fenced)));
+    }
+    let clean = open(sessions, &options(true, NEVER)).await;
+    assert_eq!(clean.positions, []);
+    sessions.end(&clean.session).await.unwrap();
     assert_empty(&bench).await;
 }
 

@@ -13,6 +13,7 @@ use crate::keyspace::session::{
     ClientKeys, OutgoingEntry, OutgoingPhase, SessionRoute, StoredSubscription, decode_incoming,
     encode_incoming,
 };
+use crate::keyspace::session_position::SessionPosition;
 use crate::keyspace::timer::{Timer, TimerId, TimerKind};
 use crate::keyspace::{PublishId, VirtualShard};
 
@@ -36,6 +37,8 @@ pub enum SessionOp {
     ClearOutgoing(u16),
     /// A message of the inbox is done with.
     Remove(InboxId),
+    /// The subscription of this filter has come so far in its stream.
+    StorePosition(Box<(ByteString, SessionPosition)>),
 }
 
 /// Where the next page of routes begins.
@@ -62,6 +65,20 @@ impl Sessions {
         session: &SessionRef,
         subscriptions: &[(ByteString, StoredSubscription)],
     ) -> Result<()> {
+        self.subscribe_anew(session, subscriptions, &[]).await
+    }
+
+    /// As [`Sessions::subscribe`], and forgets where the subscriptions to `anew`, some of these, stood in their
+    /// streams.
+    ///
+    /// # Errors
+    /// As [`Sessions::subscribe`].
+    pub async fn subscribe_anew(
+        &self,
+        session: &SessionRef,
+        subscriptions: &[(ByteString, StoredSubscription)],
+        anew: &[ByteString],
+    ) -> Result<()> {
         let size = |(filter, subscription): &(ByteString, StoredSubscription)| {
             filter.len() + subscription.extra.len() + 100
         };
@@ -69,6 +86,9 @@ impl Sessions {
             self.fenced(session, |shared, tx, keys| {
                 for (filter, subscription) in page {
                     tx.set(&keys.subscription(filter), &subscription.encode());
+                    if anew.contains(filter) {
+                        tx.clear(&keys.position(filter));
+                    }
                     let route = SessionRoute::key(&session.client_id, filter, shared.virtual_shards);
                     tx.set(&route, &SessionRoute::value(session.incarnation, subscription));
                 }
@@ -78,7 +98,7 @@ impl Sessions {
         Ok(())
     }
 
-    /// Removes subscriptions, also ones that do not exist.
+    /// Removes subscriptions with their positions, also ones that do not exist.
     ///
     /// # Errors
     /// As [`Sessions::subscribe`].
@@ -87,6 +107,7 @@ impl Sessions {
             self.fenced(session, |shared, tx, keys| {
                 for filter in page {
                     tx.clear(&keys.subscription(filter));
+                    tx.clear(&keys.position(filter));
                     tx.clear(&SessionRoute::key(&session.client_id, filter, shared.virtual_shards));
                 }
             })
@@ -148,7 +169,8 @@ impl Sessions {
                 SessionOp::StoreIncoming(..)
                 | SessionOp::ClearIncoming(_)
                 | SessionOp::StoreOutgoing(..)
-                | SessionOp::ClearOutgoing(_) => None,
+                | SessionOp::ClearOutgoing(_)
+                | SessionOp::StorePosition(_) => None,
             });
             shared.counters.remove(&session.client_id, session.incarnation, removed);
         }
@@ -224,29 +246,35 @@ async fn apply(
     ops: &[SessionOp],
 ) -> Result<()> {
     for op in ops {
-        match *op {
+        match op {
             SessionOp::StoreIncoming(packet_id, id) => {
-                tx.set(&keys.incoming(packet_id), &encode_incoming(&id));
+                tx.set(&keys.incoming(*packet_id), &encode_incoming(id));
             }
             SessionOp::ClearIncoming(packet_id) => {
-                let key = keys.incoming(packet_id);
+                let key = keys.incoming(*packet_id);
                 if let Some(value) = tx.get(&key, Isolation::Serializable).await? {
                     tx.clear(&InboxMark::key(&decode_incoming(value)?, shared.virtual_shards));
                     tx.clear(&key);
                 }
             }
             SessionOp::StoreOutgoing(packet_id, inbox_id) => {
+                let (packet_id, inbox_id) = (*packet_id, *inbox_id);
                 let entry = OutgoingEntry { packet_id, phase: OutgoingPhase::Published, inbox_id };
                 tx.set(&keys.outgoing(packet_id), &entry.encode());
             }
             SessionOp::Release(packet_id, inbox_id) => {
+                let (packet_id, inbox_id) = (*packet_id, *inbox_id);
                 let entry = OutgoingEntry { packet_id, phase: OutgoingPhase::Released, inbox_id };
                 tx.set(&keys.outgoing(packet_id), &entry.encode());
                 inbox::remove_row(shared, tx, keys, session, &inbox_id).await?;
             }
-            SessionOp::ClearOutgoing(packet_id) => tx.clear(&keys.outgoing(packet_id)),
+            SessionOp::ClearOutgoing(packet_id) => tx.clear(&keys.outgoing(*packet_id)),
             SessionOp::Remove(inbox_id) => {
-                inbox::remove_row(shared, tx, keys, session, &inbox_id).await?;
+                inbox::remove_row(shared, tx, keys, session, inbox_id).await?;
+            }
+            SessionOp::StorePosition(of) => {
+                let (filter, position) = &**of;
+                tx.set(&keys.position(filter), &position.encode());
             }
         }
     }
