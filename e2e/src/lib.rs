@@ -11,11 +11,13 @@ pub mod crowd;
 pub mod endpoint;
 pub mod generator;
 pub mod http;
+pub mod load;
 pub mod mosquitto;
 pub mod nats;
 pub mod process;
 pub mod queues;
 pub mod rabbitmq;
+pub mod streams;
 pub mod tools;
 pub mod weir;
 

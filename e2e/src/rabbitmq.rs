@@ -20,6 +20,7 @@ const ERL: &str = "-noinput -s rabbit boot -boot start_sasl +W w +pc unicode +P 
 pub struct RabbitMq {
     amqp: SocketAddr,
     mqtt: SocketAddr,
+    stream: SocketAddr,
     process: Process,
     _names: Process,
     _folder: tempfile::TempDir,
@@ -27,24 +28,31 @@ pub struct RabbitMq {
 
 impl RabbitMq {
     /// Starts a server on free loopback ports, on the processors `cpus` or on all; `more` is added to its
-    /// configuration. Its files are in a folder of their own.
-    pub async fn start(more: &str, cpus: Option<&str>) -> Result<Self> {
+    /// configuration, which may only be about the `plugins` that it has. Its files are in a folder of their own.
+    pub async fn start(more: &str, plugins: &[&str], cpus: Option<&str>) -> Result<Self> {
         let tool = tools::rabbitmq().await?;
         let folder = tempfile::tempdir()?;
         let programs = folder.path().join("bin");
         std::fs::create_dir(&programs)?;
         tool.write_programs(&programs)?;
         // The server cannot choose ports by itself.
-        let [amqp, mqtt, names, peers] = free_addresses()?;
+        let [amqp, mqtt, stream, names, peers] = free_addresses()?;
+        let mut more = more.to_owned();
+        if plugins.contains(&"rabbitmq_mqtt") {
+            more.push_str(&format!("mqtt.listeners.tcp.1 = {mqtt}\nmqtt.allow_anonymous = true\n"));
+        }
+        if plugins.contains(&"rabbitmq_stream") {
+            more.push_str(&format!("stream.listeners.tcp.1 = {stream}\n"));
+        }
         let config = format!(
-            "listeners.tcp.1 = {amqp}\nmqtt.listeners.tcp.1 = {mqtt}\nmqtt.allow_anonymous = true\n\
+            "listeners.tcp.1 = {amqp}\n\
              anonymous_login_user = guest\nanonymous_login_pass = guest\nlog.console = true\n\
              log.console.level = info\ndistribution.listener.interface = 127.0.0.1\n\
              distribution.listener.port_range.min = {peers}\ndistribution.listener.port_range.max = {peers}\n{more}",
             peers = peers.port()
         );
         std::fs::write(folder.path().join("rabbitmq.conf"), config)?;
-        std::fs::write(folder.path().join("enabled_plugins"), "[rabbitmq_mqtt].\n")?;
+        std::fs::write(folder.path().join("enabled_plugins"), format!("[{}].\n", plugins.join(",")))?;
 
         let mut command = tool.program(&programs, "epmd");
         command.args(["-address", "127.0.0.1", "-port", &names.port().to_string()]);
@@ -58,7 +66,7 @@ impl RabbitMq {
             started.then_some(()).with_context(|| format!("RabbitMQ did not start:\n{}", log.tail()))
         });
         started.await?;
-        Ok(Self { amqp, mqtt, process, _names: names_process, _folder: folder })
+        Ok(Self { amqp, mqtt, stream, process, _names: names_process, _folder: folder })
     }
 
     /// Where it listens for AMQP.
@@ -71,6 +79,12 @@ impl RabbitMq {
     #[must_use]
     pub fn mqtt(&self) -> SocketAddr {
         self.mqtt
+    }
+
+    /// Where it listens for the protocol of its streams, if it has that plugin.
+    #[must_use]
+    pub fn stream(&self) -> SocketAddr {
+        self.stream
     }
 
     /// Its process id, unless it has ended.
@@ -104,11 +118,11 @@ fn server(tool: &Tool, folder: &Path, programs: &Path, names: SocketAddr) -> tok
 }
 
 /// Different addresses, all free a moment ago.
-fn free_addresses() -> Result<[SocketAddr; 4]> {
+fn free_addresses() -> Result<[SocketAddr; 5]> {
     let mut listeners = Vec::new();
-    for _ in 0..4 {
+    for _ in 0..5 {
         listeners.push(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?);
     }
     let addresses = listeners.iter().map(TcpListener::local_addr).collect::<Result<Vec<_>, _>>()?;
-    addresses.try_into().ok().context("four addresses")
+    addresses.try_into().ok().context("five addresses")
 }

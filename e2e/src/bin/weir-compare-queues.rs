@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use weir_e2e::queues::load::{self, LoadArgs};
+use weir_e2e::load::{self, LoadArgs};
 use weir_e2e::queues::{self, Contestant, Options, Section};
 
 /// Compares durable queues of Weir with those of other brokers on this machine
@@ -102,21 +102,6 @@ impl From<ContestantName> for Contestant {
     }
 }
 
-/// The arguments as a reader may repeat them: without the places of files.
-fn shown(arguments: impl Iterator<Item = String>) -> String {
-    let mut shown = Vec::new();
-    let mut arguments =
-        arguments.filter(|argument| !["--out=", "--weir="].iter().any(|of| argument.starts_with(of)));
-    while let Some(argument) = arguments.next() {
-        if ["--out", "--weir"].contains(&argument.as_str()) {
-            arguments.next();
-        } else {
-            shown.push(if argument.contains(' ') { format!("\"{argument}\"") } else { argument });
-        }
-    }
-    shown.join(" ")
-}
-
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<()> {
     let arguments = Arguments::parse();
@@ -138,7 +123,7 @@ async fn main() -> Result<()> {
         backlog: compare.backlog,
         time_limit: Duration::from_secs(60 * u64::from(compare.minutes)),
         out: compare.out,
-        command: shown(std::env::args().skip(1)),
+        command: load::shown(std::env::args().skip(1)),
         weir: compare.weir,
     })
     .await

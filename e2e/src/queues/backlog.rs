@@ -9,8 +9,9 @@ use tokio::process::Command;
 
 use super::peers::weir_setup;
 use super::report::{Drain, Fill};
-use super::wire::QUEUE;
-use super::{BROKER_CPU, Comparison, json_of};
+use super::{BROKER_CPU, Comparison};
+use crate::load::json_of;
+use crate::load::wire::QUEUE;
 
 /// Consumers that work a backlog off, one number after the other.
 const CONSUMERS: &str = "1,2,8,64";

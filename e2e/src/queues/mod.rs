@@ -3,36 +3,31 @@
 //!
 //! [`run`] works through the sections and writes after every step what is known, so that a broker that fails costs
 //! nobody else's results. What a broker does wrong is a result; only what keeps the comparison from being made is an
-//! error. The load is a process of its own ([`load`]), the same for all. Nothing here knows how any of the brokers
+//! error. The load is a process of its own ([`crate::load`]), the same for all. Nothing here knows how any of the brokers
 //! works inside.
 
 mod backlog;
-pub mod load;
-mod pacer;
 mod peers;
 mod report;
 mod syncs;
-mod wire;
 
 use std::path::PathBuf;
-use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use tokio::process::Command;
 use tokio::time::Instant;
 use weir_env::clock::Clock;
 
-use crate::process::{on_cpus, processor_time};
+use crate::load::LoadArgs;
+use crate::process::processor_time;
 use crate::weir::release_binary;
 pub use peers::Contestant;
 use peers::Running;
 use report::{Cell, Pace, Results, Sample};
 
-/// The processor of the broker, and of the load.
+/// The processor of the broker; the load has another.
 const BROKER_CPU: &str = "0";
-const LOAD_CPU: &str = "1";
 /// What a run may take beyond its load.
 const SLACK: Duration = Duration::from_secs(40);
 /// Publishes in flight of each publisher where the clock sets the pace: a broker that stalls shall not be spared.
@@ -236,35 +231,19 @@ impl Comparison {
 
 /// Loads the broker from a process on a processor of its own.
 async fn load(broker: &Running, cell: Cell, pace: Pace, duration: Duration) -> Result<Value> {
-    let mut command = Command::new(std::env::current_exe()?);
-    let protocol = match broker.contestant.protocol() {
-        load::Protocol::MqttQueue => "mqtt-queue",
-        load::Protocol::MqttSession => "mqtt-session",
-        load::Protocol::Amqp => "amqp",
-        load::Protocol::Nats => "nats",
+    let load = LoadArgs {
+        protocol: broker.contestant.protocol(),
+        address: broker.address,
+        publishers: cell.publishers,
+        consumers: broker.contestant.consumers(),
+        window: cell.window,
+        size: cell.size,
+        rate: if let Pace::PerSecond(rate) = pace { Some(rate) } else { None },
+        duration: u64::try_from(duration.as_millis())?,
+        count: None,
+        stored: None,
     };
-    command.args(["load", "--protocol", protocol, "--address", &broker.address.to_string()]);
-    command.args(["--publishers", &cell.publishers.to_string(), "--window", &cell.window.to_string()]);
-    command.args(["--consumers", &broker.contestant.consumers().to_string()]);
-    command.args(["--size", &cell.size.to_string(), "--duration", &duration.as_millis().to_string()]);
-    if let Pace::PerSecond(rate) = pace {
-        command.args(["--rate", &rate.to_string()]);
-    }
-    let report = json_of(command, duration + SLACK).await?;
+    let report = load.apart(duration + SLACK).await?;
     ensure!(report["received"].as_u64() > Some(0), "nothing arrived");
     Ok(report)
-}
-
-/// Runs a generator of load on its processor and reads what it prints.
-async fn json_of(command: Command, longest: Duration) -> Result<Value> {
-    let mut command = on_cpus(Some(LOAD_CPU), &command);
-    command.stdin(Stdio::null()).kill_on_drop(true);
-    let output = tokio::time::timeout(longest, command.output())
-        .await
-        .with_context(|| format!("the load took longer than {longest:?}"))??;
-    let said = String::from_utf8_lossy(&output.stderr);
-    let error = said.split("Stack backtrace").next().unwrap_or_default().split_whitespace();
-    let error = error.collect::<Vec<_>>().join(" ");
-    ensure!(output.status.success(), "the load ended with {}: {error}", output.status);
-    serde_json::from_slice(&output.stdout).context("read the report of the load")
 }

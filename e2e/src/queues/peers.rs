@@ -6,8 +6,8 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-use super::load::Protocol;
-use super::wire::QUEUE;
+use crate::load::Protocol;
+use crate::load::wire::QUEUE;
 use crate::nats::Nats;
 use crate::rabbitmq::RabbitMq;
 use crate::tools;
@@ -89,7 +89,7 @@ impl Contestant {
                 (weir.mqtt(), Held::Weir(Box::new((weir, setup))))
             }
             Self::RabbitmqAmqp | Self::RabbitmqMqtt => {
-                let rabbitmq = RabbitMq::start(RABBITMQ, cpus).await?;
+                let rabbitmq = RabbitMq::start(RABBITMQ, &["rabbitmq_mqtt"], cpus).await?;
                 let amqp = self == Self::RabbitmqAmqp;
                 (if amqp { rabbitmq.amqp() } else { rabbitmq.mqtt() }, Held::Rabbitmq(Box::new(rabbitmq)))
             }

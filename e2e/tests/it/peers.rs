@@ -1,8 +1,8 @@
 //! The brokers and clients that Weir is compared with and tested by can be had.
 
 use anyhow::{Result, ensure};
+use weir_e2e::load::{self, LoadArgs, Protocol};
 use weir_e2e::nats::Nats;
-use weir_e2e::queues::load::{self, LoadArgs, Protocol};
 use weir_e2e::tools;
 use weir_e2e::weir::Setup;
 
@@ -37,11 +37,54 @@ async fn the_load_of_the_queues_sees_every_message_confirmed_and_consumed() -> R
     ] {
         let (consumers, window) = if protocol == Protocol::MqttSession { (1, 1) } else { (2, 4) };
         let (publishers, size, rate, duration) = (2, 100, Some(200.0), 300);
-        let load = LoadArgs { protocol, address, publishers, consumers, window, size, rate, duration };
+        let (count, stored) = (None, None);
+        let load = LoadArgs {
+            protocol,
+            address,
+            publishers,
+            consumers,
+            window,
+            size,
+            rate,
+            duration,
+            count,
+            stored,
+        };
         let report = load::run(load).await?;
         for count in ["sent", "confirmed", "received"] {
             ensure!(report[count] == 60, "{protocol:?}: {count} in {report}");
         }
+    }
+    weir.no_panic()
+}
+
+/// Of a stream every reader gets every message, as it comes or from the beginning.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_load_of_the_streams_sees_every_message_confirmed_and_read() -> Result<()> {
+    let stream = "apiVersion: weir.dev/v1alpha1\nkind: Stream\nmetadata:\n  name: bench\n\
+                  spec:\n  topicFilter: bench/+/data\n  shards: 1\n";
+    let weir = Setup::memory()?.with_manifest("stream.yaml", stream)?.start().await?;
+    let nats = Nats::start(None).await?;
+    for (protocol, address) in [(Protocol::MqttStream, weir.mqtt()), (Protocol::NatsStream, nats.clients())] {
+        let live = LoadArgs {
+            protocol,
+            address,
+            publishers: 2,
+            consumers: 3,
+            window: 4,
+            size: 100,
+            rate: Some(200.0),
+            duration: 20_000,
+            count: Some(61),
+            stored: None,
+        };
+        let report = load::run(live.clone()).await?;
+        for (count, expected) in [("sent", 61), ("confirmed", 61), ("received", 183)] {
+            ensure!(report[count] == expected, "{protocol:?}: {count} in {report}");
+        }
+        let replay = LoadArgs { publishers: 0, stored: Some(61), ..live };
+        let report = load::run(replay).await?;
+        ensure!(report["received"] == 183, "{protocol:?}: {report}");
     }
     weir.no_panic()
 }

@@ -18,6 +18,8 @@ pub(super) struct Latencies {
     pub(super) end_to_end: Latency,
     /// From the start of a connection to its CONNACK.
     pub(super) connect: Latency,
+    /// From a SUBSCRIBE for what is stored to the first message.
+    pub(super) first: Latency,
 }
 
 /// One distribution.
@@ -37,12 +39,14 @@ impl Latencies {
         self.ack.add(&other.ack);
         self.end_to_end.add(&other.end_to_end);
         self.connect.add(&other.connect);
+        self.first.add(&other.first);
     }
 
     pub(super) fn clear(&mut self) {
         self.ack.0.reset();
         self.end_to_end.0.reset();
         self.connect.0.reset();
+        self.first.0.reset();
     }
 }
 

@@ -19,6 +19,7 @@ mod publisher;
 mod report;
 mod run;
 mod shared;
+mod stream;
 mod subscriber;
 mod usage;
 mod wire;
@@ -26,9 +27,10 @@ mod wire;
 use std::num::{NonZeroU16, NonZeroU32};
 use std::time::Duration;
 
-use anyhow::{Context, ensure};
+use anyhow::Context;
 use clap::{Args, Subcommand};
-use weir_codec::{ProtocolVersion, QoS};
+use weir_codec::QoS;
+use weir_env::clock::Clock;
 use weir_env::seed::Seed;
 use weir_topic::TopicName;
 
@@ -37,6 +39,7 @@ use super::output::{Format, Output};
 use backlog::BacklogArgs;
 use plan::{IdlePlan, Plan, PublisherPlan, Rate, SubscriberPlan};
 use report::Report;
+use stream::StreamArgs;
 
 /// Longest run.
 const DURATION_MAX: Duration = Duration::from_mins(10);
@@ -56,8 +59,8 @@ pub(super) enum Scenario {
     Queue(QueueArgs),
     /// Fill a queue, then work its backlog off, with one number of consumers after the other
     Backlog(BacklogArgs),
-    /// Fill a stream, then read it from its beginning
-    Replay(ReplayArgs),
+    /// Fill a stream, then replay it, and read it as it grows
+    Stream(StreamArgs),
     /// Open connections and leave them idle
     Connect(ConnectArgs),
 }
@@ -182,34 +185,6 @@ pub(super) struct QueueArgs {
 }
 
 #[derive(Clone, Debug, Args)]
-pub(super) struct ReplayArgs {
-    /// Name of the stream
-    stream: String,
-    /// A topic that the stream's filter matches; {} stands for the number of the publisher
-    #[arg(short, long)]
-    topic: String,
-    /// Messages to fill the stream with
-    #[arg(short, long, value_name = "N", default_value_t = 100_000,
-        value_parser = clap::value_parser!(u64).range(1..=100_000_000))]
-    messages: u64,
-    /// Publishers that fill it, at QoS 1
-    #[arg(short, long, value_name = "N", default_value_t = 4, value_parser = connections())]
-    publishers: u32,
-    /// Readers, each of the whole stream
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = connections())]
-    readers: u32,
-    /// Quality of service of the readers
-    #[arg(short, long, default_value = "0", value_parser = args::qos)]
-    qos: QoS,
-    /// Bytes of payload
-    #[arg(short, long, value_name = "BYTES", default_value_t = 100,
-        value_parser = clap::value_parser!(u32).range(i64::from(SIZE_MIN)..=i64::from(SIZE_MAX)))]
-    size: u32,
-    #[command(flatten)]
-    common: CommonArgs,
-}
-
-#[derive(Clone, Debug, Args)]
 pub(super) struct ConnectArgs {
     /// Connections
     #[arg(short = 'n', long, value_name = "N", default_value_t = 1_000, value_parser = connections())]
@@ -237,7 +212,12 @@ pub(super) fn run(scenario: &Scenario) -> anyhow::Result<()> {
     let common = scenario.common();
     let run = Seed::from_entropy().next_u64();
     let mut report = Report::new(scenario.name());
-    for plan in scenario.plans()? {
+    let mut middle = None;
+    for mut plan in scenario.plans()? {
+        if plan.is_middle {
+            middle = Some(Clock::system().wall());
+        }
+        plan.set_middle(middle);
         eprintln!("{}", plan.title);
         let outcome = run::execute(&plan, common, run)?;
         report.add(plan, outcome);
@@ -257,7 +237,7 @@ impl Scenario {
             Self::Latency(_) => "latency",
             Self::Queue(_) => "queue",
             Self::Backlog(_) => "backlog",
-            Self::Replay(_) => "replay",
+            Self::Stream(_) => "stream",
             Self::Connect(_) => "connect",
         }
     }
@@ -268,7 +248,7 @@ impl Scenario {
             Self::Latency(args) => &args.common,
             Self::Queue(args) => &args.common,
             Self::Backlog(args) => &args.common,
-            Self::Replay(args) => &args.common,
+            Self::Stream(args) => &args.common,
             Self::Connect(args) => &args.common,
         }
     }
@@ -280,7 +260,7 @@ impl Scenario {
             Self::Latency(args) => args.plan().map(|plan| vec![plan]),
             Self::Queue(args) => args.plan().map(|plan| vec![plan]),
             Self::Backlog(args) => args.plans(),
-            Self::Replay(args) => args.plans(),
+            Self::Stream(args) => args.plans(),
             Self::Connect(args) => Ok(vec![args.plan()]),
         }
     }
@@ -351,28 +331,6 @@ impl QueueArgs {
             publisher.topics = share.map(&topic).collect();
         }
         Ok(publishers)
-    }
-}
-
-impl ReplayArgs {
-    fn plans(&self) -> anyhow::Result<Vec<Plan>> {
-        ensure!(self.common.broker.version == ProtocolVersion::V5, "replay needs MQTT 5 for its readers");
-        let load = LoadArgs { rate: Rate::Max, size: self.size, window: NonZeroU16::MAX };
-        let fill = load.fill(&self.stream, self.messages, self.publishers, &self.topic)?;
-        let reader = SubscriberPlan {
-            properties: vec![("stream-offset".into(), "earliest".into())],
-            at_start: true,
-            ..SubscriberPlan::new(&format!("$stream/{}", self.stream), self.qos)
-        };
-        let read = Plan {
-            title: format!("replay {}: {} readers, QoS {}", self.stream, self.readers, self.qos.as_u8()),
-            subscribers: vec![reader; self.readers as usize],
-            copies: u64::from(self.readers),
-            stored: self.messages,
-            duration: self.common.duration,
-            ..Plan::default()
-        };
-        Ok(vec![fill, read])
     }
 }
 

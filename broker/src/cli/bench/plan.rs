@@ -5,6 +5,7 @@ use std::num::NonZeroU16;
 use std::time::Duration;
 
 use weir_codec::{QoS, UserProperties};
+use weir_env::clock::Timestamp;
 
 /// One run: who publishes, who subscribes, when it ends.
 #[derive(Clone, Debug, Default)]
@@ -27,6 +28,10 @@ pub(super) struct Plan {
     pub(super) duration: Duration,
     /// Reading what is stored ends early when nothing comes any more.
     pub(super) ends_in_silence: bool,
+    /// Messages of earlier runs count as well.
+    pub(super) any_run: bool,
+    /// Its beginning is the time that [`From::Middle`] means.
+    pub(super) is_middle: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -49,9 +54,21 @@ pub(super) struct PublisherPlan {
 pub(super) struct SubscriberPlan {
     pub(super) filter: String,
     pub(super) qos: QoS,
-    pub(super) properties: UserProperties,
+    /// Where in a stream to begin.
+    pub(super) from: Option<From>,
+    /// The time that [`From::Middle`] means, once it is known.
+    pub(super) middle: Timestamp,
     /// Subscribes when the clock starts, not before.
     pub(super) at_start: bool,
+}
+
+/// Where in a stream to begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum From {
+    Earliest,
+    /// At the time at which the second half was published.
+    Middle,
+    Latest,
 }
 
 /// How connections that do nothing connect.
@@ -80,7 +97,35 @@ pub(super) enum Rate {
 
 impl SubscriberPlan {
     pub(super) fn new(filter: &str, qos: QoS) -> Self {
-        Self { filter: filter.to_owned(), qos, properties: UserProperties::new(), at_start: false }
+        Self { filter: filter.to_owned(), qos, from: None, middle: Timestamp::default(), at_start: false }
+    }
+
+    /// What goes with its SUBSCRIBE.
+    pub(super) fn properties(&self) -> UserProperties {
+        let offset = self.from.map(|from| match from {
+            From::Middle => self.middle.as_micros().to_string().into(),
+            From::Earliest | From::Latest => from.to_string().into(),
+        });
+        offset.map(|offset| ("stream-offset".into(), offset)).into_iter().collect()
+    }
+}
+
+impl Plan {
+    /// Says when the second half of what is read began, if it has.
+    pub(super) fn set_middle(&mut self, at: Option<Timestamp>) {
+        for subscriber in &mut self.subscribers {
+            subscriber.middle = at.unwrap_or_default();
+        }
+    }
+}
+
+impl fmt::Display for From {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Earliest => "earliest",
+            Self::Middle => "middle by time",
+            Self::Latest => "latest",
+        })
     }
 }
 

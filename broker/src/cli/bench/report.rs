@@ -124,6 +124,7 @@ impl Outcome {
         let mut latencies = vec![
             ("connect", "connect", &self.latencies.connect),
             ("publish to ack", "ack", &self.latencies.ack),
+            ("subscribe to first arrival", "first", &self.latencies.first),
         ];
         // What was stored long before it is read has no latency.
         if plan.stored == 0 {

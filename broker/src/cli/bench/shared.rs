@@ -48,6 +48,10 @@ pub(super) struct Shared {
     base: Instant,
     /// In every payload, to know our own messages.
     pub(super) run: u64,
+    /// What is read was stored before the run.
+    pub(super) stored: bool,
+    /// Messages of earlier runs count as well.
+    pub(super) any_run: bool,
     pub(super) counts: Counts,
     /// Bounds what is under way in a closed loop.
     backlog: Option<Backlog>,
@@ -132,6 +136,8 @@ impl Shared {
             clock,
             base: clock.now(),
             run,
+            stored: plan.stored > 0,
+            any_run: plan.any_run,
             counts: Counts {
                 received_by: plan.subscribers.iter().map(|_| AtomicU64::new(0)).collect(),
                 ..Counts::default()

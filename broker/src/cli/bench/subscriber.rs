@@ -6,7 +6,7 @@ use anyhow::bail;
 use weir_codec::{PacketType, ProtocolVersion, QoS, SubscribeFilter, SubscriptionOptions};
 
 use super::frame;
-use super::latency::Latency;
+use super::latency::{Latencies, Latency};
 use super::plan::SubscriberPlan;
 use super::publisher::stamp;
 use super::shared::{Member, add, check_qos};
@@ -18,20 +18,24 @@ pub(super) async fn run(plan: SubscriberPlan, member: Member) -> anyhow::Result<
     let mut client = member.connect().await?;
     check_qos(&client, plan.qos)?;
     let mut phases = member.shared.phases();
+    let mut first_since = None;
     if plan.at_start {
         if member.started().await.is_none() {
             return Ok(());
         }
+        let asked = member.shared.now();
         subscribe(&mut client, &plan).await?;
+        first_since = Some(asked);
     } else {
         subscribe(&mut client, &plan).await?;
         add(&member.shared.counts.ready, 1);
     }
     let version = client.version();
     let (mut wire, early) = Wire::new(client);
-    Tally::count(&member, |tally| early.iter().for_each(|publish| tally.add(&publish.payload)));
+    let mut arrivals = Arrivals { member: &member, first_since };
+    arrivals.count(|tally| early.iter().for_each(|publish| tally.add(&publish.payload)));
     let received = tokio::select! {
-        received = receive(&mut wire, version, &member) => received,
+        received = receive(&mut wire, version, &mut arrivals) => received,
         () = Member::stopped(&mut phases) => Ok(()),
     };
     wire.close().await;
@@ -41,7 +45,7 @@ pub(super) async fn run(plan: SubscriberPlan, member: Member) -> anyhow::Result<
 async fn subscribe(client: &mut Client, plan: &SubscriberPlan) -> anyhow::Result<()> {
     let options = SubscriptionOptions { qos: plan.qos, ..SubscriptionOptions::default() };
     let filter = SubscribeFilter { filter: plan.filter.as_str().into(), options };
-    let answer = client.subscribe(vec![filter], plan.properties.clone()).await?;
+    let answer = client.subscribe(vec![filter], plan.properties()).await?;
     match answer.reasons.first() {
         Some(reason) if reason.is_error() => {
             let said = answer.properties.reason_string.map(|text| format!(": {text}")).unwrap_or_default();
@@ -51,10 +55,14 @@ async fn subscribe(client: &mut Client, plan: &SubscriberPlan) -> anyhow::Result
     }
 }
 
-async fn receive(wire: &mut Wire, version: ProtocolVersion, member: &Member) -> anyhow::Result<()> {
+async fn receive(
+    wire: &mut Wire,
+    version: ProtocolVersion,
+    arrivals: &mut Arrivals<'_>,
+) -> anyhow::Result<()> {
     loop {
         // Packets that came with the answer to SUBSCRIBE are there before the socket has more.
-        Tally::count(member, |tally| take(wire, version, tally))?;
+        arrivals.count(|tally| take(wire, version, tally))?;
         wire.write()?;
         wire.ready().await?;
         wire.transfer()?;
@@ -84,26 +92,48 @@ fn take(wire: &mut Wire, version: ProtocolVersion, tally: &mut Tally<'_>) -> any
     })
 }
 
+/// What one subscriber has seen.
+struct Arrivals<'a> {
+    member: &'a Member,
+    /// Since when the first message is waited for.
+    first_since: Option<u64>,
+}
+
 /// What one batch of messages adds to the counts.
 struct Tally<'a> {
     run: u64,
     now: u64,
     latency: &'a mut Latency,
+    /// What is read was stored before the run, and has no latency.
+    stored: bool,
+    /// Messages of earlier runs count as well.
+    any_run: bool,
     received: u64,
     foreign: u64,
 }
 
-impl Tally<'_> {
+impl Arrivals<'_> {
     /// Counts the messages that `batch` adds; all of them have arrived now.
-    fn count<T>(member: &Member, batch: impl FnOnce(&mut Tally<'_>) -> T) -> T {
-        let shared = &member.shared;
-        let mut latencies = member.latencies.lock();
-        let latency = &mut latencies.end_to_end;
-        let mut tally = Tally { run: shared.run, now: shared.now(), latency, received: 0, foreign: 0 };
+    fn count<T>(&mut self, batch: impl FnOnce(&mut Tally<'_>) -> T) -> T {
+        let shared = &self.member.shared;
+        let mut latencies = self.member.latencies.lock();
+        let Latencies { end_to_end, first, .. } = &mut *latencies;
+        let mut tally = Tally {
+            run: shared.run,
+            now: shared.now(),
+            latency: end_to_end,
+            stored: shared.stored,
+            any_run: shared.any_run,
+            received: 0,
+            foreign: 0,
+        };
         let result = batch(&mut tally);
         if tally.received + tally.foreign > 0 {
+            if let Some(since) = self.first_since.take() {
+                first.record(tally.now.saturating_sub(since));
+            }
             add(&shared.counts.received, tally.received);
-            if let Some(own) = shared.counts.received_by.get(member.number) {
+            if let Some(own) = shared.counts.received_by.get(self.member.number) {
                 add(own, tally.received);
             }
             add(&shared.counts.foreign, tally.foreign);
@@ -112,13 +142,18 @@ impl Tally<'_> {
         }
         result
     }
+}
 
+impl Tally<'_> {
     fn add(&mut self, payload: &[u8]) {
         match stamp(payload) {
             Some((run, due)) if run == self.run => {
                 self.received += 1;
-                self.latency.record(self.now.saturating_sub(due));
+                if !self.stored {
+                    self.latency.record(self.now.saturating_sub(due));
+                }
             }
+            _ if self.any_run => self.received += 1,
             _ => self.foreign += 1,
         }
     }

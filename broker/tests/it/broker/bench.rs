@@ -1,9 +1,9 @@
-//! `weir bench` on queues: what it says of a backlog and of many topics is what happened.
+//! `weir bench` on queues and streams: what it says is what happened.
 
 use serde_json::Value;
 use weir_core::definition::Kind;
 
-use super::{TestBroker, config, memory, queue};
+use super::{TestBroker, config, memory, queue, stream};
 use crate::cli::weir;
 
 async fn runs(args: &[&str]) -> Vec<Value> {
@@ -60,5 +60,34 @@ async fn publishers_share_the_topics_of_a_queue() {
         depths += depth;
     }
     assert_eq!(depths, sent);
+    broker.stop().await;
+}
+
+#[tokio::test]
+async fn a_stream_is_filled_replayed_and_followed() {
+    let broker = TestBroker::start_with(config(), &memory()).await;
+    broker.declare(&[stream("s-0", "s/0"), stream("s-1", "s/1")]).await;
+    let url = format!("mqtt://{}", broker.addr);
+    let args = ["bench", "stream", "s-{}", "-t", "s/{}", "--streams", "2", "-m", "700", "-o", "json"];
+    let parts = ["--parts", "fill,replay,middle,tail,beside", "--readers", "1,2"];
+    let rate = ["--rate", "500", "-d", "200ms", "--url", &url];
+    let all = runs(&[&args[..], &parts, &rate].concat()).await;
+    assert_eq!(all.len(), 10);
+    for fill in &all[..2] {
+        assert_eq!((&fill["acknowledged"], &fill["received"]), (&350.into(), &0.into()), "{fill}");
+    }
+    for (run, received) in all[2..6].iter().zip([700, 1_400, 350, 700]) {
+        assert_eq!((&run["received"], &run["lost"]), (&received.into(), &0.into()), "{run}");
+        assert_eq!(run["receivedOfOtherRuns"], 0, "{run}");
+        assert!(run["latency"]["first"]["maxNanos"].as_u64().unwrap() > 0, "{run}");
+    }
+    for run in &all[6..] {
+        assert_eq!((&run["lost"], &run["refused"]), (&0.into(), &0.into()), "{run}");
+        assert!(run["sent"].as_u64().unwrap() > 0, "{run}");
+    }
+    assert!(all[6]["latency"]["endToEnd"]["maxNanos"].as_u64().unwrap() > 0);
+    // What is there already is read without being filled again.
+    let again = runs(&[&args[..], &["--parts", "replay", "--url", &url]].concat()).await;
+    assert_eq!((again.len(), &again[0]["lost"]), (1, &0.into()), "{}", again[0]);
     broker.stop().await;
 }

@@ -73,15 +73,18 @@ async fn the_table_is_for_people() {
 async fn refused_publishes_are_counted_and_fail_the_run() {
     let listening = Listening::start().await;
     let url = listening.url();
-    // A fill has no subscribers: one connection.
-    let args =
-        ["bench", "replay", "s", "-t", "jobs", "-m5", "-p1", "-d", "100ms", "-o", "json", "--url", &url];
+    // A fill has no subscribers: one connection for each half.
+    let parts = ["--parts", "fill,replay"];
+    let args = ["bench", "stream", "s", "-t", "jobs", "-m5", "-p1", "-o", "json", "--url", &url];
+    let args = [&args[..], &parts].concat();
     let server = async {
-        let (mut peer, _) = listening.connected(ConnAck::default()).await;
-        for n in 0..5 {
-            let packet_id = peer.recv_publish().await.header.packet_id.unwrap();
-            let reason = if n == 2 { ReasonCode::QuotaExceeded } else { ReasonCode::Success };
-            peer.send(&Packet::PubAck(ack(packet_id, reason))).await;
+        for half in [0..2, 2..5] {
+            let (mut peer, _) = listening.connected(ConnAck::default()).await;
+            for n in half {
+                let packet_id = peer.recv_publish().await.header.packet_id.unwrap();
+                let reason = if n == 2 { ReasonCode::QuotaExceeded } else { ReasonCode::Success };
+                peer.send(&Packet::PubAck(ack(packet_id, reason))).await;
+            }
         }
         let (mut peer, _) = listening.connected(ConnAck::default()).await;
         let Some(Packet::Subscribe(subscribe)) = peer.recv().await else { panic!("not a SUBSCRIBE") };
@@ -97,8 +100,8 @@ async fn refused_publishes_are_counted_and_fail_the_run() {
     };
     let (finished, ()) = tokio::join!(weir(&args, ""), server);
     let document: Value = serde_json::from_str(&finished.stdout).unwrap();
-    let (fill, read) = (&document["runs"][0], &document["runs"][1]);
-    assert_eq!((&fill["sent"], &fill["acknowledged"], &fill["refused"]), (&5.into(), &4.into(), &1.into()));
+    let (fill, read) = (&document["runs"][1], &document["runs"][2]);
+    assert_eq!((&fill["sent"], &fill["acknowledged"], &fill["refused"]), (&3.into(), &2.into(), &1.into()));
     assert_eq!((&read["received"], &read["lost"]), (&0.into(), &5.into()));
     let failure = finished.failure();
     assert!(

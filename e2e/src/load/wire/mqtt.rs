@@ -1,4 +1,4 @@
-//! MQTT 5 at QoS 1.
+//! MQTT 5: publishes at QoS 1, subscriptions at QoS 0 or 1.
 
 use std::net::SocketAddr;
 
@@ -13,21 +13,43 @@ pub(in super::super) struct Mqtt {
     last: u16,
 }
 
+/// What a consumer subscribes to.
+#[derive(Debug)]
+pub(in super::super) struct Subscribe {
+    filter: String,
+    qos: u8,
+    /// Its session outlives its connection.
+    persistent: bool,
+    /// Where in a stream it begins.
+    offset: Option<&'static str>,
+}
+
+impl Subscribe {
+    /// Each message is acknowledged.
+    pub(in super::super) fn queue(filter: &str, persistent: bool) -> Self {
+        Self { filter: filter.to_owned(), qos: 1, persistent, offset: None }
+    }
+
+    /// At QoS 0, from the beginning or from what comes on.
+    pub(in super::super) fn stream(filter: &str, earliest: bool) -> Self {
+        let offset = if earliest { "earliest" } else { "latest" };
+        Self { filter: filter.to_owned(), qos: 0, persistent: false, offset: Some(offset) }
+    }
+}
+
 impl Mqtt {
-    /// Connects as `id`. A publisher publishes to `topic`; a consumer subscribes to `filter`, in a session that
-    /// outlives its connection if it is to be `persistent`.
+    /// Connects as `id`. A publisher publishes to `topic`; a consumer subscribes.
     pub(in super::super) async fn connect(
         address: SocketAddr,
         role: Role,
         id: &str,
         topic: &str,
-        filter: &str,
-        persistent: bool,
+        subscribe: &Subscribe,
     ) -> Result<(Connection, Self)> {
         let mut connection = Connection::open(address).await?;
         let mut body = string("MQTT");
         // Without a keep-alive. A session expiry of an hour or none, and the receive maximum.
-        let (flags, expiry) = if persistent { (0, 3_600_u32) } else { (2, 0) };
+        let (flags, expiry) = if subscribe.persistent { (0, 3_600_u32) } else { (2, 0) };
         body.extend([5, flags, 0, 0, 8, 0x11]);
         body.extend(expiry.to_be_bytes());
         body.push(0x21);
@@ -36,8 +58,14 @@ impl Mqtt {
         write(&mut connection.output, 0x10, &[&body]);
         answer(&mut connection, 0x20, 1).await?;
         if role == Role::Consumer {
-            // A packet id, no properties, QoS 1.
-            write(&mut connection.output, 0x82, &[&[0, 1, 0], &string(filter), &[1]]);
+            // A packet id, and perhaps a user property.
+            let property = subscribe.offset.map_or_else(Vec::new, |offset| {
+                [&[0x26][..], &string("stream-offset"), &string(offset)].concat()
+            });
+            let properties = u8::try_from(property.len()).context("short properties")?;
+            let filter = string(&subscribe.filter);
+            let parts = [&[0, 1, properties][..], &property, &filter, &[subscribe.qos]];
+            write(&mut connection.output, 0x82, &parts);
             answer(&mut connection, 0x90, 3).await?;
         }
         Ok((connection, Self { topic: topic.to_owned(), last: 0 }))
@@ -52,8 +80,7 @@ async fn answer(connection: &mut Connection, first: u8, at: usize) -> Result<()>
             let Some((length, body)) = packet(input)? else { return Ok(None) };
             if input[0] >> 4 == 3 {
                 // Left over by a run before; of no interest to this one.
-                let (id, _) = publish_parts(body)?;
-                early.push(id);
+                early.extend(publish_parts(input[0], body)?.0);
                 return Ok(Some((length, None)));
             }
             ensure!(input[0] == first, "packet 0x{:02x} in the place of 0x{first:02x}", input[0]);
@@ -88,9 +115,10 @@ impl Wire for Mqtt {
                 Event::Confirmed { tag: u16::from_be_bytes([body[0], body[1]]).into(), multiple: false }
             }
             3 => {
-                ensure!(input[0] & 0x06 != 0, "a message at QoS 0");
-                let (id, payload) = publish_parts(body)?;
-                write(output, 0x40, &[&id]);
+                let (id, payload) = publish_parts(input[0], body)?;
+                if let Some(id) = id {
+                    write(output, 0x40, &[&id]);
+                }
                 Event::Delivered(payload)
             }
             14 => bail!("the broker disconnected with {:02x?}", body.first()),
@@ -100,14 +128,18 @@ impl Wire for Mqtt {
     }
 }
 
-/// Packet id and payload of a PUBLISH.
-fn publish_parts(body: &[u8]) -> Result<([u8; 2], &[u8])> {
+/// Packet id, which QoS 0 has none of, and payload of a PUBLISH.
+fn publish_parts(first: u8, body: &[u8]) -> Result<(Option<[u8; 2]>, &[u8])> {
     let parts = || {
         let (length, rest) = body.split_first_chunk()?;
         let (_, rest) = rest.split_at_checked(u16::from_be_bytes(*length).into())?;
-        let (id, rest) = rest.split_first_chunk()?;
+        let (id, rest) = if first & 0x06 == 0 {
+            (None, rest)
+        } else {
+            rest.split_first_chunk().map(|(id, rest)| (Some(*id), rest))?
+        };
         let (properties, size) = length_of(rest).ok()??;
-        Some((*id, rest.get(size + properties..)?))
+        Some((id, rest.get(size + properties..)?))
     };
     parts().context("a packet that is too short")
 }
@@ -174,5 +206,9 @@ mod tests {
         let (_, event) = client.take(&answers, &mut Vec::new()).unwrap().unwrap();
         assert_eq!(event, Event::Confirmed { tag: 0xffff, multiple: false });
         assert!(client.take(&[0x40, 3, 0, 1, 0x97], &mut answers).is_err());
+        // At QoS 0 there is no packet id, and no answer.
+        answers.clear();
+        let (_, event) = client.take(b"\x30\x06\0\x01a\0hi", &mut answers).unwrap().unwrap();
+        assert_eq!((event, answers.len()), (Event::Delivered(b"hi"), 0));
     }
 }

@@ -7,6 +7,7 @@
 mod amqp;
 mod mqtt;
 mod nats;
+mod rabbitmq_stream;
 
 use std::io;
 use std::net::SocketAddr;
@@ -17,8 +18,9 @@ use tokio::io::{AsyncWriteExt as _, Interest};
 use tokio::net::TcpStream;
 
 pub(super) use amqp::Amqp;
-pub(super) use mqtt::Mqtt;
+pub(super) use mqtt::{Mqtt, Subscribe};
 pub(super) use nats::Nats;
+pub(super) use rabbitmq_stream::RabbitmqStream;
 
 /// Bytes read at once.
 const READ_BYTES: usize = 64 << 10;
@@ -26,8 +28,8 @@ const READ_BYTES: usize = 64 << 10;
 const CLOSE_MAX: Duration = Duration::from_secs(2);
 /// Messages that a consumer has not acknowledged, at most.
 pub(super) const PREFETCH: u16 = 256;
-/// The queue, in the words of each protocol: the stream of NATS, the topic's middle for MQTT.
-pub(super) const QUEUE: &str = "bench";
+/// The queue or the stream, in the words of each protocol: the stream of NATS, the topic's beginning for MQTT.
+pub(crate) const QUEUE: &str = "bench";
 
 /// What a connection is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +53,9 @@ pub(super) enum Event<'a> {
 
 /// One side of a protocol, after the connection was set up.
 pub(super) trait Wire: Send {
+    /// Publishes are about to be written that go out together.
+    fn begin_turn(&mut self) {}
+
     /// Writes a publish; the tag is what its confirmation will carry.
     fn publish(&mut self, output: &mut Vec<u8>, payload: &[u8]) -> u64;
 

@@ -4,9 +4,16 @@
 //! consumed. Open loop: every message has its time, and latency counts from that time, so that a broker that stalls
 //! is charged for all that it held up. One thread carries it all; it runs as a process of its own, so that it can be
 //! kept on a processor of its own. Nothing here knows which broker it loads beyond the protocol it speaks.
+//!
+//! Of a queue each message goes to one consumer; of a stream each goes to all of them, and they may begin with what is
+//! stored already.
+
+mod pacer;
+pub(crate) mod wire;
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
+use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -16,15 +23,19 @@ use clap::{Args, ValueEnum};
 use hdrhistogram::Histogram;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
+use tokio::process::Command;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use weir_env::clock::Clock;
 use weir_env::seed::Seed;
 
-use super::pacer::Pacer;
-use super::wire::{Amqp, Connection, Event, Mqtt, Nats, QUEUE, Role, Wire};
+use crate::process::on_cpus;
+use pacer::Pacer;
+use wire::{Amqp, Connection, Event, Mqtt, Nats, QUEUE, RabbitmqStream, Role, Subscribe, Wire};
 
+/// The processor of the load.
+const LOAD_CPU: &str = "1";
 /// Time from the last connection to the first message.
 const LEAD: Duration = Duration::from_millis(100);
 /// Longest wait for what is still under way when publishing has ended.
@@ -47,6 +58,12 @@ pub enum Protocol {
     Amqp,
     /// NATS with JetStream.
     Nats,
+    /// MQTT 5, read from a stream of Weir.
+    MqttStream,
+    /// NATS with a stream of JetStream, read by ordered consumers.
+    NatsStream,
+    /// The protocol of RabbitMQ's streams.
+    RabbitmqStream,
 }
 
 /// A load.
@@ -73,9 +90,77 @@ pub struct LoadArgs {
     /// Messages per second over all publishers [default: a closed loop]
     #[arg(long)]
     pub rate: Option<f64>,
-    /// Milliseconds of publishing
+    /// Milliseconds of publishing, or of reading what is stored, at most
     #[arg(long)]
     pub duration: u64,
+    /// Messages to publish at most, over all publishers
+    #[arg(long)]
+    pub count: Option<u64>,
+    /// Read a stream from its beginning, of so many messages, instead of what comes
+    #[arg(long)]
+    pub stored: Option<u64>,
+}
+
+impl Protocol {
+    const fn is_stream(self) -> bool {
+        match self {
+            Self::MqttStream | Self::NatsStream | Self::RabbitmqStream => true,
+            Self::MqttQueue | Self::MqttSession | Self::Amqp | Self::Nats => false,
+        }
+    }
+}
+
+impl LoadArgs {
+    /// Carries the load from a process and a processor of its own, by the command `load` of the program that runs.
+    pub(crate) async fn apart(&self, longest: Duration) -> Result<Value> {
+        let mut command = Command::new(std::env::current_exe()?);
+        let protocol = self.protocol.to_possible_value().context("a protocol")?;
+        command.args(["load", "--protocol", protocol.get_name(), "--address", &self.address.to_string()]);
+        let numbers = [
+            ("--publishers", Some(u64::from(self.publishers))),
+            ("--consumers", Some(self.consumers.into())),
+            ("--window", Some(self.window.into())),
+            ("--size", Some(u64::try_from(self.size)?)),
+            ("--duration", Some(self.duration)),
+            ("--count", self.count),
+            ("--stored", self.stored),
+        ];
+        for (name, number) in numbers {
+            command.args(number.map(|number| format!("{name}={number}")));
+        }
+        command.args(self.rate.map(|rate| format!("--rate={rate}")));
+        json_of(command, longest).await
+    }
+}
+
+/// Runs a generator of load on its processor and reads what it prints.
+pub(crate) async fn json_of(command: Command, longest: Duration) -> Result<Value> {
+    let mut command = on_cpus(Some(LOAD_CPU), &command);
+    command.stdin(Stdio::null()).kill_on_drop(true);
+    let output = tokio::time::timeout(longest, command.output())
+        .await
+        .with_context(|| format!("the load took longer than {longest:?}"))??;
+    let said = String::from_utf8_lossy(&output.stderr);
+    let error = said.split("Stack backtrace").next().unwrap_or_default().split_whitespace();
+    let error = error.collect::<Vec<_>>().join(" ");
+    ensure!(output.status.success(), "the load ended with {}: {error}", output.status);
+    serde_json::from_slice(&output.stdout).context("read the report of the load")
+}
+
+/// The arguments as a reader may repeat them: without the places of files.
+#[must_use]
+pub fn shown(arguments: impl Iterator<Item = String>) -> String {
+    let mut shown = Vec::new();
+    let mut arguments =
+        arguments.filter(|argument| !["--out=", "--weir="].iter().any(|of| argument.starts_with(of)));
+    while let Some(argument) = arguments.next() {
+        if ["--out", "--weir"].contains(&argument.as_str()) {
+            arguments.next();
+        } else {
+            shown.push(if argument.contains(' ') { format!("\"{argument}\"") } else { argument });
+        }
+    }
+    shown.join(" ")
 }
 
 /// What all connections share.
@@ -98,6 +183,7 @@ struct Counts {
     sent: AtomicU64,
     confirmed: AtomicU64,
     received: AtomicU64,
+    last_confirmed: AtomicU64,
     last_received: AtomicU64,
 }
 
@@ -123,8 +209,18 @@ pub async fn run(load: LoadArgs) -> Result<Value> {
         load,
     });
     let mut connections = JoinSet::new();
+    let before = clock.now();
     for n in 0..shared.load.consumers {
         connections.spawn(consumer(Arc::clone(&shared), n));
+    }
+    if let Some(stored) = shared.load.stored {
+        let all = stored * u64::from(shared.load.consumers);
+        wait(&shared, &mut connections, |counts| counts.received.load(Ordering::Relaxed) >= all).await?;
+        shared.stop.send_replace(true);
+        while let Some(ended) = connections.join_next().await {
+            ended??;
+        }
+        return Ok(report(&shared, before));
     }
     wait(&shared, &mut connections, |counts| {
         counts.ready.load(Ordering::Relaxed) >= shared.load.consumers.into()
@@ -138,9 +234,10 @@ pub async fn run(load: LoadArgs) -> Result<Value> {
     let start = clock.now() + LEAD;
     shared.start.send_replace(Some(start));
     let publishers = u64::from(shared.load.publishers);
+    let copies = if shared.load.protocol.is_stream() { shared.load.consumers.into() } else { 1 };
     wait(&shared, &mut connections, |counts| {
         let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
-        read(&counts.published) >= publishers && read(&counts.received) >= read(&counts.confirmed)
+        read(&counts.published) >= publishers && read(&counts.received) >= read(&counts.confirmed) * copies
     })
     .await?;
     shared.stop.send_replace(true);
@@ -186,6 +283,7 @@ fn report(shared: &Shared, start: Instant) -> Value {
     json!({
         "sent": read(&counts.sent), "confirmed": read(&counts.confirmed), "received": read(&counts.received),
         "measuredNanos": read(&counts.last_received).saturating_sub(shared.nanos(start)),
+        "confirmedNanos": read(&counts.last_confirmed).saturating_sub(shared.nanos(start)),
         "latency": { "confirm": distribution(&latencies.confirm), "arrival": distribution(&latencies.arrival) },
     })
 }
@@ -205,16 +303,25 @@ impl Shared {
         let topic = format!("{QUEUE}/{n}/data");
         Ok(match self.load.protocol {
             Protocol::MqttQueue => {
-                let queue = format!("$queue/{QUEUE}");
-                boxed(Mqtt::connect(address, role, &id, &topic, &queue, false).await?)
+                let subscribe = Subscribe::queue(&format!("$queue/{QUEUE}"), false);
+                boxed(Mqtt::connect(address, role, &id, &topic, &subscribe).await?)
             }
             Protocol::MqttSession => {
-                let filter = format!("{QUEUE}/+/data");
-                let persistent = role == Role::Consumer;
-                boxed(Mqtt::connect(address, role, &id, &topic, &filter, persistent).await?)
+                let subscribe = Subscribe::queue(&format!("{QUEUE}/+/data"), role == Role::Consumer);
+                boxed(Mqtt::connect(address, role, &id, &topic, &subscribe).await?)
             }
             Protocol::Amqp => boxed(Amqp::connect(address, role).await?),
             Protocol::Nats => boxed(Nats::connect(address, role, &id, self.load.consumers).await?),
+            Protocol::MqttStream => {
+                let subscribe = Subscribe::stream(&format!("$stream/{QUEUE}"), self.load.stored.is_some());
+                boxed(Mqtt::connect(address, role, &id, &topic, &subscribe).await?)
+            }
+            Protocol::NatsStream => {
+                boxed(Nats::connect_stream(address, role, &id, self.load.stored.is_some()).await?)
+            }
+            Protocol::RabbitmqStream => {
+                boxed(RabbitmqStream::connect(address, role, self.load.stored.is_some()).await?)
+            }
         })
     }
 }
@@ -225,9 +332,13 @@ impl Shared {
         let now = self.nanos(self.clock.now());
         let mut latencies = self.latencies.lock();
         let mut received = 0;
+        let stored = self.load.stored.is_some();
         connection.events(wire, |event| {
-            if let Event::Delivered(payload) = event
-                && let Some((run, due)) = stamp(payload)
+            let Event::Delivered(payload) = event else { return };
+            // What was stored by another run has no latency in this one.
+            if stored {
+                received += 1;
+            } else if let Some((run, due)) = stamp(payload)
                 && run == self.run
             {
                 latencies.arrival.saturating_record(now.saturating_sub(due));
@@ -258,7 +369,10 @@ impl Shared {
                 });
             }
         })?;
-        self.counts.confirmed.fetch_add(confirmed, Ordering::Relaxed);
+        if confirmed > 0 {
+            self.counts.confirmed.fetch_add(confirmed, Ordering::Relaxed);
+            self.counts.last_confirmed.fetch_max(now, Ordering::Relaxed);
+        }
         Ok(())
     }
 }
@@ -304,6 +418,7 @@ async fn publisher(shared: Arc<Shared>, n: u32) -> Result<()> {
     loop {
         let now = shared.nanos(shared.clock.now());
         let mut sent = 0;
+        wire.begin_turn();
         while in_flight.0.len() < window
             && let Some(due) = schedule.take(now)
         {
@@ -353,6 +468,8 @@ struct Schedule {
     /// Between two messages of this publisher; `None`: as fast as can be.
     interval: Option<f64>,
     taken: u64,
+    /// Messages there are.
+    count: u64,
 }
 
 impl Schedule {
@@ -361,7 +478,11 @@ impl Schedule {
         let interval = load.rate.map(|rate| 1e9 * f64::from(load.publishers) / rate);
         // So that publishers do not all send at once.
         let lag = interval.map_or(0.0, |interval| interval * f64::from(n) / f64::from(load.publishers));
-        Self { first: start + lag as u64, end: start + load.duration * 1_000_000, interval, taken: 0 }
+        let publishers = u64::from(load.publishers);
+        // The first ones take what is left over.
+        let share = |count: u64| count / publishers + u64::from(u64::from(n) < count % publishers);
+        let count = load.count.map_or(u64::MAX, share);
+        Self { first: start + lag as u64, end: start + load.duration * 1_000_000, interval, taken: 0, count }
     }
 
     #[expect(
@@ -376,7 +497,7 @@ impl Schedule {
 
     /// When the next message is due, if there is another.
     fn next(&self, now: u64) -> Option<u64> {
-        Some(self.due(now)).filter(|&due| due < self.end)
+        Some(self.due(now)).filter(|&due| due < self.end && self.taken < self.count)
     }
 
     /// The time of the next message, if it is due.
@@ -401,6 +522,8 @@ mod tests {
             size: 100,
             rate,
             duration: 10,
+            count: None,
+            stored: None,
         }
     }
 
@@ -421,6 +544,16 @@ mod tests {
         let mut schedule = Schedule::new(&load(None), 1, 0);
         assert_eq!((schedule.take(5), schedule.take(9_999_999)), (Some(5), Some(9_999_999)));
         assert_eq!((schedule.take(10_000_000), schedule.next(10_000_000)), (None, None));
+    }
+
+    #[test]
+    fn publishers_share_what_is_to_be_published() {
+        let load = LoadArgs { count: Some(3), ..load(None) };
+        let taken = |n| {
+            let mut schedule = Schedule::new(&load, n, 0);
+            std::iter::from_fn(|| schedule.take(5)).count()
+        };
+        assert_eq!([taken(0), taken(1)], [2, 1]);
     }
 
     #[test]
