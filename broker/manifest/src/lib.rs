@@ -18,7 +18,7 @@ use std::path::Path;
 
 pub use folder::{BYTES_MAX, FILES_MAX, Fingerprint, Folder};
 pub use set::{Declared, ERRORS_MAX, ManifestSet, Source};
-pub use single::{parse_file, parse_queue_spec};
+pub use single::{parse_file, parse_queue_spec, parse_stream_spec};
 pub use watch::Watcher;
 pub use yaml::{DEPTH_MAX, KEY_BYTES_MAX, NODES_MAX};
 

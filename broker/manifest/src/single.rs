@@ -1,6 +1,6 @@
-//! One queue out of the text of its `spec` alone, as people and programs hand it over without a folder. Reads no files.
+//! One queue or stream out of the text of its `spec` alone, as people and programs hand it over without a folder. Reads no files.
 
-use weir_operator_api::{GROUP, MessageQueue, VERSION};
+use weir_operator_api::{GROUP, MessageQueue, Stream, VERSION};
 
 use crate::document::{self, Document, Kinds};
 use crate::schema::Findings;
@@ -24,6 +24,26 @@ pub fn parse_file(file: &str, content: &[u8]) -> Result<ManifestSet, Vec<Manifes
 /// # Errors
 /// Every mistake, in the order of lines.
 pub fn parse_queue_spec(namespace: &str, name: &str, spec: &str) -> Result<MessageQueue, Vec<ManifestError>> {
+    let queue = |document| if let Document::Queue(queue) = document { Some(*queue) } else { None };
+    parse_spec("MessageQueue", namespace, name, spec, queue)
+}
+
+/// The Stream that a `spec` declares, as [`parse_queue_spec`] does for queues.
+///
+/// # Errors
+/// Every mistake, in the order of lines.
+pub fn parse_stream_spec(namespace: &str, name: &str, spec: &str) -> Result<Stream, Vec<ManifestError>> {
+    let stream = |document| if let Document::Stream(stream) = document { Some(*stream) } else { None };
+    parse_spec("Stream", namespace, name, spec, stream)
+}
+
+fn parse_spec<T>(
+    kind: &str,
+    namespace: &str,
+    name: &str,
+    spec: &str,
+    pick: impl FnOnce(Document) -> Option<T>,
+) -> Result<T, Vec<ManifestError>> {
     let error = |line: usize, path: &str, message: String| ManifestError {
         file: TEXT.to_owned(),
         line: Some(line),
@@ -46,14 +66,14 @@ pub fn parse_queue_spec(namespace: &str, name: &str, spec: &str) -> Result<Messa
     let metadata = Kind::Map(vec![entry("name", text(name)), entry("namespace", text(namespace))]);
     let root = Kind::Map(vec![
         entry("apiVersion", text(&format!("{GROUP}/{VERSION}"))),
-        entry("kind", text("MessageQueue")),
+        entry("kind", text(kind)),
         entry("metadata", Node { line: 1, kind: metadata }),
         entry("spec", spec),
     ]);
     let mut findings = Findings::default();
     let document = document::read(&Kinds::new(), &Node { line: 1, kind: root }, &mut findings);
-    if let (Some(Document::Queue(queue)), true) = (document, findings.0.is_empty()) {
-        return Ok(*queue);
+    if let (Some(object), true) = (document.and_then(pick), findings.0.is_empty()) {
+        return Ok(object);
     }
     let mut errors: Vec<_> =
         findings.0.into_iter().map(|finding| error(finding.line, &finding.path, finding.message)).collect();

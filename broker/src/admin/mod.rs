@@ -6,9 +6,9 @@
 
 mod access;
 mod backup;
+mod changes;
 mod connections;
 mod convert;
-mod queue_admin;
 mod queue_ops;
 mod read;
 #[cfg(test)]
@@ -43,7 +43,7 @@ const CALLS_PER_CONNECTION_MAX: u32 = 64;
 const READS_MAX: usize = 32;
 /// Looks at queues, purges and redrives at the same time: each holds pages of messages in memory.
 const OPERATIONS_MAX: usize = 8;
-/// Largest request: the `spec` of a queue.
+/// Largest request: the `spec` of a queue or stream.
 const REQUEST_BYTES_MAX: usize = 16 * 1024;
 /// Largest answer: a list of all queues there may be, or one message.
 const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
@@ -123,7 +123,7 @@ impl Service {
     /// The queue or stream called `name`.
     fn find(&self, kind: Kind, name: &str) -> Result<Arc<Object>, Status> {
         let word = convert::word(kind);
-        let name = queue_admin::name_of(kind, name)?;
+        let name = changes::name_of(kind, name)?;
         self.core.catalog().view().find(kind, name.as_str()).ok_or_else(|| {
             let hint = format!("`weir {word} list` shows what there is");
             Status::not_found(format!("there is no {word} `{}`; {hint}", name.as_str()))
@@ -234,21 +234,36 @@ impl Admin for Service {
         &self,
         request: Request<wire::CreateQueueRequest>,
     ) -> Result<Response<wire::CreateQueueResponse>, Status> {
-        self.answer(self.make_queue(request.into_inner())).await
+        let wire::CreateQueueRequest { name, namespace, spec } = request.into_inner();
+        self.answer(async {
+            let generation = self.make(Kind::Queue, &name, &namespace, &spec).await?;
+            Ok(wire::CreateQueueResponse { generation })
+        })
+        .await
     }
 
     async fn update_queue(
         &self,
         request: Request<wire::UpdateQueueRequest>,
     ) -> Result<Response<wire::UpdateQueueResponse>, Status> {
-        self.answer(self.change_queue(request.into_inner())).await
+        let wire::UpdateQueueRequest { name, change } = request.into_inner();
+        self.answer(async {
+            let generation = self.change(Kind::Queue, &name, change).await?;
+            Ok(wire::UpdateQueueResponse { generation })
+        })
+        .await
     }
 
     async fn delete_queue(
         &self,
         request: Request<wire::DeleteQueueRequest>,
     ) -> Result<Response<wire::DeleteQueueResponse>, Status> {
-        self.answer(self.remove_queue(request.into_inner())).await
+        let request = request.into_inner();
+        self.answer(async {
+            let retained = self.remove(Kind::Queue, &request.name, request.policy()).await?;
+            Ok(wire::DeleteQueueResponse { retained })
+        })
+        .await
     }
 
     async fn list_streams(
@@ -273,6 +288,42 @@ impl Admin for Service {
             let reports = self.reports(&object).await.map_err(refused)?;
             let oldest = read::oldest(&self.core, &object, &reports).await.map_err(refused)?;
             Ok(convert::stream_description(&object, &reports, &oldest))
+        })
+        .await
+    }
+
+    async fn create_stream(
+        &self,
+        request: Request<wire::CreateStreamRequest>,
+    ) -> Result<Response<wire::CreateStreamResponse>, Status> {
+        let wire::CreateStreamRequest { name, namespace, spec } = request.into_inner();
+        self.answer(async {
+            let generation = self.make(Kind::Stream, &name, &namespace, &spec).await?;
+            Ok(wire::CreateStreamResponse { generation })
+        })
+        .await
+    }
+
+    async fn update_stream(
+        &self,
+        request: Request<wire::UpdateStreamRequest>,
+    ) -> Result<Response<wire::UpdateStreamResponse>, Status> {
+        let wire::UpdateStreamRequest { name, change } = request.into_inner();
+        self.answer(async {
+            let generation = self.change(Kind::Stream, &name, change).await?;
+            Ok(wire::UpdateStreamResponse { generation })
+        })
+        .await
+    }
+
+    async fn delete_stream(
+        &self,
+        request: Request<wire::DeleteStreamRequest>,
+    ) -> Result<Response<wire::DeleteStreamResponse>, Status> {
+        let request = request.into_inner();
+        self.answer(async {
+            let retained = self.remove(Kind::Stream, &request.name, request.policy()).await?;
+            Ok(wire::DeleteStreamResponse { retained })
         })
         .await
     }

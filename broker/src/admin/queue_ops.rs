@@ -18,7 +18,7 @@ use weir_proto::admin::v1 as wire;
 use weir_topic::TopicFilter;
 
 use super::convert::{self, status};
-use super::queue_admin::refused;
+use super::changes::refused;
 use super::{OPERATIONS_MAX, Service};
 
 impl Service {

@@ -12,6 +12,7 @@ mod output;
 mod publish;
 mod queue;
 mod serve;
+mod spec;
 mod store;
 mod stream;
 mod subscribe;
@@ -43,7 +44,7 @@ enum Command {
     /// Look at queues and their messages, purge, pause and redrive them
     #[command(subcommand)]
     Queue(queue::QueueCommand),
-    /// Look at streams and read them
+    /// Look at streams and read them, make, change and trim them
     #[command(subcommand)]
     Stream(stream::StreamCommand),
     /// Hash passwords, check access rules and explain their decisions

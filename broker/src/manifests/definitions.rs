@@ -44,9 +44,24 @@ pub(crate) fn definitions(set: &ManifestSet) -> Result<Vec<Definition>, Vec<Stri
 /// # Errors
 /// As [`definitions`], without places.
 pub(super) fn one_queue(declared: &Declared<MessageQueue>) -> Result<Definition, Vec<String>> {
+    one(&declared.source, |document| queue(declared, document))
+}
+
+/// The stream that is declared alone.
+///
+/// # Errors
+/// As [`definitions`], without places.
+pub(super) fn one_stream(declared: &Declared<Stream>) -> Result<Definition, Vec<String>> {
+    one(&declared.source, |document| stream(declared, document))
+}
+
+fn one(
+    source: &Source,
+    read: impl FnOnce(&mut Document<'_>) -> Option<Definition>,
+) -> Result<Definition, Vec<String>> {
     let mut problems = Problems::default();
-    let definition = queue(declared, &mut problems.of(&declared.source));
-    let place = format!("{}: ", declared.source);
+    let definition = read(&mut problems.of(source));
+    let place = format!("{source}: ");
     let lines = problems.into_lines().into_iter();
     let lines: Vec<_> = lines.map(|line| line.strip_prefix(&place).unwrap_or(&line).to_owned()).collect();
     definition.filter(|_| lines.is_empty()).ok_or(lines)

@@ -22,7 +22,7 @@ use weir_manifest::{ManifestError, ManifestSet, Watcher};
 use crate::auto_create::{AutoCreate, Policy};
 use crate::config::Config;
 use definitions::{definitions, policy, template};
-pub(crate) use single::{merge, queue_of, spec_of};
+pub(crate) use single::{definition_of, merge, spec_of};
 
 /// Names of queues and streams that one log line tells; more are counted.
 const NAMES_MAX: usize = 20;

@@ -1,22 +1,35 @@
-//! One queue out of the text of its `spec`, and back. Owns nothing.
+//! One queue or stream out of the text of its `spec`, and back. Owns nothing.
 
 use serde_json::Value;
 use weir_core::definition::{
-    DeadLetterTarget, Definition, Ordering as CoreOrdering, Overflow as CoreOverflow, Strategy,
+    DeadLetterTarget, Definition, Kind, Ordering as CoreOrdering, Overflow as CoreOverflow, Strategy,
 };
 use weir_manifest::{Declared, ManifestError, Source};
 use weir_operator_api::{
-    ByteSize, DeadLetter, Dedup, DeletionPolicy, Dispatch, DispatchStrategy, KubeDuration, MessageQueueSpec,
-    ObjectRef, Ordering, Overflow, PublisherControl, QueueRetention, QueueSettings, RetryBackoff,
+    ByteSize, DeadLetter, Dedup, DeletionPolicy, Dispatch, DispatchStrategy, Groups, KubeDuration,
+    MessageQueueSpec, ObjectRef, Ordering, Overflow, PublisherControl, QueueRetention, QueueSettings,
+    RetryBackoff, StreamRetention, StreamSettings, StreamSpec,
 };
 
-use super::definitions::one_queue;
+use super::definitions::{one_queue, one_stream};
 
-/// The queue called `name` that `spec`, YAML or JSON, declares in `namespace`.
+/// The queue or stream called `name` that `spec`, YAML or JSON, declares in `namespace`.
 ///
 /// # Errors
 /// Every problem, one line each.
-pub(crate) fn queue_of(namespace: &str, name: &str, spec: &str) -> Result<Definition, Vec<String>> {
+pub(crate) fn definition_of(
+    kind: Kind,
+    namespace: &str,
+    name: &str,
+    spec: &str,
+) -> Result<Definition, Vec<String>> {
+    match kind {
+        Kind::Queue => queue_of(namespace, name, spec),
+        Kind::Stream => stream_of(namespace, name, spec),
+    }
+}
+
+fn queue_of(namespace: &str, name: &str, spec: &str) -> Result<Definition, Vec<String>> {
     // Names of queues may have characters that those of objects have not; the object only gives it its place here.
     let object = weir_manifest::parse_queue_spec(namespace, PLACEHOLDER, spec)
         .map_err(|errors| errors.into_iter().map(line).collect::<Vec<_>>())?;
@@ -33,8 +46,19 @@ pub(crate) fn queue_of(namespace: &str, name: &str, spec: &str) -> Result<Defini
     Ok(definition)
 }
 
+fn stream_of(namespace: &str, name: &str, spec: &str) -> Result<Definition, Vec<String>> {
+    let object = weir_manifest::parse_stream_spec(namespace, PLACEHOLDER, spec)
+        .map_err(|errors| errors.into_iter().map(line).collect::<Vec<_>>())?;
+    if let Some(other) = object.spec.stream_name.as_deref().filter(|other| *other != name) {
+        return Err(vec![format!("spec.streamName: {other:?} is not the name of this stream; leave it out")]);
+    }
+    let source = Source { file: String::new(), line: 0 };
+    let definition = one_stream(&Declared { object, source })?;
+    Ok(Definition { name: name.to_owned(), object: name.to_owned(), ..definition })
+}
+
 /// Not a name that anybody gives a queue to which dead letters go.
-const PLACEHOLDER: &str = "queue-without-a-name-of-its-own";
+const PLACEHOLDER: &str = "without-a-name-of-its-own";
 
 fn line(error: ManifestError) -> String {
     let place = error.line.filter(|line| *line > 1).map(|line| format!("line {line}: ")).unwrap_or_default();
@@ -42,8 +66,38 @@ fn line(error: ManifestError) -> String {
     format!("{place}{path}{}", error.message)
 }
 
-/// The `spec` that declares `definition`, which is that of a queue.
+/// The `spec` that declares `definition`.
 pub(crate) fn spec_of(definition: &Definition) -> Value {
+    let spec = match definition.kind {
+        Kind::Queue => serde_json::to_value(queue_spec(definition)),
+        Kind::Stream => serde_json::to_value(stream_spec(definition)),
+    };
+    spec.expect("a spec has only string keys")
+}
+
+fn stream_spec(definition: &Definition) -> StreamSpec {
+    let retention = &definition.retention;
+    let settings = StreamSettings {
+        shards: definition.shards.into(),
+        key: definition.key.clone(),
+        last_value: definition.last_value,
+        retention: StreamRetention {
+            max_age: KubeDuration::from_millis(retention.max_age_ms),
+            max_bytes: ByteSize::from_bytes(retention.max_bytes),
+            max_messages: i64::try_from(retention.max_messages).unwrap_or(i64::MAX),
+        },
+        groups: Groups::default(),
+        deletion_policy: deletion_policy(definition),
+    };
+    let topic_filter = definition.topic_filter.clone().unwrap_or_default();
+    StreamSpec { broker_ref: None, topic_filter, stream_name: None, settings }
+}
+
+const fn deletion_policy(definition: &Definition) -> DeletionPolicy {
+    if definition.delete_data { DeletionPolicy::Delete } else { DeletionPolicy::Retain }
+}
+
+fn queue_spec(definition: &Definition) -> MessageQueueSpec {
     let Definition { dispatch, queue, retention, .. } = definition;
     let millis = KubeDuration::from_millis;
     let number = |n: u32| i32::try_from(n).unwrap_or(i32::MAX);
@@ -90,14 +144,10 @@ pub(crate) fn spec_of(definition: &Definition) -> Value {
         },
         dedup: Dedup { window: millis(queue.dedup_window_ms) },
         publisher_controls: controls.into_iter().filter(|(on, _)| *on).map(|(_, control)| control).collect(),
-        deletion_policy: match definition.delete_data {
-            false => DeletionPolicy::Retain,
-            true => DeletionPolicy::Delete,
-        },
+        deletion_policy: deletion_policy(definition),
     };
     let topic_filter = definition.topic_filter.clone();
-    let spec = MessageQueueSpec { broker_ref: None, topic_filter, queue_name: None, settings };
-    serde_json::to_value(spec).expect("a spec has only string keys")
+    MessageQueueSpec { broker_ref: None, topic_filter, queue_name: None, settings }
 }
 
 /// Changes `target` as a JSON merge patch (RFC 7386) says: `null` takes a field away.
@@ -125,6 +175,13 @@ mod tests {
 
     use super::*;
 
+    fn comes_back(kind: Kind, spec: &str) {
+        let definition = definition_of(kind, "default", "Q_1", spec).unwrap();
+        assert_eq!(definition.name, "Q_1");
+        let again = definition_of(kind, "default", "Q_1", &spec_of(&definition).to_string()).unwrap();
+        assert_eq!(again, definition);
+    }
+
     #[test]
     fn a_spec_comes_back_as_it_was() {
         for spec in [
@@ -135,10 +192,14 @@ mod tests {
              overflow: DropOldest}, dedup: {window: 0s}, publisherControls: [priority], deletionPolicy: Delete}",
             "deadLetter: {topic: dead/x}",
         ] {
-            let definition = queue_of("default", "Q_1", spec).unwrap();
-            assert_eq!(definition.name, "Q_1");
-            let again = queue_of("default", "Q_1", &spec_of(&definition).to_string()).unwrap();
-            assert_eq!(again, definition);
+            comes_back(Kind::Queue, spec);
+        }
+        for spec in [
+            "topicFilter: a/#",
+            "{topicFilter: a, shards: 3, key: message.clientId, retention: {maxAge: 1h, maxBytes: 5Mi, \
+             maxMessages: 9}, deletionPolicy: Delete}",
+        ] {
+            comes_back(Kind::Stream, spec);
         }
     }
 
@@ -151,6 +212,16 @@ mod tests {
             ("deadLetter: {queueRef: {name: q}}", "its own dead-letter queue"),
         ] {
             let problems = queue_of("default", "q", spec).unwrap_err().join("; ");
+            assert!(problems.contains(problem), "{spec}: {problems}");
+        }
+        for (spec, problem) in [
+            ("", "spec.topicFilter: the field is missing"),
+            ("topicFilter: a\nretention: {maxAge: soon}", "line 2: spec.retention.maxAge: "),
+            ("topicFilter: a\nackTimeout: 3s", "line 2: spec.ackTimeout: unknown field"),
+            ("{topicFilter: a, streamName: other}", "spec.streamName: \"other\" is not the name of this stream"),
+            ("{topicFilter: a, key: 1 +}", "spec.key: "),
+        ] {
+            let problems = stream_of("default", "s", spec).unwrap_err().join("; ");
             assert!(problems.contains(problem), "{spec}: {problems}");
         }
     }

@@ -588,6 +588,64 @@ pub struct StreamReader {
     pub next_offsets: ::prost::alloc::vec::Vec<u64>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CreateStreamRequest {
+    /// Name in `$stream/<name>`.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// Namespace; empty: `default`. Manifests of the same namespace and name take the stream over.
+    #[prost(string, tag = "2")]
+    pub namespace: ::prost::alloc::string::String,
+    /// The `spec` of a Stream resource, as YAML or JSON. A request has 16 KiB at most.
+    #[prost(string, tag = "3")]
+    pub spec: ::prost::alloc::string::String,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CreateStreamResponse {
+    /// How often the definition has changed, now included.
+    #[prost(uint64, tag = "1")]
+    pub generation: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UpdateStreamRequest {
+    /// Name in `$stream/<name>`.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(oneof = "update_stream_request::Change", tags = "2, 3")]
+    pub change: ::core::option::Option<update_stream_request::Change>,
+}
+/// Nested message and enum types in `UpdateStreamRequest`.
+pub mod update_stream_request {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Change {
+        /// The whole `spec` of a Stream resource, as YAML or JSON: what it leaves out gets its default.
+        #[prost(string, tag = "2")]
+        Spec(::prost::alloc::string::String),
+        /// A JSON merge patch (RFC 7386) of the `spec`: what it leaves out stays, `null` is the default.
+        #[prost(string, tag = "3")]
+        Patch(::prost::alloc::string::String),
+    }
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UpdateStreamResponse {
+    /// How often the definition has changed, now included.
+    #[prost(uint64, tag = "1")]
+    pub generation: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DeleteStreamRequest {
+    /// Name in `$stream/<name>`; also of a stream that was deleted and whose messages were kept.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(enumeration = "DeletionPolicy", tag = "2")]
+    pub policy: i32,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DeleteStreamResponse {
+    /// Whether the messages are kept.
+    #[prost(bool, tag = "1")]
+    pub retained: bool,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ReadStreamRequest {
     /// Name in `$stream/<name>`.
     #[prost(string, tag = "1")]
@@ -745,13 +803,13 @@ impl MessageState {
         }
     }
 }
-/// What becomes of the messages of a deleted queue.
+/// What becomes of the messages of a deleted queue or stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
 pub enum DeletionPolicy {
-    /// As the queue was declared.
+    /// As it was declared.
     Unspecified = 0,
-    /// They are kept for a queue of the same name; the queue takes no more.
+    /// They are kept for one of the same name; it takes no more.
     Retain = 1,
     /// They are removed.
     Delete = 2,
@@ -1176,6 +1234,84 @@ pub mod admin_client {
                 .insert(GrpcMethod::new("weir.admin.v1.Admin", "DescribeStream"));
             self.inner.unary(req, path, codec).await
         }
+        /// Makes a stream. One of this name that was deleted and whose messages were kept is taken over with them.
+        /// ALREADY_EXISTS if there is one of its name, FAILED_PRECONDITION if messages are kept of one that differs in what
+        /// cannot change, RESOURCE_EXHAUSTED if there are as many queues and streams as there may be.
+        pub async fn create_stream(
+            &mut self,
+            request: impl tonic::IntoRequest<super::CreateStreamRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::CreateStreamResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/weir.admin.v1.Admin/CreateStream",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("weir.admin.v1.Admin", "CreateStream"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Changes a stream in place, also for those who read it. FAILED_PRECONDITION if a manifest declares it, or what
+        /// cannot change would.
+        pub async fn update_stream(
+            &mut self,
+            request: impl tonic::IntoRequest<super::UpdateStreamRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::UpdateStreamResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/weir.admin.v1.Admin/UpdateStream",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("weir.admin.v1.Admin", "UpdateStream"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Deletes a stream. FAILED_PRECONDITION if a manifest declares it.
+        pub async fn delete_stream(
+            &mut self,
+            request: impl tonic::IntoRequest<super::DeleteStreamRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DeleteStreamResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/weir.admin.v1.Admin/DeleteStream",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("weir.admin.v1.Admin", "DeleteStream"));
+            self.inner.unary(req, path, codec).await
+        }
         /// The messages of a stream, each shard in the order of its offsets. Leaves no trace in the stream. The
         /// broker reads ahead no further than the client takes.
         pub async fn read_stream(
@@ -1343,6 +1479,33 @@ pub mod admin_server {
             request: tonic::Request<super::DescribeStreamRequest>,
         ) -> std::result::Result<
             tonic::Response<super::DescribeStreamResponse>,
+            tonic::Status,
+        >;
+        /// Makes a stream. One of this name that was deleted and whose messages were kept is taken over with them.
+        /// ALREADY_EXISTS if there is one of its name, FAILED_PRECONDITION if messages are kept of one that differs in what
+        /// cannot change, RESOURCE_EXHAUSTED if there are as many queues and streams as there may be.
+        async fn create_stream(
+            &self,
+            request: tonic::Request<super::CreateStreamRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::CreateStreamResponse>,
+            tonic::Status,
+        >;
+        /// Changes a stream in place, also for those who read it. FAILED_PRECONDITION if a manifest declares it, or what
+        /// cannot change would.
+        async fn update_stream(
+            &self,
+            request: tonic::Request<super::UpdateStreamRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::UpdateStreamResponse>,
+            tonic::Status,
+        >;
+        /// Deletes a stream. FAILED_PRECONDITION if a manifest declares it.
+        async fn delete_stream(
+            &self,
+            request: tonic::Request<super::DeleteStreamRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DeleteStreamResponse>,
             tonic::Status,
         >;
         /// Server streaming response type for the ReadStream method.
@@ -1957,6 +2120,141 @@ pub mod admin_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = DescribeStreamSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/weir.admin.v1.Admin/CreateStream" => {
+                    #[allow(non_camel_case_types)]
+                    struct CreateStreamSvc<T: Admin>(pub Arc<T>);
+                    impl<
+                        T: Admin,
+                    > tonic::server::UnaryService<super::CreateStreamRequest>
+                    for CreateStreamSvc<T> {
+                        type Response = super::CreateStreamResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::CreateStreamRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::create_stream(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = CreateStreamSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/weir.admin.v1.Admin/UpdateStream" => {
+                    #[allow(non_camel_case_types)]
+                    struct UpdateStreamSvc<T: Admin>(pub Arc<T>);
+                    impl<
+                        T: Admin,
+                    > tonic::server::UnaryService<super::UpdateStreamRequest>
+                    for UpdateStreamSvc<T> {
+                        type Response = super::UpdateStreamResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::UpdateStreamRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::update_stream(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = UpdateStreamSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/weir.admin.v1.Admin/DeleteStream" => {
+                    #[allow(non_camel_case_types)]
+                    struct DeleteStreamSvc<T: Admin>(pub Arc<T>);
+                    impl<
+                        T: Admin,
+                    > tonic::server::UnaryService<super::DeleteStreamRequest>
+                    for DeleteStreamSvc<T> {
+                        type Response = super::DeleteStreamResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::DeleteStreamRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::delete_stream(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = DeleteStreamSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -5,9 +5,10 @@ use clap::Args;
 use serde_json::{Value, json};
 use weir_proto::admin::v1 as wire;
 
-use super::spec::{Declared, FileArgs, FixedArgs, SettingArgs, read};
+use super::spec::{FileArgs, FixedArgs, SettingArgs, read};
 use crate::cli::admin::AdminArgs;
 use crate::cli::output::{Format, Output, harmless};
+use crate::cli::spec::Declared;
 
 #[derive(Clone, Debug, Args)]
 pub(in crate::cli) struct CreateArgs {

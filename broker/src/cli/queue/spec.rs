@@ -3,9 +3,11 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, bail};
 use clap::Args;
 use serde_json::{Map, Value, json};
+
+use crate::cli::spec::{Declared, manifests, put};
 
 /// Flags for the fields of a MessageQueue that can change. Names and values are those of its manifest.
 #[derive(Clone, Debug, Default, Args)]
@@ -82,17 +84,6 @@ pub(super) struct FixedArgs {
     last_value: bool,
 }
 
-/// Adds fields to the object below `parent`, or to `spec` itself; those that are not given are left out.
-fn put<const N: usize>(spec: &mut Map<String, Value>, parent: &str, fields: [(&str, Option<Value>); N]) {
-    let given: Map<_, _> =
-        fields.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect();
-    if parent.is_empty() {
-        spec.extend(given);
-    } else if !given.is_empty() {
-        spec.insert(parent.to_owned(), Value::Object(given));
-    }
-}
-
 impl SettingArgs {
     /// The part of a `spec` that the flags speak of.
     pub(super) fn spec(&self) -> Map<String, Value> {
@@ -162,22 +153,9 @@ impl FixedArgs {
     }
 }
 
-/// A queue out of a file.
-pub(super) struct Declared {
-    pub(super) name: String,
-    pub(super) namespace: String,
-    /// JSON.
-    pub(super) spec: String,
-}
-
 /// The only MessageQueue that the manifest `file` holds; it must be called `name`, if one is given.
 pub(super) fn read(file: &Path, name: Option<&str>) -> anyhow::Result<Declared> {
-    let shown = file.display().to_string();
-    let content = std::fs::read(file).with_context(|| format!("read {shown}"))?;
-    let set = weir_manifest::parse_file(&shown, &content).map_err(|errors| {
-        let lines: Vec<String> = errors.iter().map(ToString::to_string).collect();
-        anyhow!("{}", lines.join("\n"))
-    })?;
+    let (shown, set) = manifests(file)?;
     let [declared] = &set.queues[..] else {
         bail!("{shown} holds {} MessageQueues; allowed: one", set.queues.len());
     };

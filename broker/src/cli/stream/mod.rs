@@ -2,10 +2,14 @@
 //!
 //! One file per command. Knows a broker from outside only: its admin API.
 
+mod create;
+mod delete;
 mod describe;
 mod list;
 mod place;
+mod spec;
 mod tail;
+mod update;
 
 use clap::Subcommand;
 
@@ -27,6 +31,12 @@ pub(super) enum StreamCommand {
     },
     /// Print the messages of a stream, without leaving a trace in it
     Tail(tail::TailArgs),
+    /// Make a stream
+    Create(Box<create::CreateArgs>),
+    /// Change a stream in place, also for those who read it
+    Update(Box<update::UpdateArgs>),
+    /// Delete a stream
+    Delete(delete::DeleteArgs),
 }
 
 pub(super) async fn run(command: &StreamCommand) -> anyhow::Result<()> {
@@ -34,5 +44,8 @@ pub(super) async fn run(command: &StreamCommand) -> anyhow::Result<()> {
         StreamCommand::List { admin } => list::run(admin).await,
         StreamCommand::Describe { name, admin } => describe::run(admin, name).await,
         StreamCommand::Tail(args) => tail::run(args).await,
+        StreamCommand::Create(args) => create::run(args).await,
+        StreamCommand::Update(args) => update::run(args).await,
+        StreamCommand::Delete(args) => delete::run(args).await,
     }
 }

@@ -29,6 +29,7 @@ mod regressions;
 mod sessions;
 mod shutdown;
 mod slow;
+mod stream_admin;
 mod streams;
 mod sys;
 mod traces;

@@ -198,6 +198,28 @@ impl Admin for Canned {
         Ok(Response::new(ResumeQueueResponse { queue: Some(queue()) }))
     }
 
+    async fn create_stream(
+        &self,
+        request: Request<CreateStreamRequest>,
+    ) -> Result<Response<CreateStreamResponse>, Status> {
+        let CreateStreamRequest { name, namespace, spec } = request.into_inner();
+        Err(Status::already_exists(format!("{name} in {namespace} as {spec}")))
+    }
+
+    async fn update_stream(
+        &self,
+        request: Request<UpdateStreamRequest>,
+    ) -> Result<Response<UpdateStreamResponse>, Status> {
+        Err(Status::failed_precondition(format!("{:?}", request.into_inner())))
+    }
+
+    async fn delete_stream(
+        &self,
+        _: Request<DeleteStreamRequest>,
+    ) -> Result<Response<DeleteStreamResponse>, Status> {
+        Ok(Response::new(DeleteStreamResponse { retained: true }))
+    }
+
     async fn list_streams(
         &self,
         _: Request<ListStreamsRequest>,

@@ -1,6 +1,6 @@
-//! Making, changing and deleting queues for callers of the admin API.
+//! Making, changing and deleting queues and streams for callers of the admin API.
 //!
-//! What a queue is to be comes as the `spec` of its manifest, and is judged as one. The catalog holds what is made.
+//! What one is to be comes as the `spec` of its manifest, and is judged as one. The catalog holds what is made.
 
 use std::sync::Arc;
 
@@ -10,83 +10,109 @@ use weir_core::Core;
 use weir_core::catalog::{ApplyError, ChangeError, Deleted, Object, Origin};
 use weir_core::definition::{Definition, Kind};
 use weir_proto::admin::v1 as wire;
-use weir_proto::admin::v1::update_queue_request::Change;
+use weir_proto::admin::v1::{update_queue_request, update_stream_request};
 use weir_topic::ObjectName;
 
 use super::convert::word;
 use super::{Service, convert};
-use crate::manifests::{merge, queue_of, spec_of};
+use crate::manifests::{definition_of, merge, spec_of};
 
-/// Times that a change is made anew because somebody else changed the same queue.
+/// Times that a change is made anew because somebody else changed the same queue or stream.
 const ATTEMPTS_MAX: usize = 5;
 
+/// How a queue or stream is to change.
+pub(super) enum Change {
+    /// Its whole `spec`.
+    Spec(String),
+    /// A JSON merge patch of it.
+    Patch(String),
+}
+
+impl From<update_queue_request::Change> for Change {
+    fn from(change: update_queue_request::Change) -> Self {
+        match change {
+            update_queue_request::Change::Spec(spec) => Self::Spec(spec),
+            update_queue_request::Change::Patch(patch) => Self::Patch(patch),
+        }
+    }
+}
+
+impl From<update_stream_request::Change> for Change {
+    fn from(change: update_stream_request::Change) -> Self {
+        match change {
+            update_stream_request::Change::Spec(spec) => Self::Spec(spec),
+            update_stream_request::Change::Patch(patch) => Self::Patch(patch),
+        }
+    }
+}
+
 impl Service {
-    pub(super) async fn make_queue(
+    /// Makes what `spec` declares; how often it has changed.
+    pub(super) async fn make(
         &self,
-        request: wire::CreateQueueRequest,
-    ) -> Result<wire::CreateQueueResponse, Status> {
-        let name = name_of(Kind::Queue, &request.name)?;
-        let namespace = if request.namespace.is_empty() { "default" } else { &request.namespace };
-        let definition = queue_of(namespace, name.as_str(), &request.spec).map_err(|lines| bad(&lines))?;
+        kind: Kind,
+        name: &str,
+        namespace: &str,
+        spec: &str,
+    ) -> Result<u64, Status> {
+        let name = name_of(kind, name)?;
+        let namespace = if namespace.is_empty() { "default" } else { namespace };
+        let definition = definition_of(kind, namespace, name.as_str(), spec).map_err(|lines| bad(&lines))?;
         let create = |core: Arc<Core>| async move {
             let made = core.create(&definition, Origin::Admin).await?;
-            let name = &made.definition.name;
-            tracing::info!(queue = name, generation = made.generation, origin = "admin", "queue was created");
-            Ok(made)
+            tell(&made, "was created");
+            Ok(made.generation)
         };
-        let made = self.to_the_end(create).await?.map_err(|error| refused(&error))?;
-        Ok(wire::CreateQueueResponse { generation: made.generation })
+        self.to_the_end(create).await?.map_err(|error| refused(&error))
     }
 
-    pub(super) async fn change_queue(
+    /// Changes it in place; how often it has changed.
+    pub(super) async fn change(
         &self,
-        request: wire::UpdateQueueRequest,
-    ) -> Result<wire::UpdateQueueResponse, Status> {
-        let change = request.change.ok_or_else(|| bad(&["there is nothing to change".to_owned()]))?;
+        kind: Kind,
+        name: &str,
+        change: Option<impl Into<Change>>,
+    ) -> Result<u64, Status> {
+        let change = change.ok_or_else(|| bad(&["there is nothing to change".to_owned()]))?.into();
         let mut attempts = 0;
         loop {
             attempts += 1;
-            let object = self.find(Kind::Queue, &request.name)?;
+            let object = self.find(kind, name)?;
             let definition = changed(&object, &change)?;
             let generation = object.generation;
             let update = |core: Arc<Core>| async move {
                 let now = core.update(&definition, generation).await?;
-                let name = &now.definition.name;
-                tracing::info!(
-                    queue = name,
-                    generation = now.generation,
-                    origin = "admin",
-                    "queue was changed"
-                );
-                Ok(now)
+                tell(&now, "was changed");
+                Ok(now.generation)
             };
             match self.to_the_end(update).await? {
-                Ok(object) => return Ok(wire::UpdateQueueResponse { generation: object.generation }),
                 Err(ChangeError::Changed { .. }) if attempts < ATTEMPTS_MAX => {}
-                Err(error) => return Err(refused(&error)),
+                outcome => return outcome.map_err(|error| refused(&error)),
             }
         }
     }
 
-    pub(super) async fn remove_queue(
+    /// Deletes it; whether its messages are kept.
+    pub(super) async fn remove(
         &self,
-        request: wire::DeleteQueueRequest,
-    ) -> Result<wire::DeleteQueueResponse, Status> {
-        let name = name_of(Kind::Queue, &request.name)?;
-        let delete_data = match request.policy() {
+        kind: Kind,
+        name: &str,
+        policy: wire::DeletionPolicy,
+    ) -> Result<bool, Status> {
+        let name = name_of(kind, name)?;
+        let delete_data = match policy {
             wire::DeletionPolicy::Unspecified => None,
             wire::DeletionPolicy::Retain => Some(false),
             wire::DeletionPolicy::Delete => Some(true),
         };
         let delete = |core: Arc<Core>| async move {
             let name = name.as_str();
-            let deleted = core.delete(Kind::Queue, name, delete_data).await?;
+            let deleted = core.delete(kind, name, delete_data).await?;
             let retained = matches!(deleted, Deleted::Orphaned);
-            tracing::info!(queue = name, retained, origin = "admin", "queue was deleted");
-            Ok(deleted)
+            tracing::info!(kind = word(kind), name, retained, origin = "admin", "was deleted");
+            Ok(retained)
         };
-        let deleted = self.to_the_end(delete).await?.map_err(|error| refused(&error))?;
-        Ok(wire::DeleteQueueResponse { retained: matches!(deleted, Deleted::Orphaned) })
+        self.to_the_end(delete).await?.map_err(|error| refused(&error))
     }
 
     /// Does something that must not end half-way because its caller has gone or waited too long.
@@ -98,6 +124,12 @@ impl Service {
         let changing = self.tasks.spawn(change(Arc::clone(&self.core)));
         changing.await.map_err(|_| convert::shutting_down())
     }
+}
+
+/// Says in the log what was done to `object`.
+fn tell(object: &Object, what: &'static str) {
+    let Definition { kind, name, .. } = &object.definition;
+    tracing::info!(kind = word(*kind), name, generation = object.generation, origin = "admin", "{what}");
 }
 
 /// What `object` is to be after `change`.
@@ -113,7 +145,8 @@ fn changed(object: &Object, change: &Change) -> Result<Definition, Status> {
             spec.to_string()
         }
     };
-    let definition = queue_of(&before.namespace, &before.name, &spec).map_err(|lines| bad(&lines))?;
+    let definition =
+        definition_of(before.kind, &before.namespace, &before.name, &spec).map_err(|lines| bad(&lines))?;
     Ok(Definition { object: before.object.clone(), ..definition })
 }
 
@@ -133,8 +166,9 @@ pub(super) fn refused(error: &ChangeError) -> Status {
     let text = error.to_string();
     match error {
         ChangeError::Exists { .. } => Status::already_exists(text),
-        ChangeError::Missing { .. } => {
-            Status::not_found(format!("{text}; `weir queue list` shows what there is"))
+        ChangeError::Missing { kind, .. } => {
+            let word = if *kind == "Stream" { word(Kind::Stream) } else { word(Kind::Queue) };
+            Status::not_found(format!("{text}; `weir {word} list` shows what there is"))
         }
         ChangeError::Declared { .. } => Status::failed_precondition(text),
         ChangeError::Changed { .. } => Status::aborted(format!("{text}; try again")),
