@@ -7,7 +7,7 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use weir_env::clock::Timestamp;
 
 use super::delays::DelayChange;
-use super::log::{Log, Trim};
+use super::log::{IndexPlace, Log, Trim};
 use super::logs::{LogKey, Logs, base_of, key_of};
 use super::mutations::{Mutation, Mutations};
 use super::repeats::Names;
@@ -491,11 +491,13 @@ fn write_shards(batch: &mut Batch) {
 /// Clears what is below a cut, but for payloads of messages that were moved aside.
 fn clear_below(batch: &mut Batch, log: &Log, trim: &Trim) {
     let (id, mutations) = (&log.id, &mut batch.mutations);
-    mutations.push(Mutation::ClearRange(segment::key(id, 0), segment::key(id, trim.base)));
-    let (index, _) = id.range(tag::TIME_INDEX);
-    mutations.push(Mutation::ClearRange(index, time_index::key(id, trim.first_ts, trim.base)));
-    let mut from = trim.from;
-    let kept = log.queue.iter().flat_map(|queue| queue.aside_blobs(trim.from, trim.base));
+    // From the first that there is: a store may have to look at what was removed before.
+    let IndexPlace { first_ts, base: first } = trim.from;
+    mutations.push(Mutation::ClearRange(segment::key(id, first), segment::key(id, trim.base)));
+    let (begin, end) = (time_index::key(id, first_ts, first), time_index::key(id, trim.first_ts, trim.base));
+    mutations.push(Mutation::ClearRange(begin, end));
+    let kept = log.queue.iter().flat_map(|queue| queue.aside_blobs(first, trim.base));
+    let mut from = first;
     for offset in kept.chain([trim.base]) {
         let (begin, end) = log_blob::range(id, from, offset);
         if from < offset {

@@ -4,12 +4,12 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use weir_env::clock::Timestamp;
+use weir_env::clock::{Clock, Timestamp};
 use weir_env::seed::Seed;
 use weir_storage::limits::TRANSACTION_BYTES_MAX;
 
 use super::batch::{Batch, build};
-use super::log::{Listed, Log};
+use super::log::{IndexPlace, Listed, Log, Trim};
 use super::logs::{Logs, key_of};
 use super::mutations::Mutation;
 use super::{Extent, PendingAppend};
@@ -20,8 +20,8 @@ use crate::keyspace::catalog::Origin;
 use crate::keyspace::log_state::LogState;
 use crate::keyspace::owner::Epoch;
 use crate::keyspace::queue::{Aside, Attempts};
-use crate::keyspace::segment::{Record, RecordKey};
-use crate::keyspace::{LogId, PublishId, VirtualShard, aside};
+use crate::keyspace::segment::{self, Record, RecordKey};
+use crate::keyspace::{LogId, PublishId, VirtualShard, aside, tag, time_index};
 use crate::message::tests::full_message;
 use crate::metrics::Metrics;
 use crate::queue::{QueueShard, Settings, StoredQueue};
@@ -59,6 +59,8 @@ fn log(shard: u8, stored: StoredQueue) -> Log {
         trim: None,
         trimming: false,
         maintain_at: None,
+        first: IndexPlace::default(),
+        uncut: 0,
         listed: Listed::default(),
     }
 }
@@ -157,4 +159,49 @@ fn rows_of_attempts_and_of_messages_aside_go_into_several_batches() {
         }
     }
     assert_eq!((cleared, ends), ([MANY, MANY, 0, 0], [MANY; 4]));
+}
+
+#[test]
+fn a_cut_begins_with_the_first_segment_there_is() {
+    let mut logs = Logs::default();
+    let mut log = log(0, StoredQueue { next: 900, ..StoredQueue::default() });
+    let place = |n| IndexPlace { first_ts: Timestamp::from_micros(n), base: n };
+    log.queue.as_mut().unwrap().purge_below(900);
+    log.state.next = 900;
+    log.trim = Some(Trim {
+        start: 900,
+        from: place(500),
+        base: 800,
+        first_ts: place(800).first_ts,
+        bytes_trimmed: 1,
+        is_partial: false,
+    });
+    let (id, key) = (log.id, key_of(&log.id));
+    logs.insert(log);
+    logs.list(key);
+    let batch = next(&mut logs);
+    let cleared = |tag: u8| {
+        let ranges = batch.mutations.iter().filter_map(|mutation| match mutation {
+            Mutation::ClearRange(begin, end) if begin[0] == tag => Some((begin.clone(), end.clone())),
+            _ => None,
+        });
+        ranges.collect::<Vec<_>>()
+    };
+    assert_eq!(cleared(tag::SEGMENT), [(segment::key(&id, 500), segment::key(&id, 800))]);
+    let index = |n| time_index::key(&id, place(n).first_ts, n);
+    assert_eq!(cleared(tag::TIME_INDEX), [(index(500), index(800))]);
+}
+
+#[test]
+fn many_batches_are_looked_at_for_retention_at_once() {
+    let mut log = log(0, StoredQueue::default());
+    let now = Clock::system().now();
+    let due = |log: &Log| log.maintain_at.is_some_and(|at| at <= now);
+    for _ in 0..255 {
+        log.batch_stored(true, None, now);
+        log.batch_stored(false, None, now);
+    }
+    assert!(!due(&log));
+    log.batch_stored(true, None, now);
+    assert!(due(&log));
 }

@@ -11,7 +11,6 @@ use super::fence::Tenure;
 use super::log::{Kept, Log};
 use super::logs::key_of;
 use super::owner::ShardOwner;
-use super::upkeep::MAINTAIN_INTERVAL;
 use crate::error::Error;
 use crate::queue::QueueShard;
 
@@ -117,6 +116,7 @@ impl ShardOwner {
             let Some(log) = self.logs.get_mut(key) else { continue };
             log.state = change.state;
             log.publish_extent();
+            let has_records = !change.records.is_empty();
             if let Some(queue) = &mut log.queue {
                 queue.written();
                 queue.evicted(change.evicted);
@@ -125,8 +125,7 @@ impl ShardOwner {
                     queue.replaced(replaced);
                 }
             }
-            let is_partial = change.trim.is_some_and(|trim| trim.is_partial);
-            log.maintain_by(if is_partial { now } else { now + MAINTAIN_INTERVAL });
+            log.batch_stored(has_records, change.trim.as_ref(), now);
             self.logs.touch(key);
         }
         self.settle(&batch, true);

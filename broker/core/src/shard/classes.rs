@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use weir_env::clock::{Instant, Timestamp};
 
 use super::delays::{Delays, DueRead};
-use super::log::{Listed, Log};
+use super::log::{IndexPlace, Listed, Log};
 use super::logs::{LogKey, base_of, key_of};
 use super::owner::ShardOwner;
 use super::repeats::Repeats;
@@ -168,6 +168,8 @@ pub(super) fn log_of(
         trim: None,
         trimming: false,
         maintain_at: Some(context.clock.now() + MAINTAIN_INTERVAL),
+        first: IndexPlace::default(),
+        uncut: 0,
         listed: Listed::default(),
     }
 }

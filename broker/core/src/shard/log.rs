@@ -8,10 +8,12 @@ use weir_env::clock::{Instant, Timestamp};
 
 use super::delays::Delays;
 use super::repeats::Repeats;
+use super::upkeep::MAINTAIN_INTERVAL;
 use super::{Extent, PendingAppend};
 use crate::catalog::Object;
 use crate::keyspace::LogId;
 use crate::keyspace::log_state::LogState;
+use crate::keyspace::time_index::IndexEntry;
 use crate::queue::{Consumer, Handout, QueueShard};
 
 /// A log, its committed state, and what waits to be appended.
@@ -44,6 +46,10 @@ pub(crate) struct Log {
     pub(crate) trimming: bool,
     /// When retention is to be looked at, if there is a reason to.
     pub(crate) maintain_at: Option<Instant>,
+    /// The time index has nothing before this place, as far as is known.
+    pub(crate) first: IndexPlace,
+    /// Batches with records since retention was looked at.
+    pub(crate) uncut: usize,
     /// In which of the owner's lists it is.
     pub(super) listed: Listed,
 }
@@ -68,6 +74,9 @@ pub(crate) struct Kept {
     pub(crate) acknowledged: Vec<Handout>,
 }
 
+/// Batches after which retention is looked at at once: a store may remove segment by segment what is cut, and all who
+/// commit wait for that.
+const UNCUT_MAX: usize = 256;
 /// Acknowledgements kept for a log until it is taken over again.
 pub(super) const ACKNOWLEDGED_MAX: usize = 65_536;
 
@@ -76,8 +85,8 @@ pub(super) const ACKNOWLEDGED_MAX: usize = 65_536;
 pub(crate) struct Trim {
     /// New first offset.
     pub(crate) start: u64,
-    /// The first segment there is begins here.
-    pub(crate) from: u64,
+    /// The first segment there is.
+    pub(crate) from: IndexPlace,
     /// Segments below this base are removed.
     pub(crate) base: u64,
     /// Time of the segment at `base`.
@@ -86,6 +95,21 @@ pub(crate) struct Trim {
     pub(crate) bytes_trimmed: u64,
     /// More may be cut than was looked at.
     pub(crate) is_partial: bool,
+}
+
+/// Where a segment stands in the time index.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct IndexPlace {
+    /// Time of its first record.
+    pub(crate) first_ts: Timestamp,
+    /// Offset of its first record.
+    pub(crate) base: u64,
+}
+
+impl IndexPlace {
+    pub(crate) fn of(entry: &IndexEntry) -> Self {
+        Self { first_ts: entry.first_ts, base: entry.base }
+    }
 }
 
 /// A log as read once: what is under way for it means nothing to the one that is read after it was lost.
@@ -134,6 +158,16 @@ impl Log {
 
     pub(crate) fn has_dirty_queue(&self) -> bool {
         self.queue.as_ref().is_some_and(QueueShard::is_dirty)
+    }
+
+    /// A batch that changed it is stored: retention is to be looked at in a moment, at once after many of them.
+    pub(crate) fn batch_stored(&mut self, has_records: bool, trim: Option<&Trim>, now: Instant) {
+        if let Some(trim) = trim {
+            self.first = IndexPlace { first_ts: trim.first_ts, base: trim.base };
+        }
+        self.uncut += usize::from(has_records);
+        let is_due = trim.is_some_and(|trim| trim.is_partial) || self.uncut >= UNCUT_MAX;
+        self.maintain_by(if is_due { now } else { now + MAINTAIN_INTERVAL });
     }
 
     /// Retention is to be looked at by `at`.

@@ -4,11 +4,11 @@ use weir_env::clock::Timestamp;
 use weir_storage::{Isolation, RangeQuery};
 
 use super::Context;
-use super::log::Trim;
+use super::log::{IndexPlace, Trim};
 use crate::definition::Definition;
 use crate::error::Result;
 use crate::keyspace::log_state::LogState;
-use crate::keyspace::time_index::IndexEntry;
+use crate::keyspace::time_index::{self, IndexEntry};
 use crate::keyspace::{LogId, tag};
 
 /// Index entries looked at in one go: about 64 MB of segments.
@@ -46,12 +46,21 @@ pub(crate) struct Cut {
     pub(crate) ages_next: Option<Timestamp>,
     /// Bytes of the log from the segment of a queue's floor on.
     pub(crate) above_floor: u64,
+    /// Where the time index begins, unless it is empty.
+    pub(crate) first: Option<IndexPlace>,
 }
 
-/// The cut of `log` that `rule` asks for.
-pub(crate) async fn find_cut(context: &Context, log: &LogId, state: &LogState, rule: &Rule) -> Result<Cut> {
+/// The cut of `log` that `rule` asks for; the time index has nothing before `first`.
+pub(crate) async fn find_cut(
+    context: &Context,
+    log: &LogId,
+    state: &LogState,
+    rule: &Rule,
+    first: IndexPlace,
+) -> Result<Cut> {
     let mut tx = context.store.begin();
-    let (begin, end) = log.range(tag::TIME_INDEX);
+    let begin = time_index::key(log, first.first_ts, first.base);
+    let (_, end) = log.range(tag::TIME_INDEX);
     let query =
         RangeQuery { begin: begin.into(), end: end.into(), limit: PAGE, target_bytes: 0, reverse: false };
     let page = tx.get_range(query, Isolation::Snapshot).await?;
@@ -75,7 +84,7 @@ pub(crate) async fn find_cut(context: &Context, log: &LogId, state: &LogState, r
     if let (Some(trim), Some(last)) = (&mut trim, entries.last()) {
         trim.is_partial = page.more && trim.base == last.base;
     }
-    Ok(Cut { trim, ages_next, above_floor })
+    Ok(Cut { trim, ages_next, above_floor, first: entries.first().map(IndexPlace::of) })
 }
 
 fn cut(entries: &[IndexEntry], state: &LogState, rule: &Rule) -> Option<Trim> {
@@ -98,7 +107,7 @@ fn cut(entries: &[IndexEntry], state: &LogState, rule: &Rule) -> Option<Trim> {
     };
     let entry = entries.get(at?)?;
     let start = start.max(state.start).min(state.next);
-    let from = entries.first().map_or(0, |first| first.base);
+    let from = entries.first().map(IndexPlace::of).unwrap_or_default();
     let trim = Trim {
         start,
         from,
@@ -107,7 +116,7 @@ fn cut(entries: &[IndexEntry], state: &LogState, rule: &Rule) -> Option<Trim> {
         bytes_trimmed: entry.log_bytes_before,
         is_partial: false,
     };
-    let moves = trim.base > from;
+    let moves = trim.base > from.base;
     let stream_moves = matches!(rule, Rule::Stream { .. }) && trim.start > state.start;
     (moves || stream_moves).then_some(trim)
 }

@@ -164,9 +164,10 @@ impl ShardOwner {
         };
         log.maintain_at = None;
         log.trimming = true;
-        let (context, of, state) = (self.context.clone(), log.loaded(), log.state);
+        log.uncut = 0;
+        let (context, of, state, first) = (self.context.clone(), log.loaded(), log.state, log.first);
         self.background.push(in_background(async move {
-            let result = retention::find_cut(&context, &of.id, &state, &rule).await;
+            let result = retention::find_cut(&context, &of.id, &state, &rule, first).await;
             Done::Retention { of, result }
         }));
     }
@@ -204,8 +205,9 @@ impl ShardOwner {
             Done::Retention { result, .. } => {
                 log.trimming = false;
                 match result {
-                    Ok(Cut { trim, ages_next, above_floor }) => {
+                    Ok(Cut { trim, ages_next, above_floor, first }) => {
                         log.trim = trim;
+                        log.first = first.unwrap_or(log.first);
                         if let Some(queue) = &mut log.queue {
                             queue.check_lag(above_floor);
                             if queue.asides().next().is_some() {
