@@ -13,10 +13,12 @@ use tokio::sync::{Semaphore, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use weir_core::Core;
+use weir_core::core::Options;
 use weir_core::inbox::{Inbox, InboxLimits, InboxMetrics, InboxOptions, InboxWriter};
 use weir_core::panics::Panics;
 use weir_core::retained::{Retained, RetainedContext, RetainedMetrics, RetainedOptions};
 use weir_core::sessions::Sessions;
+use weir_core::stream::ReadLimits;
 use weir_core::wills::Wills;
 use weir_env::clock::{Clock, Timestamp};
 use weir_env::seed::Seed;
@@ -245,7 +247,13 @@ async fn build(
     let store = store::metered(store, registry);
     let core_metrics = weir_core::metrics::Metrics::default();
     core_metrics.register(registry);
-    let core = Core::open(Arc::clone(&store), clock, seed, core_metrics).await.context("open keyspace")?;
+    let reading = ReadLimits {
+        read_bytes: config.limits.stream_read_bytes.0,
+        tail_bytes: config.limits.stream_tail_bytes.0,
+    };
+    let options = Options { reading, ..Options::default() };
+    let core = Core::open_with(Arc::clone(&store), clock, seed, core_metrics, options);
+    let core = core.await.context("open keyspace")?;
     let virtual_shards = core.format().virtual_shards;
     let sessions = Sessions::new(Arc::clone(&store), clock, seed, core.pod().0, virtual_shards);
     let inbox_metrics = InboxMetrics::default();

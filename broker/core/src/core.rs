@@ -27,12 +27,21 @@ use crate::queue::{Consumer, ConsumerId, Handout, Lag, Lost, Verdict};
 use crate::shard::{
     AppendError, AppendReply, Command, Context, DeadLetters, LogReport, Owners, PublishLetters, ShardHandle,
 };
-use crate::stream::{ShardReader, Start};
+use crate::stream::{Opening, ReadLimits, ReadMemory, ReadOptions, ShardReader, Shared, StreamReader};
 
 /// Logs whose marks are swept in one transaction.
 const LOGS_PER_SWEEP: usize = 500;
 /// Marks of dead letters looked at in one transaction.
 const MARKS_PER_SWEEP: usize = 2000;
+
+/// What a core may hold, and when it moves things.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Options {
+    /// When messages of queues are moved out of their log.
+    pub lag: Lag,
+    /// What readers of streams hold in memory.
+    pub reading: ReadLimits,
+}
 
 /// Queues, streams and their shards in one pod. Cheap to share.
 #[derive(Debug)]
@@ -87,10 +96,10 @@ impl Core {
     /// # Errors
     /// If the store fails, or its records are damaged or of a newer version.
     pub async fn open(store: SharedStore, clock: Clock, seed: &Seed, metrics: Metrics) -> Result<Self> {
-        Self::open_with(store, clock, seed, metrics, Lag::default()).await
+        Self::open_with(store, clock, seed, metrics, Options::default()).await
     }
 
-    /// As [`Core::open`]; messages of queues are moved out of their log once it lags by `lag`.
+    /// As [`Core::open`], with bounds of one's own.
     ///
     /// # Errors
     /// As [`Core::open`].
@@ -99,15 +108,16 @@ impl Core {
         clock: Clock,
         seed: &Seed,
         metrics: Metrics,
-        lag: Lag,
+        options: Options,
     ) -> Result<Self> {
         let pod = PodId(seed.fork("pod").next_id());
         let format = open_format(&store, seed).await?;
         let catalog = Arc::new(Catalog::load(Arc::clone(&store), format.virtual_shards).await?);
         let owners = Arc::new_cyclic(|owners| {
             let dead_letters = Arc::new(DeadLetters::new(Arc::clone(&catalog), Weak::clone(owners)));
-            let context =
-                Context { store, clock, seed: seed.fork("shards"), metrics, pod, lag, dead_letters };
+            let reading = ReadMemory::new(options.reading, &metrics);
+            let (seed, lag) = (seed.fork("shards"), options.lag);
+            let context = Context { store, clock, seed, metrics, pod, lag, reading, dead_letters };
             Owners::new(context, format.virtual_shards)
         });
         let context = owners.context().clone();
@@ -257,19 +267,59 @@ impl Core {
         Ok(())
     }
 
-    /// Readers of every shard of a stream, beginning at `start`.
+    /// A reader of the shards of a stream that `options` ask for.
     ///
     /// # Errors
     /// If a shard cannot be taken over or read.
-    pub async fn readers(&self, stream: &Arc<Object>, start: &Start) -> Result<Vec<ShardReader>> {
-        let mut readers = Vec::with_capacity(stream.logs.len());
-        for log in &stream.logs {
-            let object = Arc::clone(stream);
-            let extent =
-                self.shard(log.vs)?.ask(|reply| Command::Watch { object, log: *log, reply }).await??;
-            readers.push(ShardReader::open(Arc::clone(&self.context.store), *log, start, extent).await?);
-        }
-        Ok(readers)
+    pub async fn reader(&self, stream: &Arc<Object>, options: &ReadOptions) -> Result<StreamReader> {
+        let by_key = options.key.as_ref().and_then(|key| shard_of(stream, key));
+        let is_wanted = |log: &&LogId| {
+            options.shard.is_none_or(|shard| log.shard == shard)
+                && by_key.is_none_or(|by_key| log.shard == by_key.shard)
+        };
+        let logs = stream.logs.iter().filter(is_wanted);
+        let opened = logs.map(|log| self.open_shard(stream, *log, options, None));
+        let mut reader = self.idle_reader();
+        try_join_all(opened).await?.into_iter().for_each(|shard| reader.add(shard));
+        Ok(reader)
+    }
+
+    /// A reader of no shards: they are added to it.
+    #[must_use]
+    pub fn idle_reader(&self) -> StreamReader {
+        StreamReader::new(self.context.clock, Arc::clone(&self.context.reading.budget))
+    }
+
+    /// A reader of one shard of a stream, to be added to others, which begins at offset `from`, whatever `options` say of
+    /// that; a position below what is kept is moved up.
+    ///
+    /// # Errors
+    /// [`Error::Closed`] if the stream has no such shard; if the shard cannot be taken over or read.
+    pub async fn shard_reader(
+        &self,
+        stream: &Arc<Object>,
+        shard: u8,
+        from: u64,
+        options: &ReadOptions,
+    ) -> Result<ShardReader> {
+        let log = stream.logs.iter().find(|log| log.shard == shard).ok_or(Error::Closed)?;
+        self.open_shard(stream, *log, options, Some(from)).await
+    }
+
+    async fn open_shard(
+        &self,
+        stream: &Arc<Object>,
+        log: LogId,
+        options: &ReadOptions,
+        from: Option<u64>,
+    ) -> Result<ShardReader> {
+        let Context { store, clock, .. } = &self.context;
+        let (object, owner) = (Arc::clone(stream), self.shard(log.vs)?.clone());
+        let watched = owner.ask(|reply| Command::Watch { object, log, reply }).await??;
+        let shared = Shared::new(Arc::clone(store), *clock, options);
+        let last_value = stream.definition.last_value;
+        let opening = Opening { log, last_value, extent: watched.extent, tail: watched.tail, owner };
+        ShardReader::open(shared, opening, options, from).await
     }
 
     /// What the owners say of each shard of a queue or stream.
@@ -384,7 +434,11 @@ pub(crate) fn told(outcome: Result<()>, object: &Object, what: &'static str) -> 
 pub(crate) fn place(object: &Object, record: &Record, dedup: Option<DedupId>) -> Option<LogId> {
     let dedup = dedup.as_ref().filter(|_| !is_ordered(&object.definition)).map(|id| id.0.as_slice());
     let by_key = || record.key_bytes().unwrap_or(record.message.topic.as_str().as_bytes());
-    let name = dedup.unwrap_or_else(by_key);
+    shard_of(object, dedup.unwrap_or_else(by_key))
+}
+
+/// The shard of `object` in which messages are that are placed by `name`.
+fn shard_of(object: &Object, name: &[u8]) -> Option<LogId> {
     let count = u64::try_from(object.logs.len()).unwrap_or(1).max(1);
     let shard = usize::try_from(placement_hash(name) % count).unwrap_or(0);
     object.logs.get(shard).copied()

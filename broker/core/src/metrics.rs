@@ -1,6 +1,7 @@
 //! Counters of this crate, under names that begin with `weir_`.
 
 mod queues;
+mod reading;
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -9,6 +10,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
 pub use queues::{Gauges, OTHERS, QUEUES_NAMED_MAX, QueueEvent, QueueMetrics, SeriesShare};
+pub use reading::ReadMetrics;
 
 /// Why an append was refused: a bounded label.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -82,6 +84,8 @@ pub struct Metrics {
     pub damaged: Counter,
     /// What each queue holds and does.
     pub queues: QueueMetrics,
+    /// What reading streams costs.
+    pub reading: ReadMetrics,
 }
 
 impl Metrics {
@@ -129,6 +133,7 @@ impl Metrics {
         let waiting = self.dead_letters_waiting.clone();
         registry.register("queue_dead_letters_waiting", "Messages on their way to the dead letters", waiting);
         self.queues.register(registry);
+        self.reading.register(registry);
         registry.register(
             "queue_dedup_ids",
             "Ids of publishers remembered by queues",

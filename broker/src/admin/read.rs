@@ -4,7 +4,6 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures_util::future::select_all;
 use futures_util::{Stream, StreamExt, TryStreamExt, stream};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
@@ -13,7 +12,7 @@ use weir_core::catalog::Object;
 use weir_core::keyspace::LogId;
 use weir_core::keyspace::segment::Record;
 use weir_core::shard::read_segments;
-use weir_core::stream::{ShardReader, Start};
+use weir_core::stream::{ReadOptions, ReadPermit, Start, StreamReader};
 use weir_core::{Core, Error};
 use weir_env::clock::Timestamp;
 use weir_proto::admin::v1 as wire;
@@ -29,21 +28,13 @@ pub(super) struct Reading {
     core: Arc<Core>,
     object: Arc<Object>,
     shutdown: CancellationToken,
-    shards: Vec<Shard>,
-    /// Index of the shard that is read next: each has its turn.
-    turn: usize,
+    reader: StreamReader,
     /// Read and not yet sent, all of one shard.
     batch: VecDeque<(u64, Arc<Record>)>,
     batch_shard: u32,
-    follow: bool,
+    permit: Option<ReadPermit>,
     /// Messages until the end, if there is a limit.
     left: Option<u64>,
-}
-
-struct Shard {
-    reader: ShardReader,
-    /// Where the read ends unless it follows: the end of the shard as it was at the start.
-    end: u64,
 }
 
 impl Reading {
@@ -57,20 +48,22 @@ impl Reading {
         request: &wire::ReadStreamRequest,
         shutdown: CancellationToken,
     ) -> Result<Self, Status> {
-        let start = start(request, &object)?;
-        let readers = core.readers(&object, &start).await.map_err(|error| status(&error, &object))?;
-        let wanted =
-            |reader: &ShardReader| request.shard.is_none_or(|shard| shard == u32::from(reader.log().shard));
-        let shards = readers.into_iter().filter(wanted).map(|reader| Shard { end: reader.end(), reader });
+        let options = ReadOptions {
+            start: start(request, &object)?,
+            // Unless it follows, it ends where each shard ends as it begins.
+            until: (!request.follow).then_some(Start::Latest),
+            shard: request.shard.and_then(|shard| u8::try_from(shard).ok()),
+            ..ReadOptions::default()
+        };
+        let reader = core.reader(&object, &options).await.map_err(|error| status(&error, &object))?;
         Ok(Self {
             core,
             object,
             shutdown,
-            shards: shards.collect(),
-            turn: 0,
+            reader,
             batch: VecDeque::new(),
             batch_shard: 0,
-            follow: request.follow,
+            permit: None,
             left: (request.limit != 0).then_some(request.limit),
         })
     }
@@ -107,36 +100,13 @@ impl Reading {
                 self.left = self.left.map(|left| left.saturating_sub(1));
                 return Ok(Some(message(self.batch_shard, offset, &record)));
             }
-            self.fill().await?;
-            if !self.batch.is_empty() {
-                continue;
-            }
-            if self.follow {
-                select_all(self.shards.iter_mut().map(|shard| Box::pin(shard.reader.readable()))).await.0?;
-            } else if self.shards.iter().all(|shard| shard.reader.position() >= shard.end) {
+            if self.reader.is_ended() {
                 return Ok(None);
             }
+            let batch = self.reader.next().await?;
+            self.batch_shard = batch.log.shard.into();
+            (self.batch, self.permit) = (batch.records.into(), batch.permit);
         }
-    }
-
-    /// Reads a batch of the next shard that has something.
-    async fn fill(&mut self) -> Result<(), Error> {
-        for _ in 0..self.shards.len() {
-            let turn = self.turn;
-            self.turn = (turn + 1) % self.shards.len();
-            let Some(shard) = self.shards.get_mut(turn) else { continue };
-            if !self.follow && shard.reader.position() >= shard.end {
-                continue;
-            }
-            let end = if self.follow { u64::MAX } else { shard.end };
-            self.batch_shard = shard.reader.log().shard.into();
-            self.batch = shard.reader.try_read().await?.into();
-            self.batch.retain(|(offset, _)| *offset < end);
-            if !self.batch.is_empty() {
-                return Ok(());
-            }
-        }
-        Ok(())
     }
 
     /// What an error means. A shard's owner is gone at shutdown, with its stream, or after a failure.
@@ -147,17 +117,12 @@ impl Reading {
         let definition = &self.object.definition;
         let found = self.core.catalog().view().find(definition.kind, &definition.name);
         if found.is_some_and(|found| found.id == self.object.id) {
-            let places: Vec<String> = self.shards.iter().map(Shard::place).collect();
-            let places = places.join(", ");
+            let positions = self.reader.positions();
+            let place = |(shard, offset): &(u8, u64)| format!("offset {offset} of shard {shard}");
+            let places = positions.iter().map(place).collect::<Vec<_>>().join(", ");
             return Status::unavailable(format!("the owner of a shard failed; read on from {places}"));
         }
         Status::not_found(format!("stream `{}` was deleted", definition.name))
-    }
-}
-
-impl Shard {
-    fn place(&self) -> String {
-        format!("offset {} of shard {}", self.reader.position(), self.reader.log().shard)
     }
 }
 

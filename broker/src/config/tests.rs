@@ -126,6 +126,8 @@ fn every_range_ends_where_it_says() {
     check("retainedBytes", &["64KiB", "1024GiB"], &["65535B", "1025GiB"]);
     check("publishBytesUnderWay", &["64KiB", "64GiB"], &["65535B", "65GiB"]);
     check("publishBytesUnderWayPerClient", &["64KiB", "64GiB"], &["65535B", "65GiB"]);
+    check("streamReadBytes", &["1MiB", "64GiB"], &["1023KiB", "65GiB"]);
+    check("streamTailBytes", &["0", "64GiB"], &["65GiB"]);
     check("slowClientTimeout", &["100ms", "1h"], &["99ms", "61m"]);
     check("shutdownGrace", &["100ms", "5m"], &["99ms", "301s"]);
 }

@@ -50,11 +50,11 @@ pub(super) enum Source {
         object: Arc<Object>,
         consumer: Consumer,
     },
-    /// Readers run until the guard is dropped.
+    /// Its reader runs until the guard is dropped.
     Stream {
         object: Arc<Object>,
         reader: ReaderId,
-        _readers: DropGuard,
+        _reader: DropGuard,
     },
 }
 

@@ -569,6 +569,11 @@ fn stored(wish: &Wish, start: &Start) -> StoredSubscription {
         Start::Latest => NO_EXTRA,
         Start::Earliest => "earliest".into(),
         Start::Offset(offset) => format!("offset:{offset}").into(),
+        Start::Offsets(offsets) => {
+            let places: Vec<String> =
+                offsets.iter().map(|(shard, offset)| format!("{shard}:{offset}")).collect();
+            places.join(",").into()
+        }
         Start::Time(at) => at.as_micros().to_string().into(),
     };
     StoredSubscription {

@@ -25,6 +25,7 @@ use crate::keyspace::{LogId, PublishId, VirtualShard, aside, tag, time_index};
 use crate::message::tests::full_message;
 use crate::metrics::Metrics;
 use crate::queue::{QueueShard, Settings, StoredQueue};
+use crate::stream::{ReadLimits, ReadMemory, Tail};
 
 /// Messages of a log, and rows.
 const MANY: u64 = 12_000;
@@ -48,6 +49,7 @@ fn log(shard: u8, stored: StoredQueue) -> Log {
         load: 0,
         state,
         extent: tokio::sync::watch::Sender::new(Extent { start: 0, next: state.next }),
+        tail: Tail::new(&ReadMemory::new(ReadLimits::default(), &Metrics::default()).tails),
         queue: Some(shard),
         pending: VecDeque::new(),
         repeats: super::repeats::Repeats::default(),

@@ -115,6 +115,10 @@ impl ShardOwner {
             let key = key_of(&change.id);
             let Some(log) = self.logs.get_mut(key) else { continue };
             log.state = change.state;
+            if log.tail.readers() > 0 {
+                let records: Vec<_> = (change.base..).zip(change.records.iter().cloned()).collect();
+                log.tail.push((change.base, change.state.next), &records);
+            }
             log.publish_extent();
             let has_records = !change.records.is_empty();
             if let Some(queue) = &mut log.queue {
@@ -165,7 +169,8 @@ impl ShardOwner {
         self.context.metrics.shards_owned.dec_by(i64::from(self.tenure.take().is_some()));
         (self.checked_at, self.acks_due, self.retry_at) = (None, None, None);
         for log in self.logs.take_all() {
-            let Log { id, object, extent, queue, pending, .. } = log;
+            let Log { id, object, extent, tail, queue, pending, .. } = log;
+            tail.clear();
             refused += pending.iter().filter(|pending| pending.reply.is_some()).count() as u64;
             for pending in pending {
                 pending.answer(Err(error.clone()));
@@ -174,8 +179,8 @@ impl ShardOwner {
             // Consumers of a shard are those of all its priorities. Also without any, what happens by itself goes on:
             // expiry, retention, dead letters.
             if id.class == 0 {
-                self.kept
-                    .insert(key_of(&id), Kept { object, id, extent, consumers, acknowledged: Vec::new() });
+                let kept = Kept { object, id, extent, tail, consumers, acknowledged: Vec::new() };
+                self.kept.insert(key_of(&id), kept);
             }
         }
         self.count_refused(error.label(), refused);

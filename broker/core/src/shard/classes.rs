@@ -24,6 +24,7 @@ use crate::error::Result;
 use crate::keyspace::LogId;
 use crate::keyspace::log_state::LogState;
 use crate::queue::{ConsumerId, ConsumerReport, QueueShard, StoredQueue};
+use crate::stream::Tail;
 
 impl ShardOwner {
     /// Puts a record in line for the log of `class` of its shard, whose log of class 0 is in memory.
@@ -157,6 +158,7 @@ pub(super) fn log_of(
         object: Arc::clone(object),
         state,
         extent: watch::Sender::new(Extent { start: state.start, next: state.next }),
+        tail: Tail::new(&context.reading.tails),
         queue,
         pending: VecDeque::new(),
         repeats: Repeats::default(),
@@ -179,7 +181,7 @@ fn report(log: &Log, now: Instant) -> LogReport {
         extent: Extent { start: log.state.start, next: log.state.next },
         bytes: log.state.bytes(),
         last_ts_micros: log.state.last_ts.as_micros(),
-        readers: log.extent.receiver_count(),
+        readers: log.tail.readers(),
         queue: log.queue.as_ref().map(|queue| queue_report(queue, now)),
     }
 }

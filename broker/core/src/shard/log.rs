@@ -15,6 +15,7 @@ use crate::keyspace::LogId;
 use crate::keyspace::log_state::LogState;
 use crate::keyspace::time_index::IndexEntry;
 use crate::queue::{Consumer, Handout, QueueShard};
+use crate::stream::Tail;
 
 /// A log, its committed state, and what waits to be appended.
 #[derive(Debug)]
@@ -26,6 +27,8 @@ pub(crate) struct Log {
     /// As committed.
     pub(crate) state: LogState,
     pub(crate) extent: watch::Sender<Extent>,
+    /// The newest records of a stream, for its readers.
+    pub(crate) tail: Arc<Tail>,
     pub(crate) queue: Option<QueueShard>,
     pub(crate) pending: VecDeque<PendingAppend>,
     /// Publishes of the shard that may be repeated; of use in class 0 only.
@@ -69,6 +72,7 @@ pub(crate) struct Kept {
     pub(crate) object: Arc<Object>,
     pub(crate) id: LogId,
     pub(crate) extent: watch::Sender<Extent>,
+    pub(crate) tail: Arc<Tail>,
     pub(crate) consumers: Vec<Consumer>,
     /// Messages that they have acknowledged since; [`ACKNOWLEDGED_MAX`] at most, what is beyond is delivered again.
     pub(crate) acknowledged: Vec<Handout>,

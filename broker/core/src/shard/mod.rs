@@ -45,6 +45,7 @@ use crate::keyspace::{LogId, VirtualShard};
 use crate::metrics::Metrics;
 use crate::panics::Panics;
 use crate::queue::{Consumer, ConsumerId, ConsumerReport, Handout, Lag, Lost, Rates, Verdict};
+use crate::stream::{ReadMemory, TailReader};
 
 pub use dead_letters::{
     DELIVERY_COUNT_PROPERTY, PublishLetters, QUEUE_PROPERTY, REASON_PROPERTY, TOPIC_PROPERTY, TopicLetter,
@@ -77,6 +78,8 @@ pub struct Context {
     pub pod: PodId,
     /// When messages of queues are moved out of their log.
     pub lag: Lag,
+    /// What readers of streams share.
+    pub(crate) reading: ReadMemory,
     /// The way of dead letters to their targets.
     pub(crate) dead_letters: Arc<DeadLetters>,
 }
@@ -136,6 +139,15 @@ pub struct Extent {
     pub next: u64,
 }
 
+/// A log of a stream as its owner shows it to a reader.
+#[derive(Debug)]
+pub(crate) struct Watched {
+    /// Announced with each change.
+    pub(crate) extent: watch::Receiver<Extent>,
+    /// Its newest records.
+    pub(crate) tail: TailReader,
+}
+
 /// What an owner says of one of its logs.
 #[derive(Clone, Debug, Default)]
 pub struct LogReport {
@@ -190,17 +202,60 @@ pub struct QueueReport {
 #[derive(Debug)]
 pub(crate) enum Command {
     Append(PendingAppend),
-    Watch { object: Arc<Object>, log: LogId, reply: oneshot::Sender<Result<watch::Receiver<Extent>>> },
-    Attach { object: Arc<Object>, log: LogId, consumer: Consumer, reply: oneshot::Sender<Result<()>> },
-    Detach { log: LogId, consumer: ConsumerId, lost: Lost },
-    Settle { handout: Handout, verdict: Verdict },
-    Kick { log: LogId, consumer: ConsumerId },
-    Update { object: Arc<Object>, log: LogId },
-    Classes { object: Arc<Object>, log: LogId, reply: oneshot::Sender<Result<Vec<LogId>>> },
-    Delete { log: LogId, reply: oneshot::Sender<Result<()>> },
-    Describe { object: Arc<Object>, log: LogId, reply: oneshot::Sender<Result<LogReport>> },
-    Operate { object: Arc<Object>, log: LogId, operation: Operation },
-    Close { reply: oneshot::Sender<()> },
+    Watch {
+        object: Arc<Object>,
+        log: LogId,
+        reply: oneshot::Sender<Result<Watched>>,
+    },
+    /// Answered once nothing is in flight.
+    Settled {
+        reply: oneshot::Sender<()>,
+    },
+    Attach {
+        object: Arc<Object>,
+        log: LogId,
+        consumer: Consumer,
+        reply: oneshot::Sender<Result<()>>,
+    },
+    Detach {
+        log: LogId,
+        consumer: ConsumerId,
+        lost: Lost,
+    },
+    Settle {
+        handout: Handout,
+        verdict: Verdict,
+    },
+    Kick {
+        log: LogId,
+        consumer: ConsumerId,
+    },
+    Update {
+        object: Arc<Object>,
+        log: LogId,
+    },
+    Classes {
+        object: Arc<Object>,
+        log: LogId,
+        reply: oneshot::Sender<Result<Vec<LogId>>>,
+    },
+    Delete {
+        log: LogId,
+        reply: oneshot::Sender<Result<()>>,
+    },
+    Describe {
+        object: Arc<Object>,
+        log: LogId,
+        reply: oneshot::Sender<Result<LogReport>>,
+    },
+    Operate {
+        object: Arc<Object>,
+        log: LogId,
+        operation: Operation,
+    },
+    Close {
+        reply: oneshot::Sender<()>,
+    },
 }
 
 impl PendingAppend {
@@ -277,6 +332,11 @@ impl ShardHandle {
         }))
         .await?;
         Ok(answer)
+    }
+
+    /// Waits until all that was in flight is stored, or will never be. What is stored later is not older than this call.
+    pub(crate) async fn settled(&self) -> Result<()> {
+        self.ask(|reply| Command::Settled { reply }).await
     }
 
     pub(crate) async fn send(&self, command: Command) -> Result<()> {

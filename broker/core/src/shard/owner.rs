@@ -24,7 +24,7 @@ use super::log::{ACKNOWLEDGED_MAX, Kept, Log};
 use super::logs::{LogKey, Logs, base_of, key_of};
 use super::repeats::{Repeats, Seen};
 use super::upkeep::Done;
-use super::{AppendError, Command, Context, PendingAppend, load, upkeep};
+use super::{AppendError, Command, Context, PendingAppend, Watched, load, upkeep};
 use crate::catalog::Object;
 use crate::definition::Kind;
 use crate::error::{Error, Result};
@@ -32,6 +32,7 @@ use crate::keyspace::segment::RECORD_BYTES_MAX;
 use crate::keyspace::{LogId, VirtualShard};
 use crate::metrics::Reason;
 use crate::queue::{Consumer, Handout, QueueShard, StoredQueue, Verdict};
+use crate::stream::TailReader;
 
 /// Commands handled between two looks at everything else.
 const COMMANDS_PER_TURN: usize = 256;
@@ -51,6 +52,8 @@ pub(crate) struct ShardOwner {
     /// Repeated publishes whose original was not settled when they came.
     pub(super) repeats: VecDeque<PendingAppend>,
     pub(super) committing: Option<Committing>,
+    /// Who waits until nothing is in flight; each reader of a stream once at most.
+    settling: Vec<oneshot::Sender<()>>,
     pub(super) background: FuturesUnordered<Background>,
     /// When queue state is committed although nothing is appended.
     pub(super) acks_due: Option<Instant>,
@@ -73,6 +76,7 @@ impl ShardOwner {
             logs: Logs::default(),
             repeats: VecDeque::new(),
             committing: None,
+            settling: Vec::new(),
             background: FuturesUnordered::new(),
             acks_due: None,
             retry_at: None,
@@ -90,6 +94,7 @@ impl ShardOwner {
                 self.handle_timeout(now).await;
             }
             if self.committing.is_none() {
+                self.settling.drain(..).for_each(|reply| _ = reply.send(()));
                 self.handle_repeats().await;
             }
             self.pump(now);
@@ -148,9 +153,14 @@ impl ShardOwner {
         match command {
             Command::Append(pending) => self.handle_append(pending).await,
             Command::Watch { object, log, reply } => {
-                let result = self.log_mut(&object, log).await.map(|log| log.extent.subscribe());
+                let watched = |log: &mut Log| Watched {
+                    extent: log.extent.subscribe(),
+                    tail: TailReader::new(&log.tail),
+                };
+                let result = self.log_mut(&object, log).await.map(watched);
                 let _ = reply.send(result);
             }
+            Command::Settled { reply } => self.settling.push(reply),
             Command::Attach { object, log, consumer, reply } => {
                 let result = self.attach(&object, log, consumer).await;
                 let _ = reply.send(result);
@@ -299,7 +309,7 @@ impl ShardOwner {
     /// Gives a log that was read again back to those who waited for its predecessor.
     fn restore_kept(&mut self, key: LogKey) {
         let (Some(kept), Some(log)) = (self.kept.remove(&key), self.logs.get_mut(key)) else { return };
-        log.extent = kept.extent;
+        (log.extent, log.tail) = (kept.extent, kept.tail);
         log.publish_extent();
         let id = log.id;
         // Before anything is handed out again.

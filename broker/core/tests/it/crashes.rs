@@ -9,6 +9,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use weir_core::Core;
 use weir_core::catalog::Object;
+use weir_core::core::Options;
 use weir_core::definition::{Definition, Kind};
 use weir_core::keyspace::aside;
 use weir_core::metrics::Metrics;
@@ -82,7 +83,8 @@ impl World {
             let seed = Seed::fixed(self.seed.next_u64());
             self.metrics = Metrics::default();
             let (store, metrics) = (Arc::clone(&self.store), self.metrics.clone());
-            let core = Core::open_with(store, self.clock, &seed, metrics, self.lag).await;
+            let options = Options { lag: self.lag, ..Options::default() };
+            let core = Core::open_with(store, self.clock, &seed, metrics, options).await;
             match core {
                 Ok(core) => return core,
                 Err(error) => self.note(&format!("open: {error}")),

@@ -18,7 +18,7 @@ use weir_env::clock::Clock;
 use weir_env::seed::Seed;
 use weir_storage::{CommitFault, FaultHandle, FaultStore, Isolation, SharedStore};
 
-use crate::support::{TestConsumer, definition, memory, message, open, publish, text};
+use crate::support::{TestConsumer, definition, memory, message, open, publish, reader, text};
 
 fn faulty(seed: u64) -> (SharedStore, FaultHandle, Clock) {
     let (store, clock) = memory();
@@ -198,7 +198,7 @@ async fn consumers_and_readers_outlive_the_loss_of_a_shard() {
     let (store, _, clock) = faulty(1);
     let (first, stream, queue) = open_both(&store, clock, 1).await;
     let mut consumer = TestConsumer::attach(&first, &queue, 1, 10).await;
-    let mut readers = first.readers(&stream, &Start::Earliest).await.unwrap();
+    let mut reader = reader(&first, &stream, Start::Earliest).await;
     publish(&first, clock, "a", "a").await.unwrap();
     assert_eq!(text(&consumer.next().await), "a");
     let (second, ..) = open_both(&store, clock, 2).await;
@@ -213,7 +213,7 @@ async fn consumers_and_readers_outlive_the_loss_of_a_shard() {
     }
     let mut read = Vec::new();
     while read.len() < 2 {
-        for (_, record) in readers[0].read().await.unwrap() {
+        for (_, record) in reader.next().await.unwrap().records {
             read.push(record.message.payload.clone());
         }
     }
@@ -288,10 +288,12 @@ async fn one_message_too_large_for_a_segment_is_refused_alone() {
     let failures: Vec<usize> =
         join_all(receipts.into_iter().map(|receipt| async { receipt.settled().await.len() })).await;
     assert_eq!(failures, [0, 2, 0]);
-    let mut readers = core.readers(&stream, &Start::Earliest).await.unwrap();
+    let mut reader = reader(&core, &stream, Start::Earliest).await;
     let mut sizes = Vec::new();
     while sizes.len() < 2 {
-        sizes.extend(readers[0].read().await.unwrap().iter().map(|(_, record)| record.message.payload.len()));
+        sizes.extend(
+            reader.next().await.unwrap().records.iter().map(|(_, record)| record.message.payload.len()),
+        );
     }
     assert_eq!(sizes, [5, 60_000]);
     core.close().await;

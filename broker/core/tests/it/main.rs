@@ -17,6 +17,7 @@ mod overflow;
 mod priorities;
 mod queue_model;
 mod queues;
+mod reading;
 mod sessions;
 mod streams;
 mod support;

@@ -4,20 +4,10 @@ use weir_core::catalog::ApplyError;
 use weir_core::definition::{Kind, Retention};
 use weir_core::key::Publisher;
 use weir_core::keyspace::PublishId;
-use weir_core::stream::{ShardReader, Start};
+use weir_core::stream::{ReadOptions, Start};
 use weir_env::clock::Timestamp;
 
-use crate::support::{definition, memory, open, publish};
-
-async fn read(reader: &mut ShardReader, count: usize) -> Vec<(u64, String)> {
-    let mut records = Vec::new();
-    while records.len() < count {
-        for (offset, record) in reader.read().await.unwrap() {
-            records.push((offset, String::from_utf8(record.message.payload.to_vec()).unwrap()));
-        }
-    }
-    records
-}
+use crate::support::{definition, memory, open, publish, read, reader};
 
 #[tokio::test(start_paused = true)]
 async fn offsets_are_dense_and_every_start_finds_its_place() {
@@ -40,13 +30,14 @@ async fn offsets_are_dense_and_every_start_finds_its_place() {
         (Start::Time(before), 7),
         (Start::Time(Timestamp::default()), 0),
     ] {
-        let mut readers = core.readers(&stream, &start).await.unwrap();
-        let records = read(&mut readers[0], 20 - first).await;
+        let mut reader = reader(&core, &stream, start.clone()).await;
+        assert_eq!(reader.positions(), [(0, first as u64)]);
+        let records = read(&mut reader, 20 - first).await;
         assert_eq!(records, expected[first..], "{start:?}");
     }
-    let mut live = core.readers(&stream, &Start::Latest).await.unwrap();
+    let mut live = reader(&core, &stream, Start::Latest).await;
     publish(&core, clock, "a/b", "live").await.unwrap();
-    assert_eq!(read(&mut live[0], 1).await, [(20, "live".to_owned())]);
+    assert_eq!(read(&mut live, 1).await, [(20, "live".to_owned())]);
     core.close().await;
 }
 
@@ -60,8 +51,7 @@ async fn a_large_payload_comes_back_whole() {
     for payload in ["before", &large, "after"] {
         publish(&core, clock, "a", payload).await.unwrap();
     }
-    let mut readers = core.readers(&stream, &Start::Earliest).await.unwrap();
-    let records = read(&mut readers[0], 3).await;
+    let records = read(&mut reader(&core, &stream, Start::Earliest).await, 3).await;
     assert!(records[1] == (1, large));
     assert_eq!((records[0].1.as_str(), records[2].1.as_str()), ("before", "after"));
     core.close().await;
@@ -77,19 +67,19 @@ async fn reading_ahead_of_large_payloads_is_bounded() {
     for _ in 0..10 {
         publish(&core, clock, "a", &payload).await.unwrap();
     }
-    let mut readers = core.readers(&stream, &Start::Earliest).await.unwrap();
-    let reader = &mut readers[0];
+    let options =
+        ReadOptions { start: Start::Earliest, until: Some(Start::Latest), ..ReadOptions::default() };
+    let mut reader = core.reader(&stream, &options).await.unwrap();
     let mut offsets = Vec::new();
-    while !reader.is_at_end() {
-        let records = reader.try_read().await.unwrap();
+    while !reader.is_ended() {
+        let records = reader.next().await.unwrap().records;
         assert!(records.len() <= 3, "{} payloads of 100 kB in one go", records.len());
         offsets.extend(records.iter().map(|(offset, _)| *offset));
     }
     assert_eq!(offsets, (0..10).collect::<Vec<u64>>());
-    assert!(reader.try_read().await.unwrap().is_empty(), "at the end nothing is waited for");
-    assert_eq!((reader.position(), reader.end()), (10, 10));
+    assert_eq!(reader.positions(), [(0, 10)]);
     assert_eq!(core.describe(&stream).await.unwrap()[0].readers, 1);
-    drop(readers);
+    drop(reader);
     assert_eq!(core.describe(&stream).await.unwrap()[0].readers, 0);
     core.close().await;
 }
@@ -108,8 +98,8 @@ async fn retention_moves_the_start_and_readers_skip_to_it() {
     tokio::time::sleep(Duration::from_secs(3)).await;
     let extent = core.describe(&stream).await.unwrap()[0].extent;
     assert_eq!((extent.start, extent.next), (20, 30));
-    let mut readers = core.readers(&stream, &Start::Offset(3)).await.unwrap();
-    assert_eq!(read(&mut readers[0], 10).await[0], (20, "20".to_owned()));
+    let mut reader = reader(&core, &stream, Start::Offset(3)).await;
+    assert_eq!(read(&mut reader, 10).await[0], (20, "20".to_owned()));
     core.close().await;
 }
 

@@ -12,6 +12,7 @@ use weir_core::message::{Message, Properties};
 use weir_core::metrics::Metrics;
 use weir_core::queue::{Consumer, ConsumerId, QueueDelivery, Window};
 use weir_core::shard::AppendError;
+use weir_core::stream::{ReadOptions, Start, StreamReader};
 use weir_env::clock::{Clock, Timestamp};
 use weir_env::seed::Seed;
 use weir_storage::{MemoryStore, SharedStore};
@@ -74,6 +75,22 @@ pub(crate) async fn publish(
     assert!(!targets.is_empty(), "no target for {topic}");
     let receipt = core.append(&targets, &message, &Publisher::default(), None).await?;
     receipt.settled().await.into_iter().next().map_or(Ok(()), |(_, error)| Err(error))
+}
+
+/// A reader of all shards of `stream`.
+pub(crate) async fn reader(core: &Core, stream: &Arc<Object>, start: Start) -> StreamReader {
+    core.reader(stream, &ReadOptions { start, ..ReadOptions::default() }).await.unwrap()
+}
+
+/// The next messages, at least `count`.
+pub(crate) async fn read(reader: &mut StreamReader, count: usize) -> Vec<(u64, String)> {
+    let mut records = Vec::new();
+    while records.len() < count {
+        for (offset, record) in reader.next().await.unwrap().records {
+            records.push((offset, String::from_utf8(record.message.payload.to_vec()).unwrap()));
+        }
+    }
+    records
 }
 
 /// A consumer, and what it receives.

@@ -14,11 +14,11 @@ use tokio_util::sync::CancellationToken;
 use weir_core::catalog::Object;
 use weir_core::keyspace::LogId;
 use weir_core::keyspace::segment::Record;
-use weir_core::stream::Start;
+use weir_core::stream::{ReadOptions, ReadPermit, Start};
 
 use super::Connection;
 use super::external::Source;
-use task::read_shard;
+use task::read_stream;
 
 /// Batches of stream messages, 256 KiB each about, that wait for a connection; then its readers wait.
 pub(in crate::connection) const STREAM_CHANNEL: usize = 2;
@@ -33,6 +33,8 @@ pub(in crate::connection) struct StreamBatch {
     pub(super) reader: ReaderId,
     pub(super) log: LogId,
     pub(super) records: VecDeque<(u64, Arc<Record>)>,
+    /// Held while the records are in memory.
+    pub(super) _permit: Option<ReadPermit>,
 }
 
 impl Connection {
@@ -40,9 +42,9 @@ impl Connection {
     pub(super) async fn read(&mut self, start: Start, object: Arc<Object>) -> weir_core::Result<Source> {
         let stop = CancellationToken::new();
         let id = ReaderId(self.broker.consumer_id().0);
-        for reader in self.broker.core.readers(&object, &start).await? {
-            self.broker.tasks.spawn(read_shard(id, reader, self.stream.sender(), stop.clone()));
-        }
-        Ok(Source::Stream { object, reader: id, _readers: stop.drop_guard() })
+        let options = ReadOptions { start, ..ReadOptions::default() };
+        let reader = self.broker.core.reader(&object, &options).await?;
+        self.broker.tasks.spawn(read_stream(id, reader, self.stream.sender(), stop.clone()));
+        Ok(Source::Stream { object, reader: id, _reader: stop.drop_guard() })
     }
 }

@@ -1,0 +1,393 @@
+//! Readers of streams: from where to where, which messages, and what they cost.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use weir_core::Core;
+use weir_core::catalog::Object;
+use weir_core::core::Options;
+use weir_core::definition::{Definition, Kind};
+use weir_core::key::Publisher;
+use weir_core::keyspace::record::RecordKind;
+use weir_core::metrics::Metrics;
+use weir_core::stream::{ReadBatch, ReadLimits, ReadOptions, Start, StreamReader};
+use weir_env::clock::{Clock, Timestamp};
+use weir_env::seed::Seed;
+use weir_storage::{CommitFault, FaultStore, Meter, MeteredStore, SharedStore};
+use weir_topic::TopicFilter;
+
+use crate::support::{definition, memory, message, open, publish, read, reader};
+
+fn until(start: Start, until: Start) -> ReadOptions {
+    ReadOptions { start, until: Some(until), ..ReadOptions::default() }
+}
+
+fn payload(batch: &ReadBatch) -> impl Iterator<Item = String> {
+    batch.records.iter().map(|(_, record)| String::from_utf8(record.message.payload.to_vec()).unwrap())
+}
+
+/// All that a reader gives until it ends.
+async fn read_to_end(reader: &mut StreamReader) -> Vec<String> {
+    let mut payloads = Vec::new();
+    while !reader.is_ended() {
+        payloads.extend(payload(&reader.next().await.unwrap()));
+    }
+    payloads
+}
+
+/// Whether `reader` has nothing to give within an hour.
+async fn is_waiting(reader: &mut StreamReader) -> bool {
+    tokio::time::timeout(Duration::from_secs(3600), reader.next()).await.is_err()
+}
+
+/// A core with the stream `s` of the topics `a/+`.
+async fn open_stream(shards: u8) -> (Core, Arc<Object>, Clock) {
+    let (store, clock) = memory();
+    let core = open(&store, clock, 1).await;
+    core.apply(&[definition(Kind::Stream, "s", "a/+", shards)]).await.unwrap();
+    let stream = core.catalog().view().find(Kind::Stream, "s").unwrap();
+    (core, stream, clock)
+}
+
+/// Publishes what `numbers` say, one a second; when each was.
+async fn publish_each_second(core: &Core, clock: Clock, numbers: std::ops::Range<u64>) -> Vec<Timestamp> {
+    let mut times = Vec::new();
+    for n in numbers {
+        times.push(clock.wall());
+        publish(core, clock, "a/b", &n.to_string()).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    times
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_read_ends_where_it_is_told() {
+    let (core, stream, clock) = open_stream(1).await;
+    let times = publish_each_second(&core, clock, 0..20).await;
+    let just_after = |n: usize| Start::Time(Timestamp::from_micros(times[n].as_micros() + 1));
+    for (from, to, expected) in [
+        (Start::Earliest, Start::Latest, 0..20),
+        (Start::Earliest, Start::Earliest, 0..0),
+        (Start::Latest, Start::Latest, 20..20),
+        (Start::Earliest, Start::Offset(7), 0..7),
+        (Start::Earliest, Start::Offset(0), 0..0),
+        (Start::Offset(5), Start::Offset(6), 5..6),
+        (Start::Offset(6), Start::Offset(5), 6..6),
+        (Start::Earliest, Start::Time(times[4]), 0..4),
+        (Start::Time(times[4]), Start::Time(times[9]), 4..9),
+        (Start::Time(times[9]), Start::Time(times[4]), 9..9),
+        (just_after(4), just_after(9), 5..10),
+        (Start::Offset(18), just_after(19), 18..20),
+        (Start::Earliest, Start::Time(Timestamp::default()), 0..0),
+        (Start::Offsets(vec![(0, 3)]), Start::Offsets(vec![(0, 5)]), 3..5),
+        (Start::Offsets(vec![(1, 3)]), Start::Offset(2), 0..2),
+        (Start::Offsets(vec![(0, 99)]), Start::Latest, 20..20),
+    ] {
+        let name = format!("{from:?} to {to:?}");
+        let mut reader = core.reader(&stream, &until(from, to)).await.unwrap();
+        let read = tokio::time::timeout(Duration::from_secs(1), read_to_end(&mut reader)).await.expect(&name);
+        let (start, end) = (expected.start, expected.end);
+        assert_eq!(read, expected.map(|n: u64| n.to_string()).collect::<Vec<_>>(), "{name}");
+        assert_eq!(reader.positions(), [(0, end.max(start))], "{name}");
+        assert!(is_waiting(&mut reader).await, "{name}: nothing after the end");
+    }
+    core.close().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_shard_ends_once_and_all_of_them_end_the_read() {
+    let (core, stream, clock) = open_stream(4).await;
+    for n in 0..100 {
+        publish(&core, clock, &format!("a/{n}"), &n.to_string()).await.unwrap();
+    }
+    let mut reader = core.reader(&stream, &until(Start::Earliest, Start::Latest)).await.unwrap();
+    publish(&core, clock, "a/later", "later").await.unwrap();
+    let (mut read, mut ended) = (Vec::new(), Vec::new());
+    while !reader.is_ended() {
+        let batch = reader.next().await.unwrap();
+        read.extend(payload(&batch));
+        ended.extend(batch.ended.then_some(batch.log.shard));
+    }
+    read.sort_unstable_by_key(|text| text.parse::<u64>().unwrap());
+    assert_eq!(read, (0..100).map(|n| n.to_string()).collect::<Vec<_>>());
+    ended.sort_unstable();
+    assert_eq!(ended, [0, 1, 2, 3]);
+    core.close().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_place_to_come_is_waited_for() {
+    let (core, stream, clock) = open_stream(1).await;
+    publish_each_second(&core, clock, 0..3).await;
+    let at = clock.wall().saturating_add(Duration::from_secs(10));
+    let mut by_time = core.reader(&stream, &until(Start::Earliest, Start::Time(at))).await.unwrap();
+    let mut by_offset = core.reader(&stream, &until(Start::Earliest, Start::Offset(5))).await.unwrap();
+    for reader in [&mut by_time, &mut by_offset] {
+        assert_eq!(payload(&reader.next().await.unwrap()).collect::<Vec<_>>(), ["0", "1", "2"]);
+    }
+    publish_each_second(&core, clock, 3..4).await;
+    assert_eq!(read_to_end(&mut by_time).await, ["3"]);
+    let late = clock.wall().saturating_since(at);
+    assert!(late < Duration::from_secs(1), "it ends when the time has come, not {late:?} later");
+    publish_each_second(&core, clock, 4..7).await;
+    assert_eq!(read_to_end(&mut by_offset).await, ["3", "4"]);
+    core.close().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_under_way_when_the_time_is_over_is_still_read() {
+    let (store, clock) = memory();
+    let store = FaultStore::wrap(store, Seed::fixed(1));
+    let faults = store.handle();
+    let store: SharedStore = Arc::new(store);
+    let core = open(&store, clock, 1).await;
+    core.apply(&[definition(Kind::Stream, "s", "a/+", 1)]).await.unwrap();
+    let stream = core.catalog().view().find(Kind::Stream, "s").unwrap();
+    publish(&core, clock, "a/b", "0").await.unwrap();
+    let at = clock.wall().saturating_add(Duration::from_secs(1));
+    let mut reader = core.reader(&stream, &until(Start::Earliest, Start::Time(at))).await.unwrap();
+    faults.fail_next_commit(CommitFault::Stalled(Duration::from_secs(5)));
+    let (published, read) = tokio::join!(publish(&core, clock, "a/b", "1"), read_to_end(&mut reader));
+    published.unwrap();
+    assert_eq!(read, ["0", "1"], "the second was taken before the time, and stored after it");
+    core.close().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_filter_leaves_out_moves_the_position_on() {
+    let (core, stream, clock) = open_stream(1).await;
+    for n in 0..50 {
+        publish(&core, clock, if n % 10 == 0 { "a/ten" } else { "a/one" }, &n.to_string()).await.unwrap();
+    }
+    let filtered = |filter: &str| ReadOptions {
+        filter: Some(TopicFilter::parse(filter.to_owned()).unwrap()),
+        ..until(Start::Earliest, Start::Latest)
+    };
+    for (filter, expected) in [("a/ten", vec!["0", "10", "20", "30", "40"]), ("b/#", vec![])] {
+        let mut reader = core.reader(&stream, &filtered(filter)).await.unwrap();
+        assert_eq!(read_to_end(&mut reader).await, expected, "{filter}");
+        assert_eq!(reader.positions(), [(0, 50)], "{filter}");
+    }
+    let live = ReadOptions { until: None, ..filtered("b/#") };
+    let mut live = core.reader(&stream, &live).await.unwrap();
+    let batch = live.next().await.unwrap();
+    assert_eq!((batch.records.len(), batch.next, batch.ended), (0, 50, false), "live readers are told too");
+    core.close().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_is_looked_for_in_its_shard_alone() {
+    let (store, clock) = memory();
+    let core = open(&store, clock, 1).await;
+    let key = Some("message.topic".into());
+    core.apply(&[Definition { key, ..definition(Kind::Stream, "s", "a/+", 8) }]).await.unwrap();
+    let stream = core.catalog().view().find(Kind::Stream, "s").unwrap();
+    for n in 0..200 {
+        publish(&core, clock, &format!("a/{}", n % 20), &n.to_string()).await.unwrap();
+    }
+    let mut shards = std::collections::BTreeSet::new();
+    for key in 0..20 {
+        let options =
+            ReadOptions { key: Some(format!("a/{key}").into()), ..until(Start::Earliest, Start::Latest) };
+        let mut reader = core.reader(&stream, &options).await.unwrap();
+        let expected: Vec<String> = (0..10).map(|n| (n * 20 + key).to_string()).collect();
+        assert_eq!(read_to_end(&mut reader).await, expected);
+        let positions = reader.positions();
+        assert_eq!(positions.len(), 1, "one shard");
+        shards.insert(positions[0].0);
+    }
+    assert!(shards.len() > 2, "keys are spread: {shards:?}");
+    core.close().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn shards_come_and_go_under_a_reader() {
+    let (core, stream, clock) = open_stream(3).await;
+    for n in 0..60 {
+        publish(&core, clock, &format!("a/{n}"), &n.to_string()).await.unwrap();
+    }
+    let ends: Vec<u64> =
+        core.describe(&stream).await.unwrap().iter().map(|report| report.extent.next).collect();
+    let options = ReadOptions::default();
+    let mut reader = core.idle_reader();
+    assert!(!reader.is_ended() && is_waiting(&mut reader).await, "no shard, nothing to read");
+    for shard in [0, 2] {
+        reader.add(core.shard_reader(&stream, shard, ends[usize::from(shard)] - 1, &options).await.unwrap());
+    }
+    for _ in 0..2 {
+        let batch = reader.next().await.unwrap();
+        assert_eq!((batch.records.len(), batch.next), (1, ends[usize::from(batch.log.shard)]));
+    }
+    assert!(is_waiting(&mut reader).await);
+    assert_eq!(reader.remove(2), Some(ends[2]));
+    assert_eq!(reader.remove(2), None);
+    reader.add(core.shard_reader(&stream, 1, 0, &options).await.unwrap());
+    assert_eq!(reader.next().await.unwrap().log.shard, 1);
+    // The others go on, and what is taken away gives nothing more.
+    for n in 0..20 {
+        publish(&core, clock, &format!("a/{n}"), "again").await.unwrap();
+    }
+    let mut more = 0;
+    while !is_waiting(&mut reader).await {
+        more += 1;
+    }
+    assert_eq!(reader.positions().iter().map(|(shard, _)| *shard).collect::<Vec<_>>(), [0, 1]);
+    assert!(more >= 2);
+    assert!(core.shard_reader(&stream, 3, 0, &options).await.is_err(), "there is no such shard");
+    core.close().await;
+}
+
+/// A core over a store whose cost is counted.
+struct Metered {
+    core: Core,
+    clock: Clock,
+    meter: Arc<Meter>,
+    metrics: Metrics,
+    stream: Arc<Object>,
+}
+
+impl Metered {
+    async fn open(reading: ReadLimits) -> Self {
+        let (store, clock) = memory();
+        let meter = Arc::new(Meter::new(RecordKind::ALL.len(), RecordKind::index_of));
+        let store: SharedStore = Arc::new(MeteredStore::new(store, Arc::clone(&meter)));
+        let (metrics, options) = (Metrics::default(), Options { reading, ..Options::default() });
+        let core = Core::open_with(store, clock, &Seed::fixed(1), metrics.clone(), options).await.unwrap();
+        core.apply(&[definition(Kind::Stream, "s", "a/+", 1)]).await.unwrap();
+        let stream = core.catalog().view().find(Kind::Stream, "s").unwrap();
+        Self { core, clock, meter, metrics, stream }
+    }
+
+    async fn publish(&self, count: usize, size: usize) {
+        let message = message(self.clock, "a/b", &"x".repeat(size));
+        let targets = self.core.targets(&message.topic);
+        let mut receipts = Vec::new();
+        for _ in 0..count {
+            receipts.push(self.core.append(&targets, &message, &Publisher::default(), None).await.unwrap());
+        }
+        for receipt in receipts {
+            assert!(receipt.settled().await.is_empty());
+        }
+    }
+
+    fn reads(&self, kind: RecordKind) -> u64 {
+        self.meter.cost(kind as usize).keys_read
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_time_is_found_by_one_entry_and_one_segment() {
+    let metered = Metered::open(ReadLimits::default()).await;
+    let mut times = Vec::new();
+    for _ in 0..200 {
+        times.push(metered.clock.wall());
+        // All of the same time, over two segments.
+        metered.publish(2, 60_000).await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    // Until nothing happens by itself.
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    for (n, time) in times.iter().enumerate() {
+        let kinds = [RecordKind::Segment, RecordKind::TimeIndex];
+        let before = kinds.map(|kind| metered.reads(kind));
+        let options = ReadOptions { start: Start::Time(*time), ..ReadOptions::default() };
+        let reader = metered.core.reader(&metered.stream, &options).await.unwrap();
+        assert_eq!(reader.positions(), [(0, 2 * n as u64)], "the first of those of that time");
+        let cost = [0, 1].map(|kind| metered.reads(kinds[kind]) - before[kind]);
+        assert!(cost.iter().all(|reads| *reads <= 1), "{cost:?}");
+    }
+    metered.core.close().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_thousand_readers_at_the_end_do_not_read_the_store() {
+    const READERS: usize = 1_000;
+    let metered = Metered::open(ReadLimits::default()).await;
+    metered.publish(100, 100).await;
+    let (core, stream) = (&metered.core, &metered.stream);
+    let mut readers = Vec::new();
+    for _ in 0..READERS {
+        readers.push(reader(core, stream, Start::Latest).await);
+    }
+    let before = metered.reads(RecordKind::Segment);
+    for round in 0..3 {
+        metered.publish(10, 100).await;
+        for reader in &mut readers {
+            assert_eq!(read(reader, 10).await.len(), 10, "round {round}");
+        }
+    }
+    assert_eq!(metered.reads(RecordKind::Segment), before);
+    assert!(metered.metrics.reading.tail_hits.get() >= 3 * READERS as u64);
+    assert_eq!(metered.metrics.reading.tail_misses.get(), 0);
+    // One that reads all of it from the beginning takes nothing away from the others.
+    let held = metered.metrics.reading.tail_bytes.get();
+    assert!(held > 0);
+    assert_eq!(read(&mut reader(core, stream, Start::Earliest).await, 130).await.len(), 130);
+    assert_eq!(metered.metrics.reading.tail_bytes.get(), held);
+    readers.clear();
+    assert_eq!(metered.metrics.reading.tail_bytes.get(), 0, "what nobody reads is not kept");
+    metered.core.close().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn memory_and_store_give_the_same_records() {
+    let (core, stream, clock) = open_stream(1).await;
+    let mut live = reader(&core, &stream, Start::Latest).await;
+    let mut full = message(clock, "a/b", "full");
+    full.retain = true;
+    full.expires_at = Some(clock.wall().saturating_add(Duration::from_secs(60)));
+    full.properties.user = vec![("k".into(), "v".into())];
+    full.properties.content_type = Some("text/plain".into());
+    let large = message(clock, "a/large", &"x".repeat(200_000));
+    for message in [full, message(clock, "a/b", ""), large] {
+        let targets = core.targets(&message.topic);
+        let receipt = core.append(&targets, &message, &Publisher::default(), None).await.unwrap();
+        assert!(receipt.settled().await.is_empty());
+    }
+    let (mut from_memory, mut from_store) = (Vec::new(), Vec::new());
+    while from_memory.len() < 3 {
+        from_memory.extend(live.next().await.unwrap().records);
+    }
+    drop(live);
+    let mut history = reader(&core, &stream, Start::Earliest).await;
+    while from_store.len() < 3 {
+        from_store.extend(history.next().await.unwrap().records);
+    }
+    assert!(from_memory == from_store);
+    core.close().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn slow_readers_share_a_budget_and_starve_nobody() {
+    const PAGES: u64 = 4;
+    const SLOW: usize = 10;
+    let limits = ReadLimits { read_bytes: PAGES * 256 * 1024, ..ReadLimits::default() };
+    let metered = Metered::open(limits).await;
+    metered.publish(60, 60_000).await;
+    let (core, stream, metrics) = (&metered.core, &metered.stream, &metered.metrics.reading);
+    // Each takes a batch, keeps it and asks for no more.
+    let mut slow = Vec::new();
+    for _ in 0..SLOW {
+        let mut reader = reader(core, stream, Start::Earliest).await;
+        let batch = reader.next().await.unwrap();
+        assert!(!batch.records.is_empty());
+        slow.push((reader, batch));
+    }
+    // What was read ahead is there in the end.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let held = u64::try_from(metrics.bytes.get()).unwrap();
+    let most = limits.read_bytes + 300_000 + 2 * 70_000 * SLOW as u64;
+    assert!(held >= limits.read_bytes / 2 && held <= most, "{held} bytes of {}", limits.read_bytes);
+    assert!(metrics.held_up.get() >= 1, "somebody did not read ahead");
+    let mut quick = reader(core, stream, Start::Earliest).await;
+    assert_eq!(read(&mut quick, 60).await.len(), 60, "one that takes what it gets is not held up");
+    // And those that begin to take go on.
+    let (mut reader, batch) = slow.pop().unwrap();
+    let first = batch.records.len();
+    drop(batch);
+    assert_eq!(read(&mut reader, 60 - first).await.len(), 60 - first);
+    drop((reader, quick, slow));
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(metrics.bytes.get(), 0);
+    core.close().await;
+}
