@@ -1,7 +1,8 @@
 //! The catalog: which queues and streams there are, and which of them a topic belongs to.
 //!
 //! The store holds the truth; a [`CatalogView`] of it is in memory, replaced as a whole with each change.
-//! A set of declarations is applied in one transaction, or not at all. Single queues and streams are made, changed and
+//! A set of declarations is applied if all of them can be, else not at all; one transaction takes about 2,000 changes, and
+//! a larger set several, the next of which goes on where the last one stopped. Single queues and streams are made, changed and
 //! deleted beside it (`change`); a set retires only what a set has declared.
 
 mod change;
@@ -28,6 +29,8 @@ pub use change::{ChangeError, Deleted};
 
 /// Queues and streams there may be.
 pub const OBJECTS_MAX: usize = 10_000;
+/// Bytes of entries that one transaction changes, about.
+const CHANGED_BYTES: usize = 1_000_000;
 /// Shards one may have.
 pub const SHARDS_MAX: u8 = 64;
 
@@ -197,7 +200,8 @@ impl Catalog {
     /// set declared and that are not among them are orphaned, or deleted if they were declared so.
     ///
     /// # Errors
-    /// If a declaration is invalid or contradicts what exists, or the store fails.
+    /// If a declaration is invalid or contradicts what exists, or the store fails; of a large set some may be applied
+    /// then, and calling again goes on.
     pub async fn apply(
         &self,
         definitions: &[Definition],
@@ -207,14 +211,20 @@ impl Catalog {
             check(definition)?;
         }
         let mut entries = self.entries.lock().await;
-        let (plan, _) = transact(&*self.store, |tx| Box::pin(plan_in(tx, definitions, now)))
-            .await
-            .map_err(|error| ApplyError::Failed(Error::Store(error)))?;
-        let plan = plan?;
-        self.publish(&plan.entries);
-        let before = std::mem::replace(&mut *entries, plan.entries);
-        let deleted = plan.deleted.iter().map(|entry| self.object(entry)).collect();
-        Ok(Applied { deleted, ..self.changed(&before, &entries) })
+        let before = entries.clone();
+        let mut deleted = Vec::new();
+        loop {
+            let (made, _) = transact(&*self.store, |tx| Box::pin(apply_in(tx, definitions, now)))
+                .await
+                .map_err(|error| ApplyError::Failed(Error::Store(error)))?;
+            let made = made?;
+            self.publish(&made.entries);
+            *entries = made.entries;
+            deleted.extend(made.deleted.iter().map(|entry| self.object(entry)));
+            if !made.more {
+                return Ok(Applied { deleted, ..self.changed(&before, &entries) });
+            }
+        }
     }
 
     /// What became of the entries in `before`, but for those that are gone. Not what the transaction did: an earlier one
@@ -340,61 +350,98 @@ async fn read_entries(
     Ok(Ok(entries))
 }
 
-/// What a transaction of [`Catalog::apply`] did.
+/// What the catalog is to become.
 #[derive(Debug, Default)]
 struct Plan {
     entries: Entries,
+    /// Those in `entries` that are new or changed, new ones first and in the order of their ids.
     created: Vec<(Kind, String)>,
-    updated: Vec<(Kind, String)>,
-    orphaned: Vec<String>,
+    changed: Vec<(Kind, String)>,
     deleted: Vec<CatalogEntry>,
 }
 
-async fn plan_in(
+/// What a transaction of [`Catalog::apply`] made of the catalog.
+#[derive(Debug)]
+struct Made {
+    entries: Entries,
+    deleted: Vec<CatalogEntry>,
+    /// There is more to do than it could hold.
+    more: bool,
+}
+
+async fn apply_in(
     tx: &mut dyn Transaction,
     definitions: &[Definition],
     now: Timestamp,
-) -> weir_storage::Result<std::result::Result<Plan, ApplyError>> {
-    let mut plan = Plan::default();
-    match read_entries(tx, Isolation::Serializable).await? {
-        Ok(entries) => plan.entries = entries,
+) -> weir_storage::Result<std::result::Result<Made, ApplyError>> {
+    let stored = match read_entries(tx, Isolation::Serializable).await? {
+        Ok(entries) => entries,
         Err(error) => return Ok(Err(error.into())),
-    }
-    let mut next_id = match read_next_id(tx).await? {
+    };
+    let first_free = match read_next_id(tx).await? {
         Ok(id) => id,
         Err(error) => return Ok(Err(error.into())),
     };
-    let first_free = next_id;
+    let plan = match planned(stored.clone(), definitions, first_free) {
+        Ok(plan) => plan,
+        Err(error) => return Ok(Err(error)),
+    };
+    Ok(Ok(carry_out(tx, plan, stored, first_free, now)))
+}
+
+/// What `definitions` make of what is `stored`.
+fn planned(
+    stored: Entries,
+    definitions: &[Definition],
+    first_free: u32,
+) -> std::result::Result<Plan, ApplyError> {
+    let mut plan = Plan { entries: stored, ..Plan::default() };
+    let mut next_id = first_free;
     let mut declared = BTreeSet::new();
     for definition in definitions {
         declared.insert((definition.kind, definition.name.clone()));
-        if let Err(error) = plan_one(&mut plan, definition, Origin::Manifest, &mut next_id) {
-            return Ok(Err(error));
-        }
+        plan_one(&mut plan, definition, Origin::Manifest, &mut next_id)?;
     }
     if let Some(last) = definitions.last().filter(|_| plan.entries.len() > OBJECTS_MAX) {
         let problem =
             format!("there may be {OBJECTS_MAX} queues and streams at most, orphaned ones included");
-        return Ok(Err(invalid(last, "metadata.name", problem)));
+        return Err(invalid(last, "metadata.name", problem));
     }
     retire(&mut plan, &declared);
+    Ok(plan)
+}
+
+/// Does of `plan` what fits into a transaction.
+fn carry_out(tx: &mut dyn Transaction, plan: Plan, stored: Entries, first_free: u32, now: Timestamp) -> Made {
+    let mut made = Made { entries: stored, deleted: Vec::new(), more: false };
+    let (mut left, mut next_id) = (CHANGED_BYTES, first_free);
+    for key in plan.created.iter().chain(&plan.changed) {
+        let Some(entry) = plan.entries.get(key) else { continue };
+        let value = entry.encode();
+        if left < value.len() {
+            made.more = true;
+            break;
+        }
+        left -= value.len();
+        next_id = next_id.max(entry.id.saturating_add(1));
+        tx.set(&CatalogEntry::key(key.0, &key.1), &value);
+        made.entries.insert(key.clone(), entry.clone());
+    }
+    for entry in plan.deleted {
+        let size = entry.encode().len();
+        if made.more || left < size {
+            made.more = true;
+            break;
+        }
+        left -= size;
+        remove(tx, &entry, now);
+        made.entries.remove(&(entry.definition.kind, entry.definition.name.clone()));
+        made.deleted.push(entry);
+    }
     if next_id != first_free {
         tx.set(&catalog::next_id_key(), &catalog::encode_next_id(next_id));
     }
-    for (kind, name) in plan.created.iter().chain(&plan.updated) {
-        if let Some(entry) = plan.entries.get(&(*kind, name.clone())) {
-            tx.set(&CatalogEntry::key(*kind, name), &entry.encode());
-        }
-    }
-    for entry in plan.entries.values().filter(|entry| entry.state == EntryState::Orphaned) {
-        if plan.orphaned.contains(&entry.definition.name) {
-            tx.set(&CatalogEntry::key(entry.definition.kind, &entry.definition.name), &entry.encode());
-        }
-    }
-    for entry in &plan.deleted {
-        remove(tx, entry, now);
-    }
-    Ok(Ok(plan))
+    made
 }
 
 async fn read_next_id(tx: &mut dyn Transaction) -> weir_storage::Result<Result<u32>> {
@@ -451,7 +498,7 @@ fn plan_one(
         entry.origin = origin;
         entry.generation += 1;
         entry.definition = definition.clone();
-        if revived { plan.created.push(key) } else { plan.updated.push(key) }
+        plan.changed.push(key);
     }
     Ok(())
 }
@@ -482,7 +529,7 @@ fn retire(plan: &mut Plan, declared: &BTreeSet<(Kind, String)>) {
         } else {
             entry.state = EntryState::Orphaned;
             entry.generation += 1;
-            plan.orphaned.push(key.1);
+            plan.changed.push(key);
         }
     }
 }

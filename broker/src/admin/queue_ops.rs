@@ -17,8 +17,8 @@ use weir_env::clock::Timestamp;
 use weir_proto::admin::v1 as wire;
 use weir_topic::TopicFilter;
 
-use super::convert::{self, status};
 use super::changes::refused;
+use super::convert::{self, status};
 use super::{OPERATIONS_MAX, Service};
 
 impl Service {

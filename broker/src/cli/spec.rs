@@ -7,7 +7,11 @@ use serde_json::{Map, Value};
 use weir_manifest::ManifestSet;
 
 /// Adds fields to the object below `parent`, or to `spec` itself; those that are not given are left out.
-pub(super) fn put<const N: usize>(spec: &mut Map<String, Value>, parent: &str, fields: [(&str, Option<Value>); N]) {
+pub(super) fn put<const N: usize>(
+    spec: &mut Map<String, Value>,
+    parent: &str,
+    fields: [(&str, Option<Value>); N],
+) {
     let given: Map<_, _> =
         fields.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect();
     if parent.is_empty() {

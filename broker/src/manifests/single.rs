@@ -218,7 +218,10 @@ mod tests {
             ("", "spec.topicFilter: the field is missing"),
             ("topicFilter: a\nretention: {maxAge: soon}", "line 2: spec.retention.maxAge: "),
             ("topicFilter: a\nackTimeout: 3s", "line 2: spec.ackTimeout: unknown field"),
-            ("{topicFilter: a, streamName: other}", "spec.streamName: \"other\" is not the name of this stream"),
+            (
+                "{topicFilter: a, streamName: other}",
+                "spec.streamName: \"other\" is not the name of this stream",
+            ),
             ("{topicFilter: a, key: 1 +}", "spec.key: "),
         ] {
             let problems = stream_of("default", "s", spec).unwrap_err().join("; ");

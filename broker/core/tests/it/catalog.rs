@@ -1,5 +1,6 @@
 //! Queues and streams come, change and go: by sets of manifests, and one by one.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -324,11 +325,15 @@ async fn queues_and_streams_are_bounded() {
     assert!(find(&core, "q0").is_none());
     let [beyond, last] = [(); 2].map(|()| definitions.pop().unwrap());
     // One transaction does not take all of them.
-    core.apply(&definitions[..OBJECTS_MAX / 2]).await.unwrap();
-    core.apply(&definitions).await.unwrap();
+    assert_eq!(core.apply(&definitions).await.unwrap().created.len(), OBJECTS_MAX - 1);
+    assert!(core.apply(&definitions).await.unwrap().is_empty());
+    let ids: BTreeSet<u32> = core.catalog().stored().await.iter().map(|(_, object)| object.id).collect();
+    assert_eq!(ids.len(), OBJECTS_MAX - 1);
     core.create(&last, Origin::Automatic).await.unwrap();
     let refused = refusal(core.create(&beyond, Origin::Admin).await);
     assert!(refused.contains("10000 queues and streams at most"), "{refused}");
     core.delete(Kind::Queue, &last.name, Some(true)).await.unwrap();
     core.create(&beyond, Origin::Admin).await.unwrap();
+    // Nor do they leave in one.
+    assert_eq!(core.apply(&[]).await.unwrap().orphaned.len(), OBJECTS_MAX - 1);
 }

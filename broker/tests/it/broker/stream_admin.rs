@@ -128,7 +128,8 @@ async fn a_manifest_in_a_file_is_created_and_is_the_whole_of_a_change() {
     done(&broker, &["create", "--file", file]).await;
     let find = || broker.core.catalog().view().find(Kind::Stream, "S_1").unwrap().definition.clone();
     assert_eq!(find().key.as_deref(), Some("message.topic"));
-    std::fs::write(&path, manifest.replace("  key: message.topic\n", "  retention: {maxMessages: 3}\n")).unwrap();
+    std::fs::write(&path, manifest.replace("  key: message.topic\n", "  retention: {maxMessages: 3}\n"))
+        .unwrap();
     done(&broker, &["update", "S_1", "--file", file]).await;
     assert_eq!((find().key, find().retention.max_messages), (None, 3), "what it leaves out is the default");
     std::fs::write(&path, manifest.replace("message.topic", "7 +")).unwrap();
