@@ -76,6 +76,12 @@ pub struct Metrics {
     pub key_waits: Counter,
     /// Times that a shard stopped handing out because too many messages waited for their key.
     pub key_lookahead_full: Counter,
+    /// Messages of compacted streams replaced by a newer one of their key.
+    pub rows_replaced: Counter,
+    /// Messages of compacted streams removed by limits.
+    pub rows_dropped: Counter,
+    /// Tombstones of compacted streams removed after their time.
+    pub tombstones_swept: Counter,
     /// Shards lost to another owner.
     pub shards_lost: Counter,
     /// Virtual shards this pod owns.
@@ -127,6 +133,9 @@ impl Metrics {
             "Times a queue's shard stopped because too many messages waited for their key",
             &self.key_lookahead_full,
         );
+        counter("stream_replaced", "Messages of compacted streams replaced by a newer one", &self.rows_replaced);
+        counter("stream_dropped", "Messages of compacted streams removed by limits", &self.rows_dropped);
+        counter("stream_tombstones_removed", "Tombstones removed after their time", &self.tombstones_swept);
         counter("shards_lost", "Virtual shards lost to another owner", &self.shards_lost);
         counter("damaged_records", "Stored records found damaged", &self.damaged);
         registry.register("append_refused", "Appends refused", self.append_refused.clone());

@@ -13,6 +13,7 @@ pub mod delayed;
 pub mod format;
 pub mod inbox;
 pub mod inbox_blob;
+pub mod last_value;
 pub mod log_blob;
 mod log_id;
 pub mod log_state;
@@ -54,6 +55,10 @@ pub mod tag {
     pub const SEGMENT: u8 = b'l';
     /// Time index of log segments.
     pub const TIME_INDEX: u8 = b'i';
+    /// Rows of compacted logs.
+    pub const ROW: u8 = b'K';
+    /// Which row is the newest of its key, and tombstones.
+    pub const LAST_VALUE: u8 = b'k';
     /// State of a log.
     pub const LOG_STATE: u8 = b's';
     /// Queue floors, acks and attempts.

@@ -6,11 +6,13 @@ use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use weir_env::clock::Timestamp;
 
+use super::compaction::{self, Compaction};
 use super::delays::DelayChange;
 use super::log::{IndexPlace, Log, Trim};
 use super::logs::{LogKey, Logs, base_of, key_of};
 use super::mutations::{Mutation, Mutations};
 use super::repeats::Names;
+use super::rows::RowLimits;
 use super::{AppendError, PendingAppend};
 use crate::keyspace::dedup::{self, DedupId};
 use crate::keyspace::delayed::{self, DelayedId, DelayedState};
@@ -77,6 +79,8 @@ pub(crate) struct Batch {
     pub(crate) blobs: Vec<Vec<Mutation>>,
     pub(crate) mutations: Mutations,
     pub(crate) changes: Vec<LogChange>,
+    /// What is still to be worked out of the changes of compacted logs.
+    pub(crate) compactions: Vec<Compaction>,
     /// By the log of class 0.
     pub(crate) shards: BTreeMap<LogKey, ShardChange>,
     pub(crate) waiting: Vec<Waiting>,
@@ -107,6 +111,11 @@ impl Batch {
     fn delays(&mut self, log: LogId, at: Timestamp, state: DelayedState) -> &mut DelayChange {
         let unchanged = DelayChange { state, first_due: None, moved: 0 };
         self.shard(log, at).delays.get_or_insert(unchanged)
+    }
+
+    /// Whether there is nothing to write.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.mutations.is_empty() && self.compactions.is_empty()
     }
 
     /// Answers everybody who waits.
@@ -245,7 +254,11 @@ fn add_log(batch: &mut Batch, chunks: &mut Vec<Mutation>, log: &mut Log, setting
         if let (Some(queue), Some(replaced)) = (&log.queue, &mut change.replaced) {
             queue.replace(replaced, offset, &record);
         }
-        segments.push(state, offset, &record);
+        if log.rows.is_some() {
+            segments.batch.mutations.reserve(compaction::written_bytes(&id, &record));
+        } else {
+            segments.push(state, offset, &record);
+        }
         if let Some(publish) = names.publish {
             segments.batch.mutations.push(mark(&id, &publish, offset, now));
         }
@@ -265,6 +278,10 @@ fn add_log(batch: &mut Batch, chunks: &mut Vec<Mutation>, log: &mut Log, setting
     }
     batch.bytes += cost;
     batch.records += change.records.len() as u64;
+    if log.rows.is_some() {
+        add_compaction(batch, log, change, now);
+        return;
+    }
     if let Some(trim) = &change.trim {
         state.start = state.start.max(trim.start);
         state.bytes_trimmed = state.bytes_trimmed.max(trim.bytes_trimmed);
@@ -290,6 +307,19 @@ fn add_log(batch: &mut Batch, chunks: &mut Vec<Mutation>, log: &mut Log, setting
     if let Some(dirty) = &change.queue {
         write_queue(batch, &id, dirty);
     }
+    batch.changes.push(change);
+}
+
+/// Leaves what `change` writes of a compacted log to be worked out when the batch is committed.
+fn add_compaction(batch: &mut Batch, log: &mut Log, change: LogChange, now: Timestamp) {
+    let Some(rows) = &mut log.rows else { return };
+    let is_due = rows.take_due();
+    if change.records.is_empty() && !is_due {
+        return;
+    }
+    let limits = RowLimits::of(&log.object.definition, log.id.shard, now);
+    let compaction = Compaction::new(batch.changes.len(), limits, is_due, rows.first_tombstone());
+    batch.compactions.push(compaction);
     batch.changes.push(change);
 }
 
@@ -544,6 +574,8 @@ pub(crate) fn all_of(log: &LogId) -> Mutations {
     [
         tag::SEGMENT,
         tag::TIME_INDEX,
+        tag::ROW,
+        tag::LAST_VALUE,
         tag::LOG_STATE,
         tag::QUEUE,
         tag::MARK,

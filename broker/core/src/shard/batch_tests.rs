@@ -51,6 +51,7 @@ fn log(shard: u8, stored: StoredQueue) -> Log {
         extent: tokio::sync::watch::Sender::new(Extent { start: 0, next: state.next }),
         tail: Tail::new(&ReadMemory::new(ReadLimits::default(), &Metrics::default()).tails),
         queue: Some(shard),
+        rows: None,
         pending: VecDeque::new(),
         repeats: super::repeats::Repeats::default(),
         delays: super::delays::Delays::default(),

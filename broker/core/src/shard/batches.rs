@@ -7,6 +7,7 @@ use weir_env::clock::Instant;
 use super::AppendError;
 use super::batch::{self, Batch};
 use super::commit::{self, Outcome};
+use super::compaction::Compacted;
 use super::fence::Tenure;
 use super::log::{Kept, Log};
 use super::logs::key_of;
@@ -54,7 +55,7 @@ impl ShardOwner {
                 log.repeats.settle(names);
             }
         }
-        if batch.mutations.is_empty() {
+        if batch.is_empty() {
             return any_released;
         }
         let is_checked = self.checked_at.is_some_and(|at| now.saturating_duration_since(at) < CHECK_INTERVAL);
@@ -111,7 +112,8 @@ impl ShardOwner {
         metrics.appended.inc_by(batch.records);
         metrics.appended_bytes.inc_by(batch.bytes);
         let now = self.context.clock.now();
-        for change in std::mem::take(&mut batch.changes) {
+        let compactions = std::mem::take(&mut batch.compactions);
+        for (place, change) in std::mem::take(&mut batch.changes).into_iter().enumerate() {
             let key = key_of(&change.id);
             let Some(log) = self.logs.get_mut(key) else { continue };
             log.state = change.state;
@@ -121,6 +123,14 @@ impl ShardOwner {
             }
             log.publish_extent();
             let has_records = !change.records.is_empty();
+            if let Some(rows) = &mut log.rows {
+                let done = compactions.iter().find(|compaction| compaction.is_of(place)).and_then(|c| c.done);
+                let Compacted { look, replaced, dropped, swept } = done.unwrap_or_default();
+                rows.apply(look.as_ref(), change.records.iter().map(|record| &**record));
+                metrics.rows_replaced.inc_by(replaced);
+                metrics.rows_dropped.inc_by(dropped);
+                metrics.tombstones_swept.inc_by(swept);
+            }
             if let Some(queue) = &mut log.queue {
                 queue.written();
                 queue.evicted(change.evicted);
@@ -140,10 +150,16 @@ impl ShardOwner {
     fn give_up(&mut self, mut batch: Batch, error: AppendError) {
         let retry_at = self.context.clock.now() + RETRY_WAIT;
         self.retry_at = Some(retry_at);
-        for change in std::mem::take(&mut batch.changes) {
+        let compactions = std::mem::take(&mut batch.compactions);
+        for (place, change) in std::mem::take(&mut batch.changes).into_iter().enumerate() {
             let key = key_of(&change.id);
             let Some(log) = self.logs.get_mut(key) else { continue };
             log.trim = log.trim.or(change.trim);
+            if let Some(rows) = &mut log.rows
+                && compactions.iter().any(|compaction| compaction.is_of(place) && compaction.is_due)
+            {
+                rows.put_back();
+            }
             if let (Some(queue), Some(dirty)) = (&mut log.queue, &change.queue) {
                 queue.restore_dirty(dirty);
                 queue.put_back(change.evicted);

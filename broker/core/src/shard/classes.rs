@@ -160,6 +160,7 @@ pub(super) fn log_of(
         extent: watch::Sender::new(Extent { start: state.start, next: state.next }),
         tail: Tail::new(&context.reading.tails),
         queue,
+        rows: None,
         pending: VecDeque::new(),
         repeats: Repeats::default(),
         delays: Delays::default(),
@@ -180,6 +181,10 @@ fn report(log: &Log, now: Instant) -> LogReport {
     LogReport {
         extent: Extent { start: log.state.start, next: log.state.next },
         bytes: log.state.bytes(),
+        messages: match &log.rows {
+            Some(_) => log.state.rows(),
+            None => log.state.next.saturating_sub(log.state.start),
+        },
         last_ts_micros: log.state.last_ts.as_micros(),
         readers: log.tail.readers(),
         queue: log.queue.as_ref().map(|queue| queue_report(queue, now)),

@@ -6,6 +6,7 @@ use weir_storage::{Isolation, Version};
 
 use super::Context;
 use super::batch::Batch;
+use super::compaction;
 use super::fence::{self, Tenure};
 use super::mutations::Mutation;
 use crate::error::{Error, Result};
@@ -39,8 +40,11 @@ pub(crate) async fn commit(
     vs: VirtualShard,
     owner: Owner,
     mut seen: Option<Version>,
-    batch: Batch,
+    mut batch: Batch,
 ) -> (Batch, Outcome) {
+    if let Err(error) = compaction::prepare(&context, &mut batch).await {
+        return (batch, Outcome::Failed(error));
+    }
     for chunks in &batch.blobs {
         match commit_mutations(&context, vs, &owner, seen, chunks).await {
             Outcome::Committed(version) => seen = Some(version),

@@ -8,9 +8,11 @@ use bytes::{Bytes, BytesMut};
 use weir_env::clock::Timestamp;
 use weir_storage::{Isolation, RangeQuery, SharedStore, Transaction};
 
+use super::rows::Rows;
 use super::{Context, ReadRecords};
 use crate::error::{Error, Result};
 use crate::keyspace::dedup::{self, DedupId};
+use crate::keyspace::last_value::{self, Tombstone};
 use crate::keyspace::log_state::LogState;
 use crate::keyspace::mark::{Mark, PublishId};
 use crate::keyspace::queue::{AckBlock, Attempts, QueueFloor};
@@ -137,6 +139,23 @@ pub(crate) async fn last_values(
         }
     }
     Ok(())
+}
+
+/// What the owner of a compacted log remembers of its rows.
+pub(crate) async fn rows(context: &Context, log: &LogId, state: &LogState) -> Result<Rows> {
+    let mut tx = context.store.begin();
+    let mut first = async |(begin, end): (Vec<u8>, Vec<u8>)| {
+        let page = tx.get_range(RangeQuery::new(begin, end).limit(1), Isolation::Snapshot).await?;
+        Ok::<_, Error>(page.pairs.into_iter().next().map(|(_, value)| value))
+    };
+    // A damaged one is as old as can be: the next look removes it.
+    let oldest = first(last_value::range_from(log, state.start)).await?.map(|value| {
+        last_value::decode(value).map_or_else(|_| Timestamp::default(), |record| record.message.published_at)
+    });
+    let tombstone = first(Tombstone::range(log)).await?.map(|value| {
+        Tombstone::decode(value).map_or_else(|_| Timestamp::default(), |tombstone| tombstone.at)
+    });
+    Ok(Rows::restore(oldest, tombstone))
 }
 
 /// Where a publish was appended, if it was.

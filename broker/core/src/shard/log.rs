@@ -8,6 +8,7 @@ use weir_env::clock::{Instant, Timestamp};
 
 use super::delays::Delays;
 use super::repeats::Repeats;
+use super::rows::Rows;
 use super::upkeep::MAINTAIN_INTERVAL;
 use super::{Extent, PendingAppend};
 use crate::catalog::Object;
@@ -30,6 +31,8 @@ pub(crate) struct Log {
     /// The newest records of a stream, for its readers.
     pub(crate) tail: Arc<Tail>,
     pub(crate) queue: Option<QueueShard>,
+    /// Of a compacted stream, which has rows and no segments.
+    pub(crate) rows: Option<Rows>,
     pub(crate) pending: VecDeque<PendingAppend>,
     /// Publishes of the shard that may be repeated; of use in class 0 only.
     pub(crate) repeats: Repeats,
@@ -142,6 +145,7 @@ impl Log {
             || self.trim.is_some()
             || self.repeats.has_writes()
             || self.delays.has_writes()
+            || self.rows.as_ref().is_some_and(Rows::is_due)
     }
 
     /// The cut that is to be made; none that is above a queue's floor, which is lower again once a batch failed.

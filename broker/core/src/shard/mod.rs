@@ -11,6 +11,7 @@ mod batch_tests;
 mod batches;
 mod classes;
 mod commit;
+mod compaction;
 mod dead_letters;
 mod delays;
 mod fence;
@@ -23,6 +24,7 @@ mod owner;
 mod owners;
 mod repeats;
 mod retention;
+mod rows;
 mod upkeep;
 
 use std::sync::Arc;
@@ -57,6 +59,7 @@ pub(crate) use ops::{Operation, States};
 pub(crate) use owners::Owners;
 pub use repeats::DEDUP_IDS_MAX;
 use repeats::Names;
+pub use rows::TOMBSTONE_KEPT;
 
 /// Commands a shard accepts before senders wait.
 const COMMANDS_MAX: usize = 4096;
@@ -153,8 +156,10 @@ pub(crate) struct Watched {
 pub struct LogReport {
     /// First offset kept and end of the log.
     pub extent: Extent,
-    /// Bytes of segments kept.
+    /// Bytes of segments kept, or of the rows of a compacted stream.
     pub bytes: u64,
+    /// Messages kept of a stream: of a compacted one fewer than its offsets.
+    pub messages: u64,
     /// Microseconds since the Unix epoch of the last record; zero if there is none.
     pub last_ts_micros: u64,
     /// Readers of a stream that have it open.

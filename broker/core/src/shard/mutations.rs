@@ -21,7 +21,7 @@ pub(crate) enum Mutation {
 
 impl Mutation {
     /// What it adds to the size of a transaction; a range counts about what a write does.
-    fn size(&self) -> usize {
+    pub(super) fn size(&self) -> usize {
         match self {
             Self::Set(key, value) => TransactionSize::of_write(key.len(), value.len()),
             Self::Clear(key) => TransactionSize::of_write(key.len(), 0),
@@ -35,12 +35,25 @@ impl Mutation {
 pub(crate) struct Mutations {
     list: Vec<Mutation>,
     pub(super) size: usize,
+    /// Of `size`, for what is yet to come.
+    reserved: usize,
 }
 
 impl Mutations {
     pub(super) fn push(&mut self, mutation: Mutation) {
         self.size += mutation.size();
         self.list.push(mutation);
+    }
+
+    /// Keeps `bytes` of the transaction free.
+    pub(super) fn reserve(&mut self, bytes: usize) {
+        self.size += bytes;
+        self.reserved += bytes;
+    }
+
+    /// What was kept free is there.
+    pub(super) fn release(&mut self) {
+        self.size -= std::mem::take(&mut self.reserved);
     }
 
     /// Whether no more should be added.

@@ -399,7 +399,11 @@ impl ShardOwner {
 async fn load_log(context: &Context, object: &Arc<Object>, id: LogId) -> Result<Log> {
     let state = load::log_state(context, &id).await?;
     if object.definition.kind == Kind::Stream {
-        return Ok(log_of(context, object, id, state, StoredQueue::default()));
+        let mut log = log_of(context, object, id, state, StoredQueue::default());
+        if object.definition.last_value {
+            log.rows = Some(load::rows(context, &id, &state).await?);
+        }
+        return Ok(log);
     }
     let stored = load::queue_state(context, &id, state.next).await?;
     let mut log = log_of(context, object, id, state, stored);

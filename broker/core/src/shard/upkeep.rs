@@ -25,7 +25,7 @@ const ACK_DELAY: Duration = Duration::from_millis(5);
 /// How soon after a change of a log its retention is looked at.
 pub(super) const MAINTAIN_INTERVAL: Duration = Duration::from_secs(1);
 /// Longest time between two looks at a log whose next expiry is far away.
-const MAINTAIN_INTERVAL_MAX: Duration = Duration::from_secs(24 * 3600);
+pub(super) const MAINTAIN_INTERVAL_MAX: Duration = Duration::from_secs(24 * 3600);
 /// How often messages moved aside are looked at for expired ones.
 const ASIDE_SWEEP_INTERVAL: Duration = Duration::from_secs(60);
 /// Bytes read ahead for a queue in one go.
@@ -153,6 +153,11 @@ impl ShardOwner {
             return;
         }
         let wall = self.context.clock.wall();
+        if let Some(rows) = &mut log.rows {
+            let next = rows.maintain(&log.object.definition, log.id.shard, &log.state, wall);
+            log.maintain_at = next.map(|wait| now + wait);
+            return;
+        }
         let rule = match &mut log.queue {
             Some(queue) => {
                 queue.sweep(wall);

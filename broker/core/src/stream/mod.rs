@@ -11,6 +11,7 @@ mod budget;
 mod pages;
 mod place;
 mod reader;
+mod rows;
 mod shard;
 mod tail;
 
@@ -28,6 +29,7 @@ pub(crate) use budget::ReadBudget;
 pub use budget::ReadPermit;
 pub(crate) use pages::read_page;
 pub use reader::StreamReader;
+pub use rows::oldest_row;
 pub use shard::ShardReader;
 pub(crate) use shard::{Opening, Shared};
 pub(crate) use tail::{Tail, TailReader, Tails};

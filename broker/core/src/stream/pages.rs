@@ -2,6 +2,7 @@
 
 use weir_storage::SharedStore;
 
+use super::rows::read_rows;
 use crate::error::Result;
 use crate::keyspace::LogId;
 use crate::shard::{ReadRecords, read_records};
@@ -14,9 +15,12 @@ use crate::shard::{ReadRecords, read_records};
 pub(crate) async fn read_page(
     store: &SharedStore,
     log: &LogId,
-    _last_value: bool,
+    last_value: bool,
     (from, _end): (u64, u64),
     target_bytes: usize,
 ) -> Result<ReadRecords> {
+    if last_value {
+        return read_rows(store, log, from, target_bytes).await;
+    }
     read_records(store, log, from, target_bytes).await
 }

@@ -3,7 +3,7 @@
 use weir_env::clock::Timestamp;
 use weir_storage::{Isolation, RangeQuery, SharedStore};
 
-use super::Start;
+use super::{Start, rows};
 use crate::error::Result;
 use crate::keyspace::segment::{self, SegmentReader};
 use crate::keyspace::time_index::{self, IndexEntry};
@@ -31,8 +31,7 @@ pub(crate) async fn begin(
     })
 }
 
-/// The offset of the first record of `log` at or after `at`; the end if there is none. Of a last-value log the first
-/// kept, which is not after it.
+/// The offset of the first record of `log` at or after `at`; the end if there is none.
 pub(super) async fn first_at(
     store: &SharedStore,
     log: &LogId,
@@ -41,7 +40,7 @@ pub(super) async fn first_at(
     extent: Extent,
 ) -> Result<u64> {
     if last_value {
-        return Ok(extent.start);
+        return rows::first_since(store, log, at, extent).await;
     }
     let mut tx = store.begin();
     let (begin, _) = log.range(tag::TIME_INDEX);

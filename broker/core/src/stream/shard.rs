@@ -146,7 +146,7 @@ impl ShardReader {
             Some(Start::Earliest) => Until::Offset(now.start),
             Some(Start::Latest) => Until::Offset(now.next),
             Some(Start::Time(at)) => match place::first_at(store, &log, last_value, *at, now).await? {
-                offset if offset < now.next && !last_value => Until::Offset(offset),
+                offset if offset < now.next => Until::Offset(offset),
                 _ => Until::Time(*at),
             },
             Some(offsets @ (Start::Offset(_) | Start::Offsets(_))) => {

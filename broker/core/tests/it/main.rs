@@ -4,6 +4,8 @@
 mod acks;
 mod asides;
 mod catalog;
+mod compacted;
+mod compacted_model;
 mod controls;
 mod costs;
 mod crashes;
