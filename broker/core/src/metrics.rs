@@ -133,7 +133,11 @@ impl Metrics {
             "Times a queue's shard stopped because too many messages waited for their key",
             &self.key_lookahead_full,
         );
-        counter("stream_replaced", "Messages of compacted streams replaced by a newer one", &self.rows_replaced);
+        counter(
+            "stream_replaced",
+            "Messages of compacted streams replaced by a newer one",
+            &self.rows_replaced,
+        );
         counter("stream_dropped", "Messages of compacted streams removed by limits", &self.rows_dropped);
         counter("stream_tombstones_removed", "Tombstones removed after their time", &self.tombstones_swept);
         counter("shards_lost", "Virtual shards lost to another owner", &self.shards_lost);

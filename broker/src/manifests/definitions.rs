@@ -197,12 +197,6 @@ impl Document<'_> {
             }
         }
     }
-
-    fn last_value(&mut self, wanted: bool) {
-        if wanted {
-            self.refuse("spec.lastValue", "`true` is not supported by this version; allowed: false");
-        }
-    }
 }
 
 fn queue(declared: &Declared<MessageQueue>, document: &mut Document<'_>) -> Option<Definition> {
@@ -284,7 +278,6 @@ fn stream(declared: &Declared<Stream>, document: &mut Document<'_>) -> Option<De
     let object = &declared.object;
     let spec = &object.spec.settings;
     document.key(spec.key.as_deref());
-    document.last_value(spec.last_value);
     let shards = document.number("spec.shards", i64::from(spec.shards));
     Some(Definition {
         kind: Kind::Stream,
@@ -299,7 +292,7 @@ fn stream(declared: &Declared<Stream>, document: &mut Document<'_>) -> Option<De
             max_bytes: spec.retention.max_bytes.as_bytes(),
             max_messages: document.number("spec.retention.maxMessages", spec.retention.max_messages)?,
         },
-        last_value: false,
+        last_value: spec.last_value,
         dispatch: DispatchSettings::default(),
         queue: Queue::default(),
         delete_data: spec.deletion_policy == DeletionPolicy::Delete,

@@ -168,19 +168,6 @@ spec:
 }
 
 #[test]
-fn what_this_version_cannot_do_is_refused() {
-    let refused = |manifest: &str, field: &str, expected: &[&str]| {
-        let lines = converted(&format!("# line 1\n{manifest}  {field}\n")).unwrap_err();
-        assert_eq!(lines.len(), expected.len(), "{field}: {lines:?}");
-        for (line, expected) in lines.iter().zip(expected) {
-            assert!(line.starts_with(&format!("m.yaml:2: {expected}")), "{field}: {line}");
-        }
-    };
-    refused(STREAM, "lastValue: true", &["spec.lastValue: "]);
-    refused(STREAM, "lastValue: true\n  key: a.b", &["spec.key: ", "spec.lastValue: "]);
-}
-
-#[test]
 fn keys_that_cannot_be_are_refused() {
     for manifest in [QUEUE, STREAM] {
         let of_key = |key: &str| converted(&format!("{manifest}  key: {key:?}\n"));
@@ -201,7 +188,7 @@ fn keys_that_cannot_be_are_refused() {
 async fn the_start_applies_all_or_tells_every_problem() {
     let bench = Bench::new().await;
     bench.write("a.yaml", &format!("{QUEUE}  key: a.b\n"));
-    bench.write("b.yaml", &format!("{STREAM}  lastValue: true\n"));
+    bench.write("b.yaml", &format!("{STREAM}  key: a.b\n"));
     let error =
         load_and_apply(&bench.core, &bench.auto_create, &mut bench.watcher()).await.unwrap_err().to_string();
     assert!(
@@ -209,7 +196,7 @@ async fn the_start_applies_all_or_tells_every_problem() {
         "{error}"
     );
     assert!(
-        error.contains("\n  a.yaml:1: spec.key: ") && error.contains("\n  b.yaml:1: spec.lastValue: "),
+        error.contains("\n  a.yaml:1: spec.key: ") && error.contains("\n  b.yaml:1: spec.key: "),
         "{error}"
     );
     assert!(!bench.has(Kind::Stream, "telemetry"), "a part was applied");
@@ -353,11 +340,11 @@ async fn what_subscriptions_create_follows_the_broker_of_the_folder() {
     // One that is bad changes nothing, and says where.
     bench.write(
         "broker.yaml",
-        &BROKER.replace("namePattern: log", "{ namePattern: log, spec: { lastValue: true } }"),
+        &BROKER.replace("namePattern: log", "{ namePattern: log, spec: { key: a.b } }"),
     );
     let step = change(&mut follower).await;
     let [problem] = problems(&step) else { panic!("{step:?}") };
-    assert!(problem.contains("broker.yaml:1: spec.autoCreate.streams[0].spec.lastValue"), "{problem}");
+    assert!(problem.contains("broker.yaml:1: spec.autoCreate.streams[0].spec.key"), "{problem}");
     assert_eq!(*bench.auto_create.policy(), *policy);
     bench.write("broker.yaml", &BROKER.replace("namePattern: log", "namePattern: \"-log\""));
     let step = change(&mut follower).await;

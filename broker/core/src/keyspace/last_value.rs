@@ -186,7 +186,12 @@ mod tests {
             dead_letter: None,
             ..full_message()
         };
-        Record { message: Message { retain: false, ..message }, key, blob_len: None, span: tracing::Span::none() }
+        Record {
+            message: Message { retain: false, ..message },
+            key,
+            blob_len: None,
+            span: tracing::Span::none(),
+        }
     }
 
     #[test]

@@ -139,7 +139,12 @@ async fn try_plan(context: &Context, change: &LogChange, compaction: &Compaction
         plan.done.look = Some(look);
     }
     if plan.damaged > 0 {
-        tracing::error!(object = change.id.object, shard = change.id.shard, rows = plan.damaged, "damaged rows");
+        tracing::error!(
+            object = change.id.object,
+            shard = change.id.shard,
+            rows = plan.damaged,
+            "damaged rows"
+        );
         context.metrics.damaged.inc_by(plan.damaged);
     }
     plan.write(change);
@@ -185,13 +190,8 @@ async fn look_at_oldest(context: &Context, plan: &mut Plan, look: &mut Look) -> 
 
 async fn read_page(context: &Context, range: (Vec<u8>, Vec<u8>), limit: usize) -> Result<RangePage> {
     let (begin, end) = range;
-    let query = RangeQuery {
-        begin: begin.into(),
-        end: end.into(),
-        limit,
-        target_bytes: PAGE_BYTES,
-        reverse: false,
-    };
+    let query =
+        RangeQuery { begin: begin.into(), end: end.into(), limit, target_bytes: PAGE_BYTES, reverse: false };
     Ok(context.store.begin().get_range(query, Isolation::Snapshot).await?)
 }
 

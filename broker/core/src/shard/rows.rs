@@ -33,7 +33,10 @@ impl RowLimits {
     /// Those of one shard at `now`.
     pub(crate) fn of(definition: &Definition, shard: u8, now: Timestamp) -> Self {
         let retention = &definition.retention;
-        let before = |age: Duration| Timestamp::default().saturating_add(now.saturating_since(Timestamp::default()).saturating_sub(age));
+        let before = |age: Duration| {
+            Timestamp::default()
+                .saturating_add(now.saturating_since(Timestamp::default()).saturating_sub(age))
+        };
         Self {
             bytes: definition.share(retention.max_bytes, shard),
             messages: definition.share(retention.max_messages, shard),
@@ -155,8 +158,11 @@ mod tests {
     }
 
     fn record(seconds: u64, payload: &'static [u8]) -> Record {
-        let message =
-            Message { published_at: at(seconds), payload: bytes::Bytes::from_static(payload), ..full_message() };
+        let message = Message {
+            published_at: at(seconds),
+            payload: bytes::Bytes::from_static(payload),
+            ..full_message()
+        };
         Record { message, key: RecordKey::Topic, blob_len: None, span: tracing::Span::none() }
     }
 
@@ -173,7 +179,8 @@ mod tests {
         let limits = RowLimits::of(&definition, 0, at(15));
         assert!(limits.outlives(at(5)) && !limits.outlives(at(6)));
         assert_eq!(limits.tombstones_until, at(0));
-        for (messages, bytes, expected) in [(3, 100, false), (4, 100, true), (3, 101, true), (1, 101, false)] {
+        for (messages, bytes, expected) in [(3, 100, false), (4, 100, true), (3, 101, true), (1, 101, false)]
+        {
             assert_eq!(limits.exceeded(messages, bytes), expected, "{messages} messages, {bytes} bytes");
         }
         assert!(!RowLimits::of(&queue("s"), 0, at(15)).exceeded(u64::MAX, u64::MAX));
@@ -206,7 +213,10 @@ mod tests {
         assert_eq!(rows.maintain(&definition, 0, &state, at(20)), Some(TOMBSTONE_KEPT));
         let due = at(20).saturating_add(TOMBSTONE_KEPT);
         assert!(rows.maintain(&definition, 0, &state, due).is_some() && rows.take_due());
-        rows.apply(Some(&Look { oldest: Some(at(10)), is_partial: true, ..Look::default() }), std::iter::empty());
+        rows.apply(
+            Some(&Look { oldest: Some(at(10)), is_partial: true, ..Look::default() }),
+            std::iter::empty(),
+        );
         assert!(rows.is_due(), "there is more to remove");
         assert_eq!(rows.maintain(&definition, 0, &state, due), None);
     }

@@ -137,6 +137,9 @@ impl World {
 
     async fn settle_and_check(&mut self) {
         let (core, stream) = self.open().await;
+        core.describe(&stream).await.unwrap();
+        // An owner of an earlier life may not know yet that nobody is left who asks it for anything.
+        tokio::time::sleep(Duration::from_secs(60)).await;
         let state = read(&core, &stream, &Start::Earliest).await;
         assert_eq!(state, read(&core, &stream, &Start::Earliest).await, "two reads are the same");
         check_rows(&self.store, &stream.logs[0], false).await;
@@ -159,7 +162,9 @@ impl World {
         tokio::time::sleep(TOMBSTONE_KEPT + Duration::from_secs(5)).await;
         let swept = read(&core, &stream, &Start::Earliest).await;
         assert!(swept.iter().all(|(.., payload)| !payload.is_empty()), "tombstones go");
-        assert_eq!(swept.len(), live(&map).len());
+        let swept: BTreeMap<String, Value> =
+            swept.into_iter().map(|(_, topic, payload)| (topic, value_of(&payload))).collect();
+        assert_eq!(live(&swept), live(&map), "{}", self.trace);
         check_rows(&self.store, &stream.logs[0], false).await;
         self.note(&format!("{map:?} at {}", self.position));
         core.close().await;
