@@ -42,6 +42,10 @@ kinds! {
     TimeIndex = "time_index",
     /// Ends and sizes of logs.
     LogState = "log_state",
+    /// Messages of compacted streams.
+    Row = "row",
+    /// The newest of each key of them, and tombstones.
+    LastValue = "last_value",
     /// Marks of publishes to logs that may be repeated.
     Mark = "mark",
     /// Ids of messages that are stored once.
@@ -103,6 +107,8 @@ impl RecordKind {
             Some(tag::LOG_BLOB) => Self::LogBlob,
             Some(tag::TIME_INDEX) => Self::TimeIndex,
             Some(tag::LOG_STATE) => Self::LogState,
+            Some(tag::ROW) => Self::Row,
+            Some(tag::LAST_VALUE) => Self::LastValue,
             Some(tag::MARK) => Self::Mark,
             Some(tag::DEDUP) => Self::Dedup,
             Some(tag::DELAYED) => Self::Delayed,
@@ -160,6 +166,7 @@ mod tests {
     use crate::keyspace::delayed::DelayedState;
     use crate::keyspace::format::KeyspaceFormat;
     use crate::keyspace::inbox_blob::BlobId;
+    use crate::keyspace::last_value::{self, Newest, Tombstone};
     use crate::keyspace::log_state::LogState;
     use crate::keyspace::mark::Mark;
     use crate::keyspace::owner::Owner;
@@ -196,6 +203,9 @@ mod tests {
             (Owner::key(log.vs), RecordKind::Owner),
             (segment::key(&log, 7), RecordKind::Segment),
             (LogState::key(&log), RecordKind::LogState),
+            (last_value::key(&log, 1), RecordKind::Row),
+            (Newest::key(&log, b"k"), RecordKind::LastValue),
+            (Tombstone::key(&log, 1), RecordKind::LastValue),
             (Mark::key(&log, &PublishId([1; 16])), RecordKind::Mark),
             (dedup::key(&log, Timestamp::from_micros(1), &[1; 16], 0), RecordKind::Dedup),
             (DelayedState::key(&log), RecordKind::Delayed),

@@ -31,6 +31,7 @@ mod shutdown;
 mod slow;
 mod stream_admin;
 mod streams;
+mod streams_compacted;
 mod sys;
 mod traces;
 mod v311;
