@@ -12,7 +12,7 @@ use weir_core::catalog::Object;
 use weir_core::keyspace::LogId;
 use weir_core::keyspace::segment::Record;
 use weir_core::shard::read_segments;
-use weir_core::stream::{ReadOptions, ReadPermit, Start, StreamReader};
+use weir_core::stream::{ReadOptions, ReadPermit, Start, StreamReader, oldest_row};
 use weir_core::{Core, Error};
 use weir_env::clock::Timestamp;
 use weir_proto::admin::v1 as wire;
@@ -173,6 +173,9 @@ pub(super) async fn oldest(core: &Core, object: &Object, reports: &Reports) -> R
     let starts = reports.shards.iter().map(|report| report.extent.start);
     let shards: Vec<(LogId, u64)> = object.logs.iter().copied().zip(starts).collect();
     let lookups = shards.into_iter().map(|(log, start)| async move {
+        if object.definition.last_value {
+            return Ok(oldest_row(core.store(), &log, start).await?.unwrap_or_default());
+        }
         for mut segment in read_segments(core.store(), &log, start, 1).await? {
             while let Some((offset, record)) = segment.next_record()? {
                 if offset >= start {

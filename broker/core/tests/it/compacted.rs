@@ -88,8 +88,7 @@ impl World {
 
 /// What a reader of `stream` gets that begins at `start`, up to what is there now: offset, topic and payload.
 pub(crate) async fn read(core: &Core, stream: &Arc<Object>, start: &Start) -> Vec<(u64, String, String)> {
-    let options =
-        ReadOptions { start: start.clone(), until: Some(Start::Latest), ..ReadOptions::default() };
+    let options = ReadOptions { start: start.clone(), until: Some(Start::Latest), ..ReadOptions::default() };
     let mut reader = core.reader(stream, &options).await.unwrap();
     let mut all = Vec::new();
     while !reader.is_ended() {
