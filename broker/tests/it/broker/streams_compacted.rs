@@ -16,7 +16,7 @@ async fn take(client: &mut Client, count: usize) -> Vec<(String, String)> {
     let mut taken = Vec::new();
     for _ in 0..count {
         let publish = client.take().await;
-        taken.push((publish.topic.as_ref().unwrap().as_str().to_owned(), text(&publish)));
+        taken.push((publish.topic.as_ref().unwrap().as_str().to_owned(), text(&publish).to_owned()));
     }
     taken
 }
