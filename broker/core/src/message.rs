@@ -101,6 +101,15 @@ impl Message {
     /// # Errors
     /// If the bytes are not an encoded message.
     pub fn decode_head(reader: &mut Reader, base: Timestamp) -> Result<Self, DecodeError> {
+        Self::decode_head_after(reader, base, None)
+    }
+
+    /// The same after a message with the topic `last`: neighbours often share one, which is then not checked again.
+    pub(crate) fn decode_head_after(
+        reader: &mut Reader,
+        base: Timestamp,
+        last: Option<&TopicName>,
+    ) -> Result<Self, DecodeError> {
         let flags = reader.u8("message flags")?;
         let micros = base.as_micros().saturating_add(reader.varint("message time")?);
         let published_at = Timestamp::from_micros(micros);
@@ -115,8 +124,11 @@ impl Message {
         } else {
             None
         };
-        let topic = TopicName::parse(reader.string("message topic")?)
-            .map_err(|_| DecodeError::Invalid("message topic"))?;
+        let topic = match last {
+            Some(last) if reader.bytes_are(last.as_str().as_bytes()) => last.clone(),
+            _ => TopicName::parse(reader.string("message topic")?)
+                .map_err(|_| DecodeError::Invalid("message topic"))?,
+        };
         let properties =
             if flags & flag::PROPERTIES != 0 { Properties::decode(reader)? } else { Properties::default() };
         Ok(Self {

@@ -1,7 +1,7 @@
 //! Writing and reading of fixed-width and variable-length fields. Reading never panics: the store may hold
 //! anything.
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use bytestring::ByteString;
 
 /// A stored record that does not have the form it should.
@@ -38,6 +38,9 @@ pub enum DecodeError {
     #[error("a restore into this store did not come to its end: empty the store, then restore again")]
     Unfinished,
 }
+
+/// Bytes of a varint that has 64 bits.
+const VARINT_BYTES_MAX: usize = 10;
 
 /// Appends fields to a byte vector.
 #[derive(Clone, Debug, Default)]
@@ -173,9 +176,11 @@ impl Reader {
         Ok(self.0.split_to(n))
     }
 
+    /// Fixed fields are copied out: a slice of the buffer would count as one more owner of it.
     fn array<const N: usize>(&mut self, what: &'static str) -> Result<[u8; N], DecodeError> {
-        let slice = self.take(N, what)?;
-        slice.as_ref().try_into().map_err(|_| DecodeError::Truncated(what))
+        let array = *self.0.first_chunk().ok_or(DecodeError::Truncated(what))?;
+        self.0.advance(N);
+        Ok(array)
     }
 
     /// One byte.
@@ -223,15 +228,20 @@ impl Reader {
     /// # Errors
     /// At the end of the record, or if it has more than 64 bits.
     pub fn varint(&mut self, what: &'static str) -> Result<u64, DecodeError> {
-        let mut n = 0u64;
-        for shift in (0..64).step_by(7) {
-            let byte = self.u8(what)?;
-            n |= u64::from(byte & 0x7f) << shift;
-            if byte < 0x80 {
-                return Ok(n);
-            }
+        let (n, width) = scan_varint(&self.0, what)?;
+        self.0.advance(width);
+        Ok(n)
+    }
+
+    /// Takes what [`Reader::bytes`] would, if that is `expected`; else takes nothing. False for bytes that are none.
+    #[must_use]
+    pub fn bytes_are(&mut self, expected: &[u8]) -> bool {
+        let Ok((len, width)) = scan_varint(&self.0, "bytes") else { return false };
+        let are = len == expected.len() as u64 && self.0[width..].starts_with(expected);
+        if are {
+            self.0.advance(width + expected.len());
         }
-        Err(DecodeError::Invalid(what))
+        are
     }
 
     /// A varint length, then that many bytes.
@@ -281,6 +291,19 @@ impl Reader {
     }
 }
 
+/// The varint that `bytes` begin with, and how many of them it takes.
+fn scan_varint(bytes: &[u8], what: &'static str) -> Result<(u64, usize), DecodeError> {
+    let mut n = 0u64;
+    for (at, &byte) in bytes.iter().take(VARINT_BYTES_MAX).enumerate() {
+        n |= u64::from(byte & 0x7f) << (7 * at);
+        if byte < 0x80 {
+            return Ok((n, at + 1));
+        }
+    }
+    let whole = bytes.len() >= VARINT_BYTES_MAX;
+    Err(if whole { DecodeError::Invalid(what) } else { DecodeError::Truncated(what) })
+}
+
 const fn low_bits(n: u64) -> u8 {
     (n & 0x7f) as u8
 }
@@ -304,11 +327,26 @@ mod tests {
     }
 
     #[test]
+    fn bytes_are_taken_if_they_are_the_expected_ones() {
+        let mut r = Reader::new(Writer::default().bytes(b"abc").varint(u64::MAX).finish().into());
+        for other in [&b""[..], b"ab", b"abd", b"abcd"] {
+            assert!(!r.bytes_are(other), "{other:?}");
+        }
+        assert!(r.bytes_are(b"abc"));
+        assert!(!r.bytes_are(b"abc"));
+        assert_eq!(r.varint("rest"), Ok(u64::MAX));
+        assert!(!r.bytes_are(b""));
+        assert!(!Reader::new(Bytes::from_static(&[3, b'a'])).bytes_are(b"abc"));
+    }
+
+    #[test]
     fn bad_records_are_errors() {
         assert_eq!(Reader::value(Bytes::new(), "x", 1).unwrap_err(), DecodeError::Truncated("x"));
         let newer = Reader::value(Bytes::from_static(&[2]), "x", 1).unwrap_err();
         assert_eq!(newer, DecodeError::Format { what: "x", found: 2, known: 1 });
         assert_eq!(Reader::new(Bytes::from_static(&[0xff; 11])).varint("v"), Err(DecodeError::Invalid("v")));
+        let cut = Reader::new(Bytes::from_static(&[0xff; 9])).varint("v");
+        assert_eq!(cut, Err(DecodeError::Truncated("v")));
         assert_eq!(Reader::new(Bytes::from_static(&[5, 1])).bytes("b"), Err(DecodeError::Truncated("b")));
     }
 }

@@ -9,6 +9,7 @@
 
 use bytes::Bytes;
 use weir_env::clock::Timestamp;
+use weir_topic::TopicName;
 
 use super::owner::Epoch;
 use super::{DecodeError, LogId, Reader, Writer, tag};
@@ -154,6 +155,8 @@ pub struct SegmentReader {
     header: SegmentHeader,
     next: u64,
     records: Reader,
+    /// Topic of the record before.
+    topic: Option<TopicName>,
 }
 
 impl SegmentReader {
@@ -183,7 +186,7 @@ impl SegmentReader {
             epoch,
             log_bytes_before,
         };
-        Ok(Self { header, next: base, records })
+        Ok(Self { header, next: base, records, topic: None })
     }
 
     /// The header.
@@ -206,7 +209,10 @@ impl SegmentReader {
         if self.next >= self.end() {
             return Ok(None);
         }
-        let record = Record::decode(&mut self.records, self.header.first_ts)?;
+        let record = Record::decode_after(&mut self.records, self.header.first_ts, self.topic.as_ref())?;
+        if self.topic.as_ref() != Some(&record.message.topic) {
+            self.topic = Some(record.message.topic.clone());
+        }
         let offset = self.next;
         self.next += 1;
         Ok(Some((offset, record)))
@@ -234,7 +240,16 @@ impl Record {
     /// # Errors
     /// If it is damaged.
     pub fn decode(reader: &mut Reader, base: Timestamp) -> Result<Self, DecodeError> {
-        let mut message = Message::decode_head(reader, base)?;
+        Self::decode_after(reader, base, None)
+    }
+
+    /// The same after a record with the topic `last`.
+    fn decode_after(
+        reader: &mut Reader,
+        base: Timestamp,
+        last: Option<&TopicName>,
+    ) -> Result<Self, DecodeError> {
+        let mut message = Message::decode_head_after(reader, base, last)?;
         let key = match reader.u8("record key")? {
             0 => RecordKey::None,
             1 => RecordKey::Topic,
