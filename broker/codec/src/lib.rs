@@ -21,7 +21,7 @@ mod read;
 mod reason;
 
 pub use decode::{Decoder, DecoderConfig, OWN_FRAME_BELOW, Role};
-pub use encode::{encode, encode_publish, encode_publish_head, encoded_len, publish_len};
+pub use encode::{PublishTemplate, encode, encode_publish, encode_publish_head, encoded_len, publish_len};
 pub use error::{DecodeError, EncodeError, Problem};
 pub use packet::{
     Ack, AckProperties, Auth, ConnAck, Connect, Disconnect, Message, MessageProperties, Packet, PacketId,

@@ -7,11 +7,13 @@ mod connect;
 mod control;
 mod publish;
 mod sink;
+mod template;
 
 use bytes::BytesMut;
 use weir_topic::TopicName;
 
 pub use publish::{encode_publish, encode_publish_head, publish_len};
+pub use template::PublishTemplate;
 
 use self::publish::Body;
 use self::sink::{Counter, Sink};

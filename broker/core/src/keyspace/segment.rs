@@ -384,7 +384,7 @@ mod tests {
         assert_eq!(key(&LOG, 5), b"l\0\x01\0\0\0\x02\x03\0\0\0\0\0\0\0\0\x05");
         assert_eq!(base_of_key(&key(&LOG, 5).into()), Ok(5));
         let message = Message {
-            topic: weir_topic::TopicName::parse("t").unwrap(),
+            topic: TopicName::parse("t").unwrap(),
             payload: Bytes::from_static(b"p"),
             qos: 1,
             retain: false,

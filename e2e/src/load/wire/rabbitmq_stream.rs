@@ -4,6 +4,7 @@
 //! comes; it need not be there as a whole.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -28,9 +29,14 @@ mod key {
     pub(super) const ANSWER: u16 = 0x8000;
 }
 
-/// All went well; the stream is there already.
+/// Codes of answers: all went well; the stream is there already.
 const OK: u16 = 1;
 const EXISTS: u16 = 5;
+/// The stream was made a moment ago, and cannot be used yet.
+const NOT_AVAILABLE: u16 = 6;
+/// How often it is tried again, and the wait before that.
+const TRIES: usize = 100;
+const TRY_AGAIN: Duration = Duration::from_millis(50);
 /// Where a subscription begins: with the first message, or the next one.
 const FIRST: u16 = 1;
 const NEXT: u16 = 3;
@@ -87,16 +93,21 @@ impl RabbitmqStream {
         write(&mut connection.output, key::TUNE, &[&tune]);
         request(&mut connection, key::OPEN, &[&string("/")]).await?;
         request(&mut connection, key::CREATE, &[&string(QUEUE), &0_u32.to_be_bytes()]).await?;
-        match role {
+        let from = if earliest { FIRST } else { NEXT }.to_be_bytes();
+        let (what, parts) = match role {
             Role::Publisher => {
-                let parts = [&[0][..], &string(""), &string(QUEUE)];
-                request(&mut connection, key::DECLARE_PUBLISHER, &parts).await?;
+                (key::DECLARE_PUBLISHER, [vec![0], string(""), string(QUEUE), Vec::new()].concat())
             }
             Role::Consumer => {
-                let from = if earliest { FIRST } else { NEXT }.to_be_bytes();
-                let parts = [&[0][..], &string(QUEUE), &from, &CREDIT.to_be_bytes()];
-                request(&mut connection, key::SUBSCRIBE, &parts).await?;
+                let credit = CREDIT.to_be_bytes();
+                (key::SUBSCRIBE, [vec![0], string(QUEUE), from.to_vec(), credit.to_vec()].concat())
             }
+        };
+        for _ in 0..TRIES {
+            if request(&mut connection, what, &[&parts]).await? != NOT_AVAILABLE {
+                break;
+            }
+            tokio::time::sleep(TRY_AGAIN).await;
         }
         Ok((connection, Self::default()))
     }
@@ -143,8 +154,8 @@ impl RabbitmqStream {
     }
 }
 
-/// Sends a request and waits for the answer; that something is there already is fine.
-async fn request(connection: &mut Connection, what: u16, parts: &[&[u8]]) -> Result<()> {
+/// Sends a request and waits for the answer. That something is there already is fine, or that it is not there yet.
+async fn request(connection: &mut Connection, what: u16, parts: &[&[u8]]) -> Result<u16> {
     let correlation = 0_u32.to_be_bytes();
     write(&mut connection.output, what, &[&[&correlation[..]], parts].concat());
     connection
@@ -156,8 +167,8 @@ async fn request(connection: &mut Connection, what: u16, parts: &[&[u8]]) -> Res
                 return Ok(Some((length, None)));
             }
             let code = u16_at(frame, HEAD + 4)?;
-            ensure!(code == OK || code == EXISTS, "request {what} was refused with {code}");
-            Ok(Some((length, Some(()))))
+            ensure!([OK, EXISTS, NOT_AVAILABLE].contains(&code), "request {what} was refused with {code}");
+            Ok(Some((length, Some(code))))
         })
         .await
 }
