@@ -58,6 +58,14 @@ pub struct Retention {
     pub max_messages: u64,
 }
 
+impl Retention {
+    /// Whether anything is ever removed because of it.
+    #[must_use]
+    pub fn is_limited(&self) -> bool {
+        *self != Self::default()
+    }
+}
+
 /// What a queue does beyond handing out.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]

@@ -12,6 +12,7 @@ use super::log::{IndexPlace, Log, Trim};
 use super::logs::{LogKey, Logs, base_of, key_of};
 use super::mutations::{Mutation, Mutations};
 use super::repeats::Names;
+use super::retention::Rule;
 use super::rows::RowLimits;
 use super::{AppendError, PendingAppend};
 use crate::keyspace::dedup::{self, DedupId};
@@ -45,10 +46,14 @@ pub(crate) struct LogChange {
     pub(crate) state: LogState,
     pub(crate) base: u64,
     pub(crate) records: Vec<Arc<Record>>,
+    /// The segments that hold them.
+    pub(crate) segments: Vec<IndexEntry>,
     pub(crate) queue: Option<DirtyQueue>,
     /// Of a last-value queue: what its records replace.
     pub(crate) replaced: Option<Replaced>,
     pub(crate) trim: Option<Trim>,
+    /// What retention removes because of these records, if there is enough of it.
+    pub(crate) retained: Option<Trim>,
     /// Messages that make room for these.
     pub(crate) evicted: Vec<Evicted>,
     /// Messages beside `records`, and their bytes, that are new in the shard; negative if some of `records` are not.
@@ -185,13 +190,15 @@ fn add_log(batch: &mut Batch, chunks: &mut Vec<Mutation>, log: &mut Log, setting
         state: LogState { batch: batch.id, epoch, ..log.state },
         base: log.state.next,
         records: Vec::new(),
+        segments: Vec::new(),
         queue: None,
         trim: log.take_trim(),
+        retained: None,
         evicted: Vec::new(),
         replaced: log.queue.as_ref().and_then(QueueShard::replacing),
         beside: (0, 0),
     };
-    let mut segments = Segments { batch, log: id, builder: None, epoch, blob_bytes: 0 };
+    let mut segments = Segments { batch, log: id, builder: None, epoch, blob_bytes: 0, entries: Vec::new() };
     let mut cost = 0;
     let mut expires_below = None;
     if let Some(before) = log.repeats.take_clear() {
@@ -270,6 +277,7 @@ fn add_log(batch: &mut Batch, chunks: &mut Vec<Mutation>, log: &mut Log, setting
     }
     let state = &mut change.state;
     segments.finish(state);
+    change.segments = segments.entries;
     if setting.is_shared {
         let shard = batch.shard(id, now);
         let signed = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
@@ -286,6 +294,9 @@ fn add_log(batch: &mut Batch, chunks: &mut Vec<Mutation>, log: &mut Log, setting
         state.start = state.start.max(trim.start);
         state.bytes_trimmed = state.bytes_trimmed.max(trim.bytes_trimmed);
         clear_below(batch, log, trim);
+    }
+    if !change.records.is_empty() {
+        retain(batch, log, &mut change, now);
     }
     // What waits for its time is not of the log, but what made room for it is.
     let stores = !change.records.is_empty() || (change.beside.0 > 0 && !change.evicted.is_empty());
@@ -383,9 +394,11 @@ fn add_log_state(batch: &mut Batch, log: &mut Log, epoch: Epoch) {
         state: log.state,
         base: log.state.next,
         records: Vec::new(),
+        segments: Vec::new(),
         queue: Some(dirty),
         replaced: None,
         trim: None,
+        retained: None,
         evicted: Vec::new(),
         beside: (0, 0),
     });
@@ -452,6 +465,8 @@ struct Segments<'a> {
     epoch: Epoch,
     /// Of the records in the builder.
     blob_bytes: u64,
+    /// What is finished.
+    entries: Vec<IndexEntry>,
 }
 
 impl Segments<'_> {
@@ -472,6 +487,7 @@ impl Segments<'_> {
         let value = builder.finish(self.epoch, log_bytes_before);
         state.bytes_appended += value.len() as u64 + std::mem::take(&mut self.blob_bytes);
         let entry = IndexEntry { first_ts, base, log_bytes_before };
+        self.entries.push(entry);
         let mutations = &mut self.batch.mutations;
         mutations.push(Mutation::Set(segment::key(&self.log, base), value.into()));
         mutations.push(Mutation::Set(time_index::key(&self.log, first_ts, base), entry.encode().into()));
@@ -518,11 +534,31 @@ fn write_shards(batch: &mut Batch) {
     }
 }
 
+/// Moves the start of a stream to where its limits have it with the records of `change`, and clears what is below if
+/// that is worth it.
+fn retain(batch: &mut Batch, log: &Log, change: &mut LogChange, now: Timestamp) {
+    let Some(horizon) = &log.horizon else { return };
+    let rule = Rule::of_stream(&log.object.definition, log.id.shard, now);
+    let state = &mut change.state;
+    let Some(place) = horizon.place(&change.segments, state, &rule) else { return };
+    if log.clears_next || place.is_worth_clearing() {
+        change.retained = horizon.trim(&place, state);
+    }
+    state.start = state.start.max(place.start);
+    state.bytes_trimmed = state.bytes_trimmed.max(place.entry.log_bytes_before);
+    if let Some(trim) = &change.retained {
+        clear_below(batch, log, trim);
+    }
+}
+
 /// Clears what is below a cut, but for payloads of messages that were moved aside.
 fn clear_below(batch: &mut Batch, log: &Log, trim: &Trim) {
     let (id, mutations) = (&log.id, &mut batch.mutations);
     // From the first that there is: a store may have to look at what was removed before.
     let IndexPlace { first_ts, base: first } = trim.from;
+    if first >= trim.base {
+        return;
+    }
     mutations.push(Mutation::ClearRange(segment::key(id, first), segment::key(id, trim.base)));
     let (begin, end) = (time_index::key(id, first_ts, first), time_index::key(id, trim.first_ts, trim.base));
     mutations.push(Mutation::ClearRange(begin, end));

@@ -64,6 +64,9 @@ fn log(shard: u8, stored: StoredQueue) -> Log {
         maintain_at: None,
         first: IndexPlace::default(),
         uncut: 0,
+        horizon: None,
+        clears_next: false,
+        appended: Vec::new(),
         listed: Listed::default(),
     }
 }

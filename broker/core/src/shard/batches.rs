@@ -140,6 +140,9 @@ impl ShardOwner {
                 }
             }
             log.batch_stored(has_records, change.trim.as_ref(), now);
+            if log.queue.is_none() && log.rows.is_none() {
+                log.segments_stored(&change.segments, change.retained.as_ref(), now);
+            }
             self.logs.touch(key);
         }
         self.settle(&batch, true);

@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use weir_env::clock::{Instant, Timestamp};
 
 use super::delays::{Delays, DueRead};
+use super::horizon::Horizon;
 use super::log::{IndexPlace, Listed, Log};
 use super::logs::{LogKey, base_of, key_of};
 use super::owner::ShardOwner;
@@ -173,6 +174,9 @@ pub(super) fn log_of(
         maintain_at: Some(context.clock.now() + MAINTAIN_INTERVAL),
         first: IndexPlace::default(),
         uncut: 0,
+        horizon: (state == LogState::default() && !object.definition.last_value).then(Horizon::default),
+        clears_next: false,
+        appended: Vec::new(),
         listed: Listed::default(),
     }
 }

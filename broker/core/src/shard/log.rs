@@ -2,14 +2,17 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::watch;
 use weir_env::clock::{Instant, Timestamp};
 
 use super::delays::Delays;
+use super::horizon::Horizon;
 use super::repeats::Repeats;
+use super::retention::Rule;
 use super::rows::Rows;
-use super::upkeep::MAINTAIN_INTERVAL;
+use super::upkeep::{MAINTAIN_INTERVAL, MAINTAIN_INTERVAL_MAX};
 use super::{Extent, PendingAppend};
 use crate::catalog::Object;
 use crate::keyspace::LogId;
@@ -56,6 +59,12 @@ pub(crate) struct Log {
     pub(crate) first: IndexPlace,
     /// Batches with records since retention was looked at.
     pub(crate) uncut: usize,
+    /// The oldest segments of a stream, once they are known.
+    pub(super) horizon: Option<Horizon>,
+    /// What retention removes is cleared with the next records.
+    pub(super) clears_next: bool,
+    /// Segments appended while they are read.
+    pub(super) appended: Vec<IndexEntry>,
     /// In which of the owner's lists it is.
     pub(super) listed: Listed,
 }
@@ -84,6 +93,8 @@ pub(crate) struct Kept {
 /// Batches after which retention is looked at at once: a store may remove segment by segment what is cut, and all who
 /// commit wait for that.
 const UNCUT_MAX: usize = 256;
+/// Longest time that what retention has removed from a stream stays in the store.
+const CLEAR_INTERVAL_MAX: Duration = Duration::from_secs(60);
 /// Acknowledgements kept for a log until it is taken over again.
 pub(super) const ACKNOWLEDGED_MAX: usize = 65_536;
 
@@ -175,7 +186,65 @@ impl Log {
         }
         self.uncut += usize::from(has_records);
         let is_due = trim.is_some_and(|trim| trim.is_partial) || self.uncut >= UNCUT_MAX;
-        self.maintain_by(if is_due { now } else { now + MAINTAIN_INTERVAL });
+        if self.queue.is_some() || self.rows.is_some() {
+            self.maintain_by(if is_due { now } else { now + MAINTAIN_INTERVAL });
+        }
+    }
+
+    /// A batch added `segments` to a stream and cut it as retention asked for. What is not worth a cut yet is looked at
+    /// later.
+    pub(super) fn segments_stored(&mut self, segments: &[IndexEntry], retained: Option<&Trim>, now: Instant) {
+        if let Some(trim) = retained.filter(|trim| trim.base > self.first.base) {
+            self.first = IndexPlace { first_ts: trim.first_ts, base: trim.base };
+        }
+        self.clears_next &= segments.is_empty();
+        if self.trimming {
+            self.appended.extend(segments);
+        }
+        if let Some(horizon) = &mut self.horizon {
+            horizon.append(segments);
+            horizon.clear(self.first.base);
+            self.first = horizon.first().unwrap_or(self.first);
+        }
+        let is_used_up = self.horizon.as_ref().is_none_or(Horizon::is_used_up);
+        self.maintain_by(now + if is_used_up { MAINTAIN_INTERVAL } else { self.clear_interval() });
+    }
+
+    /// How long what retention has removed from a stream may stay in the store.
+    fn clear_interval(&self) -> Duration {
+        let age = Duration::from_millis(self.object.definition.retention.max_age_ms);
+        let wait = if age.is_zero() { CLEAR_INTERVAL_MAX } else { age / 16 };
+        wait.clamp(MAINTAIN_INTERVAL, CLEAR_INTERVAL_MAX)
+    }
+
+    /// Cuts a stream as retention asks for now, with its next records if it `flows` and else by itself, and looks again
+    /// when age reaches the next segment.
+    pub(super) fn retain(&mut self, now: Instant, wall: Timestamp, flows: bool) {
+        let Some(horizon) = &self.horizon else { return };
+        let rule = Rule::of_stream(&self.object.definition, self.id.shard, wall);
+        let place = horizon.place(&[], &self.state, &rule);
+        let next = rule.keep_since.and_then(|since| horizon.ages_next(since));
+        let trim = place.and_then(|place| horizon.trim(&place, &self.state));
+        self.clears_next = trim.is_some() && flows;
+        if self.clears_next {
+            self.maintain_by(now + self.clear_interval());
+        } else {
+            self.trim = self.trim.or(trim);
+        }
+        if let Some(first) = next {
+            let age = Duration::from_millis(self.object.definition.retention.max_age_ms);
+            let wait = first.saturating_add(age).saturating_since(wall);
+            self.maintain_by(now + wait.clamp(self.clear_interval(), MAINTAIN_INTERVAL_MAX));
+        }
+    }
+
+    /// The oldest segments of a stream as read; others were appended since.
+    pub(super) fn restore_horizon(&mut self, mut horizon: Horizon) {
+        let appended = std::mem::take(&mut self.appended);
+        horizon.append_after(&appended);
+        horizon.clear(self.first.base);
+        self.first = horizon.first().unwrap_or(self.first);
+        self.horizon = Some(horizon);
     }
 
     /// Retention is to be looked at by `at`.

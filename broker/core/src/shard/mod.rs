@@ -15,6 +15,7 @@ mod compaction;
 mod dead_letters;
 mod delays;
 mod fence;
+mod horizon;
 mod load;
 mod log;
 mod logs;

@@ -366,6 +366,8 @@ impl ShardOwner {
                 queue.update(upkeep::settings(&object, id.shard, lag), now);
             }
             log.object = Arc::clone(&object);
+            // At once, also if messages flow.
+            log.uncut = 0;
             log.maintain_by(now);
             self.logs.touch(key);
         }

@@ -9,10 +9,11 @@ use weir_env::clock::{Instant, Timestamp};
 use super::asides::{self, AsideRead};
 use super::batches::RETAKE_WAIT;
 use super::delays::{self, DueRead};
+use super::horizon::Horizon;
 use super::log::{Loaded, Log};
 use super::logs::{LogKey, base_of, key_of};
 use super::owner::{Background, ShardOwner};
-use super::retention::{self, Cut, Rule};
+use super::retention::{self, Cut};
 use super::{AppendError, Context, ReadRecords, Sent, load};
 use crate::catalog::Object;
 use crate::definition::Overflow;
@@ -41,8 +42,10 @@ pub(super) enum Done {
     Asides { of: Loaded, result: Result<AsideRead> },
     /// Records among which those are looked for that have expired.
     Sweep { of: Loaded, from: u64, result: Result<ReadRecords> },
-    /// Where a log can be cut.
+    /// Where a log of a queue can be cut.
     Retention { of: Loaded, result: Result<Cut> },
+    /// The oldest segments of a stream.
+    Horizon { of: Loaded, result: Result<Horizon> },
     /// Messages whose time has come.
     Due { of: Loaded, result: Result<DueRead> },
     /// What became of dead letters.
@@ -158,21 +161,31 @@ impl ShardOwner {
             log.maintain_at = next.map(|wait| now + wait);
             return;
         }
-        let rule = match &mut log.queue {
-            Some(queue) => {
-                queue.sweep(wall);
-                queue.sweep_asides(wall);
-                queue.sweep_expired(wall);
-                Rule::Floor(queue.floor())
-            }
-            None => Rule::of_stream(&log.object.definition, log.id.shard, wall),
-        };
         log.maintain_at = None;
-        log.trimming = true;
-        log.uncut = 0;
+        let flows = std::mem::take(&mut log.uncut) > 0;
         let (context, of, state, first) = (self.context.clone(), log.loaded(), log.state, log.first);
+        let Some(queue) = &mut log.queue else {
+            if !log.object.definition.retention.is_limited() {
+                return;
+            }
+            if log.horizon.as_ref().is_some_and(|horizon| !horizon.is_used_up()) {
+                log.retain(now, wall, flows);
+                return;
+            }
+            log.trimming = true;
+            self.background.push(in_background(async move {
+                let result = retention::read_horizon(&context, &of.id, first).await;
+                Done::Horizon { of, result }
+            }));
+            return;
+        };
+        queue.sweep(wall);
+        queue.sweep_asides(wall);
+        queue.sweep_expired(wall);
+        let floor = queue.floor();
+        log.trimming = true;
         self.background.push(in_background(async move {
-            let result = retention::find_cut(&context, &of.id, &state, &rule, first).await;
+            let result = retention::find_cut(&context, &of.id, &state, floor, first).await;
             Done::Retention { of, result }
         }));
     }
@@ -182,6 +195,7 @@ impl ShardOwner {
         | Done::Asides { of, .. }
         | Done::Sweep { of, .. }
         | Done::Retention { of, .. }
+        | Done::Horizon { of, .. }
         | Done::Due { of, .. }
         | Done::DeadLetters { of, .. }) = &done;
         let (of, id, key) = (*of, of.id, key_of(&of.id));
@@ -210,7 +224,7 @@ impl ShardOwner {
             Done::Retention { result, .. } => {
                 log.trimming = false;
                 match result {
-                    Ok(Cut { trim, ages_next, above_floor, first }) => {
+                    Ok(Cut { trim, above_floor, first }) => {
                         log.trim = trim;
                         log.first = first.unwrap_or(log.first);
                         if let Some(queue) = &mut log.queue {
@@ -219,14 +233,24 @@ impl ShardOwner {
                                 log.maintain_by(now + ASIDE_SWEEP_INTERVAL);
                             }
                         }
-                        if let Some(first) = ages_next {
-                            let age = Duration::from_millis(log.object.definition.retention.max_age_ms);
-                            let wait = first.saturating_add(age).saturating_since(wall);
-                            log.maintain_by(now + wait.clamp(MAINTAIN_INTERVAL, MAINTAIN_INTERVAL_MAX));
-                        }
                         Ok(())
                     }
                     Err(error) => {
+                        log.maintain_by(now + MAINTAIN_INTERVAL);
+                        Err(error)
+                    }
+                }
+            }
+            Done::Horizon { result, .. } => {
+                log.trimming = false;
+                match result {
+                    Ok(horizon) => {
+                        log.restore_horizon(horizon);
+                        log.retain(now, wall, false);
+                        Ok(())
+                    }
+                    Err(error) => {
+                        log.appended.clear();
                         log.maintain_by(now + MAINTAIN_INTERVAL);
                         Err(error)
                     }

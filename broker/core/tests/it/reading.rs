@@ -6,14 +6,14 @@ use std::time::Duration;
 use weir_core::Core;
 use weir_core::catalog::Object;
 use weir_core::core::Options;
-use weir_core::definition::{Definition, Kind};
+use weir_core::definition::{Definition, Kind, Retention};
 use weir_core::key::Publisher;
 use weir_core::keyspace::record::RecordKind;
 use weir_core::metrics::Metrics;
 use weir_core::stream::{ReadBatch, ReadLimits, ReadOptions, Start, StreamReader};
 use weir_env::clock::{Clock, Timestamp};
 use weir_env::seed::Seed;
-use weir_storage::{CommitFault, FaultStore, Meter, MeteredStore, SharedStore};
+use weir_storage::{CommitFault, FaultStore, Meter, MeteredStore, Outcome, SharedStore};
 use weir_topic::TopicFilter;
 
 use crate::support::{definition, memory, message, open, publish, read, reader};
@@ -390,4 +390,66 @@ async fn slow_readers_share_a_budget_and_starve_nobody() {
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(metrics.bytes.get(), 0);
     core.close().await;
+}
+
+/// Reads and writes of the store for `rounds` messages of each of `streams` streams, one each second, once all is under
+/// way: range reads and keys read, transactions, keys and ranges cleared.
+async fn cost_of_streams(streams: u64, retention: Retention, rounds: u64) -> [u64; 4] {
+    let (store, clock) = memory();
+    let meter = Arc::new(Meter::new(RecordKind::ALL.len(), RecordKind::index_of));
+    let store: SharedStore = Arc::new(MeteredStore::new(store, Arc::clone(&meter)));
+    let core = open(&store, clock, 1).await;
+    let definitions: Vec<Definition> = (0..streams)
+        .map(|n| {
+            let stream = definition(Kind::Stream, &format!("s{n}"), &format!("a/{n}"), 1);
+            Definition { retention, ..stream }
+        })
+        .collect();
+    core.apply(&definitions).await.unwrap();
+    let round = async || {
+        for n in 0..streams {
+            publish(&core, clock, &format!("a/{n}"), "x").await.unwrap();
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    };
+    let cost = || {
+        let costs: Vec<_> = RecordKind::ALL.iter().map(|kind| meter.cost(*kind as usize)).collect();
+        [
+            costs.iter().map(|cost| cost.keys_read).sum(),
+            meter.transactions(Outcome::Committed),
+            costs.iter().map(|cost| cost.keys_written).sum(),
+            costs.iter().map(|cost| cost.ranges_cleared).sum(),
+        ]
+    };
+    for _ in 0..100 {
+        round().await;
+    }
+    let before = cost();
+    for _ in 0..rounds {
+        round().await;
+    }
+    let after = cost();
+    core.close().await;
+    [0, 1, 2, 3].map(|n| after[n] - before[n])
+}
+
+#[tokio::test(start_paused = true)]
+async fn retention_of_many_quiet_streams_costs_next_to_nothing() {
+    const STREAMS: u64 = 20;
+    const ROUNDS: u64 = 300;
+    let messages = STREAMS * ROUNDS;
+    for retention in [
+        Retention { max_messages: 10, ..Retention::default() },
+        Retention { max_bytes: 2_000, ..Retention::default() },
+        Retention { max_age_ms: 60_000, ..Retention::default() },
+        Retention { max_age_ms: 3_600_000, max_bytes: 1 << 30, max_messages: 1 << 30 },
+    ] {
+        let [read, transactions, written, cleared] = cost_of_streams(STREAMS, retention, ROUNDS).await;
+        let cost = format!("{retention:?}: {read} {transactions} {written} {cleared} for {messages}");
+        // The owner record of each shard is read each second; a message is a segment, an entry and a state.
+        assert!(read <= messages, "{cost}");
+        assert!(transactions <= messages + messages / 100, "{cost}");
+        assert!(written <= 3 * messages + messages / 100, "{cost}");
+        assert!(cleared <= messages, "{cost}");
+    }
 }
