@@ -4,7 +4,7 @@
 //! It waits for nothing but the store, and that only at first: writes are under way beside it. What is in memory is what
 //! counts; the store follows within a second, and goes on being tried.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -16,10 +16,9 @@ use tokio::sync::{mpsc, oneshot};
 use weir_env::clock::{Instant, Timestamp};
 
 use super::board::Board;
-use super::lag;
 use super::positions::{Then, Unwritten};
 use super::state::{Group, Place};
-use super::{Bounds, GroupError, GroupEvent, GroupReport, GroupShard};
+use super::{Bounds, GroupError, GroupEvent, GroupReport};
 use crate::catalog::Object;
 use crate::error::{Error, Result};
 use crate::keyspace::DecodeError;
@@ -33,13 +32,9 @@ const COMMIT_DELAY: Duration = Duration::from_millis(500);
 /// Wait after a write that failed.
 const RETRY_WAIT: Duration = Duration::from_millis(500);
 /// How often groups are looked at that may have expired, and members that are gone without a word.
-const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
-/// No group expires so soon after a start: its members are on their way back.
-const GRACE: Duration = Duration::from_secs(600);
-/// How often the store is told that a group is in use, if nothing else is.
-const TOUCH_INTERVAL_MAX: Duration = Duration::from_secs(3600);
+pub(super) const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
 /// How often it is measured how far groups are behind.
-const LAG_INTERVAL: Duration = Duration::from_secs(10);
+pub(super) const LAG_INTERVAL: Duration = Duration::from_secs(10);
 
 /// What became of a wish to join.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,21 +110,21 @@ impl Command {
 }
 
 /// Something under way that has ended.
-enum Done {
+pub(super) enum Done {
     Written { shard: u8, at: Timestamp, groups: Vec<ByteString>, result: Result<()> },
     Measured(Result<Vec<GroupReport>>),
 }
 
 /// A group that is known.
 #[derive(Debug)]
-struct Running {
-    group: Group,
-    events: BTreeMap<ConsumerId, mpsc::Sender<GroupEvent>>,
+pub(super) struct Running {
+    pub(super) group: Group,
+    pub(super) events: BTreeMap<ConsumerId, mpsc::Sender<GroupEvent>>,
     /// When the position of each shard was last stored.
-    committed: Vec<Timestamp>,
+    pub(super) committed: Vec<Timestamp>,
     /// When it last had members, as far as the store knows.
-    used_at: Timestamp,
-    share: GroupShare,
+    pub(super) used_at: Timestamp,
+    pub(super) share: GroupShare,
 }
 
 /// A group that is being stored for the first time.
@@ -140,7 +135,7 @@ struct Creating {
 }
 
 /// Why the loop ends.
-enum Ending {
+pub(super) enum Ending {
     /// What is not stored is stored once more.
     Closing(oneshot::Sender<()>),
     /// Nothing is written any more.
@@ -149,24 +144,24 @@ enum Ending {
 
 /// State of the task.
 pub(super) struct Coordinator {
-    owners: Arc<Owners>,
-    stream: Arc<Object>,
+    pub(super) owners: Arc<Owners>,
+    pub(super) stream: Arc<Object>,
     bounds: Arc<Bounds>,
-    metrics: Metrics,
+    pub(super) metrics: Metrics,
     commands: mpsc::Receiver<Command>,
     board: Arc<Board>,
-    is_loaded: bool,
-    groups: BTreeMap<ByteString, Running>,
+    pub(super) is_loaded: bool,
+    pub(super) groups: BTreeMap<ByteString, Running>,
     creating: BTreeMap<ByteString, Creating>,
     /// Groups of which a stored position cannot be read: a person must act.
-    damaged: BTreeMap<ByteString, DecodeError>,
-    unwritten: Unwritten,
-    work: FuturesUnordered<BoxFuture<'static, Done>>,
+    pub(super) damaged: BTreeMap<ByteString, DecodeError>,
+    pub(super) unwritten: Unwritten,
+    pub(super) work: FuturesUnordered<BoxFuture<'static, Done>>,
     write_at: Option<Instant>,
     sweep_at: Instant,
-    measure_at: Option<Instant>,
-    started_at: Instant,
-    ending: Option<Ending>,
+    pub(super) measure_at: Option<Instant>,
+    pub(super) started_at: Instant,
+    pub(super) ending: Option<Ending>,
 }
 
 impl Coordinator {
@@ -226,15 +221,15 @@ impl Coordinator {
         }
     }
 
-    fn now(&self) -> Instant {
+    pub(super) fn now(&self) -> Instant {
         self.owners.context().clock.now()
     }
 
-    fn wall(&self) -> Timestamp {
+    pub(super) fn wall(&self) -> Timestamp {
         self.owners.context().clock.wall()
     }
 
-    fn write_by(&mut self, at: Instant) {
+    pub(super) fn write_by(&mut self, at: Instant) {
         self.write_at = Some(self.write_at.map_or(at, |due| due.min(at)));
     }
 
@@ -327,60 +322,18 @@ impl Coordinator {
         }
     }
 
-    /// Reads what is stored of all groups, after the owners have taken their shards over: nobody else writes from then.
-    async fn load(&mut self) -> Result<()> {
-        let mut stored: BTreeMap<ByteString, BTreeMap<u8, std::result::Result<GroupPosition, DecodeError>>> =
-            BTreeMap::new();
-        for (shard, rows) in lag::stored(&self.owners, &self.stream).await? {
-            for (name, position) in rows {
-                stored.entry(name).or_default().insert(shard, position);
-            }
-        }
-        let shards = self.numbers();
-        for (name, rows) in stored {
-            let mut positions = Vec::with_capacity(rows.len());
-            let is_whole = rows.len() == shards.len();
-            let mut damage = None;
-            for row in rows.into_values() {
-                match row {
-                    Ok(position) => positions.push(position),
-                    Err(error) => damage = Some(error),
-                }
-            }
-            if let Some(error) = damage {
-                let stream = &self.stream.definition.name;
-                tracing::error!(stream, group = %name, %error, "read positions of a consumer group");
-                self.metrics.damaged.inc();
-                self.damaged.insert(name, error);
-            } else if is_whole {
-                let places = positions
-                    .iter()
-                    .map(|position| Place { position: position.offset, generation: position.generation });
-                let committed = positions.iter().map(|position| position.committed_at).collect();
-                let running = self.running(&name, Group::new(places), committed);
-                self.groups.insert(name, running);
-            } else {
-                // Nobody was told that it exists.
-                shards.iter().for_each(|shard| self.unwritten.mark(*shard, &name));
-                self.write_by(self.now());
-            }
-        }
-        self.is_loaded = true;
-        Ok(())
-    }
-
-    fn running(&self, name: &ByteString, group: Group, committed: Vec<Timestamp>) -> Running {
+    pub(super) fn running(&self, name: &ByteString, group: Group, committed: Vec<Timestamp>) -> Running {
         let used_at = committed.iter().max().copied().unwrap_or_default();
         let share = self.metrics.groups.share(&self.stream.definition.name, name);
         Running { group, events: BTreeMap::new(), committed, used_at, share }
     }
 
-    fn numbers(&self) -> Vec<u8> {
+    pub(super) fn numbers(&self) -> Vec<u8> {
         self.stream.logs.iter().map(|log| log.shard).collect()
     }
 
     /// Takes in what members have said of their progress.
-    fn take_progress(&mut self) {
+    pub(super) fn take_progress(&mut self) {
         for (name, shards) in self.board.take() {
             let Some(running) = self.groups.get_mut(&name) else { continue };
             for (shard, (generation, position)) in shards {
@@ -455,7 +408,7 @@ impl Coordinator {
         }
     }
 
-    fn leave(&mut self, name: &ByteString, member: ConsumerId) {
+    pub(super) fn leave(&mut self, name: &ByteString, member: ConsumerId) {
         let (now, wall) = (self.now(), self.wall());
         let Some(running) = self.groups.get_mut(name) else { return };
         running.events.remove(&member);
@@ -525,7 +478,7 @@ impl Coordinator {
     }
 
     /// Takes a group out of memory and tells its members.
-    fn end(&mut self, name: &ByteString) -> Option<Running> {
+    pub(super) fn end(&mut self, name: &ByteString) -> Option<Running> {
         let mut running = self.groups.remove(name)?;
         for events in std::mem::take(&mut running.events).into_values() {
             // Who does not listen learns it from the end of its channel.
@@ -627,82 +580,5 @@ impl Coordinator {
                 }
             }
         }
-    }
-
-    /// Ends groups that nobody has used for long, and members whose channel is closed.
-    fn sweep(&mut self, now: Instant) {
-        let wall = self.wall();
-        let expiry = Duration::from_millis(self.stream.definition.group_expiry_ms);
-        let may_expire = !expiry.is_zero() && now >= self.started_at + GRACE.min(expiry);
-        let touch = if expiry.is_zero() { TOUCH_INTERVAL_MAX } else { TOUCH_INTERVAL_MAX.min(expiry / 4) };
-        let names: Vec<ByteString> = self.groups.keys().cloned().collect();
-        for name in names {
-            let Some(running) = self.groups.get(&name) else { continue };
-            let gone: BTreeSet<ConsumerId> =
-                running.events.iter().filter(|(_, events)| events.is_closed()).map(|(id, _)| *id).collect();
-            gone.into_iter().for_each(|member| self.leave(&name, member));
-            let Some(running) = self.groups.get_mut(&name) else { continue };
-            if running.group.member_count() > 0 {
-                running.used_at = wall;
-                if running.committed.iter().all(|at| wall.saturating_since(*at) >= touch) {
-                    self.unwritten.mark(0, &name);
-                    self.write_by(now);
-                }
-            } else if may_expire && wall.saturating_since(running.used_at) >= expiry {
-                let stream = &self.stream.definition.name;
-                tracing::info!(stream, group = %name, "consumer group had no members for long and is forgotten");
-                self.metrics.groups.expired.inc();
-                self.end(&name);
-                self.numbers().into_iter().for_each(|shard| self.unwritten.mark(shard, &name));
-                self.write_by(now);
-            }
-        }
-    }
-
-    /// Begins to measure how far all groups are behind.
-    fn measure(&mut self) {
-        self.measure_at = Some(self.now() + LAG_INTERVAL);
-        if self.groups.is_empty() || self.ending.is_some() {
-            return;
-        }
-        self.measure_at = None;
-        self.take_progress();
-        let (owners, stream, reports) = (Arc::clone(&self.owners), Arc::clone(&self.stream), self.reports());
-        self.work
-            .push(Box::pin(async move { Done::Measured(lag::measure(&owners, &stream, reports).await) }));
-    }
-
-    fn show(&mut self, reports: &[GroupReport]) {
-        let wall = self.wall();
-        for report in reports {
-            if let Some(running) = self.groups.get_mut(&report.name) {
-                let messages = report.shards.iter().map(|shard| shard.lag).sum();
-                let oldest = report.shards.iter().filter_map(|shard| shard.oldest).min();
-                let age = oldest.map_or(Duration::ZERO, |oldest| wall.saturating_since(oldest));
-                running.share.set_lag(messages, age);
-            }
-        }
-    }
-
-    /// The groups as they are now; how far they are behind is not measured yet.
-    fn reports(&self) -> Vec<GroupReport> {
-        let report = |(name, running): (&ByteString, &Running)| {
-            let shard = |n: u8| {
-                let (place, member) = running.group.place(n);
-                GroupShard {
-                    shard: n,
-                    position: place.position,
-                    end: place.position,
-                    lag: 0,
-                    oldest: None,
-                    member: member.cloned(),
-                    generation: place.generation,
-                    committed_at: running.committed.get(usize::from(n)).copied().unwrap_or_default(),
-                }
-            };
-            let members = running.group.clients().cloned().collect();
-            GroupReport { name: name.clone(), members, shards: running.group.numbers().map(shard).collect() }
-        };
-        self.groups.iter().map(report).collect()
     }
 }

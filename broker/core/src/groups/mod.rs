@@ -13,6 +13,7 @@ mod positions;
 mod state;
 #[cfg(test)]
 mod state_tests;
+mod upkeep;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
