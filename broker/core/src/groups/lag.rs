@@ -7,17 +7,16 @@ use std::sync::Arc;
 use bytestring::ByteString;
 use futures_util::future::try_join_all;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
-use tokio::sync::watch;
 use weir_env::clock::Timestamp;
-use weir_storage::{Isolation, RangeQuery, SharedStore};
+use weir_storage::{Isolation, RangeQuery};
 
 use super::GroupReport;
 use crate::catalog::Object;
 use crate::error::Result;
 use crate::keyspace::group::GroupPosition;
 use crate::keyspace::{DecodeError, LogId, tag};
-use crate::shard::{Command, Extent, Owners, read_records};
-use crate::stream::{ShardReader, Start};
+use crate::shard::{Command, Extent, Owners};
+use crate::stream::Start;
 
 /// Rows read in one go.
 const PAGE: usize = 1000;
@@ -42,7 +41,8 @@ async fn extent(owners: &Owners, stream: &Arc<Object>, log: LogId) -> Result<Ext
 pub(super) async fn places(owners: &Owners, stream: &Arc<Object>, start: &Start) -> Result<Vec<u64>> {
     let place = |log: LogId| async move {
         let extent = extent(owners, stream, log).await?;
-        begin(&owners.context().store, &log, start, extent).await
+        let last_value = stream.definition.last_value;
+        crate::stream::begin(&owners.context().store, &log, last_value, start, extent).await
     };
     try_join_all(stream.logs.iter().map(|log| place(*log))).await
 }
@@ -97,10 +97,10 @@ pub(super) async fn measure(
         }
     }
     let reads = oldest.into_keys().map(|(shard, from)| {
-        let log = stream.logs.get(usize::from(shard));
+        let (log, extent) = (stream.logs.get(usize::from(shard)), extents.get(usize::from(shard)));
         async move {
-            let Some(log) = log else { return Ok(((shard, from), None)) };
-            let at = time_of(&owners.context().store, log, from).await?;
+            let (Some(log), Some(extent)) = (log, extent) else { return Ok(((shard, from), None)) };
+            let at = time_of(owners, stream, log, (from, extent.next)).await?;
             Ok::<_, crate::Error>(((shard, from), at))
         }
     });
@@ -112,22 +112,14 @@ pub(super) async fn measure(
     Ok(reports)
 }
 
-/// The offset at which reading `log` from `start` on begins.
-async fn begin(store: &SharedStore, log: &LogId, start: &Start, extent: Extent) -> Result<u64> {
-    let (_announcing, extent) = watch::channel(extent);
-    let mut reader = ShardReader::open(Arc::clone(store), *log, start, extent).await?;
-    if matches!(start, Start::Time(_)) {
-        while !reader.is_at_end() {
-            if let Some((offset, _)) = reader.try_read().await?.first() {
-                return Ok(*offset);
-            }
-        }
-    }
-    Ok(reader.position())
-}
-
 /// When the first message of `log` from an offset on came.
-async fn time_of(store: &SharedStore, log: &LogId, from: u64) -> Result<Option<Timestamp>> {
-    let (records, _) = read_records(store, log, from, 1).await?;
+async fn time_of(
+    owners: &Owners,
+    stream: &Object,
+    log: &LogId,
+    range: (u64, u64),
+) -> Result<Option<Timestamp>> {
+    let (store, last_value) = (&owners.context().store, stream.definition.last_value);
+    let (records, _) = crate::stream::read_page(store, log, last_value, range, 1).await?;
     Ok(records.first().map(|(_, record)| record.message.published_at))
 }

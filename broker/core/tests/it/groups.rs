@@ -206,6 +206,20 @@ async fn a_member_that_does_not_answer_or_has_vanished_loses_its_shards() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_member_that_does_not_listen_is_gone() {
+    let (_store, _, core, stream) = with_stream(4).await;
+    let (tx, mut events) = mpsc::channel(3);
+    core.groups().join(&stream, "g", ConsumerId(1), "c1", &Start::Earliest, tx).await.unwrap();
+    assert!(core.groups().list(&stream).await.unwrap()[0].members.is_empty());
+    let mut told = Vec::new();
+    while let Some(event) = events.recv().await {
+        told.push(event);
+    }
+    assert_eq!(told.len(), 3, "its channel ends");
+    core.close().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_newer_connection_of_a_client_takes_the_place_of_the_older() {
     let (_store, _, core, stream) = with_stream(2).await;
     let mut old = Member::join(&core, &stream, "g", 1, &Start::Earliest).await;
