@@ -9,7 +9,6 @@ pub mod controls;
 pub mod core;
 pub mod definition;
 pub mod error;
-pub mod groups;
 pub mod inbox;
 pub mod inspect;
 pub mod key;

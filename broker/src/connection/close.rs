@@ -56,6 +56,10 @@ impl Connection {
             self.settle_written().await;
             self.wire.close();
         }
+        let moved = self.moved_positions();
+        if !moved.is_empty() {
+            self.inbox.state().ops.extend(moved);
+        }
         let to_store = self.inbox.known().map(|state| (state.writing.take(), std::mem::take(&mut state.ops)));
         let (writing, ops) = to_store.unwrap_or_default();
         if let Some(writing) = writing
@@ -84,7 +88,7 @@ impl Connection {
             }
         };
         for external in std::mem::take(&mut self.externals) {
-            self.release_external(external, lost).await;
+            self.release(external.source, lost).await;
         }
     }
 
@@ -176,7 +180,7 @@ fn outgoing_entry(outgoing: &Outgoing<Tag>) -> Option<OutgoingEntry> {
     };
     match tag {
         Tag::Inbox(id) => Some(OutgoingEntry { packet_id: packet_id.get(), phase, inbox_id: *id }),
-        Tag::Live { .. } | Tag::Queue { .. } | Tag::Stream => None,
+        Tag::Live { .. } | Tag::Queue { .. } | Tag::Stream { .. } => None,
     }
 }
 

@@ -421,7 +421,8 @@ impl Connection {
                     inbox.ops.push(SessionOp::Remove(id));
                 }
             }
-            Tag::Live { .. } | Tag::Stream | Tag::Queue { .. } => {}
+            Tag::Stream { place, at } => self.note_read(place, at),
+            Tag::Live { .. } | Tag::Queue { .. } => {}
         }
         let starved = self.window.give_back();
         if !starved {
@@ -436,7 +437,7 @@ impl Connection {
             .iter()
             .filter_map(|(packet_id, tag)| match tag {
                 Tag::Inbox(id) => Some(SessionOp::Release(packet_id.get(), *id)),
-                Tag::Live { .. } | Tag::Queue { .. } | Tag::Stream => None,
+                Tag::Live { .. } | Tag::Queue { .. } | Tag::Stream { .. } => None,
             })
             .collect();
         if ops.is_empty() || !self.update_session(&ops).await {

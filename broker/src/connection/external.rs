@@ -4,16 +4,16 @@ use std::sync::Arc;
 
 use aws_lc_rs::digest::{SHA256, digest};
 use bytestring::ByteString;
-use tokio_util::sync::DropGuard;
 use weir_codec::{QoS, ReasonCode, UserProperties};
 use weir_core::catalog::{CatalogView, Object};
 use weir_core::definition::Kind;
 use weir_core::keyspace::segment::Record;
+use weir_core::keyspace::session_position::SessionPosition;
 use weir_core::queue::{Consumer, QueueDelivery};
-use weir_core::stream::Start;
 use weir_topic::{Subscription, TopicFilter};
 
-use super::stream::ReaderId;
+use super::stream::Reading;
+use super::stream::request::StreamRequest;
 
 /// Queue and stream subscriptions of one connection.
 pub(super) const EXTERNALS_MAX: usize = 64;
@@ -37,7 +37,10 @@ pub(super) struct External {
     pub(super) to: Subscription,
     pub(super) qos: QoS,
     pub(super) identifier: Option<u32>,
-    pub(super) start: Start,
+    /// What is asked for of a stream.
+    pub(super) request: Box<StreamRequest>,
+    /// Where it was left in a stream that is not read now.
+    pub(super) left: Option<Box<SessionPosition>>,
     pub(super) source: Source,
 }
 
@@ -50,12 +53,7 @@ pub(super) enum Source {
         object: Arc<Object>,
         consumer: Consumer,
     },
-    /// Its reader runs until the guard is dropped.
-    Stream {
-        object: Arc<Object>,
-        reader: ReaderId,
-        _reader: DropGuard,
-    },
+    Stream(Box<Reading>),
 }
 
 /// Why a subscription to a queue or stream is refused.
@@ -70,10 +68,16 @@ impl External {
         kind_of(&self.to).unwrap_or(Kind::Queue)
     }
 
+    /// Whether it is a bounded replay whose end the client knows of.
+    pub(super) fn has_ended(&self) -> bool {
+        matches!(&self.source, Source::Stream(reading) if reading.has_ended())
+    }
+
     pub(super) fn object(&self) -> Option<&Arc<Object>> {
         match &self.source {
             Source::Missing => None,
-            Source::Queue { object, .. } | Source::Stream { object, .. } => Some(object),
+            Source::Queue { object, .. } => Some(object),
+            Source::Stream(reading) => Some(&reading.object),
         }
     }
 }

@@ -333,6 +333,7 @@ impl Parts {
             queue_slot: QueueSlot::default(),
             stream: Inlet::new(STREAM_CHANNEL),
             batch: None,
+            positions_at: None,
             retained: VecDeque::new(),
             inbox,
             turn: 0,
@@ -345,7 +346,7 @@ impl Parts {
             wire,
             decoder,
         };
-        connection.resubscribe(opened.subscriptions).await;
+        connection.resubscribe(opened.subscriptions, opened.positions).await;
         Ok(connection)
     }
 }
@@ -436,6 +437,3 @@ pub(super) fn inbox_delivery(broker: &Broker, item: weir_core::inbox::InboxItem)
         tag: Tag::Inbox(item.id),
     }
 }
-
-/// No bytes kept with a subscription.
-pub(super) const NO_EXTRA: Bytes = Bytes::new();

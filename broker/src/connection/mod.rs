@@ -5,6 +5,7 @@
 //! publishes that wait to become durable are bounded by their bytes, by the session's Receive Maximum, and those
 //! of QoS 0 by [`PENDING_MAX`]; the mailbox, queue windows and stream channels have bounds of their own.
 
+mod attach;
 mod auth;
 mod close;
 mod creation;
@@ -57,11 +58,9 @@ use inlet::Inlet;
 use pace::Pace;
 use pending::Pending;
 use queue_slot::QueueSlot;
-use stream::StreamBatch;
+use stream::{PlaceId, StreamBatch};
 use wait::{Catalog, Socket, Turn, Wants};
 use wire::Wire;
-
-pub(crate) use stream::request::parse_start;
 
 /// Publishes that may wait to become durable before the client is not read: bounds QoS 0, which no Receive
 /// Maximum does.
@@ -94,7 +93,11 @@ enum Tag {
         handout: Handout,
         _span: tracing::Span,
     },
-    Stream,
+    Stream {
+        place: PlaceId,
+        /// Shard and offset; without them it says that there is no more.
+        at: Option<(u8, u64)>,
+    },
 }
 
 /// Who waits for the answer to a publish: nobody at QoS 0.
@@ -157,6 +160,8 @@ struct Connection {
     queue_slot: QueueSlot,
     stream: Inlet<StreamBatch>,
     batch: Option<Box<StreamBatch>>,
+    /// When positions in streams are stored.
+    positions_at: Option<Instant>,
     retained: VecDeque<subscribe::RetainedScan>,
     inbox: Inbox,
     /// Which source of deliveries is asked first.
@@ -287,7 +292,7 @@ impl Connection {
         let timeout = self.session.poll_timeout().map(Instant::from);
         let again_at = held_up.then(|| self.broker.clock.now() + HELD_UP_WAIT);
         let (slow_at, kept_until) = (self.pace.poll_timeout(), self.queue_slot.poll_timeout());
-        let wakes = [timeout, idle_at, self.drain_until, slow_at, kept_until, again_at];
+        let wakes = [timeout, idle_at, self.drain_until, slow_at, kept_until, again_at, self.positions_at];
         Wants {
             read: self.wants_read() && !self.undecoded && !self.input_ended,
             queue: self.held.is_empty() && self.has_room(),
@@ -327,6 +332,9 @@ impl Connection {
         let now = self.broker.clock.now();
         let is_due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
         self.queue_slot.handle_timeout(now);
+        if is_due(self.positions_at) {
+            self.store_positions();
+        }
         if is_due(self.pace.poll_timeout()) {
             self.shed("limits.slowClientTimeout");
         } else if is_due(self.session.poll_timeout().map(Instant::from)) {

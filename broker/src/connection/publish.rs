@@ -241,7 +241,7 @@ impl Connection {
     }
 
     /// Waits for the write under way. False if it failed: the session is then closed. Cancel-safe.
-    async fn written(&mut self) -> bool {
+    pub(super) async fn written(&mut self) -> bool {
         let Some(writing) = &mut self.inbox.state().writing else { return true };
         let result = writing.await;
         let is_written = result.is_ok();

@@ -9,23 +9,21 @@ use weir_codec::{
     AckProperties, QoS, ReasonCode, RetainHandling, Subscribe, SubscribeFilter, SubscriptionOptions,
     Unsubscribe, UserProperties,
 };
-use weir_core::catalog::Object;
 use weir_core::definition::{Definition, Kind};
 use weir_core::inbox::{InboxAppend, InboxTarget, InboxUsage};
 use weir_core::keyspace::session::StoredSubscription;
+use weir_core::keyspace::session_position::SessionPosition;
 use weir_core::message::Message;
-use weir_core::queue::{Consumer, Lost, Verdict, Window};
+use weir_core::queue::Lost;
 use weir_core::retained::RetainedCursor;
-use weir_core::stream::Start;
+use weir_env::seed::HashMap;
 use weir_session::Delivery;
 use weir_topic::{Subscription, TopicFilter};
 
 use super::creation::Missing;
-use super::external::{CONSUMER_WINDOW_MAX, EXTERNALS_MAX, External, Refusal, Source, kind_of, resolve};
-use super::handshake::NO_EXTRA;
-use super::stream::request::start_of;
-use super::wait::Catalog;
-use super::{Connection, Tag, Unwritten};
+use super::external::{EXTERNALS_MAX, Refusal, kind_of, resolve};
+use super::stream::request::StreamRequest;
+use super::{Connection, Tag};
 use crate::broker::{Broker, wish_of};
 use crate::config::Limits;
 use crate::convert;
@@ -106,7 +104,7 @@ struct Grant {
     text: ByteString,
     to: Subscription,
     wish: Wish,
-    start: Start,
+    request: StreamRequest,
     note: Option<String>,
     /// What has to be made for it.
     create: Option<Box<Definition>>,
@@ -156,6 +154,11 @@ impl Connection {
                 scans.push(scan);
             }
         }
+        // Where the client begins counts from here on, whatever happens to its connection.
+        let begun = self.moved_positions();
+        if !begun.is_empty() && !self.update_session(&begun).await {
+            return;
+        }
         let reason_string = (!notes.is_empty()).then(|| notes.join("; ").into());
         let properties = AckProperties { reason_string, ..AckProperties::default() };
         self.session.handle_subscribed(subscribe.packet_id, reasons, properties);
@@ -186,7 +189,7 @@ impl Connection {
         }
         let options = if self.bridge { of_bridge(entry) } else { entry.options };
         let wish = Wish { options, identifier };
-        let mut grant = Grant { text, to, wish, start: Start::Latest, note: None, create: None };
+        let mut grant = Grant { text, to, wish, request: StreamRequest::default(), note: None, create: None };
         if kind_of(&grant.to).is_some() {
             let others = granted.iter().filter(|other| kind_of(&other.to).is_some());
             if !known && self.externals.len() + others.count() >= EXTERNALS_MAX {
@@ -204,10 +207,18 @@ impl Connection {
         properties: &UserProperties,
         granted: &[Grant],
     ) -> Result<(), Refusal> {
-        let queue = matches!(grant.to, Subscription::Queue { .. } | Subscription::QueueByFilter { .. });
-        if queue && grant.wish.options.no_local {
-            let text = "No Local has no meaning on a queue: leave it out".to_owned();
+        let queue = kind_of(&grant.to) == Some(Kind::Queue);
+        if grant.wish.options.no_local {
+            let what = if queue { "queue" } else { "stream" };
+            let text = format!("No Local has no meaning on a {what}: leave it out");
             return Err(Refusal { reason: ReasonCode::TopicFilterInvalid, text });
+        }
+        grant.request = StreamRequest::parse(&grant.to, properties)?;
+        if let Subscription::StreamByFilter { group: Some(_), .. }
+        | Subscription::Stream { group: Some(_), .. } = grant.to
+        {
+            let text = "consumer groups of streams are not supported by this version".to_owned();
+            return Err(Refusal { reason: ReasonCode::ImplementationSpecificError, text });
         }
         let view = self.broker.core.catalog().view();
         let found = resolve(&view, &grant.to)?;
@@ -220,12 +231,11 @@ impl Connection {
                 }
             }
         }
-        if !queue {
-            let shards = found.as_ref().map(|object| object.definition.shards);
-            let shards = shards.or(grant.create.as_ref().map(|wanted| wanted.shards)).map(usize::from);
-            grant.start = start_of(&grant.to, properties, shards)?;
+        match found.as_ref().map(|object| &object.definition).or(grant.create.as_deref()) {
+            Some(definition) => grant.request.check(definition)?,
+            None => grant.request.since = Some(self.broker.clock.wall()),
         }
-        if let Some(object) = &found {
+        if let Some(object) = found.as_ref().filter(|_| queue) {
             let before = |other: &&Grant| {
                 other.text != grant.text
                     && resolve(&view, &other.to).ok().flatten().is_some_and(|o| o.id == object.id)
@@ -240,26 +250,27 @@ impl Connection {
         Ok(())
     }
 
-    /// Whether another subscription than that by `text` is attached to `object`.
-    fn consumes(&self, object: &Object, text: &ByteString) -> bool {
-        let is_other = |e: &External| e.text != *text && e.object().is_some_and(|o| o.id == object.id);
-        self.externals.iter().any(is_other)
-    }
-
     async fn store_grants(&mut self, grants: &[Grant]) -> weir_core::Result<()> {
         if !self.stored.persistent || grants.is_empty() {
             return Ok(());
         }
+        let seeks = |grant: &&Grant| {
+            kind_of(&grant.to) == Some(Kind::Stream) && !self.goes_on(&grant.text, &grant.request)
+        };
+        let anew: Vec<ByteString> = grants.iter().filter(seeks).map(|grant| grant.text.clone()).collect();
+        if !anew.is_empty() && !self.forget_positions(|text| anew.iter().any(|anew| *anew == *text)).await {
+            return Ok(());
+        }
         let stored: Vec<(ByteString, StoredSubscription)> =
-            grants.iter().map(|grant| (grant.text.clone(), stored(&grant.wish, &grant.start))).collect();
-        self.broker.sessions.subscribe(&self.stored, &stored).await
+            grants.iter().map(|grant| (grant.text.clone(), stored(&grant.wish, &grant.request))).collect();
+        self.broker.sessions.subscribe_anew(&self.stored, &stored, &anew).await
     }
 
     /// Makes a granted subscription work. Returns the retained messages it asks for.
     async fn install(&mut self, grant: Grant) -> Option<RetainedScan> {
-        let Grant { text, to, wish, start, .. } = grant;
+        let Grant { text, to, wish, request, .. } = grant;
         if kind_of(&to).is_some() {
-            self.install_external(text, to, wish, start).await;
+            self.install_external(text, to, wish, request, None).await;
             return None;
         }
         self.broker.router.subscribe(&self.subscriber, &text, &to, wish);
@@ -275,160 +286,10 @@ impl Connection {
         }
     }
 
-    async fn install_external(&mut self, text: ByteString, to: Subscription, wish: Wish, start: Start) {
-        let same = |external: &&mut External| {
-            external.text == text && external.qos == wish.options.qos && external.start == start
-        };
-        if let Some(external) = self.externals.iter_mut().find(same) {
-            // Its messages go on where they are.
-            external.identifier = wish.identifier;
-            return;
-        }
-        self.remove_external(&text, Lost::Left).await;
-        self.catalog.get_or_insert_with(|| Catalog::new(self.broker.core.catalog().changes()));
-        let external = External {
-            text,
-            to,
-            qos: wish.options.qos,
-            identifier: wish.identifier,
-            start,
-            source: Source::Missing,
-        };
-        self.externals.push(external);
-        self.connect_external(self.externals.len() - 1).await;
-    }
-
-    /// Attaches a subscription to its queue or stream, if that exists and no other one is.
-    async fn connect_external(&mut self, at: usize) {
-        let Some(external) = self.externals.get(at) else { return };
-        let view = self.broker.core.catalog().view();
-        let Ok(Some(object)) = resolve(&view, &external.to) else { return };
-        if self.consumes(&object, &external.text) {
-            // Both waited for it, under different filters.
-            let (client, name) = (&self.stored.client_id, &object.definition.name);
-            tracing::info!(%client, filter = %external.text, name, "consumed already under another filter");
-            return;
-        }
-        // It did not exist when it was subscribed to, or has come back as another.
-        if let Err(denied) = self.may_have(&external.to) {
-            self.metrics.forbidden.inc(denied.what);
-            let text = format!("not allowed to consume what {} names now", external.text);
-            return self.banish(text);
-        }
-        let attached = match external.kind() {
-            Kind::Queue => self.consume(external.qos, object).await,
-            Kind::Stream => self.read(external.start.clone(), object).await,
-        };
-        match attached {
-            Ok(source) => {
-                if let Some(external) = self.externals.get_mut(at) {
-                    external.source = source;
-                }
-            }
-            Err(error) => self.fail(&error),
-        }
-    }
-
-    async fn consume(&mut self, qos: QoS, object: Arc<Object>) -> weir_core::Result<Source> {
-        let consumer = Consumer {
-            id: self.broker.consumer_id(),
-            client_id: self.stored.client_id.clone(),
-            since: self.broker.clock.wall(),
-            window: Arc::new(Window::new(window(&object))),
-            connection_window: (qos != QoS::AtMostOnce).then(|| Arc::clone(&self.window)),
-            deliveries: self.queue.sender(),
-        };
-        self.broker.core.attach(&object, &consumer).await?;
-        Ok(Source::Queue { object, consumer })
-    }
-
-    /// Ends a queue or stream subscription. False if there is none.
-    pub(super) async fn remove_external(&mut self, text: &ByteString, lost: Lost) -> bool {
-        let Some(at) = self.externals.iter().position(|external| external.text == *text) else {
-            return false;
-        };
-        let external = self.externals.remove(at);
-        self.release_external(external, lost).await;
-        true
-    }
-
-    pub(super) async fn release_external(&mut self, external: External, lost: Lost) {
-        match external.source {
-            Source::Missing => {}
-            Source::Queue { object, consumer } => {
-                // Messages that never reached the client go back without counting.
-                while let Some(delivery) = self.queue.try_recv() {
-                    self.held.push_back(delivery);
-                }
-                let (waiting, others): (Vec<_>, Vec<_>) =
-                    self.held.drain(..).partition(|delivery| delivery.consumer == consumer.id);
-                self.held.extend(others);
-                let mut starved = false;
-                for delivery in waiting {
-                    let _ = self.broker.core.settle(delivery.handout(), Verdict::Returned).await;
-                    starved |= delivery.acknowledged && self.window.give_back();
-                }
-                let is_its = |unwritten: &Unwritten| unwritten.handout.consumer == consumer.id;
-                for unwritten in self.unwritten.iter().filter(|unwritten| is_its(unwritten)) {
-                    let _ = self.broker.core.settle(unwritten.handout, Verdict::Returned).await;
-                }
-                self.unwritten.retain(|unwritten| !is_its(unwritten));
-                let _ = self.broker.core.detach(&object, consumer.id, lost).await;
-                if starved {
-                    self.kick_queues().await;
-                }
-            }
-            // Its readers end with it, and what they have read is recognised by their id.
-            Source::Stream { .. } => {}
-        }
-    }
-
-    /// The catalog has changed: attaches what has appeared, lets go of what is gone.
-    pub(super) async fn refresh_externals(&mut self) {
-        let view = self.broker.core.catalog().view();
-        for at in 0..self.externals.len() {
-            let Some(external) = self.externals.get_mut(at) else { break };
-            let now = resolve(&view, &external.to).ok().flatten();
-            let attached = external.object().map(|object| object.id);
-            match (attached, now) {
-                (None, Some(_)) => self.connect_external(at).await,
-                (Some(id), now) if now.as_ref().is_none_or(|object| object.id != id) => {
-                    let source = std::mem::replace(&mut external.source, Source::Missing);
-                    let gone = External {
-                        text: external.text.clone(),
-                        to: external.to.clone(),
-                        qos: external.qos,
-                        identifier: external.identifier,
-                        start: external.start.clone(),
-                        source,
-                    };
-                    self.release_external(gone, Lost::Left).await;
-                    self.connect_external(at).await;
-                }
-                (Some(_), Some(changed)) => self.follow_change(at, changed).await,
-                (Some(_) | None, None) => {}
-            }
-        }
-    }
-
-    /// What a connection knows of a queue or stream follows its declaration.
-    async fn follow_change(&mut self, at: usize, changed: Arc<Object>) {
-        let Some(external) = self.externals.get_mut(at) else { return };
-        match &mut external.source {
-            Source::Missing => {}
-            Source::Stream { object, .. } => *object = changed,
-            Source::Queue { object, consumer } => {
-                let (id, starved) = (consumer.id, consumer.window.resize(window(&changed)));
-                *object = Arc::clone(&changed);
-                if starved {
-                    // Fails only at shutdown.
-                    let _ = self.broker.core.kick(&changed, id).await;
-                }
-            }
-        }
-    }
-
     pub(super) async fn handle_unsubscribe(&mut self, unsubscribe: Unsubscribe) {
+        if !self.forget_positions(|text| unsubscribe.filters.iter().any(|filter| *filter == *text)).await {
+            return;
+        }
         if self.stored.persistent
             && let Err(error) = self.broker.sessions.unsubscribe(&self.stored, &unsubscribe.filters).await
         {
@@ -518,7 +379,12 @@ impl Connection {
     }
 
     /// Brings the subscriptions of a resumed session back to life.
-    pub(super) async fn resubscribe(&mut self, subscriptions: Vec<(ByteString, StoredSubscription)>) {
+    pub(super) async fn resubscribe(
+        &mut self,
+        subscriptions: Vec<(ByteString, StoredSubscription)>,
+        positions: Vec<(ByteString, SessionPosition)>,
+    ) {
+        let mut positions: HashMap<ByteString, SessionPosition> = positions.into_iter().collect();
         let mut lost = Vec::new();
         for (text, stored) in subscriptions {
             let Ok(to) = Subscription::parse(text.clone()) else { continue };
@@ -529,8 +395,9 @@ impl Connection {
             }
             let wish = wish_of(&stored);
             if kind_of(&to).is_some() {
-                let start = std::str::from_utf8(&stored.extra).ok().and_then(super::parse_start);
-                self.install_external(text, to, wish, start.unwrap_or(Start::Latest)).await;
+                let request = StreamRequest::of_stored(&to, &stored.extra);
+                let left = positions.remove(&text);
+                self.install_external(text, to, wish, request, left).await;
             } else {
                 self.broker.router.subscribe(&self.subscriber, &text, &to, wish);
                 self.subscriptions.insert(text);
@@ -546,11 +413,6 @@ impl Connection {
     }
 }
 
-/// Messages that a consumer of this queue may hold.
-fn window(queue: &Object) -> u32 {
-    queue.definition.dispatch.max_inflight_per_consumer.clamp(1, CONSUMER_WINDOW_MAX)
-}
-
 /// What the text of a subscription means. It was read before, so there is always an answer.
 pub(super) fn parsed(text: &ByteString) -> Option<(&ByteString, Subscription)> {
     Subscription::parse(text.clone()).ok().map(|subscription| (text, subscription))
@@ -564,18 +426,7 @@ fn granted(qos: QoS) -> ReasonCode {
     }
 }
 
-fn stored(wish: &Wish, start: &Start) -> StoredSubscription {
-    let extra = match start {
-        Start::Latest => NO_EXTRA,
-        Start::Earliest => "earliest".into(),
-        Start::Offset(offset) => format!("offset:{offset}").into(),
-        Start::Offsets(offsets) => {
-            let places: Vec<String> =
-                offsets.iter().map(|(shard, offset)| format!("{shard}:{offset}")).collect();
-            places.join(",").into()
-        }
-        Start::Time(at) => at.as_micros().to_string().into(),
-    };
+fn stored(wish: &Wish, request: &StreamRequest) -> StoredSubscription {
     StoredSubscription {
         qos: wish.options.qos.as_u8(),
         no_local: wish.options.no_local,
@@ -586,6 +437,6 @@ fn stored(wish: &Wish, start: &Start) -> StoredSubscription {
             RetainHandling::Never => 2,
         },
         subscription_id: wish.identifier,
-        extra,
+        extra: request.encode(),
     }
 }

@@ -163,7 +163,6 @@ pub(super) fn log_of(
         queue,
         rows: None,
         pending: VecDeque::new(),
-        positions: VecDeque::new(),
         repeats: Repeats::default(),
         delays: Delays::default(),
         refilling: false,

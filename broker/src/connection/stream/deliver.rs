@@ -1,11 +1,14 @@
 //! What was read of streams on its way into the session.
 
-use weir_codec::{QoS, UserProperties};
+use bytes::Bytes;
+use smallvec::SmallVec;
+use weir_codec::{Message, MessageProperties, QoS, UserProperties};
 use weir_core::catalog::Object;
 use weir_core::keyspace::segment::Record;
 use weir_session::Delivery;
+use weir_topic::TopicName;
 
-use super::StreamBatch;
+use super::{Part, PlaceId, Reading, StreamBatch};
 use crate::connection::deliver::{DELIVERIES_PER_TURN, Sent};
 use crate::connection::external::{Source, key_property};
 use crate::connection::{Connection, Tag};
@@ -18,64 +21,165 @@ impl Connection {
             return false;
         };
         let found = self.externals.iter().position(
-            |external| matches!(&external.source, Source::Stream { reader, .. } if *reader == batch.reader),
+            |external| matches!(&external.source, Source::Stream(reading) if reading.reader == batch.reader),
         );
-        // Without one the subscription has ended, and what was read for it is nobody's.
+        // Without one the subscription has ended, or is read in another way, and what was read for it is nobody's.
         let Some(at) = found else { return true };
+        let (any, is_done) = self.deliver_batch(at, &mut batch);
+        if !is_done {
+            self.batch = Some(batch);
+        }
+        let has_moved = self.reading(at).is_some_and(|reading| reading.positions.has_moved());
+        if has_moved {
+            self.schedule_positions();
+        }
+        any
+    }
+
+    /// Whether anything of a batch was taken, and whether nothing is left of it.
+    fn deliver_batch(&mut self, at: usize, batch: &mut StreamBatch) -> (bool, bool) {
+        let qos = self.externals.get(at).map_or(QoS::AtMostOnce, |e| e.qos.min(QoS::AtLeastOnce));
+        let Part::Records { shard, records, next, .. } = &mut batch.part else {
+            return self.deliver_end(at, qos);
+        };
         let mut any = false;
         for _ in 0..DELIVERIES_PER_TURN {
-            let qos = self.externals.get(at).map_or(QoS::AtMostOnce, |e| e.qos.min(QoS::AtLeastOnce));
-            if !self.can_take(qos) {
-                break;
+            if !records.is_empty() && !self.can_take(qos) {
+                return (any, false);
             }
-            let Some((offset, record)) = batch.records.pop_front() else { break };
-            let Some(delivery) = self.stream_delivery(at, qos, &batch, offset, &record) else { break };
-            if let Sent::Dropped(why) = self.send(delivery) {
-                self.metrics.messages_dropped.inc(why);
+            let Some((offset, record)) = records.front().map(|(offset, record)| (*offset, record)) else {
+                if let Some(reading) = self.reading(at) {
+                    reading.positions.passed(*shard, *next);
+                }
+                return (true, true);
+            };
+            let Some(delivery) = self.stream_delivery(at, qos, *shard, offset, record) else {
+                return (any, true);
+            };
+            let sent = self.send(delivery);
+            let Some(reading) = self.reading(at) else { return (any, true) };
+            match sent {
+                Sent::Yes if qos != QoS::AtMostOnce => reading.positions.sent(*shard, offset),
+                Sent::Yes => reading.positions.passed(*shard, offset + 1),
+                Sent::Dropped(why) => {
+                    reading.positions.passed(*shard, offset + 1);
+                    self.metrics.messages_dropped.inc(why);
+                }
+                Sent::Later => return (any, false),
             }
+            records.pop_front();
             self.transmit();
             any = true;
         }
-        if !batch.records.is_empty() {
-            self.batch = Some(batch);
+        (any, false)
+    }
+
+    /// Tells the client that there is no more.
+    fn deliver_end(&mut self, at: usize, qos: QoS) -> (bool, bool) {
+        if !self.can_take(qos) {
+            return (false, false);
         }
-        any
+        let Some(delivery) = self.end_delivery(at, qos) else { return (false, true) };
+        match self.send(delivery) {
+            Sent::Yes if qos != QoS::AtMostOnce => {}
+            Sent::Yes | Sent::Dropped(_) => self.note_end(at),
+            Sent::Later => return (false, false),
+        }
+        self.transmit();
+        (true, true)
+    }
+
+    fn reading(&mut self, at: usize) -> Option<&mut Reading> {
+        match &mut self.externals.get_mut(at)?.source {
+            Source::Stream(reading) => Some(reading),
+            Source::Missing | Source::Queue { .. } => None,
+        }
+    }
+
+    fn note_end(&mut self, at: usize) {
+        if let Some(reading) = self.reading(at) {
+            reading.ended = true;
+            reading.positions.touch();
+        }
+    }
+
+    /// A message of a stream was acknowledged, or, without `at`, that there is no more.
+    pub(in crate::connection) fn note_read(&mut self, place: PlaceId, at: Option<(u8, u64)>) {
+        let is_its = |source: &Source| matches!(source, Source::Stream(reading) if reading.place == place);
+        let Some(external) = self.externals.iter().position(|external| is_its(&external.source)) else {
+            return;
+        };
+        match (at, self.reading(external)) {
+            (Some((shard, offset)), Some(reading)) => reading.positions.acknowledged(shard, offset),
+            (None, _) => self.note_end(external),
+            (Some(_), None) => {}
+        }
+        if self.reading(external).is_some_and(|reading| reading.positions.has_moved()) {
+            self.schedule_positions();
+        }
     }
 
     fn stream_delivery(
         &self,
         at: usize,
         qos: QoS,
-        batch: &StreamBatch,
+        shard: u8,
         offset: u64,
         record: &Record,
     ) -> Option<Delivery<Tag>> {
         let external = self.externals.get(at)?;
-        let object = external.object()?;
+        let Source::Stream(reading) = &external.source else { return None };
         let v5 = self.version == weir_codec::ProtocolVersion::V5;
-        let extra = if v5 { stream_properties(object, batch.log.shard, offset, record) } else { Vec::new() };
         Some(Delivery {
             message: convert::to_wire(&record.message),
             qos,
             retain: false,
             subscription_identifiers: external.identifier.into_iter().collect(),
-            extra,
+            extra: if v5 { stream_properties(&reading.object, shard, offset, record) } else { Vec::new() },
             expires_at: None,
             resumable: false,
             store_release: false,
-            tag: Tag::Stream,
+            tag: Tag::Stream { place: reading.place, at: Some((shard, offset)) },
+        })
+    }
+
+    /// The closing message of a bounded replay.
+    fn end_delivery(&self, at: usize, qos: QoS) -> Option<Delivery<Tag>> {
+        let external = self.externals.get(at)?;
+        let Source::Stream(reading) = &external.source else { return None };
+        let name = &reading.object.definition.name;
+        let topic = TopicName::parse(format!("$stream/{name}")).ok()?;
+        let message = Message { topic, payload: Bytes::new(), properties: MessageProperties::default() };
+        let mut subscription_identifiers = SmallVec::new();
+        subscription_identifiers.extend(external.identifier);
+        Some(Delivery {
+            message: message.into(),
+            qos,
+            retain: false,
+            subscription_identifiers,
+            extra: vec![("stream-end".into(), "true".into()), ("stream".into(), name.clone().into())],
+            expires_at: None,
+            resumable: false,
+            store_release: false,
+            tag: Tag::Stream { place: reading.place, at: None },
         })
     }
 }
 
 /// User properties that say where a stream message comes from.
 fn stream_properties(object: &Object, shard: u8, offset: u64, record: &Record) -> UserProperties {
+    let published_at = record.message.published_at;
     let mut extra: UserProperties = vec![
         ("stream".into(), object.definition.name.clone().into()),
         ("shard".into(), shard.to_string().into()),
         ("offset".into(), offset.to_string().into()),
-        ("ts".into(), record.message.published_at.as_micros().to_string().into()),
+        ("ts".into(), published_at.as_micros().to_string().into()),
     ];
     extra.extend(key_property(record));
+    if let Some(expires_at) = record.message.expires_at {
+        // It began to run a moment before the message was stored.
+        let seconds = expires_at.saturating_since(published_at).as_millis().div_ceil(1000);
+        extra.push(("message-expiry".into(), seconds.to_string().into()));
+    }
     extra
 }

@@ -1,50 +1,263 @@
-//! What a connection does for its stream subscriptions: understands what they ask for, has them read, and gives the
-//! session what was read.
+//! What a connection does for its stream subscriptions: understands what they ask for, has them read, gives the
+//! session what was read, and keeps how far the client has come.
 //!
-//! Knows nothing of how a stream is stored. The state is the connection's.
+//! Knows nothing of how a stream is stored. The state is the connection's, of what is read that of a task for each
+//! subscription.
 
 mod deliver;
+mod positions;
+mod rate;
 pub(super) mod request;
 mod task;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use weir_core::Core;
 use weir_core::catalog::Object;
-use weir_core::keyspace::LogId;
 use weir_core::keyspace::segment::Record;
+use weir_core::keyspace::session_position::SessionPosition;
+use weir_core::queue::Lost;
+use weir_core::sessions::SessionOp;
 use weir_core::stream::{ReadOptions, ReadPermit, Start};
 
 use super::Connection;
 use super::external::Source;
-use task::read_stream;
+use positions::Positions;
+use rate::Rate;
+use task::Task;
 
 /// Batches of stream messages, 256 KiB each about, that wait for a connection; then its readers wait.
 pub(in crate::connection) const STREAM_CHANNEL: usize = 2;
+/// Longest time from a move of a position until it is on its way to the store.
+const STORE_AFTER: Duration = Duration::from_millis(500);
 
-/// Tells the batches of a stream subscription from those of one that has ended.
+/// Tells the batches of a reader from those of one that has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::connection) struct ReaderId(pub(super) u64);
+pub(in crate::connection) struct ReaderId(u64);
 
-/// Records of one shard of a stream, on their way to the client.
+/// Tells what was sent for a subscription from what was sent before it sought another place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::connection) struct PlaceId(u64);
+
+/// What was read of a stream, on its way to the client.
 #[derive(Debug)]
 pub(in crate::connection) struct StreamBatch {
-    pub(super) reader: ReaderId,
-    pub(super) log: LogId,
-    pub(super) records: VecDeque<(u64, Arc<Record>)>,
-    /// Held while the records are in memory.
-    pub(super) _permit: Option<ReadPermit>,
+    reader: ReaderId,
+    part: Part,
+}
+
+/// A part of what there is to read.
+#[derive(Debug)]
+enum Part {
+    /// Records of one shard.
+    Records {
+        shard: u8,
+        records: VecDeque<(u64, Arc<Record>)>,
+        /// Everything below is in these records, has been before, or is not wanted.
+        next: u64,
+        /// Held while the records are in memory.
+        _permit: Option<ReadPermit>,
+    },
+    /// Everything up to where the subscription ends has come.
+    End,
+}
+
+/// A stream that is read for a subscription.
+#[derive(Debug)]
+pub(in crate::connection) struct Reading {
+    pub(in crate::connection) object: Arc<Object>,
+    reader: ReaderId,
+    place: PlaceId,
+    positions: Positions,
+    /// The client knows that there is no more.
+    ended: bool,
+    /// The reader runs until it is dropped.
+    _stop: Option<DropGuard>,
+}
+
+/// A reader that has begun.
+struct Begun {
+    reader: ReaderId,
+    /// Where its shards begin.
+    from: Vec<(u8, u64)>,
+    /// Where they end, if that was known when it began.
+    ends: Vec<(u8, u64)>,
+    stop: DropGuard,
+}
+
+impl Reading {
+    /// Whether it is a bounded replay whose end the client knows of.
+    pub(in crate::connection) fn has_ended(&self) -> bool {
+        self.ended
+    }
+
+    /// How far the client has come, which counts as told.
+    pub(in crate::connection) fn position(&mut self) -> SessionPosition {
+        SessionPosition { stream: self.object.id, ended: self.ended, shards: self.positions.take() }
+    }
+
+    /// The subscription ends.
+    pub(in crate::connection) async fn end(self, _core: &Core) {}
 }
 
 impl Connection {
-    /// Begins to read a stream.
-    pub(super) async fn read(&mut self, start: Start, object: Arc<Object>) -> weir_core::Result<Source> {
-        let stop = CancellationToken::new();
+    /// Begins to read a stream, where the subscription was left or wants to begin.
+    pub(super) async fn read(&mut self, at: usize, object: Arc<Object>) -> weir_core::Result<Source> {
+        let Some(external) = self.externals.get(at) else { return Ok(Source::Missing) };
+        let left = external.left.as_deref();
+        let mut reading = Reading {
+            reader: ReaderId(self.broker.consumer_id().0),
+            place: PlaceId(self.broker.consumer_id().0),
+            positions: Positions::default(),
+            ended: false,
+            object,
+            _stop: None,
+        };
+        if let Some(left) = left.filter(|left| left.ended && left.stream == reading.object.id) {
+            reading.ended = true;
+            for at in &left.shards {
+                reading.positions.begin(at.shard, at.position, at.end);
+            }
+            return Ok(Source::Stream(Box::new(reading)));
+        }
+        let options = external.request.options(reading.object.id, left);
+        let Begun { reader, from, ends, stop } = self.begin(at, &reading.object, options).await?;
+        for (shard, offset) in from {
+            let end = ends.iter().find(|(of, _)| *of == shard).map(|(_, end)| *end);
+            reading.positions.begin(shard, offset, end);
+        }
+        (reading.reader, reading._stop) = (reader, Some(stop));
+        // What is stored already need not be told.
+        let left = self.externals.get(at).and_then(|external| external.left.as_deref());
+        let position = reading.position();
+        if left != Some(&position) {
+            reading.positions.touch();
+            self.schedule_positions();
+        }
+        Ok(Source::Stream(Box::new(reading)))
+    }
+
+    /// What a subscription asks for has changed, but not where it begins: it goes on in the new way with the next
+    /// message. `is_same_end`: it ends where it did.
+    pub(super) async fn read_otherwise(&mut self, at: usize, is_same_end: bool) {
+        let Some(external) = self.externals.get(at) else { return };
+        let Source::Stream(reading) = &external.source else { return self.connect_external(at).await };
+        let object = Arc::clone(&reading.object);
+        let mut options = external.request.options(object.id, None);
+        options.start = Start::Offsets(reading.positions.next());
+        if let Some(ends) = reading.positions.ends().filter(|_| is_same_end) {
+            options.until = Some(Start::Offsets(ends));
+        }
+        match self.begin(at, &object, options).await {
+            Ok(Begun { reader, ends, stop, .. }) => {
+                let external = self.externals.get_mut(at);
+                if let Some(Source::Stream(reading)) = external.map(|external| &mut external.source) {
+                    reading.positions.end_at(&ends);
+                    (reading.reader, reading.ended, reading._stop) = (reader, false, Some(stop));
+                }
+            }
+            Err(error) => self.fail(&error),
+        }
+    }
+
+    /// Begins a reader for the subscription `at`.
+    async fn begin(
+        &mut self,
+        at: usize,
+        object: &Arc<Object>,
+        mut options: ReadOptions,
+    ) -> weir_core::Result<Begun> {
+        let core = Arc::clone(&self.broker.core);
+        if options.until == Some(Start::Latest) {
+            // As offsets, which do not move when the client comes back.
+            let ends =
+                ReadOptions { start: Start::Latest, key: options.key.clone(), ..ReadOptions::default() };
+            options.until = Some(Start::Offsets(core.reader(object, &ends).await?.positions()));
+        }
+        let reader = core.reader(object, &options).await?;
         let id = ReaderId(self.broker.consumer_id().0);
-        let options = ReadOptions { start, ..ReadOptions::default() };
-        let reader = self.broker.core.reader(&object, &options).await?;
-        self.broker.tasks.spawn(read_stream(id, reader, self.stream.sender(), stop.clone()));
-        Ok(Source::Stream { object, reader: id, _reader: stop.drop_guard() })
+        let from = reader.positions();
+        let ends = match &options.until {
+            Some(Start::Offsets(ends)) => ends.clone(),
+            _ => Vec::new(),
+        };
+        let clock = self.broker.clock;
+        let rate = self.externals.get(at).and_then(|external| external.request.rate);
+        let task = Task {
+            id,
+            core,
+            clock,
+            object: Arc::clone(object),
+            options,
+            reader,
+            rate: rate.map(|rate| Rate::new(rate, clock.now())),
+            shares: None,
+            batches: self.stream.sender(),
+        };
+        let stop = CancellationToken::new();
+        self.broker.tasks.spawn(task.run(stop.clone()));
+        Ok(Begun { reader: id, from, ends, stop: stop.drop_guard() })
+    }
+
+    /// Positions have moved, perhaps: they are stored before long.
+    pub(super) fn schedule_positions(&mut self) {
+        if self.stored.persistent && self.positions_at.is_none() {
+            self.positions_at = Some(self.broker.clock.now() + STORE_AFTER);
+        }
+    }
+
+    /// The time has come to store positions, unless an earlier write is under way: then a little later.
+    pub(super) fn store_positions(&mut self) {
+        self.positions_at = None;
+        if self.inbox.known().is_some_and(|inbox| inbox.writing.is_some()) {
+            return self.schedule_positions();
+        }
+        let ops = self.moved_positions();
+        if !ops.is_empty() {
+            self.inbox.state().ops.extend(ops);
+        }
+    }
+
+    /// Where subscriptions stand that have moved, as far as that is stored with the session.
+    pub(super) fn moved_positions(&mut self) -> Vec<SessionOp> {
+        if !self.stored.persistent {
+            return Vec::new();
+        }
+        let moved = self.externals.iter_mut().filter_map(|external| match &mut external.source {
+            Source::Stream(reading) if reading.positions.has_moved() => {
+                Some(SessionOp::StorePosition(Box::new((external.text.clone(), reading.position()))))
+            }
+            Source::Stream(_) | Source::Missing | Source::Queue { .. } => None,
+        });
+        moved.collect()
+    }
+
+    /// The queue or stream of a subscription is gone. It may come back as the same.
+    pub(super) async fn lose(&mut self, at: usize) {
+        let Some(external) = self.externals.get_mut(at) else { return };
+        let mut source = std::mem::replace(&mut external.source, Source::Missing);
+        if let Source::Stream(reading) = &mut source {
+            let position = reading.position();
+            if self.stored.persistent {
+                let op = SessionOp::StorePosition(Box::new((external.text.clone(), position.clone())));
+                self.inbox.state().ops.push(op);
+            }
+            external.left = Some(Box::new(position));
+        }
+        self.release(source, Lost::Left).await;
+    }
+
+    /// Subscriptions to these are about to be written anew: nothing that was noted before is written after that. False
+    /// if the session cannot be stored.
+    pub(super) async fn forget_positions(&mut self, of: impl Fn(&str) -> bool) -> bool {
+        if !self.stored.persistent || self.externals.is_empty() {
+            return true;
+        }
+        let ops = &mut self.inbox.state().ops;
+        ops.retain(|op| !matches!(op, SessionOp::StorePosition(stored) if of(&stored.0)));
+        self.written().await
     }
 }

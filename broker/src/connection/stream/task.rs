@@ -1,38 +1,189 @@
 //! Reads a stream for one subscription, for as long as that lasts.
 //!
-//! Knows no client: what it reads goes into a channel, and it waits while that is full.
+//! Knows no client: what it reads goes into a channel, and it waits while that is full. Which shards a member of a
+//! consumer group has, it is told.
 
-use tokio::sync::mpsc;
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
-use weir_core::stream::{ReadBatch, StreamReader};
+use weir_core::catalog::Object;
+use weir_core::stream::{ReadBatch, ReadOptions, StreamReader};
+use weir_core::{Core, Error};
+use weir_env::clock::Clock;
 
-use super::{ReaderId, StreamBatch};
+use super::rate::Rate;
+use super::{Part, ReaderId, StreamBatch};
 
-/// Reads a stream into the channel until told to stop. A store in trouble is asked again until it answers.
-pub(super) async fn read_stream(
-    id: ReaderId,
-    mut reader: StreamReader,
-    batches: mpsc::Sender<StreamBatch>,
-    stop: CancellationToken,
-) {
-    let read = async {
+/// First wait before a stream is opened again whose owner has failed; it doubles.
+const REOPEN_WAIT: Duration = Duration::from_millis(100);
+/// Longest wait before that.
+const REOPEN_WAIT_MAX: Duration = Duration::from_secs(5);
+
+/// Shards that a member of a consumer group has: of each the generation of the assignment, and where it begins.
+pub(super) type Shares = BTreeMap<u8, (u64, u64)>;
+
+/// What reads a stream.
+pub(super) struct Task {
+    pub(super) id: ReaderId,
+    pub(super) core: Arc<Core>,
+    pub(super) clock: Clock,
+    pub(super) object: Arc<Object>,
+    pub(super) options: ReadOptions,
+    pub(super) reader: StreamReader,
+    pub(super) rate: Option<Rate>,
+    /// Of a member of a consumer group; others read all shards that the reader has.
+    pub(super) shares: Option<watch::Receiver<Shares>>,
+    pub(super) batches: mpsc::Sender<StreamBatch>,
+}
+
+/// Nobody wants more, or the stream is gone.
+struct Over;
+
+impl Task {
+    /// Reads until told to stop, or until there is no more. A store in trouble is asked again until it answers.
+    pub(super) async fn run(mut self, stop: CancellationToken) {
+        tokio::select! {
+            _ = self.read() => {}
+            () = stop.cancelled() => {}
+        }
+    }
+
+    async fn read(&mut self) -> Result<(), Over> {
+        // The generations of the shards in the reader, of a member of a group.
+        let mut held = BTreeMap::new();
         loop {
-            match reader.next().await {
-                Ok(ReadBatch { log, records, permit, .. }) => {
-                    let batch = StreamBatch { reader: id, log, records: records.into(), _permit: permit };
-                    if !batch.records.is_empty() && batches.send(batch).await.is_err() {
-                        return;
-                    }
+            if self.shares.is_none() && self.reader.is_ended() {
+                return self.send(Part::End).await;
+            }
+            let outcome = tokio::select! {
+                batch = self.reader.next() => batch.map(Some),
+                () = shares_changed(&mut self.shares) => self.take_shares(&mut held).await.map(|()| None),
+            };
+            match outcome {
+                Ok(None) => {}
+                Ok(Some(batch)) => {
+                    self.pass_on(batch).await?;
                 }
-                // The stream is gone, or the broker shuts down.
-                Err(weir_core::Error::Closed) => return,
-                // The shard that failed waits by itself.
-                Err(error) => tracing::warn!(%error, "read stream; trying again"),
+                // The owner of a shard has failed, unless the stream is gone or the broker stops.
+                Err(Error::Closed) => self.reopen().await?,
+                Err(error) => self.warn(&error),
             }
         }
-    };
-    tokio::select! {
-        () = read => {}
-        () = stop.cancelled() => {}
     }
+
+    fn warn(&self, error: &Error) {
+        tracing::warn!(stream = self.object.definition.name, %error, "read stream; trying again");
+    }
+
+    /// Begins anew where it stood.
+    async fn reopen(&mut self) -> Result<(), Over> {
+        let positions = self.reader.positions();
+        let mut wait = REOPEN_WAIT;
+        loop {
+            tokio::time::sleep(wait).await;
+            wait = (wait * 2).min(REOPEN_WAIT_MAX);
+            let definition = &self.object.definition;
+            let found = self.core.catalog().view().find(definition.kind, &definition.name);
+            if found.is_none_or(|found| found.id != self.object.id) {
+                return Err(Over);
+            }
+            match self.open(&positions).await {
+                Ok(reader) => {
+                    self.reader = reader;
+                    return Ok(());
+                }
+                Err(error) => self.warn(&error),
+            }
+        }
+    }
+
+    async fn open(&mut self, positions: &[(u8, u64)]) -> weir_core::Result<StreamReader> {
+        let mut reader = self.core.idle_reader();
+        for (shard, from) in positions {
+            reader.add(self.core.shard_reader(&self.object, *shard, *from, &self.options).await?);
+        }
+        Ok(reader)
+    }
+
+    /// Has the reader read the shards that this member has now.
+    async fn take_shares(&mut self, held: &mut BTreeMap<u8, u64>) -> weir_core::Result<()> {
+        let Some(shares) = &mut self.shares else { return Ok(()) };
+        let now = shares.borrow_and_update().clone();
+        let reader = &mut self.reader;
+        held.retain(|shard, generation| {
+            let is_kept = now.get(shard).is_some_and(|(now, _)| now == generation);
+            if !is_kept {
+                reader.remove(*shard);
+            }
+            is_kept
+        });
+        for (shard, (generation, from)) in now {
+            if held.contains_key(&shard) {
+                continue;
+            }
+            match self.core.shard_reader(&self.object, shard, from, &self.options).await {
+                Ok(opened) => reader.add(opened),
+                Err(error) => {
+                    // Looked at again a little later.
+                    tokio::time::sleep(REOPEN_WAIT).await;
+                    shares.mark_changed();
+                    return Err(error);
+                }
+            }
+            held.insert(shard, generation);
+        }
+        Ok(())
+    }
+
+    /// Sends a batch, in pieces if messages are let through one after the other.
+    async fn pass_on(&mut self, batch: ReadBatch) -> Result<(), Over> {
+        let ReadBatch { log, records, next, mut permit, .. } = batch;
+        let shard = log.shard;
+        let mut rest: VecDeque<_> = records.into();
+        loop {
+            let granted = if rest.is_empty() { 0 } else { self.grant(rest.len()).await };
+            let behind = rest.split_off(granted.min(rest.len()));
+            let records = std::mem::replace(&mut rest, behind);
+            let is_last = rest.is_empty();
+            let next = match records.back() {
+                Some((offset, _)) if !is_last => offset + 1,
+                _ => next,
+            };
+            // The memory is in use until the last piece is gone.
+            let permit = if is_last { permit.take() } else { None };
+            self.send(Part::Records { shard, records, next, _permit: permit }).await?;
+            if is_last {
+                return Ok(());
+            }
+        }
+    }
+
+    /// How many of `wanted` messages may go, once any may.
+    async fn grant(&mut self, wanted: usize) -> usize {
+        let Some(rate) = &mut self.rate else { return wanted };
+        loop {
+            match rate.take(wanted, self.clock.now()) {
+                Ok(granted) => return granted,
+                Err(wait) => tokio::time::sleep(wait).await,
+            }
+        }
+    }
+
+    async fn send(&mut self, part: Part) -> Result<(), Over> {
+        self.batches.send(StreamBatch { reader: self.id, part }).await.map_err(|_| Over)
+    }
+}
+
+/// Waits until this member has other shards; for ever if it is none.
+async fn shares_changed(shares: &mut Option<watch::Receiver<Shares>>) {
+    if let Some(shares) = shares
+        && shares.changed().await.is_ok()
+    {
+        return;
+    }
+    // Of a connection that ends, and with it this task; or there never are others.
+    std::future::pending().await
 }

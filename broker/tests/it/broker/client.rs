@@ -446,6 +446,19 @@ impl Client {
         self.try_subscribe(vec![filter(to, qos)], None, properties).await.reasons[0]
     }
 
+    /// A subscription with these properties.
+    pub(super) async fn ask_to_read(&mut self, to: &str, qos: QoS, properties: &[(&str, &str)]) -> SubAck {
+        let own = |text: &str| text.to_owned().into();
+        let properties = properties.iter().map(|(name, value)| (own(name), own(value))).collect();
+        self.try_subscribe(vec![filter(to, qos)], None, properties).await
+    }
+
+    /// A subscription with these properties that is granted.
+    pub(super) async fn read_with(&mut self, to: &str, qos: QoS, properties: &[(&str, &str)]) {
+        let suback = self.ask_to_read(to, qos, properties).await;
+        assert!(!suback.reasons[0].is_error(), "{suback:?}");
+    }
+
     pub(super) async fn unsubscribe(&mut self, from: &str) {
         let packet_id = self.fresh_id();
         let filters = vec![from.to_owned().into()];

@@ -30,6 +30,8 @@ mod sessions;
 mod shutdown;
 mod slow;
 mod stream_admin;
+mod stream_positions;
+mod stream_requests;
 mod streams;
 mod streams_compacted;
 mod sys;
@@ -240,7 +242,6 @@ fn definition(kind: Kind, name: &str, filter: &str) -> Definition {
         },
         last_value: false,
         queue: weir_core::definition::QueueSettings::default(),
-        group_expiry_ms: 0,
         delete_data: true,
     }
 }

@@ -1,0 +1,208 @@
+//! Queue and stream subscriptions of a connection: how they begin, follow the catalog, and end.
+//!
+//! What a subscription names may appear, change, disappear and come back at any time.
+
+use std::sync::Arc;
+
+use bytestring::ByteString;
+use weir_codec::QoS;
+use weir_core::catalog::Object;
+use weir_core::definition::Kind;
+use weir_core::keyspace::session_position::SessionPosition;
+use weir_core::queue::{Consumer, Lost, Verdict, Window};
+use weir_topic::Subscription;
+
+use super::external::{CONSUMER_WINDOW_MAX, External, Source, resolve};
+use super::stream::request::StreamRequest;
+use super::wait::Catalog;
+use super::{Connection, Unwritten};
+use crate::router::Wish;
+
+impl Connection {
+    /// Whether another subscription than that by `text` is attached to `object`.
+    pub(super) fn consumes(&self, object: &Object, text: &ByteString) -> bool {
+        let is_other = |e: &External| e.text != *text && e.object().is_some_and(|o| o.id == object.id);
+        self.externals.iter().any(is_other)
+    }
+
+    /// Whether a subscription of that text goes on where it stands if it asks for this.
+    pub(super) fn goes_on(&self, text: &ByteString, request: &StreamRequest) -> bool {
+        self.externals.iter().any(|external| external.text == *text && external.request.goes_on_as(request))
+    }
+
+    /// A subscription begins, or goes on where it was `left`, or goes on as it is in another way.
+    pub(super) async fn install_external(
+        &mut self,
+        text: ByteString,
+        to: Subscription,
+        wish: Wish,
+        request: StreamRequest,
+        left: Option<SessionPosition>,
+    ) {
+        let qos = wish.options.qos;
+        let known = self.externals.iter().position(|external| external.text == text);
+        if let Some(external) = known.and_then(|at| self.externals.get_mut(at)) {
+            if external.qos == qos && external.request.is_same(&request) && !external.has_ended() {
+                // Its messages go on where they are.
+                external.identifier = wish.identifier;
+                return;
+            }
+            if external.kind() == Kind::Stream && external.request.goes_on_as(&request) {
+                external.identifier = wish.identifier;
+                external.qos = qos;
+                let is_same_end = external.request.ends_as(&request);
+                external.request.become_as(request);
+                if let Some(at) = known {
+                    self.read_otherwise(at, is_same_end).await;
+                }
+                return;
+            }
+        }
+        self.remove_external(&text, Lost::Left).await;
+        self.catalog.get_or_insert_with(|| Catalog::new(self.broker.core.catalog().changes()));
+        let external = External {
+            text,
+            to,
+            qos,
+            identifier: wish.identifier,
+            request: Box::new(request),
+            left: left.map(Box::new),
+            source: Source::Missing,
+        };
+        self.externals.push(external);
+        self.connect_external(self.externals.len() - 1).await;
+    }
+
+    /// Attaches a subscription to its queue or stream, if that exists. A queue has only one of a connection.
+    pub(super) async fn connect_external(&mut self, at: usize) {
+        let Some(external) = self.externals.get(at) else { return };
+        let view = self.broker.core.catalog().view();
+        let Ok(Some(object)) = resolve(&view, &external.to) else { return };
+        let (client, name, kind) = (&self.stored.client_id, &object.definition.name, external.kind());
+        if kind == Kind::Queue && self.consumes(&object, &external.text) {
+            // Both waited for it, under different filters.
+            tracing::info!(%client, filter = %external.text, name, "consumed already under another filter");
+            return;
+        }
+        // It did not exist when it was subscribed to, or has come back as another.
+        if let Err(denied) = self.may_have(&external.to) {
+            self.metrics.forbidden.inc(denied.what);
+            let text = format!("not allowed to consume what {} names now", external.text);
+            return self.banish(text);
+        }
+        if let Err(refusal) = external.request.check(&object.definition) {
+            let (filter, text) = (&external.text, refusal.text);
+            tracing::warn!(%client, %filter, name, text, "waits: the stream cannot do what is asked for");
+            return;
+        }
+        let attached = match kind {
+            Kind::Queue => self.consume(external.qos, object).await,
+            Kind::Stream => self.read(at, object).await,
+        };
+        match attached {
+            Ok(source) => {
+                if let Some(external) = self.externals.get_mut(at) {
+                    external.left = None;
+                    external.source = source;
+                }
+            }
+            Err(error) => self.fail(&error),
+        }
+    }
+
+    async fn consume(&mut self, qos: QoS, object: Arc<Object>) -> weir_core::Result<Source> {
+        let consumer = Consumer {
+            id: self.broker.consumer_id(),
+            client_id: self.stored.client_id.clone(),
+            since: self.broker.clock.wall(),
+            window: Arc::new(Window::new(window(&object))),
+            connection_window: (qos != QoS::AtMostOnce).then(|| Arc::clone(&self.window)),
+            deliveries: self.queue.sender(),
+        };
+        self.broker.core.attach(&object, &consumer).await?;
+        Ok(Source::Queue { object, consumer })
+    }
+
+    /// Ends a queue or stream subscription. False if there is none.
+    pub(super) async fn remove_external(&mut self, text: &ByteString, lost: Lost) -> bool {
+        let Some(at) = self.externals.iter().position(|external| external.text == *text) else {
+            return false;
+        };
+        let External { source, .. } = self.externals.remove(at);
+        self.release(source, lost).await;
+        true
+    }
+
+    /// Lets go of a queue or stream.
+    pub(super) async fn release(&mut self, source: Source, lost: Lost) {
+        match source {
+            Source::Missing => {}
+            Source::Queue { object, consumer } => {
+                // Messages that never reached the client go back without counting.
+                while let Some(delivery) = self.queue.try_recv() {
+                    self.held.push_back(delivery);
+                }
+                let (waiting, others): (Vec<_>, Vec<_>) =
+                    self.held.drain(..).partition(|delivery| delivery.consumer == consumer.id);
+                self.held.extend(others);
+                let mut starved = false;
+                for delivery in waiting {
+                    let _ = self.broker.core.settle(delivery.handout(), Verdict::Returned).await;
+                    starved |= delivery.acknowledged && self.window.give_back();
+                }
+                let is_its = |unwritten: &Unwritten| unwritten.handout.consumer == consumer.id;
+                for unwritten in self.unwritten.iter().filter(|unwritten| is_its(unwritten)) {
+                    let _ = self.broker.core.settle(unwritten.handout, Verdict::Returned).await;
+                }
+                self.unwritten.retain(|unwritten| !is_its(unwritten));
+                let _ = self.broker.core.detach(&object, consumer.id, lost).await;
+                if starved {
+                    self.kick_queues().await;
+                }
+            }
+            // Its reader ends with it, and what was read is recognised by its id.
+            Source::Stream(reading) => reading.end(&self.broker.core).await,
+        }
+    }
+
+    /// The catalog has changed: attaches what has appeared, lets go of what is gone.
+    pub(super) async fn refresh_externals(&mut self) {
+        let view = self.broker.core.catalog().view();
+        for at in 0..self.externals.len() {
+            let Some(external) = self.externals.get_mut(at) else { break };
+            let now = resolve(&view, &external.to).ok().flatten();
+            let attached = external.object().map(|object| object.id);
+            match (attached, now) {
+                (None, Some(_)) => self.connect_external(at).await,
+                (Some(id), now) if now.as_ref().is_none_or(|object| object.id != id) => {
+                    self.lose(at).await;
+                    self.connect_external(at).await;
+                }
+                (Some(_), Some(changed)) => self.follow_change(at, changed).await,
+                (Some(_) | None, None) => {}
+            }
+        }
+    }
+
+    /// What a connection knows of a queue or stream follows its declaration.
+    async fn follow_change(&mut self, at: usize, changed: Arc<Object>) {
+        let Some(external) = self.externals.get_mut(at) else { return };
+        match &mut external.source {
+            Source::Missing => {}
+            Source::Stream(reading) => reading.object = changed,
+            Source::Queue { object, consumer } => {
+                let (id, starved) = (consumer.id, consumer.window.resize(window(&changed)));
+                *object = Arc::clone(&changed);
+                if starved {
+                    // Fails only at shutdown.
+                    let _ = self.broker.core.kick(&changed, id).await;
+                }
+            }
+        }
+    }
+}
+
+/// Messages that a consumer of this queue may hold.
+fn window(queue: &Object) -> u32 {
+    queue.definition.dispatch.max_inflight_per_consumer.clamp(1, CONSUMER_WINDOW_MAX)
+}
