@@ -176,7 +176,7 @@ async fn serve(
     background.spawn(Arc::clone(&broker.auth).follow(stop_background.child_token()));
     let panics = Panics::default();
     background.spawn(panics.watch(maintain(Arc::clone(&broker), stop_background.child_token())));
-    background.spawn(take_up_queues(Arc::clone(&broker.core), stop_background.child_token()));
+    background.spawn(take_up(Arc::clone(&broker.core), stop_background.child_token()));
     if !config.sys_interval.is_zero() {
         let publisher = sys::Publisher::start(Arc::clone(&broker), config.sys_interval);
         background.spawn(publisher.run(stop_background.child_token()));
@@ -254,6 +254,7 @@ async fn build(
     let options = Options { reading, ..Options::default() };
     let core = Core::open_with(Arc::clone(&store), clock, seed, core_metrics, options);
     let core = core.await.context("open keyspace")?;
+    core.groups().limit(config.limits.stream_groups as usize, config.limits.stream_group_members as usize);
     let virtual_shards = core.format().virtual_shards;
     let sessions = Sessions::new(Arc::clone(&store), clock, seed, core.pod().0, virtual_shards);
     let inbox_metrics = InboxMetrics::default();
@@ -358,11 +359,15 @@ async fn maintain(broker: Arc<Broker>, stop: CancellationToken) {
     }
 }
 
-/// Has queues go on where the process before stopped, also those that nobody asks for.
-async fn take_up_queues(core: Arc<Core>, stop: CancellationToken) {
+/// Has queues and consumer groups go on where the process before stopped, also those that nobody asks for.
+async fn take_up(core: Arc<Core>, stop: CancellationToken) {
     let taken_up = async {
         while let Err(error) = core.take_up_queues().await {
             tracing::warn!(%error, "expiry and dead letters of some queues wait: the store does not answer");
+            tokio::time::sleep(TAKE_UP_RETRY).await;
+        }
+        while let Err(error) = core.take_up_groups().await {
+            tracing::warn!(%error, "expiry of some consumer groups waits: the store does not answer");
             tokio::time::sleep(TAKE_UP_RETRY).await;
         }
     };

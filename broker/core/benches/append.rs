@@ -80,6 +80,7 @@ async fn run(load: Load, duration: Duration) -> [u64; 3] {
         dispatch: DispatchSettings::default(),
         last_value: false,
         queue: QueueSettings { overflow: Overflow::DropOldest, ..QueueSettings::default() },
+        group_expiry_ms: 0,
         delete_data: false,
     };
     core.apply(&[definition]).await.unwrap();

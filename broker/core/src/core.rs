@@ -14,6 +14,7 @@ use crate::catalog::{Applied, ApplyError, Catalog, Object};
 use crate::controls::{Asked, is_ordered};
 use crate::definition::{Definition, Kind};
 use crate::error::{Error, Result};
+use crate::groups::Groups;
 use crate::key::Publisher;
 use crate::keyspace::dedup::DedupId;
 use crate::keyspace::format::{KeyspaceFormat, VIRTUAL_SHARDS_DEFAULT};
@@ -50,6 +51,7 @@ pub struct Core {
     format: KeyspaceFormat,
     catalog: Arc<Catalog>,
     owners: Arc<Owners>,
+    groups: Groups,
 }
 
 /// What a publish waits for: an answer of every target.
@@ -121,7 +123,8 @@ impl Core {
             Owners::new(context, format.virtual_shards)
         });
         let context = owners.context().clone();
-        Ok(Self { context, format, catalog, owners })
+        let groups = Groups::new(Arc::clone(&owners));
+        Ok(Self { context, format, catalog, owners, groups })
     }
 
     /// Says who publishes dead letters whose target is a topic. Until then they stay where they are.
@@ -151,6 +154,12 @@ impl Core {
     #[must_use]
     pub fn catalog(&self) -> &Catalog {
         &self.catalog
+    }
+
+    /// Consumer groups of streams.
+    #[must_use]
+    pub fn groups(&self) -> &Groups {
+        &self.groups
     }
 
     /// Makes the catalog be what `definitions` declare, and the shards follow.
@@ -347,6 +356,18 @@ impl Core {
         outcome
     }
 
+    /// Has consumer groups expire and be measured although nobody joins them.
+    ///
+    /// # Errors
+    /// As [`Core::take_up_queues`].
+    pub async fn take_up_groups(&self) -> Result<()> {
+        let mut outcome = Ok(());
+        for stream in self.catalog.view().all(Kind::Stream) {
+            outcome = outcome.and(told(self.groups.take_up(stream).await, stream, "take up consumer groups"));
+        }
+        outcome
+    }
+
     /// Counts a refused append that never reached a shard.
     pub fn count_refused(&self, error: &AppendError) {
         self.context.metrics.append_refused.get_or_create(&Reason { reason: error.label() }).inc();
@@ -403,11 +424,13 @@ impl Core {
         tokio::select! {
             why = self.context.store.failed() => why,
             () = self.owners.panicked() => "the owner of a shard panicked".into(),
+            () = self.groups.panicked() => "the coordinator of consumer groups panicked".into(),
         }
     }
 
     /// Commits what is in line and ends the owner tasks. The store stays open.
     pub async fn close(&self) {
+        self.groups.close().await;
         self.owners.close().await;
     }
 

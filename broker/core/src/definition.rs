@@ -42,6 +42,9 @@ pub struct Definition {
     /// Of queues only.
     #[serde(default)]
     pub queue: QueueSettings,
+    /// Of streams only: milliseconds after which a consumer group without members is forgotten; zero: never.
+    #[serde(default)]
+    pub group_expiry_ms: u64,
     /// Whether deletion removes what is stored.
     pub delete_data: bool,
 }
@@ -268,6 +271,7 @@ pub(crate) mod tests {
             last_value: false,
             dispatch: DispatchSettings::default(),
             queue: QueueSettings::default(),
+            group_expiry_ms: 0,
             delete_data: false,
         }
     }

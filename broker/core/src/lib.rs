@@ -9,6 +9,7 @@ pub mod controls;
 pub mod core;
 pub mod definition;
 pub mod error;
+pub mod groups;
 pub mod inbox;
 pub mod inspect;
 pub mod key;

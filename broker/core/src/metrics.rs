@@ -1,5 +1,6 @@
 //! Counters of this crate, under names that begin with `weir_`.
 
+mod groups;
 mod queues;
 mod reading;
 
@@ -9,6 +10,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
+pub use groups::{GROUPS_NAMED_MAX, GroupMetrics, GroupShare};
 pub use queues::{Gauges, OTHERS, QUEUES_NAMED_MAX, QueueEvent, QueueMetrics, SeriesShare};
 pub use reading::ReadMetrics;
 
@@ -92,6 +94,8 @@ pub struct Metrics {
     pub queues: QueueMetrics,
     /// What reading streams costs.
     pub reading: ReadMetrics,
+    /// What consumer groups do.
+    pub groups: GroupMetrics,
 }
 
 impl Metrics {
@@ -147,6 +151,7 @@ impl Metrics {
         registry.register("queue_dead_letters_waiting", "Messages on their way to the dead letters", waiting);
         self.queues.register(registry);
         self.reading.register(registry);
+        self.groups.register(registry);
         registry.register(
             "queue_dedup_ids",
             "Ids of publishers remembered by queues",

@@ -112,6 +112,9 @@ impl Core {
 
     /// Tells the shards of a changed queue or stream.
     pub(crate) async fn follow(&self, object: &Arc<Object>) -> Result<()> {
+        if object.definition.kind == Kind::Stream {
+            self.groups().follow(object).await;
+        }
         for log in &object.logs {
             let update = Command::Update { object: Arc::clone(object), log: *log };
             self.shard(log.vs)?.send(update).await?;
@@ -120,6 +123,7 @@ impl Core {
     }
 
     pub(crate) async fn remove_records(&self, object: &Object) -> Result<()> {
+        self.groups().forget(object).await;
         for log in &object.logs {
             self.shard(log.vs)?.ask(|reply| Command::Delete { log: *log, reply }).await??;
         }

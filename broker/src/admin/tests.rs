@@ -116,6 +116,7 @@ fn definition(kind: Kind, name: &str, filter: &str, shards: u8) -> Definition {
         dispatch: DispatchSettings::default(),
         last_value: false,
         queue: weir_core::definition::QueueSettings::default(),
+        group_expiry_ms: 0,
         delete_data: true,
     }
 }

@@ -75,6 +75,12 @@ limits! {
     /// Queues and streams that subscriptions may have created; more are refused
     auto_created: u32 = 1_000, 0..=10_000;
         "limits.autoCreated", "auto-created", "WEIR_AUTO_CREATED";
+    /// Consumer groups of one stream; more are refused
+    stream_groups: u32 = 100, 1..=10_000;
+        "limits.streamGroups", "stream-groups", "WEIR_STREAM_GROUPS";
+    /// Members of one consumer group of a stream; more are refused
+    stream_group_members: u32 = 1_000, 1..=100_000;
+        "limits.streamGroupMembers", "stream-group-members", "WEIR_STREAM_GROUP_MEMBERS";
     /// Bytes of live messages that wait for one client; beyond, those of QoS 0 are dropped and counted, and a client
     /// for which more of QoS 1 and 2 wait is disconnected
     outbox_bytes_per_client: ByteCount = ByteCount::mib(4), ByteCount::kib(64)..=ByteCount::gib(1);

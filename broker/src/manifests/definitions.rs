@@ -221,6 +221,7 @@ fn queue(declared: &Declared<MessageQueue>, document: &mut Document<'_>) -> Opti
         last_value: spec.last_value,
         dispatch: dispatch(spec, document)?,
         queue: queue_settings(spec),
+        group_expiry_ms: 0,
         delete_data: spec.deletion_policy == DeletionPolicy::Delete,
     })
 }
@@ -273,7 +274,6 @@ fn dispatch(spec: &QueueSettings, document: &mut Document<'_>) -> Option<Dispatc
     })
 }
 
-/// `groups.expireAfter` is accepted as it is: without groups none can outlive it.
 fn stream(declared: &Declared<Stream>, document: &mut Document<'_>) -> Option<Definition> {
     let object = &declared.object;
     let spec = &object.spec.settings;
@@ -295,6 +295,7 @@ fn stream(declared: &Declared<Stream>, document: &mut Document<'_>) -> Option<De
         last_value: spec.last_value,
         dispatch: DispatchSettings::default(),
         queue: Queue::default(),
+        group_expiry_ms: millis(spec.groups.expire_after.as_duration()),
         delete_data: spec.deletion_policy == DeletionPolicy::Delete,
     })
 }

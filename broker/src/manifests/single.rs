@@ -86,7 +86,7 @@ fn stream_spec(definition: &Definition) -> StreamSpec {
             max_bytes: ByteSize::from_bytes(retention.max_bytes),
             max_messages: i64::try_from(retention.max_messages).unwrap_or(i64::MAX),
         },
-        groups: Groups::default(),
+        groups: Groups { expire_after: KubeDuration::from_millis(definition.group_expiry_ms) },
         deletion_policy: deletion_policy(definition),
     };
     let topic_filter = definition.topic_filter.clone().unwrap_or_default();

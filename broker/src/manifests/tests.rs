@@ -165,6 +165,7 @@ spec:
     assert_eq!((stream.name.as_str(), stream.shards), ("name", 2));
     assert_eq!(stream.key.as_deref(), Some("message.userProperties[\"k\"]"));
     assert_eq!((kept(stream), stream.delete_data), ((7_200_000, 2048, 8), true));
+    assert_eq!((stream.group_expiry_ms, queue.group_expiry_ms), (3_600_000, 0));
 }
 
 #[test]

@@ -205,6 +205,7 @@ mod tests {
                 dispatch: DispatchSettings::default(),
                 last_value: false,
                 queue: crate::definition::QueueSettings::default(),
+                group_expiry_ms: 0,
                 delete_data: false,
             },
         };

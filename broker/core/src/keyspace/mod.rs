@@ -11,6 +11,7 @@ pub mod catalog;
 pub mod dedup;
 pub mod delayed;
 pub mod format;
+pub mod group;
 pub mod inbox;
 pub mod inbox_blob;
 pub mod last_value;
@@ -63,6 +64,8 @@ pub mod tag {
     pub const LOG_STATE: u8 = b's';
     /// Queue floors, acks and attempts.
     pub const QUEUE: u8 = b'q';
+    /// Positions of consumer groups.
+    pub const GROUP: u8 = b'g';
     /// Sessions, their subscriptions and inboxes.
     pub const SESSION: u8 = b'S';
     /// Wills.

@@ -60,6 +60,8 @@ kinds! {
     QueueAttempts = "queue_attempts",
     /// Messages that were moved out of their log.
     QueueAside = "queue_aside",
+    /// How far consumer groups have read.
+    GroupPosition = "group_position",
     /// Fences and states of sessions.
     Session = "session",
     /// Subscriptions of sessions.
@@ -118,6 +120,7 @@ impl RecordKind {
                 Some(&super::aside::MOVED) => Self::QueueAside,
                 _ => Self::QueueFloor,
             },
+            Some(tag::GROUP) => Self::GroupPosition,
             Some(tag::SESSION) => Self::of_session(key),
             Some(tag::INBOX_BLOB) => Self::InboxBlob,
             Some(tag::INBOX_MARK) => Self::InboxMark,
@@ -165,6 +168,7 @@ mod tests {
     use crate::keyspace::catalog::CatalogEntry;
     use crate::keyspace::delayed::DelayedState;
     use crate::keyspace::format::KeyspaceFormat;
+    use crate::keyspace::group::GroupPosition;
     use crate::keyspace::inbox_blob::BlobId;
     use crate::keyspace::last_value::{self, Newest, Tombstone};
     use crate::keyspace::log_state::LogState;
@@ -213,6 +217,7 @@ mod tests {
             (AckBlock::key(&log, 4096), RecordKind::QueueAcks),
             (Attempts::key(&log, 1), RecordKind::QueueAttempts),
             (crate::keyspace::aside::key(&log, 1), RecordKind::QueueAside),
+            (GroupPosition::key(&log, "g"), RecordKind::GroupPosition),
             (client.fence(), RecordKind::Session),
             (client.state(), RecordKind::Session),
             (client.all_but_inbox().0, RecordKind::Session),

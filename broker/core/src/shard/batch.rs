@@ -14,7 +14,8 @@ use super::mutations::{Mutation, Mutations};
 use super::repeats::Names;
 use super::retention::Rule;
 use super::rows::RowLimits;
-use super::{AppendError, PendingAppend};
+use super::{AppendError, PendingAppend, positions};
+use crate::error::Error;
 use crate::keyspace::dedup::{self, DedupId};
 use crate::keyspace::delayed::{self, DelayedId, DelayedState};
 use crate::keyspace::log_blob::{self, CHUNK_BYTES_MAX};
@@ -89,6 +90,8 @@ pub(crate) struct Batch {
     /// By the log of class 0.
     pub(crate) shards: BTreeMap<LogKey, ShardChange>,
     pub(crate) waiting: Vec<Waiting>,
+    /// Who waits for positions of consumer groups to be written.
+    pub(super) positions: Vec<oneshot::Sender<crate::Result<()>>>,
     /// Names of records that were refused, by the log of class 0.
     pub(crate) released: Vec<(LogKey, Names)>,
     pub(crate) records: u64,
@@ -125,6 +128,14 @@ impl Batch {
 
     /// Answers everybody who waits.
     pub(crate) fn answer(self, outcome: Result<(), AppendError>) {
+        for waiting in self.positions {
+            let outcome = outcome.clone().map_err(|error| match error {
+                AppendError::Failed(error) => error,
+                // Of single records, never of a batch.
+                AppendError::Full { .. } | AppendError::Invalid { .. } => Error::Closed,
+            });
+            let _ = waiting.send(outcome);
+        }
         for waiting in self.waiting {
             // A publisher whose connection is gone does not want the answer.
             let _ = waiting.reply.send(outcome.clone());
@@ -198,6 +209,7 @@ fn add_log(batch: &mut Batch, chunks: &mut Vec<Mutation>, log: &mut Log, setting
         replaced: log.queue.as_ref().and_then(QueueShard::replacing),
         beside: (0, 0),
     };
+    positions::add(batch, log);
     let mut segments = Segments { batch, log: id, builder: None, epoch, blob_bytes: 0, entries: Vec::new() };
     let mut cost = 0;
     let mut expires_below = None;
@@ -618,6 +630,7 @@ pub(crate) fn all_of(log: &LogId) -> Mutations {
         tag::DEDUP,
         tag::DELAYED,
         tag::LOG_BLOB,
+        tag::GROUP,
     ]
     .into_iter()
     .map(|table| {

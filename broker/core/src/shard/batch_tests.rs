@@ -53,6 +53,7 @@ fn log(shard: u8, stored: StoredQueue) -> Log {
         queue: Some(shard),
         rows: None,
         pending: VecDeque::new(),
+        positions: VecDeque::new(),
         repeats: super::repeats::Repeats::default(),
         delays: super::delays::Delays::default(),
         refilling: false,

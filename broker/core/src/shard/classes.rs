@@ -163,6 +163,7 @@ pub(super) fn log_of(
         queue,
         rows: None,
         pending: VecDeque::new(),
+        positions: VecDeque::new(),
         repeats: Repeats::default(),
         delays: Delays::default(),
         refilling: false,

@@ -9,6 +9,7 @@ use weir_env::clock::{Instant, Timestamp};
 
 use super::delays::Delays;
 use super::horizon::Horizon;
+use super::positions::PendingPositions;
 use super::repeats::Repeats;
 use super::retention::Rule;
 use super::rows::Rows;
@@ -37,6 +38,8 @@ pub(crate) struct Log {
     /// Of a compacted stream, which has rows and no segments.
     pub(crate) rows: Option<Rows>,
     pub(crate) pending: VecDeque<PendingAppend>,
+    /// Positions of consumer groups that wait to be written; of use in streams only.
+    pub(super) positions: VecDeque<PendingPositions>,
     /// Publishes of the shard that may be repeated; of use in class 0 only.
     pub(crate) repeats: Repeats,
     /// Messages of the shard that wait for their time; of use in class 0 only.
@@ -153,6 +156,7 @@ impl Log {
     /// Whether appends or a cut wait for a batch.
     pub(crate) fn has_writes(&self) -> bool {
         !self.pending.is_empty()
+            || !self.positions.is_empty()
             || self.trim.is_some()
             || self.repeats.has_writes()
             || self.delays.has_writes()

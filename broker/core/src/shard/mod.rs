@@ -23,6 +23,7 @@ mod mutations;
 mod ops;
 mod owner;
 mod owners;
+mod positions;
 mod repeats;
 mod retention;
 mod rows;
@@ -58,6 +59,8 @@ pub use load::{load_blob, read_segments};
 pub(crate) use load::{read_asides, read_records};
 pub(crate) use ops::{Operation, States};
 pub(crate) use owners::Owners;
+use positions::PendingPositions;
+pub(crate) use positions::write_positions;
 pub use repeats::DEDUP_IDS_MAX;
 use repeats::Names;
 pub use rows::TOMBSTONE_KEPT;
@@ -259,6 +262,7 @@ pub(crate) enum Command {
         log: LogId,
         operation: Operation,
     },
+    Positions(PendingPositions),
     Close {
         reply: oneshot::Sender<()>,
     },

@@ -191,6 +191,7 @@ impl ShardOwner {
                 let _ = reply.send(result.map(|()| self.report(log, now)));
             }
             Command::Operate { object, log, operation } => self.operate(&object, log, operation).await,
+            Command::Positions(pending) => self.write_positions(pending).await,
             Command::Close { reply } => self.closing = Some(reply),
         }
     }

@@ -28,6 +28,7 @@ use crate::metrics::Metrics;
 pub(crate) use budget::ReadBudget;
 pub use budget::ReadPermit;
 pub(crate) use pages::read_page;
+pub(crate) use place::begin;
 pub use reader::StreamReader;
 pub use rows::oldest_row;
 pub use shard::ShardReader;

@@ -47,6 +47,7 @@ pub(crate) fn definition(kind: Kind, name: &str, filter: &str, shards: u8) -> De
         dispatch: DispatchSettings::default(),
         last_value: false,
         queue: weir_core::definition::QueueSettings::default(),
+        group_expiry_ms: 0,
         delete_data: false,
     }
 }

@@ -242,6 +242,7 @@ fn definition(kind: Kind, name: &str, filter: &str) -> Definition {
         },
         last_value: false,
         queue: weir_core::definition::QueueSettings::default(),
+        group_expiry_ms: 0,
         delete_data: true,
     }
 }

@@ -1,0 +1,584 @@
+//! The coordinator of the groups of one stream: a task that owns them all, reads their positions when it is first asked
+//! for something, and has the owners of the shards write what becomes of them.
+//!
+//! It waits for nothing but the store, and that only at first: writes are under way beside it. What is in memory is what
+//! counts; the store follows within a second, and goes on being tried.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytestring::ByteString;
+use futures_util::future::BoxFuture;
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use tokio::sync::{mpsc, oneshot};
+use weir_env::clock::{Instant, Timestamp};
+
+use super::board::Board;
+use super::positions::{Then, Unwritten};
+use super::state::{Group, Place};
+use super::{Bounds, GroupError, GroupEvent, GroupReport};
+use crate::catalog::Object;
+use crate::error::{Error, Result};
+use crate::keyspace::DecodeError;
+use crate::keyspace::group::GroupPosition;
+use crate::metrics::{GroupShare, Metrics};
+use crate::queue::ConsumerId;
+use crate::shard::{Owners, write_positions};
+
+/// Longest time that a position waits to be written. With the write itself it stays below a second.
+const COMMIT_DELAY: Duration = Duration::from_millis(500);
+/// Wait after a write that failed.
+const RETRY_WAIT: Duration = Duration::from_millis(500);
+/// How often groups are looked at that may have expired, and members that are gone without a word.
+pub(super) const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
+/// How often it is measured how far groups are behind.
+pub(super) const LAG_INTERVAL: Duration = Duration::from_secs(10);
+
+/// What became of a wish to join.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Joined {
+    Member,
+    /// There is no such group: where does it begin?
+    NeedsPlaces,
+}
+
+/// A wish to join.
+#[derive(Debug)]
+pub(super) struct Join {
+    pub(super) stream: Arc<Object>,
+    pub(super) group: ByteString,
+    pub(super) member: ConsumerId,
+    pub(super) client_id: ByteString,
+    pub(super) events: mpsc::Sender<GroupEvent>,
+    /// Where each shard begins if there is no such group yet.
+    pub(super) places: Option<Vec<u64>>,
+    pub(super) reply: oneshot::Sender<Result<Joined>>,
+}
+
+/// What a coordinator can be asked to do.
+#[derive(Debug)]
+pub(super) enum Command {
+    Join(Join),
+    Release {
+        group: ByteString,
+        shard: u8,
+        generation: u64,
+        position: u64,
+    },
+    Leave {
+        group: ByteString,
+        member: ConsumerId,
+    },
+    List {
+        reply: oneshot::Sender<Result<Vec<GroupReport>>>,
+    },
+    Seek {
+        group: ByteString,
+        places: Vec<(u8, u64)>,
+        reply: oneshot::Sender<std::result::Result<(), GroupError>>,
+    },
+    Delete {
+        group: ByteString,
+        force: bool,
+        reply: oneshot::Sender<std::result::Result<(), GroupError>>,
+    },
+    Update {
+        stream: Arc<Object>,
+    },
+    Forget {
+        reply: oneshot::Sender<()>,
+    },
+    Close {
+        reply: oneshot::Sender<()>,
+    },
+}
+
+impl Command {
+    /// Whether it is about groups that may only be in the store.
+    const fn is_of_stored(&self) -> bool {
+        match self {
+            Self::Join(_) | Self::List { .. } | Self::Seek { .. } | Self::Delete { .. } => true,
+            Self::Release { .. }
+            | Self::Leave { .. }
+            | Self::Update { .. }
+            | Self::Forget { .. }
+            | Self::Close { .. } => false,
+        }
+    }
+}
+
+/// Something under way that has ended.
+pub(super) enum Done {
+    Written { shard: u8, at: Timestamp, groups: Vec<ByteString>, result: Result<()> },
+    Measured(Result<Vec<GroupReport>>),
+}
+
+/// A group that is known.
+#[derive(Debug)]
+pub(super) struct Running {
+    pub(super) group: Group,
+    pub(super) events: BTreeMap<ConsumerId, mpsc::Sender<GroupEvent>>,
+    /// When the position of each shard was last stored.
+    pub(super) committed: Vec<Timestamp>,
+    /// When it last had members, as far as the store knows.
+    pub(super) used_at: Timestamp,
+    pub(super) share: GroupShare,
+}
+
+/// A group that is being stored for the first time.
+#[derive(Debug)]
+struct Creating {
+    places: Vec<u64>,
+    waiting: Vec<Join>,
+}
+
+/// Why the loop ends.
+pub(super) enum Ending {
+    /// What is not stored is stored once more.
+    Closing(oneshot::Sender<()>),
+    /// Nothing is written any more.
+    Forgotten(oneshot::Sender<()>),
+}
+
+/// State of the task.
+pub(super) struct Coordinator {
+    pub(super) owners: Arc<Owners>,
+    pub(super) stream: Arc<Object>,
+    bounds: Arc<Bounds>,
+    pub(super) metrics: Metrics,
+    commands: mpsc::Receiver<Command>,
+    board: Arc<Board>,
+    pub(super) is_loaded: bool,
+    pub(super) groups: BTreeMap<ByteString, Running>,
+    creating: BTreeMap<ByteString, Creating>,
+    /// Groups of which a stored position cannot be read: a person must act.
+    pub(super) damaged: BTreeMap<ByteString, DecodeError>,
+    pub(super) unwritten: Unwritten,
+    pub(super) work: FuturesUnordered<BoxFuture<'static, Done>>,
+    write_at: Option<Instant>,
+    sweep_at: Instant,
+    pub(super) measure_at: Option<Instant>,
+    pub(super) started_at: Instant,
+    pub(super) ending: Option<Ending>,
+}
+
+impl Coordinator {
+    pub(super) fn new(
+        owners: Arc<Owners>,
+        stream: Arc<Object>,
+        bounds: Arc<Bounds>,
+        commands: mpsc::Receiver<Command>,
+        board: Arc<Board>,
+    ) -> Self {
+        let context = owners.context();
+        let (metrics, now) = (context.metrics.clone(), context.clock.now());
+        Self {
+            owners,
+            stream,
+            bounds,
+            metrics,
+            commands,
+            board,
+            is_loaded: false,
+            groups: BTreeMap::new(),
+            creating: BTreeMap::new(),
+            damaged: BTreeMap::new(),
+            unwritten: Unwritten::default(),
+            work: FuturesUnordered::new(),
+            write_at: None,
+            sweep_at: now + SWEEP_INTERVAL,
+            measure_at: Some(now + LAG_INTERVAL),
+            started_at: now,
+            ending: None,
+        }
+    }
+
+    pub(super) async fn run(mut self) {
+        let board = Arc::clone(&self.board);
+        loop {
+            let now = self.now();
+            self.handle_timeouts(now);
+            if self.ending.is_some() && !self.unwritten.is_writing() {
+                break;
+            }
+            let due = self.next_timeout().unwrap_or(now + SWEEP_INTERVAL);
+            tokio::select! {
+                biased;
+                Some(done) = self.work.next(), if !self.work.is_empty() => self.finish(done),
+                command = self.commands.recv(), if self.ending.is_none() => {
+                    // Without a farewell, what is not stored is forgotten as in a crash.
+                    let Some(command) = command else { return };
+                    self.handle(command).await;
+                }
+                () = board.told(), if self.ending.is_none() => self.write_by(now + COMMIT_DELAY),
+                () = tokio::time::sleep_until(due) => {}
+            }
+        }
+        if let Some(Ending::Closing(reply) | Ending::Forgotten(reply)) = self.ending {
+            let _ = reply.send(());
+        }
+    }
+
+    pub(super) fn now(&self) -> Instant {
+        self.owners.context().clock.now()
+    }
+
+    pub(super) fn wall(&self) -> Timestamp {
+        self.owners.context().clock.wall()
+    }
+
+    pub(super) fn write_by(&mut self, at: Instant) {
+        self.write_at = Some(self.write_at.map_or(at, |due| due.min(at)));
+    }
+
+    fn next_timeout(&self) -> Option<Instant> {
+        let revoked = self.groups.values().filter_map(|running| running.group.poll_timeout()).min();
+        [self.write_at, self.measure_at, Some(self.sweep_at), revoked].into_iter().flatten().min()
+    }
+
+    fn handle_timeouts(&mut self, now: Instant) {
+        if self.groups.values().any(|running| running.group.poll_timeout().is_some_and(|at| at <= now)) {
+            self.take_progress();
+            let names: Vec<ByteString> = self.groups.keys().cloned().collect();
+            for name in names {
+                if let Some(running) = self.groups.get_mut(&name) {
+                    running.group.handle_timeout(now);
+                    self.metrics.groups.revocations_timed_out.inc_by(running.group.take_timed_out());
+                }
+                self.tell(&name);
+            }
+        }
+        if self.sweep_at <= now {
+            self.sweep_at = now + SWEEP_INTERVAL;
+            self.sweep(now);
+        }
+        if self.measure_at.is_some_and(|at| at <= now) {
+            self.measure();
+        }
+        if self.write_at.is_some_and(|at| at <= now) {
+            self.write_at = None;
+            self.take_progress();
+            self.write();
+        }
+    }
+
+    async fn handle(&mut self, command: Command) {
+        self.take_progress();
+        if !self.is_loaded
+            && command.is_of_stored()
+            && let Err(error) = self.load().await
+        {
+            let stream = &self.stream.definition.name;
+            tracing::warn!(stream, %error, "read positions of consumer groups");
+            return self.refuse(command, error);
+        }
+        match command {
+            Command::Join(join) => self.join(join),
+            Command::Release { group, shard, generation, position } => {
+                let now = self.now();
+                if let Some(running) = self.groups.get_mut(&group) {
+                    running.group.release(shard, generation, position, now);
+                }
+                self.tell(&group);
+            }
+            Command::Leave { group, member } => self.leave(&group, member),
+            Command::List { reply } => {
+                let _ = reply.send(Ok(self.reports()));
+            }
+            Command::Seek { group, places, reply } => self.seek(&group, &places, reply),
+            Command::Delete { group, force, reply } => self.delete(&group, force, reply),
+            Command::Update { stream } => self.follow(stream),
+            Command::Forget { reply } => {
+                let names: Vec<ByteString> = self.groups.keys().cloned().collect();
+                names.iter().for_each(|name| drop(self.end(name)));
+                self.creating.clear();
+                self.ending = Some(Ending::Forgotten(reply));
+            }
+            Command::Close { reply } => {
+                self.write();
+                self.ending = Some(Ending::Closing(reply));
+            }
+        }
+    }
+
+    /// Answers a command that cannot be done.
+    fn refuse(&mut self, command: Command, error: Error) {
+        match command {
+            Command::Join(join) => _ = join.reply.send(Err(error)),
+            Command::List { reply } => _ = reply.send(Err(error)),
+            Command::Seek { reply, .. } | Command::Delete { reply, .. } => _ = reply.send(Err(error.into())),
+            Command::Release { .. } | Command::Leave { .. } => {}
+            Command::Update { stream } => self.follow(stream),
+            Command::Forget { reply } => self.ending = Some(Ending::Forgotten(reply)),
+            Command::Close { reply } => self.ending = Some(Ending::Closing(reply)),
+        }
+    }
+
+    fn follow(&mut self, stream: Arc<Object>) {
+        if stream.generation > self.stream.generation {
+            self.stream = stream;
+        }
+    }
+
+    pub(super) fn running(&self, name: &ByteString, group: Group, committed: Vec<Timestamp>) -> Running {
+        let used_at = committed.iter().max().copied().unwrap_or_default();
+        let share = self.metrics.groups.share(&self.stream.definition.name, name);
+        Running { group, events: BTreeMap::new(), committed, used_at, share }
+    }
+
+    pub(super) fn numbers(&self) -> Vec<u8> {
+        self.stream.logs.iter().map(|log| log.shard).collect()
+    }
+
+    /// Takes in what members have said of their progress.
+    pub(super) fn take_progress(&mut self) {
+        for (name, shards) in self.board.take() {
+            let Some(running) = self.groups.get_mut(&name) else { continue };
+            for (shard, (generation, position)) in shards {
+                if !running.group.progress(shard, generation, position) {
+                    self.metrics.groups.stale_progress.inc();
+                }
+            }
+            self.mark(&name);
+        }
+    }
+
+    /// What has changed of a group is to be written.
+    fn mark(&mut self, name: &ByteString) {
+        let Some(running) = self.groups.get_mut(name) else { return };
+        let dirty = running.group.take_dirty();
+        if !dirty.is_empty() {
+            dirty.iter().for_each(|shard| self.unwritten.mark(*shard, name));
+            self.write_by(self.now() + COMMIT_DELAY);
+        }
+    }
+
+    fn join(&mut self, join: Join) {
+        self.follow(Arc::clone(&join.stream));
+        let name = join.group.clone();
+        let members_max = self.bounds.members.load(Ordering::Relaxed);
+        if let Some(error) = self.damaged.get(&name) {
+            let _ = join.reply.send(Err(Error::Record(*error)));
+        } else if let Some(running) = self.groups.get(&name) {
+            let rejoins = running.group.has_client(&join.client_id);
+            if running.group.member_count() >= members_max && !rejoins {
+                self.refuse_full(join, "limits.streamGroupMembers");
+            } else {
+                self.admit(join);
+            }
+        } else if let Some(creating) = self.creating.get_mut(&name) {
+            if creating.waiting.len() >= members_max {
+                self.refuse_full(join, "limits.streamGroupMembers");
+            } else {
+                creating.waiting.push(join);
+            }
+        } else if self.known() >= self.bounds.groups.load(Ordering::Relaxed) {
+            self.refuse_full(join, "limits.streamGroups");
+        } else if let Some(places) = join.places.clone() {
+            self.creating.insert(name.clone(), Creating { places, waiting: vec![join] });
+            self.unwritten.mark_then(self.numbers(), &name, Then::Create);
+            self.write_by(self.now());
+        } else {
+            let _ = join.reply.send(Ok(Joined::NeedsPlaces));
+        }
+    }
+
+    fn known(&self) -> usize {
+        self.groups.len() + self.creating.len() + self.damaged.len()
+    }
+
+    fn refuse_full(&mut self, join: Join, what: &'static str) {
+        self.metrics.groups.refused.inc();
+        let _ = join.reply.send(Err(Error::Full(what)));
+    }
+
+    /// Makes a member of a group that exists of who asks for it, and still wants it.
+    fn admit(&mut self, join: Join) {
+        let now = self.now();
+        let Join { group: name, member, client_id, events, reply, .. } = join;
+        let Some(running) = self.groups.get_mut(&name) else { return };
+        running.events.insert(member, events);
+        running.group.join(member, client_id, now);
+        running.share.set_members(running.group.member_count());
+        self.tell(&name);
+        if reply.send(Ok(Joined::Member)).is_err() {
+            self.leave(&name, member);
+        }
+    }
+
+    pub(super) fn leave(&mut self, name: &ByteString, member: ConsumerId) {
+        let (now, wall) = (self.now(), self.wall());
+        let Some(running) = self.groups.get_mut(name) else { return };
+        running.events.remove(&member);
+        if running.group.leave(member, now) {
+            // What it had is written, and with it that the group was in use until now.
+            running.used_at = wall;
+            running.share.set_members(running.group.member_count());
+        }
+        self.tell(name);
+    }
+
+    /// Tells members of a group what concerns them. One that does not listen is gone.
+    fn tell(&mut self, name: &ByteString) {
+        let (now, wall) = (self.now(), self.wall());
+        let Some(running) = self.groups.get_mut(name) else { return };
+        while let Some((member, event)) = running.group.poll_event() {
+            if matches!(event, GroupEvent::Assigned { .. }) {
+                self.metrics.groups.assigned.inc();
+            }
+            let told = running.events.get(&member).is_some_and(|events| events.try_send(event).is_ok());
+            if event == GroupEvent::Ended {
+                running.events.remove(&member);
+            } else if !told {
+                running.events.remove(&member);
+                running.group.leave(member, now);
+                running.used_at = wall;
+            }
+        }
+        running.share.set_members(running.group.member_count());
+        self.mark(name);
+    }
+
+    fn seek(
+        &mut self,
+        name: &ByteString,
+        places: &[(u8, u64)],
+        reply: oneshot::Sender<std::result::Result<(), GroupError>>,
+    ) {
+        let now = self.now();
+        let Some(running) = self.groups.get_mut(name) else {
+            let _ = reply.send(Err(GroupError::Missing));
+            return;
+        };
+        running.group.seek(places, now);
+        self.tell(name);
+        self.unwritten.mark_then(places.iter().map(|(shard, _)| *shard), name, Then::Reply(reply));
+        self.write_by(now);
+    }
+
+    fn delete(
+        &mut self,
+        name: &ByteString,
+        force: bool,
+        reply: oneshot::Sender<std::result::Result<(), GroupError>>,
+    ) {
+        let members = self.groups.get(name).map_or(0, |running| running.group.member_count());
+        if members > 0 && !force {
+            let _ = reply.send(Err(GroupError::InUse(members)));
+            return;
+        }
+        if self.end(name).is_none() && self.damaged.remove(name).is_none() {
+            let _ = reply.send(Err(GroupError::Missing));
+            return;
+        }
+        self.unwritten.mark_then(self.numbers(), name, Then::Reply(reply));
+        self.write_by(self.now());
+    }
+
+    /// Takes a group out of memory and tells its members.
+    pub(super) fn end(&mut self, name: &ByteString) -> Option<Running> {
+        let mut running = self.groups.remove(name)?;
+        for events in std::mem::take(&mut running.events).into_values() {
+            // Who does not listen learns it from the end of its channel.
+            let _ = events.try_send(GroupEvent::Ended);
+        }
+        Some(running)
+    }
+
+    /// Begins to write all that is to be written, but for shards of which a write is under way.
+    fn write(&mut self) {
+        if matches!(self.ending, Some(Ending::Forgotten(_))) {
+            return;
+        }
+        let at = self.wall();
+        while let Some((shard, groups)) = self.unwritten.next() {
+            let Some(log) = self.stream.logs.get(usize::from(shard)).copied() else { continue };
+            let rows = groups.iter().map(|name| (name.clone(), self.row(name, shard, at))).collect();
+            let (owners, stream) = (Arc::clone(&self.owners), Arc::clone(&self.stream));
+            self.work.push(Box::pin(async move {
+                let result = write_positions(&owners, &stream, log, rows).await;
+                Done::Written { shard, at, groups, result }
+            }));
+        }
+    }
+
+    /// What is to be stored of a group in one shard; nothing if there is no such group.
+    fn row(&self, name: &ByteString, shard: u8, committed_at: Timestamp) -> Option<GroupPosition> {
+        if let Some(creating) = self.creating.get(name) {
+            let offset = creating.places.get(usize::from(shard)).copied().unwrap_or_default();
+            return Some(GroupPosition { offset, committed_at, ..GroupPosition::default() });
+        }
+        let (place, member) = self.groups.get(name)?.group.place(shard);
+        let member = member.cloned().unwrap_or_default();
+        Some(GroupPosition { offset: place.position, generation: place.generation, committed_at, member })
+    }
+
+    fn finish(&mut self, done: Done) {
+        let now = self.now();
+        match done {
+            Done::Written { shard, at, groups, result } => {
+                if let Err(error) = &result {
+                    let stream = &self.stream.definition.name;
+                    tracing::warn!(stream, shard, %error, "store positions of consumer groups; trying again");
+                    self.metrics.groups.write_failures.inc();
+                    self.write_by(now + RETRY_WAIT);
+                } else {
+                    for name in &groups {
+                        if let Some(running) = self.groups.get_mut(name)
+                            && let Some(committed) = running.committed.get_mut(usize::from(shard))
+                        {
+                            *committed = at;
+                        }
+                    }
+                }
+                for (name, then, result) in self.unwritten.finish(shard, &result) {
+                    match then {
+                        Then::Create => self.finish_creation(&name, result),
+                        Then::Reply(reply) => _ = reply.send(result.map_err(GroupError::Failed)),
+                    }
+                }
+                if self.unwritten.is_urgent() {
+                    self.write_by(now);
+                } else if self.unwritten.is_marked() {
+                    self.write_by(now + COMMIT_DELAY);
+                }
+                if matches!(self.ending, Some(Ending::Closing(_))) && result.is_ok() {
+                    self.write();
+                }
+            }
+            Done::Measured(result) => {
+                self.measure_at = Some(now + LAG_INTERVAL);
+                match result {
+                    Ok(reports) => self.show(&reports),
+                    Err(error) => {
+                        let stream = &self.stream.definition.name;
+                        tracing::debug!(stream, %error, "measure how far consumer groups are behind");
+                    }
+                }
+            }
+        }
+    }
+
+    fn finish_creation(&mut self, name: &ByteString, result: Result<()>) {
+        let Some(Creating { places, waiting }) = self.creating.remove(name) else { return };
+        match result {
+            Ok(()) => {
+                let wall = self.wall();
+                let committed = vec![wall; places.len()];
+                let places = places.into_iter().map(|position| Place { position, generation: 0 });
+                let running = self.running(name, Group::new(places), committed);
+                self.groups.insert(name.clone(), running);
+                waiting.into_iter().for_each(|join| self.admit(join));
+            }
+            Err(error) => {
+                // What was written of it is cleared.
+                self.numbers().into_iter().for_each(|shard| self.unwritten.mark(shard, name));
+                for join in waiting {
+                    let _ = join.reply.send(Err(error.clone()));
+                }
+            }
+        }
+    }
+}
