@@ -5,6 +5,7 @@
 mod create;
 mod delete;
 mod describe;
+mod export;
 mod list;
 mod place;
 mod spec;
@@ -31,6 +32,8 @@ pub(super) enum StreamCommand {
     },
     /// Print the messages of a stream, without leaving a trace in it
     Tail(tail::TailArgs),
+    /// Export a range of a stream to files; run again, it goes on where it was interrupted
+    Export(Box<export::ExportArgs>),
     /// Make a stream
     Create(Box<create::CreateArgs>),
     /// Change a stream in place, also for those who read it
@@ -44,6 +47,7 @@ pub(super) async fn run(command: &StreamCommand) -> anyhow::Result<()> {
         StreamCommand::List { admin } => list::run(admin).await,
         StreamCommand::Describe { name, admin } => describe::run(admin, name).await,
         StreamCommand::Tail(args) => tail::run(args).await,
+        StreamCommand::Export(args) => export::run(args).await,
         StreamCommand::Create(args) => create::run(args).await,
         StreamCommand::Update(args) => update::run(args).await,
         StreamCommand::Delete(args) => delete::run(args).await,

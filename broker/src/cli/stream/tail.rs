@@ -87,7 +87,7 @@ fn message_line(message: &wire::ReadStreamResponse, is_terminal: bool) -> Vec<u8
     line
 }
 
-fn message_json(message: &wire::ReadStreamResponse) -> Value {
+pub(super) fn message_json(message: &wire::ReadStreamResponse) -> Value {
     let properties = message
         .user_properties
         .iter()

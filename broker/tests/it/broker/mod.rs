@@ -32,6 +32,7 @@ mod slow;
 mod stream_admin;
 mod stream_positions;
 mod stream_requests;
+mod stream_export;
 mod streams;
 mod streams_compacted;
 mod sys;
