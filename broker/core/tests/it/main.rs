@@ -13,6 +13,7 @@ mod dead_letters;
 mod delays;
 mod expiry;
 mod faults;
+mod group_model;
 mod groups;
 mod last_value;
 mod operations;
