@@ -232,8 +232,8 @@ impl Groups {
         lag::measure(&self.owners, stream, reports).await
     }
 
-    /// Has `group` go on at `start`, in every shard that it names, whatever has been read; members are moved there.
-    /// Returns the offsets by shard; `is_dry`: only those, nothing is changed.
+    /// Has `group` go on at `start`, whatever has been read; members are moved there. Where `start` is an offset for each
+    /// of some shards, the others stay where they are. Returns the offsets by shard; `is_dry`: nothing is changed.
     ///
     /// # Errors
     /// If there is no such group, or the store fails.
@@ -245,7 +245,12 @@ impl Groups {
         is_dry: bool,
     ) -> std::result::Result<Vec<(u8, u64)>, GroupError> {
         let places = lag::places(&self.owners, stream, start).await?;
+        let is_named = |shard: u8| match start {
+            Start::Offsets(named) => named.iter().any(|(of, _)| *of == shard),
+            Start::Earliest | Start::Latest | Start::Time(_) | Start::Offset(_) => true,
+        };
         let places: Vec<(u8, u64)> = stream.logs.iter().map(|log| log.shard).zip(places).collect();
+        let places: Vec<(u8, u64)> = places.into_iter().filter(|(shard, _)| is_named(*shard)).collect();
         let group = ByteString::from(group);
         if is_dry {
             let known = self.list(stream).await?.into_iter().any(|report| report.name == group);

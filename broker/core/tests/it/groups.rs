@@ -253,6 +253,9 @@ async fn a_group_seeks_while_it_reads_and_while_nobody_does() {
     settle(&core, &stream, &mut [&mut a]).await;
     assert_eq!(a.positions(), [(0, 2), (1, 2)]);
     assert!(a.shards[&0].0 > before[&0].0);
+    assert_eq!(seek(&Start::Offsets(vec![(1, 3)]), false).await.unwrap(), [(1, 3)]);
+    settle(&core, &stream, &mut [&mut a]).await;
+    assert_eq!(a.positions(), [(0, 2), (1, 3)], "the others stay");
     core.groups().leave(&stream, "g", a.id).await.unwrap();
     seek(&Start::Offset(4), false).await.unwrap();
     drop(core);
