@@ -192,7 +192,13 @@ impl World {
                         assert_eq!(held.generation, generation);
                         held.is_revoked = true;
                         if !member.is_deaf {
-                            let position = member.shards.remove(&shard).unwrap().position;
+                            let Held { mut position, delivered, .. } = member.shards.remove(&shard).unwrap();
+                            let known = &mut self.shards[usize::from(shard)];
+                            if known.before_seek.is_none() {
+                                // What came since it last said something.
+                                position += self.seed.below(delivered - position + 1);
+                                known.acknowledged = position;
+                            }
                             let groups = core.groups();
                             groups.release(stream, GROUP, shard, generation, position).await.unwrap();
                         }
