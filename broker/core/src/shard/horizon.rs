@@ -14,7 +14,7 @@ use crate::keyspace::log_state::LogState;
 use crate::keyspace::time_index::IndexEntry;
 
 /// Segments known at most; the others are read when these are cleared.
-pub(super) const KNOWN_MAX: usize = 256;
+pub(super) const KNOWN_MAX: usize = 128;
 /// Segments cleared at once, while messages flow.
 const CLEARED_AT_ONCE: usize = 64;
 

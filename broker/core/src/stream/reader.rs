@@ -306,7 +306,7 @@ impl StreamReader {
         let Some(slot) = self.shards.get_mut(&shard).filter(|slot| slot.id == id) else { return };
         match wake {
             Wake::Look(..) => {}
-            Wake::Settled(..) => slot.reader.end_here(),
+            Wake::Settled(..) => slot.reader.settle(),
             Wake::Closed(..) => {
                 slot.state = State::Ended;
                 self.failed = Some(Error::Closed);

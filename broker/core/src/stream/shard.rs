@@ -79,6 +79,8 @@ pub struct ShardReader {
     /// Records before it are skipped.
     since: Timestamp,
     until: Until,
+    /// All that is older than the time at which reading ends is committed.
+    is_settled: bool,
     extent: watch::Receiver<Extent>,
     owner: ShardHandle,
     tail: TailReader,
@@ -153,7 +155,7 @@ impl ShardReader {
                 Until::Offset(offsets.offset(log.shard).unwrap_or(0))
             }
         };
-        Ok(Self { shared, log, last_value, next, since, until, extent, owner, tail })
+        Ok(Self { shared, log, last_value, next, since, until, is_settled: false, extent, owner, tail })
     }
 
     /// The shard.
@@ -181,6 +183,7 @@ impl ShardReader {
         match self.until {
             Until::Offset(until) if self.next >= until => Stand::Ended,
             _ if self.next < end => Stand::More,
+            Until::Time(_) if self.is_settled => Stand::Ended,
             Until::Time(until) if until <= self.shared.clock.wall() => Stand::Overdue,
             Until::Time(until) => Stand::AtEnd(Some(until)),
             Until::Never | Until::Offset(_) => Stand::AtEnd(None),
@@ -201,9 +204,10 @@ impl ShardReader {
         self.owner.clone()
     }
 
-    /// Its owner has nothing older under way than what is committed, so this shard ends where that does.
-    pub(super) fn end_here(&mut self) {
-        self.until = Until::Offset(self.extent.borrow().next);
+    /// Its owner has nothing older than the time at which reading ends under way any more. What was committed meanwhile
+    /// may be older, or not.
+    pub(super) fn settle(&mut self) {
+        self.is_settled = true;
     }
 
     /// What its owner has in memory from here on.

@@ -23,5 +23,6 @@ mod queue_model;
 mod queues;
 mod reading;
 mod sessions;
+mod stream_model;
 mod streams;
 mod support;
