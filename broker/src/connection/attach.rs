@@ -42,7 +42,12 @@ impl Connection {
         let qos = wish.options.qos;
         let known = self.externals.iter().position(|external| external.text == text);
         if let Some(external) = known.and_then(|at| self.externals.get_mut(at)) {
-            if external.qos == qos && external.request.is_same(&request) && !external.has_ended() {
+            // At QoS 0 the identifier is in what is encoded for it.
+            let is_encoded = external.kind() == Kind::Stream && qos == QoS::AtMostOnce;
+            let is_same = external.request.is_same(&request)
+                && external.qos == qos
+                && (external.identifier == wish.identifier || !is_encoded);
+            if is_same && !external.has_ended() {
                 // Its messages go on where they are.
                 external.identifier = wish.identifier;
                 return;

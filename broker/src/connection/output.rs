@@ -84,6 +84,12 @@ impl Output {
         written
     }
 
+    /// Adds these bytes.
+    pub(super) fn put_bytes(&mut self, bytes: &[u8]) {
+        self.small.extend_from_slice(bytes);
+        self.behind += bytes.len();
+    }
+
     /// Adds a large payload, which stays shared.
     pub(super) fn put_large(&mut self, payload: Bytes) {
         self.large_bytes += payload.len();

@@ -13,6 +13,7 @@ use weir_session::Transmit;
 
 use super::intake::Intake;
 use super::output::{LARGE_MIN, Output};
+use super::stream::Frames;
 use super::wait::Socket;
 use crate::listen::{self, Peer};
 use crate::metrics::{Closed, Metrics};
@@ -147,6 +148,21 @@ impl Wire {
             }
         }
         Ok(())
+    }
+
+    /// Adds packets that are encoded already.
+    pub(super) fn put_frames(&mut self, frames: &Frames) {
+        if frames.messages == 0 {
+            return;
+        }
+        if frames.bytes.len() >= LARGE_MIN && self.stream.is_plain() {
+            self.output.put_large(frames.bytes.clone());
+        } else {
+            self.output.put_bytes(&frames.bytes);
+        }
+        self.metrics.packets_sent.add(weir_codec::PacketType::Publish, frames.messages);
+        self.metrics.deliveries.add(weir_codec::QoS::AtMostOnce, frames.messages);
+        self.metrics.delivered_bytes.inc_by(frames.payload_bytes);
     }
 
     /// Writes as much as the socket takes.

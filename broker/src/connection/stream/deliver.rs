@@ -3,7 +3,6 @@
 use bytes::Bytes;
 use smallvec::SmallVec;
 use weir_codec::{Message, MessageProperties, QoS, UserProperties};
-use weir_core::catalog::Object;
 use weir_core::keyspace::segment::Record;
 use weir_session::Delivery;
 use weir_topic::TopicName;
@@ -13,6 +12,7 @@ use crate::connection::deliver::{DELIVERIES_PER_TURN, Sent};
 use crate::connection::external::{Source, key_property};
 use crate::connection::{Connection, Tag};
 use crate::convert;
+use crate::metrics::Dropped;
 
 impl Connection {
     /// Gives the session what was read, as far as it and the socket have room. True if it took anything.
@@ -39,8 +39,20 @@ impl Connection {
     /// Whether anything of a batch was taken, and whether nothing is left of it.
     fn deliver_batch(&mut self, at: usize, batch: &mut StreamBatch) -> (bool, bool) {
         let qos = self.externals.get(at).map_or(QoS::AtMostOnce, |e| e.qos.min(QoS::AtLeastOnce));
-        let Part::Records { shard, records, next, .. } = &mut batch.part else {
-            return self.deliver_end(at, qos);
+        let (shard, records, next) = match &mut batch.part {
+            Part::Records { shard, records, next, .. } => (shard, records, next),
+            Part::Frames { shard, frames, next, .. } => {
+                if !self.can_take(QoS::AtMostOnce) {
+                    return (false, false);
+                }
+                self.wire.put_frames(frames);
+                self.metrics.messages_dropped.add(Dropped::TooLarge, frames.too_large);
+                if let Some(reading) = self.reading(at) {
+                    reading.positions.passed(*shard, *next);
+                }
+                return (true, true);
+            }
+            Part::End => return self.deliver_end(at, qos),
         };
         let mut any = false;
         for _ in 0..DELIVERIES_PER_TURN {
@@ -135,7 +147,11 @@ impl Connection {
             qos,
             retain: false,
             subscription_identifiers: external.identifier.into_iter().collect(),
-            extra: if v5 { stream_properties(&reading.object, shard, offset, record) } else { Vec::new() },
+            extra: if v5 {
+                stream_properties(&reading.object.definition.name, shard, offset, record)
+            } else {
+                Vec::new()
+            },
             expires_at: None,
             resumable: false,
             store_release: false,
@@ -167,10 +183,10 @@ impl Connection {
 }
 
 /// User properties that say where a stream message comes from.
-fn stream_properties(object: &Object, shard: u8, offset: u64, record: &Record) -> UserProperties {
+pub(super) fn stream_properties(stream: &str, shard: u8, offset: u64, record: &Record) -> UserProperties {
     let published_at = record.message.published_at;
     let mut extra: UserProperties = vec![
-        ("stream".into(), object.definition.name.clone().into()),
+        ("stream".into(), stream.to_owned().into()),
         ("shard".into(), shard.to_string().into()),
         ("offset".into(), offset.to_string().into()),
         ("ts".into(), published_at.as_micros().to_string().into()),

@@ -5,6 +5,7 @@
 //! subscription.
 
 mod deliver;
+mod frames;
 mod positions;
 mod rate;
 pub(super) mod request;
@@ -15,6 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_util::sync::{CancellationToken, DropGuard};
+use weir_codec::QoS;
 use weir_core::Core;
 use weir_core::catalog::Object;
 use weir_core::keyspace::segment::Record;
@@ -25,6 +27,8 @@ use weir_core::stream::{ReadOptions, ReadPermit, Start};
 
 use super::Connection;
 use super::external::Source;
+use frames::Encoder;
+pub(super) use frames::Frames;
 use positions::Positions;
 use rate::Rate;
 use task::Task;
@@ -59,6 +63,14 @@ enum Part {
         /// Everything below is in these records, has been before, or is not wanted.
         next: u64,
         /// Held while the records are in memory.
+        _permit: Option<ReadPermit>,
+    },
+    /// The same, encoded already.
+    Frames {
+        shard: u8,
+        frames: Frames,
+        /// As of records.
+        next: u64,
         _permit: Option<ReadPermit>,
     },
     /// Everything up to where the subscription ends has come.
@@ -185,7 +197,12 @@ impl Connection {
             _ => Vec::new(),
         };
         let clock = self.broker.clock;
-        let rate = self.externals.get(at).and_then(|external| external.request.rate);
+        let external = self.externals.get(at);
+        let rate = external.and_then(|external| external.request.rate);
+        let encoder = external.filter(|external| external.qos == QoS::AtMostOnce).map(|external| {
+            let packet_size_max = self.wire.packet_size_max;
+            Encoder::new(&object.definition.name, self.version, packet_size_max, external.identifier)
+        });
         let task = Task {
             id,
             core,
@@ -194,6 +211,7 @@ impl Connection {
             options,
             reader,
             rate: rate.map(|rate| Rate::new(rate, clock.now())),
+            encoder,
             shares: None,
             batches: self.stream.sender(),
         };

@@ -10,12 +10,13 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use weir_core::catalog::Object;
-use weir_core::stream::{ReadBatch, ReadOptions, StreamReader};
+use weir_core::keyspace::segment::Record;
+use weir_core::stream::{ReadBatch, ReadOptions, ReadPermit, StreamReader};
 use weir_core::{Core, Error};
 use weir_env::clock::Clock;
 
 use super::rate::Rate;
-use super::{Part, ReaderId, StreamBatch};
+use super::{Encoder, Part, ReaderId, StreamBatch};
 
 /// First wait before a stream is opened again whose owner has failed; it doubles.
 const REOPEN_WAIT: Duration = Duration::from_millis(100);
@@ -34,6 +35,8 @@ pub(super) struct Task {
     pub(super) options: ReadOptions,
     pub(super) reader: StreamReader,
     pub(super) rate: Option<Rate>,
+    /// Of a subscription at QoS 0.
+    pub(super) encoder: Option<Encoder>,
     /// Of a member of a consumer group; others read all shards that the reader has.
     pub(super) shares: Option<watch::Receiver<Shares>>,
     pub(super) batches: mpsc::Sender<StreamBatch>,
@@ -154,11 +157,51 @@ impl Task {
             };
             // The memory is in use until the last piece is gone.
             let permit = if is_last { permit.take() } else { None };
-            self.send(Part::Records { shard, records, next, _permit: permit }).await?;
+            self.send_records(shard, records, next, permit).await?;
             if is_last {
                 return Ok(());
             }
         }
+    }
+
+    /// Sends records as packets where that is all they still have to become, else as they are.
+    async fn send_records(
+        &mut self,
+        shard: u8,
+        records: VecDeque<(u64, Arc<Record>)>,
+        next: u64,
+        mut permit: Option<ReadPermit>,
+    ) -> Result<(), Over> {
+        if self.encoder.is_none() || records.is_empty() {
+            return self.send(Part::Records { shard, records, next, _permit: permit }).await;
+        }
+        let records = Vec::from(records);
+        let mut rest = &records[..];
+        while let (Some(encoder), false) = (&mut self.encoder, rest.is_empty()) {
+            let large = rest.iter().take_while(|(_, record)| Encoder::is_large(record)).count();
+            let (frames, taken) = match large {
+                0 => {
+                    let (frames, taken) = encoder.encode(shard, rest);
+                    (Some(frames), taken)
+                }
+                large => (None, large),
+            };
+            let (now, behind) = rest.split_at(taken);
+            rest = behind;
+            let is_last = rest.is_empty();
+            let next = match now.last() {
+                Some((offset, _)) if !is_last => offset + 1,
+                _ => next,
+            };
+            // The memory is in use until the last piece is gone.
+            let permit = if is_last { permit.take() } else { None };
+            let part = match frames {
+                Some(frames) => Part::Frames { shard, frames, next, _permit: permit },
+                None => Part::Records { shard, records: now.to_vec().into(), next, _permit: permit },
+            };
+            self.send(part).await?;
+        }
+        Ok(())
     }
 
     /// How many of `wanted` messages may go, once any may.

@@ -35,6 +35,7 @@ mod stream_positions;
 mod stream_requests;
 mod streams;
 mod streams_compacted;
+mod streams_fast;
 mod sys;
 mod traces;
 mod v311;
