@@ -63,6 +63,9 @@ pub(crate) struct ShardOwner {
     pub(super) kept: BTreeMap<LogKey, Kept>,
     pub(super) retake_at: Option<Instant>,
     pub(super) closing: Option<oneshot::Sender<()>>,
+    /// What is in line may have been put there before the shard was taken over: meanwhile another owner may have stored
+    /// a repeat of it.
+    in_doubt: bool,
 }
 
 impl ShardOwner {
@@ -83,6 +86,7 @@ impl ShardOwner {
             kept: BTreeMap::new(),
             retake_at: None,
             closing: None,
+            in_doubt: false,
         }
     }
 
@@ -147,6 +151,7 @@ impl ShardOwner {
             let Ok(command) = self.commands.try_recv() else { break };
             self.handle(command).await;
         }
+        self.in_doubt &= !self.commands.is_empty();
     }
 
     async fn handle(&mut self, command: Command) {
@@ -208,7 +213,9 @@ impl ShardOwner {
             return;
         }
         let key = key_of(&pending.log);
-        if let Some((publish, true)) = pending.publish {
+        if let Some((publish, is_repeat)) = pending.publish
+            && (is_repeat || self.in_doubt)
+        {
             if self.logs.get(key).is_some_and(|log| log.repeats.is_unsettled(&publish)) {
                 self.repeats.push_back(pending);
                 return;
@@ -301,6 +308,7 @@ impl ShardOwner {
             let tenure = fence::take_over(&self.context, self.vs, None).await?;
             self.checked_at = Some(self.context.clock.now());
             self.tenure = Some(tenure);
+            self.in_doubt = true;
             self.context.metrics.shards_owned.inc();
             tracing::debug!(shard = self.vs.0, epoch = tenure.owner.epoch.0, "took virtual shard over");
         }

@@ -90,8 +90,9 @@ struct World {
     readers: Vec<Live>,
     /// Entries of readers that may go on in another life.
     resumable: Vec<usize>,
-    /// Another broker had the shards in this life.
+    /// Another broker had the shards in this life, or may have had: what is left of one that crashed ends its turn.
     had_rival: bool,
+    has_crashed: bool,
     trace: Vec<String>,
 }
 
@@ -137,6 +138,7 @@ impl World {
             readers: Vec::new(),
             resumable: Vec::new(),
             had_rival: false,
+            has_crashed: false,
             trace: Vec::new(),
         }
     }
@@ -370,7 +372,7 @@ impl World {
             self.faults.set_rates(profiles[usize::try_from(self.seed.below(3)).unwrap()]);
         }
         let core = self.open().await;
-        self.had_rival = false;
+        self.had_rival = self.has_crashed;
         for _ in 0..self.seed.below(STEPS) {
             match self.seed.below(12) {
                 0..=3 => self.publish(&core).await,
@@ -391,6 +393,7 @@ impl World {
         if orderly {
             core.close().await;
         }
+        self.has_crashed |= !orderly;
         self.note(format!("end, in order {orderly}"));
     }
 
