@@ -12,6 +12,7 @@ use std::time::Duration;
 use bytestring::ByteString;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt};
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot};
 use weir_env::clock::{Instant, Timestamp};
 
@@ -31,6 +32,8 @@ use crate::shard::{Owners, write_positions};
 const COMMIT_DELAY: Duration = Duration::from_millis(500);
 /// Wait after a write that failed.
 const RETRY_WAIT: Duration = Duration::from_millis(500);
+/// Time in which what a member said last arrives, once its channel is closed.
+const LAST_WORDS_WAIT: Duration = Duration::from_secs(5);
 /// How often groups are looked at that may have expired, and members that are gone without a word.
 pub(super) const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
 /// How often it is measured how far groups are behind.
@@ -120,11 +123,31 @@ pub(super) enum Done {
 pub(super) struct Running {
     pub(super) group: Group,
     pub(super) events: BTreeMap<ConsumerId, mpsc::Sender<GroupEvent>>,
+    /// Members whose channel is closed, and when they are taken for gone: their last words may be on the way.
+    pub(super) closed: BTreeMap<ConsumerId, Instant>,
     /// When the position of each shard was last stored.
     pub(super) committed: Vec<Timestamp>,
     /// When it last had members, as far as the store knows.
     pub(super) used_at: Timestamp,
     pub(super) share: GroupShare,
+}
+
+impl Running {
+    /// The channel of a member is closed.
+    pub(super) fn is_closed(&mut self, member: ConsumerId, now: Instant) {
+        self.closed.entry(member).or_insert(now + LAST_WORDS_WAIT);
+    }
+
+    fn forget(&mut self, member: ConsumerId) {
+        self.events.remove(&member);
+        self.closed.remove(&member);
+    }
+
+    /// When something is to be done although nobody asks.
+    fn poll_timeout(&self) -> Option<Instant> {
+        let gone = self.closed.values().min().copied();
+        [self.group.poll_timeout(), gone].into_iter().flatten().min()
+    }
 }
 
 /// A group that is being stored for the first time.
@@ -234,17 +257,24 @@ impl Coordinator {
     }
 
     fn next_timeout(&self) -> Option<Instant> {
-        let revoked = self.groups.values().filter_map(|running| running.group.poll_timeout()).min();
+        let revoked = self.groups.values().filter_map(Running::poll_timeout).min();
         [self.write_at, self.measure_at, Some(self.sweep_at), revoked].into_iter().flatten().min()
     }
 
     fn handle_timeouts(&mut self, now: Instant) {
-        if self.groups.values().any(|running| running.group.poll_timeout().is_some_and(|at| at <= now)) {
+        if self.groups.values().any(|running| running.poll_timeout().is_some_and(|at| at <= now)) {
             self.take_progress();
+            let wall = self.wall();
             let names: Vec<ByteString> = self.groups.keys().cloned().collect();
             for name in names {
                 if let Some(running) = self.groups.get_mut(&name) {
                     running.group.handle_timeout(now);
+                    let gone = running.closed.iter().filter(|(_, at)| **at <= now).map(|(id, _)| *id);
+                    for member in gone.collect::<Vec<_>>() {
+                        running.forget(member);
+                        running.group.leave(member, now);
+                        running.used_at = wall;
+                    }
                     self.metrics.groups.revocations_timed_out.inc_by(running.group.take_timed_out());
                 }
                 self.tell(&name);
@@ -325,7 +355,8 @@ impl Coordinator {
     pub(super) fn running(&self, name: &ByteString, group: Group, committed: Vec<Timestamp>) -> Running {
         let used_at = committed.iter().max().copied().unwrap_or_default();
         let share = self.metrics.groups.share(&self.stream.definition.name, name);
-        Running { group, events: BTreeMap::new(), committed, used_at, share }
+        let (events, closed) = (BTreeMap::new(), BTreeMap::new());
+        Running { group, events, closed, committed, used_at, share }
     }
 
     pub(super) fn numbers(&self) -> Vec<u8> {
@@ -411,7 +442,7 @@ impl Coordinator {
     pub(super) fn leave(&mut self, name: &ByteString, member: ConsumerId) {
         let (now, wall) = (self.now(), self.wall());
         let Some(running) = self.groups.get_mut(name) else { return };
-        running.events.remove(&member);
+        running.forget(member);
         if running.group.leave(member, now) {
             // What it had is written, and with it that the group was in use until now.
             running.used_at = wall;
@@ -428,13 +459,19 @@ impl Coordinator {
             if matches!(event, GroupEvent::Assigned { .. }) {
                 self.metrics.groups.assigned.inc();
             }
-            let told = running.events.get(&member).is_some_and(|events| events.try_send(event).is_ok());
+            let told = running.events.get(&member).map(|events| events.try_send(event));
             if event == GroupEvent::Ended {
-                running.events.remove(&member);
-            } else if !told {
-                running.events.remove(&member);
-                running.group.leave(member, now);
-                running.used_at = wall;
+                running.forget(member);
+                continue;
+            }
+            match told {
+                Some(Ok(())) => {}
+                Some(Err(TrySendError::Closed(_))) => running.is_closed(member, now),
+                Some(Err(TrySendError::Full(_))) | None => {
+                    running.forget(member);
+                    running.group.leave(member, now);
+                    running.used_at = wall;
+                }
             }
         }
         running.share.set_members(running.group.member_count());

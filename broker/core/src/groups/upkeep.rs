@@ -1,7 +1,7 @@
 //! What a coordinator does unasked: reading what is stored at first, ending groups that nobody uses, measuring how far
 //! the others are behind. The state is the coordinator's.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -73,10 +73,10 @@ impl Coordinator {
         let touch = if expiry.is_zero() { TOUCH_INTERVAL_MAX } else { TOUCH_INTERVAL_MAX.min(expiry / 4) };
         let names: Vec<ByteString> = self.groups.keys().cloned().collect();
         for name in names {
-            let Some(running) = self.groups.get(&name) else { continue };
-            let gone: BTreeSet<ConsumerId> =
+            let Some(running) = self.groups.get_mut(&name) else { continue };
+            let closed: Vec<ConsumerId> =
                 running.events.iter().filter(|(_, events)| events.is_closed()).map(|(id, _)| *id).collect();
-            gone.into_iter().for_each(|member| self.leave(&name, member));
+            closed.into_iter().for_each(|member| running.is_closed(member, now));
             let Some(running) = self.groups.get_mut(&name) else { continue };
             if running.group.member_count() > 0 {
                 running.used_at = wall;

@@ -199,9 +199,28 @@ async fn a_member_that_does_not_answer_or_has_vanished_loses_its_shards() {
     assert_eq!(b.shards.len(), 1);
     // Its connection is gone without a word.
     drop(silent);
-    tokio::time::sleep(Duration::from_secs(61)).await;
+    tokio::time::sleep(Duration::from_secs(66)).await;
     b.listen(&core, &stream).await;
     assert_eq!(b.shards.len(), 2);
+    core.close().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn last_words_count_though_the_member_is_gone_when_they_are_heard() {
+    let (_store, _, core, stream) = with_stream(4).await;
+    let a = Member::join(&core, &stream, "g", 1, &Start::Earliest).await;
+    let b = Member::join(&core, &stream, "g", 2, &Start::Earliest).await;
+    // Nothing of this is heard before their channels are closed: what is given back is for one that is gone.
+    for (shard, position) in [(3, 7), (2, 8)] {
+        core.groups().release(&stream, "g", shard, a.shards[&shard].0, position).await.unwrap();
+    }
+    core.groups().progress(&stream, "g", 1, a.shards[&1].0, 9);
+    core.groups().leave(&stream, "g", a.id).await.unwrap();
+    drop((a, b));
+    let mut c = Member::join(&core, &stream, "g", 3, &Start::Earliest).await;
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    c.listen(&core, &stream).await;
+    assert_eq!(c.positions(), [(0, 0), (1, 9), (2, 8), (3, 7)]);
     core.close().await;
 }
 
