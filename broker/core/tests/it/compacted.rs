@@ -256,6 +256,20 @@ async fn many_tombstones_go_in_several_transactions() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn small_messages_of_many_keys_go_into_several_transactions() {
+    let world = World::start(compacted(1)).await;
+    let topics: Vec<String> = (0..14_000).map(|n| format!("a/{n}")).collect();
+    let messages: Vec<(&str, &str)> = topics.iter().map(|topic| (topic.as_str(), "")).collect();
+    for _ in 0..2 {
+        // All others are in line when this one is done. A transaction that were too large would refuse them.
+        world.faults.fail_next_commit(CommitFault::Stalled(Duration::from_secs(1)));
+        world.publish_all(&messages).await;
+    }
+    assert_eq!(world.check().await, (14_000..28_000).collect::<Vec<u64>>());
+    world.core.close().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn limits_remove_the_oldest_in_the_same_transaction() {
     let retention = Retention { max_messages: 3, ..Retention::default() };
     let world = World::start(Definition { retention, ..compacted(1) }).await;
