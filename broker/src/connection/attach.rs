@@ -12,16 +12,19 @@ use weir_core::keyspace::session_position::SessionPosition;
 use weir_core::queue::{Consumer, Lost, Verdict, Window};
 use weir_topic::Subscription;
 
-use super::external::{CONSUMER_WINDOW_MAX, External, Source, resolve};
+use super::external::{CONSUMER_WINDOW_MAX, External, Source, resolve, share};
+use super::stream::Member;
 use super::stream::request::StreamRequest;
 use super::wait::Catalog;
 use super::{Connection, Unwritten};
 use crate::router::Wish;
 
 impl Connection {
-    /// Whether another subscription than that by `text` is attached to `object`.
-    pub(super) fn consumes(&self, object: &Object, text: &ByteString) -> bool {
-        let is_other = |e: &External| e.text != *text && e.object().is_some_and(|o| o.id == object.id);
+    /// Whether another subscription than `to`, by `text`, shares with that what `object` has.
+    pub(super) fn consumes(&self, object: &Object, text: &ByteString, to: &Subscription) -> bool {
+        let is_other = |e: &External| {
+            e.text != *text && share(to, &e.to) && e.object().is_some_and(|o| o.id == object.id)
+        };
         self.externals.iter().any(is_other)
     }
 
@@ -38,6 +41,7 @@ impl Connection {
         wish: Wish,
         request: StreamRequest,
         left: Option<SessionPosition>,
+        member: Option<Member>,
     ) {
         let qos = wish.options.qos;
         let known = self.externals.iter().position(|external| external.text == text);
@@ -47,7 +51,7 @@ impl Connection {
             let is_same = external.request.is_same(&request)
                 && external.qos == qos
                 && (external.identifier == wish.identifier || !is_encoded);
-            if is_same && !external.has_ended() {
+            if is_same && !external.has_ended() && member.is_none() {
                 // Its messages go on where they are.
                 external.identifier = wish.identifier;
                 return;
@@ -58,7 +62,7 @@ impl Connection {
                 let is_same_end = external.request.ends_as(&request);
                 external.request.become_as(request);
                 if let Some(at) = known {
-                    self.read_otherwise(at, is_same_end).await;
+                    self.read_otherwise(at, is_same_end, member).await;
                 }
                 return;
             }
@@ -75,16 +79,16 @@ impl Connection {
             source: Source::Missing,
         };
         self.externals.push(external);
-        self.connect_external(self.externals.len() - 1).await;
+        self.connect_external(self.externals.len() - 1, member).await;
     }
 
-    /// Attaches a subscription to its queue or stream, if that exists. A queue has only one of a connection.
-    pub(super) async fn connect_external(&mut self, at: usize) {
+    /// Attaches a subscription to its queue or stream, if that exists and no other shares it.
+    pub(super) async fn connect_external(&mut self, at: usize, member: Option<Member>) {
         let Some(external) = self.externals.get(at) else { return };
         let view = self.broker.core.catalog().view();
         let Ok(Some(object)) = resolve(&view, &external.to) else { return };
         let (client, name, kind) = (&self.stored.client_id, &object.definition.name, external.kind());
-        if kind == Kind::Queue && self.consumes(&object, &external.text) {
+        if self.consumes(&object, &external.text, &external.to) {
             // Both waited for it, under different filters.
             tracing::info!(%client, filter = %external.text, name, "consumed already under another filter");
             return;
@@ -102,7 +106,7 @@ impl Connection {
         }
         let attached = match kind {
             Kind::Queue => self.consume(external.qos, object).await,
-            Kind::Stream => self.read(at, object).await,
+            Kind::Stream => self.read(at, object, member).await,
         };
         match attached {
             Ok(source) => {
@@ -178,10 +182,10 @@ impl Connection {
             let now = resolve(&view, &external.to).ok().flatten();
             let attached = external.object().map(|object| object.id);
             match (attached, now) {
-                (None, Some(_)) => self.connect_external(at).await,
+                (None, Some(_)) => self.connect_external(at, None).await,
                 (Some(id), now) if now.as_ref().is_none_or(|object| object.id != id) => {
                     self.lose(at).await;
-                    self.connect_external(at).await;
+                    self.connect_external(at, None).await;
                 }
                 (Some(_), Some(changed)) => self.follow_change(at, changed).await,
                 (Some(_) | None, None) => {}

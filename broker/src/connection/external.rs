@@ -10,7 +10,7 @@ use weir_core::definition::Kind;
 use weir_core::keyspace::segment::Record;
 use weir_core::keyspace::session_position::SessionPosition;
 use weir_core::queue::{Consumer, QueueDelivery};
-use weir_topic::{Subscription, TopicFilter};
+use weir_topic::{ShareName, Subscription, TopicFilter};
 
 use super::stream::Reading;
 use super::stream::request::StreamRequest;
@@ -88,6 +88,25 @@ pub(super) fn kind_of(to: &Subscription) -> Option<Kind> {
         Subscription::Plain(_) | Subscription::Shared { .. } => None,
         Subscription::Queue { .. } | Subscription::QueueByFilter { .. } => Some(Kind::Queue),
         Subscription::Stream { .. } | Subscription::StreamByFilter { .. } => Some(Kind::Stream),
+    }
+}
+
+/// The consumer group of a stream that a subscription is to join.
+pub(super) fn group_of(to: &Subscription) -> Option<&ShareName> {
+    match to {
+        Subscription::Stream { group, .. } | Subscription::StreamByFilter { group, .. } => group.as_ref(),
+        Subscription::Plain(_)
+        | Subscription::Shared { .. }
+        | Subscription::Queue { .. }
+        | Subscription::QueueByFilter { .. } => None,
+    }
+}
+
+/// Whether two subscriptions to one queue or stream share its messages: a connection has only one of such.
+pub(super) fn share(one: &Subscription, other: &Subscription) -> bool {
+    match kind_of(one) {
+        Some(Kind::Queue) => true,
+        Some(Kind::Stream) | None => group_of(one).is_some() && group_of(one) == group_of(other),
     }
 }
 

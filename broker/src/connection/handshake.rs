@@ -25,7 +25,7 @@ use super::inlet::Inlet;
 use super::pace::Pace;
 use super::pending::Pending;
 use super::queue_slot::QueueSlot;
-use super::stream::STREAM_CHANNEL;
+use super::stream::{STREAM_CHANNEL, Timers};
 use super::wire::Wire;
 use super::{Connection, FAREWELL_TIMEOUT, Incoming, Tag};
 use crate::auth::ClientAccess;
@@ -333,7 +333,7 @@ impl Parts {
             queue_slot: QueueSlot::default(),
             stream: Inlet::new(STREAM_CHANNEL),
             batch: None,
-            positions_at: None,
+            timers: Timers::default(),
             retained: VecDeque::new(),
             inbox,
             turn: 0,

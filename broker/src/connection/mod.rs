@@ -36,6 +36,7 @@ use bytestring::ByteString;
 use smallvec::SmallVec;
 use tokio_util::sync::CancellationToken;
 use weir_codec::{Decoder, Packet, PacketId, PacketType, ProtocolVersion, ReasonCode};
+use weir_core::groups::GroupEvent;
 use weir_core::key::Publisher;
 use weir_core::keyspace::PublishId;
 use weir_core::keyspace::inbox::InboxId;
@@ -58,7 +59,7 @@ use inlet::Inlet;
 use pace::Pace;
 use pending::Pending;
 use queue_slot::QueueSlot;
-use stream::{PlaceId, StreamBatch};
+use stream::{PlaceId, StreamBatch, Timers};
 use wait::{Catalog, Socket, Turn, Wants};
 use wire::Wire;
 
@@ -160,8 +161,8 @@ struct Connection {
     queue_slot: QueueSlot,
     stream: Inlet<StreamBatch>,
     batch: Option<Box<StreamBatch>>,
-    /// When positions in streams are stored.
-    positions_at: Option<Instant>,
+    /// When something is to be done for streams.
+    timers: Timers,
     retained: VecDeque<subscribe::RetainedScan>,
     inbox: Inbox,
     /// Which source of deliveries is asked first.
@@ -184,6 +185,7 @@ struct Todo {
     undecoded: bool,
     eviction: Option<Eviction>,
     catalog: bool,
+    group: Option<(PlaceId, GroupEvent)>,
     timer: bool,
 }
 
@@ -281,6 +283,9 @@ impl Connection {
             if todo.catalog {
                 Box::pin(self.refresh_externals()).await;
             }
+            if let Some((place, event)) = todo.group {
+                Box::pin(self.handle_group_event(place, event)).await;
+            }
             if todo.timer && Box::pin(self.handle_time(wants, idle_at)).await {
                 idle_at = None;
             }
@@ -292,7 +297,8 @@ impl Connection {
         let timeout = self.session.poll_timeout().map(Instant::from);
         let again_at = held_up.then(|| self.broker.clock.now() + HELD_UP_WAIT);
         let (slow_at, kept_until) = (self.pace.poll_timeout(), self.queue_slot.poll_timeout());
-        let wakes = [timeout, idle_at, self.drain_until, slow_at, kept_until, again_at, self.positions_at];
+        let wakes =
+            [timeout, idle_at, self.drain_until, slow_at, kept_until, again_at, self.timers.poll_timeout()];
         Wants {
             read: self.wants_read() && !self.undecoded && !self.input_ended,
             queue: self.held.is_empty() && self.has_room(),
@@ -324,7 +330,7 @@ impl Connection {
             // Writing happens in `pump`, which follows.
             Some(Socket::Writable) | None => false,
         };
-        Todo { undecoded, eviction, catalog: turn.catalog, timer: turn.timer }
+        Todo { undecoded, eviction, catalog: turn.catalog, group: turn.group, timer: turn.timer }
     }
 
     /// The time may have come for something. True if the connection is idle from here on.
@@ -332,8 +338,8 @@ impl Connection {
         let now = self.broker.clock.now();
         let is_due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
         self.queue_slot.handle_timeout(now);
-        if is_due(self.positions_at) {
-            self.store_positions();
+        if is_due(self.timers.poll_timeout()) {
+            self.handle_stream_timers(now).await;
         }
         if is_due(self.pace.poll_timeout()) {
             self.shed("limits.slowClientTimeout");

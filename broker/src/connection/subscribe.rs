@@ -21,7 +21,8 @@ use weir_session::Delivery;
 use weir_topic::{Subscription, TopicFilter};
 
 use super::creation::Missing;
-use super::external::{EXTERNALS_MAX, Refusal, kind_of, resolve};
+use super::external::{EXTERNALS_MAX, Refusal, kind_of, resolve, share};
+use super::stream::Member;
 use super::stream::request::StreamRequest;
 use super::{Connection, Tag};
 use crate::broker::{Broker, wish_of};
@@ -105,6 +106,8 @@ struct Grant {
     to: Subscription,
     wish: Wish,
     request: StreamRequest,
+    /// Its membership of a consumer group, if that is new.
+    member: Option<Member>,
     note: Option<String>,
     /// What has to be made for it.
     create: Option<Box<Definition>>,
@@ -126,6 +129,12 @@ impl Connection {
             {
                 checked = Err(refusal);
             }
+            if let Ok(grant) = &mut checked {
+                match Box::pin(self.join_for(&grant.text, &grant.to, &grant.request)).await {
+                    Ok(member) => grant.member = member,
+                    Err(refusal) => checked = Err(refusal),
+                }
+            }
             match checked {
                 Ok(grant) => {
                     reasons.push(granted(grant.wish.options.qos));
@@ -146,7 +155,11 @@ impl Connection {
             tracing::warn!(client = %self.stored.client_id, %error, "subscriptions could not be stored");
             reasons.fill(ReasonCode::UnspecifiedError);
             notes.push("the subscriptions could not be stored; subscribe again".to_owned());
-            grants.clear();
+            for Grant { to, member, .. } in grants.drain(..) {
+                if let Some(member) = member {
+                    self.leave_at_once(member, &to).await;
+                }
+            }
         }
         let mut scans = Vec::new();
         for grant in grants {
@@ -189,7 +202,15 @@ impl Connection {
         }
         let options = if self.bridge { of_bridge(entry) } else { entry.options };
         let wish = Wish { options, identifier };
-        let mut grant = Grant { text, to, wish, request: StreamRequest::default(), note: None, create: None };
+        let mut grant = Grant {
+            text,
+            to,
+            wish,
+            request: StreamRequest::default(),
+            member: None,
+            note: None,
+            create: None,
+        };
         if kind_of(&grant.to).is_some() {
             let others = granted.iter().filter(|other| kind_of(&other.to).is_some());
             if !known && self.externals.len() + others.count() >= EXTERNALS_MAX {
@@ -214,12 +235,6 @@ impl Connection {
             return Err(Refusal { reason: ReasonCode::TopicFilterInvalid, text });
         }
         grant.request = StreamRequest::parse(&grant.to, properties)?;
-        if let Subscription::StreamByFilter { group: Some(_), .. }
-        | Subscription::Stream { group: Some(_), .. } = grant.to
-        {
-            let text = "consumer groups of streams are not supported by this version".to_owned();
-            return Err(Refusal { reason: ReasonCode::ImplementationSpecificError, text });
-        }
         let view = self.broker.core.catalog().view();
         let found = resolve(&view, &grant.to)?;
         if found.is_none() {
@@ -235,12 +250,13 @@ impl Connection {
             Some(definition) => grant.request.check(definition)?,
             None => grant.request.since = Some(self.broker.clock.wall()),
         }
-        if let Some(object) = found.as_ref().filter(|_| queue) {
+        if let Some(object) = &found {
             let before = |other: &&Grant| {
                 other.text != grant.text
+                    && share(&grant.to, &other.to)
                     && resolve(&view, &other.to).ok().flatten().is_some_and(|o| o.id == object.id)
             };
-            if self.consumes(object, &grant.text) || granted.iter().any(|other| before(&other)) {
+            if self.consumes(object, &grant.text, &grant.to) || granted.iter().any(|other| before(&other)) {
                 let name = &object.definition.name;
                 let text = format!("this connection consumes {name} already under another filter");
                 return Err(Refusal { reason: ReasonCode::TopicFilterInvalid, text });
@@ -268,9 +284,9 @@ impl Connection {
 
     /// Makes a granted subscription work. Returns the retained messages it asks for.
     async fn install(&mut self, grant: Grant) -> Option<RetainedScan> {
-        let Grant { text, to, wish, request, .. } = grant;
+        let Grant { text, to, wish, request, member, .. } = grant;
         if kind_of(&to).is_some() {
-            self.install_external(text, to, wish, request, None).await;
+            self.install_external(text, to, wish, request, None, member).await;
             return None;
         }
         self.broker.router.subscribe(&self.subscriber, &text, &to, wish);
@@ -397,7 +413,7 @@ impl Connection {
             if kind_of(&to).is_some() {
                 let request = StreamRequest::of_stored(&to, &stored.extra);
                 let left = positions.remove(&text);
-                self.install_external(text, to, wish, request, left).await;
+                self.install_external(text, to, wish, request, left, None).await;
             } else {
                 self.broker.router.subscribe(&self.subscriber, &text, &to, wish);
                 self.subscriptions.insert(text);

@@ -12,14 +12,16 @@ use futures_util::future::BoxFuture;
 use tokio::sync::watch;
 use tokio::task::coop;
 use tokio::time::Sleep;
+use weir_core::groups::GroupEvent;
 use weir_core::queue::QueueDelivery;
 use weir_env::clock::Instant;
 
 use super::auth::{AuthEvent, ClientAuth};
+use super::external::External;
 use super::inbox::Inbox;
 use super::inlet::Inlet;
 use super::pending::Pending;
-use super::stream::StreamBatch;
+use super::stream::{PlaceId, StreamBatch};
 use super::wire::Wire;
 use super::{Answer, Connection};
 use crate::mailbox::Mailbox;
@@ -35,6 +37,8 @@ pub(super) struct Turn {
     pub(super) written: Option<weir_core::Result<()>>,
     pub(super) auth: Option<AuthEvent>,
     pub(super) catalog: bool,
+    /// A consumer group of a stream has said this.
+    pub(super) group: Option<(PlaceId, GroupEvent)>,
     /// The time has come that was waited for, or an earlier one that was.
     pub(super) timer: bool,
 }
@@ -94,6 +98,7 @@ impl Turn {
             || self.written.is_some()
             || self.auth.is_some()
             || self.catalog
+            || self.group.is_some()
     }
 }
 
@@ -103,6 +108,7 @@ struct Sources<'a> {
     mailbox: &'a Mailbox,
     queue: &'a mut Inlet<QueueDelivery>,
     stream: &'a mut Inlet<StreamBatch>,
+    externals: &'a mut [External],
     inbox: &'a mut Inbox,
     auth: &'a mut Option<Box<ClientAuth>>,
     catalog: &'a mut Option<Catalog>,
@@ -149,8 +155,8 @@ impl Connection {
     }
 
     fn sources(&mut self) -> (&Wire, Sources<'_>) {
-        let Self { wire, pending, mailbox, queue, stream, inbox, auth, catalog, .. } = self;
-        (wire, Sources { pending, mailbox, queue, stream, inbox, auth, catalog })
+        let Self { wire, pending, mailbox, queue, stream, externals, inbox, auth, catalog, .. } = self;
+        (wire, Sources { pending, mailbox, queue, stream, externals, inbox, auth, catalog })
     }
 }
 
@@ -180,6 +186,7 @@ impl Sources<'_> {
         if wants.stream {
             turn.batch = self.stream.poll_recv(context);
         }
+        turn.group = self.externals.iter_mut().find_map(|external| external.poll_group(context));
         turn.written = self.inbox.poll_written(context);
         turn.auth = self.auth.as_mut().and_then(|auth| auth.poll_event(context));
         turn.catalog = self.catalog.as_mut().is_some_and(|catalog| catalog.poll_changed(context));

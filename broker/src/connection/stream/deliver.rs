@@ -29,26 +29,32 @@ impl Connection {
         if !is_done {
             self.batch = Some(batch);
         }
-        let has_moved = self.reading(at).is_some_and(|reading| reading.positions.has_moved());
-        if has_moved {
-            self.schedule_positions();
-        }
+        self.follow_positions(at);
         any
     }
 
     /// Whether anything of a batch was taken, and whether nothing is left of it.
     fn deliver_batch(&mut self, at: usize, batch: &mut StreamBatch) -> (bool, bool) {
         let qos = self.externals.get(at).map_or(QoS::AtMostOnce, |e| e.qos.min(QoS::AtLeastOnce));
-        let (shard, records, next) = match &mut batch.part {
-            Part::Records { shard, records, next, .. } => (shard, records, next),
-            Part::Frames { shard, frames, next, .. } => {
+        let (shard, generation) = match &batch.part {
+            Part::Records { shard, generation, .. } | Part::Frames { shard, generation, .. } => {
+                (*shard, *generation)
+            }
+            Part::End => return self.deliver_end(at, qos),
+        };
+        if !self.reading(at).is_some_and(|reading| reading.wants(shard, generation)) {
+            return (true, true);
+        }
+        let (records, next) = match &mut batch.part {
+            Part::Records { records, next, .. } => (records, next),
+            Part::Frames { frames, next, .. } => {
                 if !self.can_take(QoS::AtMostOnce) {
                     return (false, false);
                 }
                 self.wire.put_frames(frames);
                 self.metrics.messages_dropped.add(Dropped::TooLarge, frames.too_large);
                 if let Some(reading) = self.reading(at) {
-                    reading.positions.passed(*shard, *next);
+                    reading.positions.passed(shard, *next);
                 }
                 return (true, true);
             }
@@ -61,20 +67,20 @@ impl Connection {
             }
             let Some((offset, record)) = records.front().map(|(offset, record)| (*offset, record)) else {
                 if let Some(reading) = self.reading(at) {
-                    reading.positions.passed(*shard, *next);
+                    reading.positions.passed(shard, *next);
                 }
                 return (true, true);
             };
-            let Some(delivery) = self.stream_delivery(at, qos, *shard, offset, record) else {
+            let Some(delivery) = self.stream_delivery(at, qos, shard, offset, record) else {
                 return (any, true);
             };
             let sent = self.send(delivery);
             let Some(reading) = self.reading(at) else { return (any, true) };
             match sent {
-                Sent::Yes if qos != QoS::AtMostOnce => reading.positions.sent(*shard, offset),
-                Sent::Yes => reading.positions.passed(*shard, offset + 1),
+                Sent::Yes if qos != QoS::AtMostOnce => reading.positions.sent(shard, offset),
+                Sent::Yes => reading.positions.passed(shard, offset + 1),
                 Sent::Dropped(why) => {
-                    reading.positions.passed(*shard, offset + 1);
+                    reading.positions.passed(shard, offset + 1);
                     self.metrics.messages_dropped.inc(why);
                 }
                 Sent::Later => return (any, false),
@@ -126,8 +132,19 @@ impl Connection {
             (None, _) => self.note_end(external),
             (Some(_), None) => {}
         }
-        if self.reading(external).is_some_and(|reading| reading.positions.has_moved()) {
+        self.follow_positions(external);
+    }
+
+    /// Positions may have moved, which the store or the group is to know before long.
+    fn follow_positions(&mut self, at: usize) {
+        let persistent = self.stored.persistent;
+        let Some(reading) = self.reading(at) else { return };
+        let (has_moved, is_member) = (reading.positions.has_moved(), reading.member.is_some());
+        if has_moved && (persistent || is_member) {
             self.schedule_positions();
+        }
+        if is_member {
+            self.schedule_release(at);
         }
     }
 

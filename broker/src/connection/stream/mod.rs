@@ -6,6 +6,7 @@
 
 mod deliver;
 mod frames;
+mod group;
 mod positions;
 mod rate;
 pub(super) mod request;
@@ -15,28 +16,33 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytestring::ByteString;
+use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use weir_codec::QoS;
-use weir_core::Core;
 use weir_core::catalog::Object;
 use weir_core::keyspace::segment::Record;
 use weir_core::keyspace::session_position::SessionPosition;
 use weir_core::queue::Lost;
 use weir_core::sessions::SessionOp;
 use weir_core::stream::{ReadOptions, ReadPermit, Start};
+use weir_core::{Core, Error};
+use weir_env::clock::Instant;
 
 use super::Connection;
-use super::external::Source;
+use super::external::{Source, group_of};
 use frames::Encoder;
 pub(super) use frames::Frames;
+pub(super) use group::Member;
+use group::join;
 use positions::Positions;
 use rate::Rate;
-use task::Task;
+use task::{Shares, Task};
 
 /// Batches of stream messages, 256 KiB each about, that wait for a connection; then its readers wait.
 pub(in crate::connection) const STREAM_CHANNEL: usize = 2;
 /// Longest time from a move of a position until it is on its way to the store.
-const STORE_AFTER: Duration = Duration::from_millis(500);
+const STORE_AFTER: Duration = Duration::from_millis(400);
 
 /// Tells the batches of a reader from those of one that has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,12 +59,31 @@ pub(in crate::connection) struct StreamBatch {
     part: Part,
 }
 
+/// When something is to be done for streams.
+#[derive(Debug, Default)]
+pub(in crate::connection) struct Timers {
+    /// Positions are stored, or told to groups.
+    pub(in crate::connection) store: Option<Instant>,
+    /// Shards are given back to groups.
+    pub(in crate::connection) release: Option<Instant>,
+    /// Groups are joined again.
+    pub(in crate::connection) rejoin: Option<Instant>,
+}
+
+impl Timers {
+    pub(in crate::connection) fn poll_timeout(&self) -> Option<Instant> {
+        [self.store, self.release, self.rejoin].into_iter().flatten().min()
+    }
+}
+
 /// A part of what there is to read.
 #[derive(Debug)]
 enum Part {
     /// Records of one shard.
     Records {
         shard: u8,
+        /// Of the assignment to this member of a consumer group.
+        generation: u64,
         records: VecDeque<(u64, Arc<Record>)>,
         /// Everything below is in these records, has been before, or is not wanted.
         next: u64,
@@ -68,6 +93,8 @@ enum Part {
     /// The same, encoded already.
     Frames {
         shard: u8,
+        /// As of records.
+        generation: u64,
         frames: Frames,
         /// As of records.
         next: u64,
@@ -84,6 +111,8 @@ pub(in crate::connection) struct Reading {
     reader: ReaderId,
     place: PlaceId,
     positions: Positions,
+    /// Of a consumer group.
+    member: Option<Member>,
     /// The client knows that there is no more.
     ended: bool,
     /// The reader runs until it is dropped.
@@ -112,18 +141,43 @@ impl Reading {
     }
 
     /// The subscription ends.
-    pub(in crate::connection) async fn end(self, _core: &Core) {}
+    pub(in crate::connection) async fn end(mut self, core: &Core) {
+        if let Some(member) = self.member.take() {
+            member.leave(core, &self.object, &mut self.positions).await;
+        }
+    }
 }
 
 impl Connection {
-    /// Begins to read a stream, where the subscription was left or wants to begin.
-    pub(super) async fn read(&mut self, at: usize, object: Arc<Object>) -> weir_core::Result<Source> {
+    /// Begins to read a stream, where the subscription was left or wants to begin; as a `member` of its group, which
+    /// it joins if it has not.
+    pub(super) async fn read(
+        &mut self,
+        at: usize,
+        object: Arc<Object>,
+        mut member: Option<Member>,
+    ) -> weir_core::Result<Source> {
         let Some(external) = self.externals.get(at) else { return Ok(Source::Missing) };
-        let left = external.left.as_deref();
+        if let Some(group) = group_of(&external.to).filter(|_| member.is_none()) {
+            let group = ByteString::from(group.as_str().to_owned());
+            let client_id = self.stored.client_id.clone();
+            match join(&self.broker, client_id, &object, group, &external.request).await {
+                Ok(joined) => member = Some(joined),
+                Err(Error::Full(what)) => {
+                    let (client, filter) = (&self.stored.client_id, &external.text);
+                    tracing::warn!(%client, %filter, "waits: the limit of {what} is reached");
+                    self.schedule_rejoin();
+                    return Ok(Source::Missing);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        let left = external.left.as_deref().filter(|_| member.is_none());
         let mut reading = Reading {
             reader: ReaderId(self.broker.consumer_id().0),
             place: PlaceId(self.broker.consumer_id().0),
             positions: Positions::default(),
+            member,
             ended: false,
             object,
             _stop: None,
@@ -136,7 +190,8 @@ impl Connection {
             return Ok(Source::Stream(Box::new(reading)));
         }
         let options = external.request.options(reading.object.id, left);
-        let Begun { reader, from, ends, stop } = self.begin(at, &reading.object, options).await?;
+        let shares = reading.member.as_ref().map(Member::shares);
+        let Begun { reader, from, ends, stop } = self.begin(at, &reading.object, options, shares).await?;
         for (shard, offset) in from {
             let end = ends.iter().find(|(of, _)| *of == shard).map(|(_, end)| *end);
             reading.positions.begin(shard, offset, end);
@@ -154,16 +209,19 @@ impl Connection {
 
     /// What a subscription asks for has changed, but not where it begins: it goes on in the new way with the next
     /// message. `is_same_end`: it ends where it did.
-    pub(super) async fn read_otherwise(&mut self, at: usize, is_same_end: bool) {
+    pub(super) async fn read_otherwise(&mut self, at: usize, is_same_end: bool, member: Option<Member>) {
         let Some(external) = self.externals.get(at) else { return };
-        let Source::Stream(reading) = &external.source else { return self.connect_external(at).await };
+        let Source::Stream(reading) = &external.source else {
+            return self.connect_external(at, member).await;
+        };
         let object = Arc::clone(&reading.object);
         let mut options = external.request.options(object.id, None);
         options.start = Start::Offsets(reading.positions.next());
         if let Some(ends) = reading.positions.ends().filter(|_| is_same_end) {
             options.until = Some(Start::Offsets(ends));
         }
-        match self.begin(at, &object, options).await {
+        let shares = reading.member.as_ref().map(|member| member.shares_from(&reading.positions));
+        match self.begin(at, &object, options, shares).await {
             Ok(Begun { reader, ends, stop, .. }) => {
                 let external = self.externals.get_mut(at);
                 if let Some(Source::Stream(reading)) = external.map(|external| &mut external.source) {
@@ -181,6 +239,7 @@ impl Connection {
         at: usize,
         object: &Arc<Object>,
         mut options: ReadOptions,
+        shares: Option<watch::Receiver<Shares>>,
     ) -> weir_core::Result<Begun> {
         let core = Arc::clone(&self.broker.core);
         if options.until == Some(Start::Latest) {
@@ -189,7 +248,10 @@ impl Connection {
                 ReadOptions { start: Start::Latest, key: options.key.clone(), ..ReadOptions::default() };
             options.until = Some(Start::Offsets(core.reader(object, &ends).await?.positions()));
         }
-        let reader = core.reader(object, &options).await?;
+        let reader = match shares {
+            Some(_) => core.idle_reader(),
+            None => core.reader(object, &options).await?,
+        };
         let id = ReaderId(self.broker.consumer_id().0);
         let from = reader.positions();
         let ends = match &options.until {
@@ -212,7 +274,7 @@ impl Connection {
             reader,
             rate: rate.map(|rate| Rate::new(rate, clock.now())),
             encoder,
-            shares: None,
+            shares,
             batches: self.stream.sender(),
         };
         let stop = CancellationToken::new();
@@ -222,14 +284,37 @@ impl Connection {
 
     /// Positions have moved, perhaps: they are stored before long.
     pub(super) fn schedule_positions(&mut self) {
-        if self.stored.persistent && self.positions_at.is_none() {
-            self.positions_at = Some(self.broker.clock.now() + STORE_AFTER);
+        if self.timers.store.is_none() {
+            self.timers.store = Some(self.broker.clock.now() + STORE_AFTER);
+        }
+    }
+
+    /// The time may have come for something.
+    pub(super) async fn handle_stream_timers(&mut self, now: Instant) {
+        let is_due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
+        if is_due(self.timers.store) {
+            self.store_positions();
+        }
+        if is_due(self.timers.release) {
+            self.release_shards().await;
+        }
+        if is_due(self.timers.rejoin) {
+            self.timers.rejoin = None;
+            self.refresh_externals().await;
         }
     }
 
     /// The time has come to store positions, unless an earlier write is under way: then a little later.
-    pub(super) fn store_positions(&mut self) {
-        self.positions_at = None;
+    fn store_positions(&mut self) {
+        self.timers.store = None;
+        for external in &mut self.externals {
+            if let Source::Stream(reading) = &mut external.source
+                && let Reading { member: Some(member), object, positions, .. } = &mut **reading
+                && positions.has_moved()
+            {
+                member.report(&self.broker.core, object, positions);
+            }
+        }
         if self.inbox.known().is_some_and(|inbox| inbox.writing.is_some()) {
             return self.schedule_positions();
         }
@@ -245,7 +330,7 @@ impl Connection {
             return Vec::new();
         }
         let moved = self.externals.iter_mut().filter_map(|external| match &mut external.source {
-            Source::Stream(reading) if reading.positions.has_moved() => {
+            Source::Stream(reading) if reading.member.is_none() && reading.positions.has_moved() => {
                 Some(SessionOp::StorePosition(Box::new((external.text.clone(), reading.position()))))
             }
             Source::Stream(_) | Source::Missing | Source::Queue { .. } => None,
@@ -257,7 +342,9 @@ impl Connection {
     pub(super) async fn lose(&mut self, at: usize) {
         let Some(external) = self.externals.get_mut(at) else { return };
         let mut source = std::mem::replace(&mut external.source, Source::Missing);
-        if let Source::Stream(reading) = &mut source {
+        if let Source::Stream(reading) = &mut source
+            && reading.member.is_none()
+        {
             let position = reading.position();
             if self.stored.persistent {
                 let op = SessionOp::StorePosition(Box::new((external.text.clone(), position.clone())));

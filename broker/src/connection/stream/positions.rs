@@ -77,6 +77,11 @@ impl Positions {
         self.moved |= at == 0;
     }
 
+    /// Whether nothing of a shard is in flight.
+    pub(super) fn is_settled(&self, shard: u8) -> bool {
+        self.shards.iter().all(|known| known.shard != shard || known.unacknowledged.is_empty())
+    }
+
     /// Where the next message of each shard is.
     pub(super) fn next(&self) -> Vec<(u8, u64)> {
         self.shards.iter().map(|shard| (shard.shard, shard.next)).collect()
@@ -141,6 +146,7 @@ mod tests {
         assert!(!positions.has_moved(), "nothing is done with");
         positions.acknowledged(3, 11);
         assert!(!positions.has_moved());
+        assert!(!positions.is_settled(3));
         positions.acknowledged(3, 10);
         assert!(positions.has_moved());
         assert_eq!(position(&mut positions), 14);
@@ -151,6 +157,7 @@ mod tests {
         assert!(!positions.has_moved());
         positions.acknowledged(3, 14);
         assert_eq!(position(&mut positions), 20);
+        assert!(positions.is_settled(3));
     }
 
     #[test]

@@ -68,7 +68,8 @@ impl Task {
             match outcome {
                 Ok(None) => {}
                 Ok(Some(batch)) => {
-                    self.pass_on(batch).await?;
+                    let generation = held.get(&batch.log.shard).copied().unwrap_or_default();
+                    self.pass_on(batch, generation).await?;
                 }
                 // The owner of a shard has failed, unless the stream is gone or the broker stops.
                 Err(Error::Closed) => self.reopen().await?,
@@ -142,7 +143,7 @@ impl Task {
     }
 
     /// Sends a batch, in pieces if messages are let through one after the other.
-    async fn pass_on(&mut self, batch: ReadBatch) -> Result<(), Over> {
+    async fn pass_on(&mut self, batch: ReadBatch, generation: u64) -> Result<(), Over> {
         let ReadBatch { log, records, next, mut permit, .. } = batch;
         let shard = log.shard;
         let mut rest: VecDeque<_> = records.into();
@@ -157,7 +158,7 @@ impl Task {
             };
             // The memory is in use until the last piece is gone.
             let permit = if is_last { permit.take() } else { None };
-            self.send_records(shard, records, next, permit).await?;
+            self.send_records((shard, generation), records, next, permit).await?;
             if is_last {
                 return Ok(());
             }
@@ -167,13 +168,13 @@ impl Task {
     /// Sends records as packets where that is all they still have to become, else as they are.
     async fn send_records(
         &mut self,
-        shard: u8,
+        (shard, generation): (u8, u64),
         records: VecDeque<(u64, Arc<Record>)>,
         next: u64,
         mut permit: Option<ReadPermit>,
     ) -> Result<(), Over> {
         if self.encoder.is_none() || records.is_empty() {
-            return self.send(Part::Records { shard, records, next, _permit: permit }).await;
+            return self.send(Part::Records { shard, generation, records, next, _permit: permit }).await;
         }
         let records = Vec::from(records);
         let mut rest = &records[..];
@@ -196,8 +197,11 @@ impl Task {
             // The memory is in use until the last piece is gone.
             let permit = if is_last { permit.take() } else { None };
             let part = match frames {
-                Some(frames) => Part::Frames { shard, frames, next, _permit: permit },
-                None => Part::Records { shard, records: now.to_vec().into(), next, _permit: permit },
+                Some(frames) => Part::Frames { shard, generation, frames, next, _permit: permit },
+                None => {
+                    let records = now.to_vec().into();
+                    Part::Records { shard, generation, records, next, _permit: permit }
+                }
             };
             self.send(part).await?;
         }
