@@ -7,7 +7,7 @@ use weir_core::definition::{Definition, Kind};
 use weir_core::stream::Start;
 
 use super::client::{
-    AtLeastOnce, AtMostOnce, Client, V5, V311, clean, number, persistent, property, receive_maximum, text,
+    AtLeastOnce, AtMostOnce, Client, V5, V311, clean, persistent, property, receive_maximum, text,
 };
 use super::{TestBroker, config, memory, stream};
 
