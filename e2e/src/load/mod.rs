@@ -295,9 +295,12 @@ impl Shared {
 
     async fn connect(&self, role: Role, n: u32) -> Result<(Connection, Box<dyn Wire>)> {
         let address = self.load.address;
-        // Consumers come back under their names: sessions that last belong to them.
+        let run = self.run & 0xffff;
+        // Consumers of queues come back under their names: sessions that last belong to them. Those of streams must
+        // not: a consumer that a broker has not forgotten yet would feed the next of its name.
         let id = match role {
-            Role::Publisher => format!("bench-p-{:x}-{n}", self.run & 0xffff),
+            Role::Publisher => format!("bench-p-{run:x}-{n}"),
+            Role::Consumer if self.load.protocol.is_stream() => format!("bench-c-{run:x}-{n}"),
             Role::Consumer => format!("bench-c-{n}"),
         };
         let topic = format!("{QUEUE}/{n}/data");
