@@ -7,7 +7,7 @@ use weir_core::definition::{Definition, Kind};
 use weir_core::stream::Start;
 
 use super::client::{
-    AtLeastOnce, AtMostOnce, Client, V5, V311, clean, persistent, property, receive_maximum, text,
+    AtLeastOnce, AtMostOnce, Client, V5, V311, clean, filter, persistent, property, receive_maximum, text,
 };
 use super::{TestBroker, config, memory, stream};
 
@@ -98,8 +98,9 @@ async fn members_of_both_versions_share_a_stream() {
         assert!(found.iter().all(|found| !found.is_empty()), "{found:?}");
         // A reader of its own, and one of another group, get everything.
         let mut other = broker.connect(clean("other", V311)).await;
-        other.subscribe("$share/other/$s/earliest/log/#", qos).await;
-        other.subscribe("$s/earliest/log/#", qos).await;
+        let both = ["$share/other/$s/earliest/log/#", "$s/earliest/log/#"].map(|to| filter(to, qos));
+        let suback = other.try_subscribe(both.into(), None, Vec::new()).await;
+        assert!(suback.reasons.iter().all(|reason| !reason.is_error()), "{suback:?}");
         let mut all = Vec::new();
         for _ in 0..80 {
             let message = other.message().await;
