@@ -286,7 +286,7 @@ pub(super) fn stream(object: &Object, reports: &Reports) -> wire::Stream {
         name: definition.name.clone(),
         topic_filter: definition.topic_filter.clone().unwrap_or_default(),
         shards: definition.shards.into(),
-        messages: reports.sum(|report| report.extent.next.saturating_sub(report.extent.start)),
+        messages: reports.sum(|report| report.messages),
         bytes: reports.sum(|report| report.bytes),
         readers: count(reports.readers()),
         declaration: Some(declaration(object)),
@@ -310,7 +310,7 @@ pub(super) fn stream_description(
         stream: Some(stream(object, reports)),
         settings: Some(wire::StreamSettings {
             key: definition.key.clone().unwrap_or_default(),
-            last_value: false,
+            last_value: definition.last_value,
             retention_age_millis: definition.retention.max_age_ms,
             retention_bytes: definition.retention.max_bytes,
             retention_messages: definition.retention.max_messages,

@@ -4,6 +4,7 @@ use weir_core::definition::Definition;
 
 use super::client::{AtLeastOnce, Client, V311, clean, property, text};
 use super::{TestBroker, stream};
+use crate::cli::weir;
 
 async fn start() -> TestBroker {
     let broker = TestBroker::start().await;
@@ -51,6 +52,10 @@ async fn the_state_and_then_the_changes_come_at_once() {
         assert_eq!(take(reader, 2).await, changes);
         reader.quiet().await;
     }
+    let (admin, args) = (broker.admin.to_string(), ["stream", "describe", "log", "-o", "json", "--admin"]);
+    let shown = weir(&[&args[..], &[&admin]].concat(), "").await.stdout;
+    let shown: serde_json::Value = serde_json::from_str(&shown).unwrap();
+    assert_eq!((&shown["settings"]["lastValue"], &shown["stream"]["messages"]), (&true.into(), &3.into()));
     let mut later = broker.clean("later").await;
     later.read_from("$stream/log", AtLeastOnce, "offset:4").await;
     assert_eq!(take(&mut later, 3).await, pairs(&[("log/3", ""), ("log/2", "e"), ("log/1", "")]));
