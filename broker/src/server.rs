@@ -42,6 +42,8 @@ use crate::{admin, disk, manifests, process, store};
 
 /// Wait before queues that could not be read are tried again.
 const TAKE_UP_RETRY: Duration = Duration::from_secs(10);
+/// Time between two streams that are taken up at the start, so that thousands of them are not all read at once.
+const STREAM_PACE: Duration = Duration::from_millis(50);
 /// How often due wills, expired sessions and leftovers are looked for.
 const MAINTAIN_INTERVAL: Duration = Duration::from_secs(1);
 /// How often the folder of manifests is looked at.
@@ -359,7 +361,7 @@ async fn maintain(broker: Arc<Broker>, stop: CancellationToken) {
     }
 }
 
-/// Has queues and consumer groups go on where the process before stopped, also those that nobody asks for.
+/// Has queues, consumer groups and streams go on where the process before stopped, also those that nobody asks for.
 async fn take_up(core: Arc<Core>, stop: CancellationToken) {
     let taken_up = async {
         while let Err(error) = core.take_up_queues().await {
@@ -368,6 +370,10 @@ async fn take_up(core: Arc<Core>, stop: CancellationToken) {
         }
         while let Err(error) = core.take_up_groups().await {
             tracing::warn!(%error, "expiry of some consumer groups waits: the store does not answer");
+            tokio::time::sleep(TAKE_UP_RETRY).await;
+        }
+        while let Err(error) = core.take_up_streams(STREAM_PACE).await {
+            tracing::warn!(%error, "some streams do not age yet: the store does not answer");
             tokio::time::sleep(TAKE_UP_RETRY).await;
         }
     };

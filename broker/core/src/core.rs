@@ -1,6 +1,7 @@
 //! The front of this crate: opens a keyspace and routes what is asked to the catalog and the shard owners.
 
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use futures_util::future::try_join_all;
 use smallvec::SmallVec;
@@ -364,6 +365,21 @@ impl Core {
         let mut outcome = Ok(());
         for stream in self.catalog.view().all(Kind::Stream) {
             outcome = outcome.and(told(self.groups.take_up(stream).await, stream, "take up consumer groups"));
+        }
+        outcome
+    }
+
+    /// Has streams that age be owned by somebody, one each `pace`: so they also age if nobody has asked for them since
+    /// the start.
+    ///
+    /// # Errors
+    /// As [`Core::take_up_queues`].
+    pub async fn take_up_streams(&self, pace: Duration) -> Result<()> {
+        let mut outcome = Ok(());
+        let view = self.catalog.view();
+        for stream in view.all(Kind::Stream).filter(|s| s.definition.retention.max_age_ms > 0) {
+            tokio::time::sleep(pace).await;
+            outcome = outcome.and(told(self.describe(stream).await.map(drop), stream, "take up"));
         }
         outcome
     }

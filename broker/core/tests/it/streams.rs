@@ -4,6 +4,7 @@ use weir_core::catalog::ApplyError;
 use weir_core::definition::{Kind, Retention};
 use weir_core::key::Publisher;
 use weir_core::keyspace::PublishId;
+use weir_core::shard::read_segments;
 use weir_core::stream::{ReadOptions, Start};
 use weir_env::clock::Timestamp;
 
@@ -138,6 +139,28 @@ async fn a_stream_that_nobody_touches_ages() {
     // The newest segment stays.
     assert_eq!(core.describe(&stream).await.unwrap()[0].extent.start, 2);
     core.close().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_ages_after_a_restart_although_nobody_asks_for_it() {
+    let (store, clock) = memory();
+    let first = open(&store, clock, 1).await;
+    let mut s = definition(Kind::Stream, "s", "a", 1);
+    s.retention = Retention { max_age_ms: 3_600_000, ..Retention::default() };
+    first.apply(&[s]).await.unwrap();
+    for n in 0..3 {
+        publish(&first, clock, "a", &n.to_string()).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(60)).await;
+    }
+    first.close().await;
+    let second = open(&store, clock, 2).await;
+    second.take_up_streams(Duration::from_millis(50)).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(7200)).await;
+    // What is in the store, without asking the broker for it.
+    let stream = second.catalog().view().find(Kind::Stream, "s").unwrap();
+    let segments = read_segments(&store, &stream.logs[0], 0, usize::MAX).await.unwrap();
+    assert_eq!(segments.iter().map(|segment| segment.header().base).collect::<Vec<_>>(), [2]);
+    second.close().await;
 }
 
 #[tokio::test(start_paused = true)]
