@@ -37,6 +37,7 @@ mod stream_requests;
 mod streams;
 mod streams_compacted;
 mod streams_fast;
+mod streams_tail;
 mod sys;
 mod traces;
 mod v311;
