@@ -11,6 +11,7 @@ use weir_env::seed::Seed;
 use weir_storage::{Isolation, RangeQuery, SharedStore, transact};
 use weir_topic::TopicName;
 
+use crate::activity::{Activities, StreamReport};
 use crate::catalog::{Applied, ApplyError, Catalog, Object};
 use crate::controls::{Asked, is_ordered};
 use crate::definition::{Definition, Kind};
@@ -119,8 +120,9 @@ impl Core {
         let owners = Arc::new_cyclic(|owners| {
             let dead_letters = Arc::new(DeadLetters::new(Arc::clone(&catalog), Weak::clone(owners)));
             let reading = ReadMemory::new(options.reading, &metrics);
-            let (seed, lag) = (seed.fork("shards"), options.lag);
-            let context = Context { store, clock, seed, metrics, pod, lag, reading, dead_letters };
+            let (seed, lag, activities) = (seed.fork("shards"), options.lag, Activities::default());
+            let context =
+                Context { store, clock, seed, metrics, pod, lag, reading, activities, dead_letters };
             Owners::new(context, format.virtual_shards)
         });
         let context = owners.context().clone();
@@ -290,6 +292,7 @@ impl Core {
         let logs = stream.logs.iter().filter(is_wanted);
         let opened = logs.map(|log| self.open_shard(stream, *log, options, None));
         let mut reader = self.idle_reader();
+        self.introduce(&mut reader, stream, &options.name);
         try_join_all(opened).await?.into_iter().for_each(|shard| reader.add(shard));
         Ok(reader)
     }
@@ -298,6 +301,13 @@ impl Core {
     #[must_use]
     pub fn idle_reader(&self) -> StreamReader {
         StreamReader::new(self.context.clock, Arc::clone(&self.context.reading.budget))
+    }
+
+    /// Says of which stream `reader` reads shards, and who it is, so that people see it. To be called before shards are
+    /// added.
+    pub fn introduce(&self, reader: &mut StreamReader, stream: &Object, name: &Arc<str>) {
+        let activity = self.context.activities.of(stream, &self.context.metrics.streams);
+        reader.attend(activity.attend(Arc::clone(name), &self.context.clock));
     }
 
     /// A reader of one shard of a stream, to be added to others, which begins at offset `from`, whatever `options` say of
@@ -342,6 +352,12 @@ impl Core {
             self.shard(log.vs)?.ask(|reply| Command::Describe { object, log, reply }).await?
         });
         try_join_all(reports).await
+    }
+
+    /// What is going on in a stream: rates, and who reads it.
+    #[must_use]
+    pub fn activity(&self, stream: &Object) -> StreamReport {
+        self.context.activities.report(stream, self.context.clock.now())
     }
 
     /// Has every queue be owned by somebody, so that what happens by itself does: expiry, retries, dead letters.

@@ -4,6 +4,7 @@
 //! This crate knows keys, records and ownership of shards. It knows no wire format and no socket: the
 //! connection turns what a session asks for into calls here, and what comes out of here into packets.
 
+pub mod activity;
 pub mod catalog;
 pub mod controls;
 pub mod core;

@@ -1,8 +1,10 @@
 //! Counters of this crate, under names that begin with `weir_`.
 
 mod groups;
+mod names;
 mod queues;
 mod reading;
+mod streams;
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -11,8 +13,11 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
 pub use groups::{GROUPS_NAMED_MAX, GroupMetrics, GroupShare};
-pub use queues::{Gauges, OTHERS, QUEUES_NAMED_MAX, QueueEvent, QueueMetrics, SeriesShare};
+pub use names::OTHERS;
+pub use queues::{Gauges, QUEUES_NAMED_MAX, QueueEvent, QueueMetrics, SeriesShare};
 pub use reading::ReadMetrics;
+pub use streams::{STREAMS_NAMED_MAX, StreamGauges, StreamMetrics};
+pub(crate) use streams::{StreamSeries, StreamShare};
 
 /// Why an append was refused: a bounded label.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -96,6 +101,8 @@ pub struct Metrics {
     pub reading: ReadMetrics,
     /// What consumer groups do.
     pub groups: GroupMetrics,
+    /// What each stream keeps and does.
+    pub streams: StreamMetrics,
 }
 
 impl Metrics {
@@ -152,6 +159,7 @@ impl Metrics {
         self.queues.register(registry);
         self.reading.register(registry);
         self.groups.register(registry);
+        self.streams.register(registry);
         registry.register(
             "queue_dedup_ids",
             "Ids of publishers remembered by queues",

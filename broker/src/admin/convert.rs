@@ -5,6 +5,7 @@ use std::collections::btree_map::Entry;
 
 use tonic::Status;
 use weir_core::Error;
+use weir_core::activity::{ReaderReport, StreamReport};
 use weir_core::catalog::Object;
 use weir_core::definition::{DeadLetterTarget, Kind, Ordering, Overflow, Strategy};
 use weir_core::queue::ConsumerReport;
@@ -16,6 +17,9 @@ use crate::manifests::spec_of;
 
 /// Consumers that a description names.
 const CONSUMERS_MAX: usize = 1000;
+
+/// Readers that a description names.
+const READERS_MAX: usize = 1000;
 
 /// What the owners of the shards of a queue or stream say of them, or why they cannot.
 pub(super) struct Reports {
@@ -98,9 +102,10 @@ impl Reports {
         oldest.min().unwrap_or_default().as_micros()
     }
 
-    /// A reader of a stream reads every shard.
-    fn readers(&self) -> usize {
-        self.shards.iter().map(|report| report.readers).max().unwrap_or(0)
+    /// When the oldest message of a stream came, about; zero if there is none, or nobody knows.
+    fn horizon(&self) -> u64 {
+        let of_shards = self.shards.iter().filter_map(|report| report.oldest);
+        of_shards.min().unwrap_or_default().as_micros()
     }
 
     fn conditions(&self) -> Vec<wire::Condition> {
@@ -280,7 +285,7 @@ fn queue_shard(shard: u32, report: &LogReport) -> wire::QueueShard {
     }
 }
 
-pub(super) fn stream(object: &Object, reports: &Reports) -> wire::Stream {
+pub(super) fn stream(object: &Object, reports: &Reports, activity: &StreamReport) -> wire::Stream {
     let definition = &object.definition;
     wire::Stream {
         name: definition.name.clone(),
@@ -288,9 +293,11 @@ pub(super) fn stream(object: &Object, reports: &Reports) -> wire::Stream {
         shards: definition.shards.into(),
         messages: reports.sum(|report| report.messages),
         bytes: reports.sum(|report| report.bytes),
-        readers: count(reports.readers()),
+        readers: count(activity.readers.len()),
         declaration: Some(declaration(object)),
         conditions: reports.conditions(),
+        oldest_ts_micros: reports.horizon(),
+        rates: Some(wire::StreamRates { published: activity.published, read: activity.read }),
     }
 }
 
@@ -298,16 +305,17 @@ pub(super) fn stream(object: &Object, reports: &Reports) -> wire::Stream {
 pub(super) fn stream_description(
     object: &Object,
     reports: &Reports,
+    activity: &StreamReport,
     oldest: &[Timestamp],
 ) -> wire::DescribeStreamResponse {
     let definition = &object.definition;
     let mut warnings = Vec::new();
-    if reports.readers() > 0 {
-        warnings.push("Readers are counted, `weir stream tail` among them, but not named.".to_owned());
+    if activity.readers.len() > READERS_MAX {
+        warnings.push(format!("Of {} readers the first {READERS_MAX} are shown.", activity.readers.len()));
     }
     let shards = reports.shards.iter().zip(oldest).zip(0..);
     wire::DescribeStreamResponse {
-        stream: Some(stream(object, reports)),
+        stream: Some(stream(object, reports, activity)),
         settings: Some(wire::StreamSettings {
             key: definition.key.clone().unwrap_or_default(),
             last_value: definition.last_value,
@@ -316,8 +324,19 @@ pub(super) fn stream_description(
             retention_messages: definition.retention.max_messages,
         }),
         shards: shards.map(|((report, oldest), n)| stream_shard(n, report, *oldest)).collect(),
-        readers: Vec::new(),
+        readers: activity.readers.iter().take(READERS_MAX).map(stream_reader).collect(),
         warnings,
+        spec: spec_of(definition).to_string(),
+    }
+}
+
+fn stream_reader(reader: &ReaderReport) -> wire::StreamReader {
+    let next = |(shard, offset): &(u8, u64)| wire::ShardOffset { shard: (*shard).into(), offset: *offset };
+    wire::StreamReader {
+        id: reader.name.to_string(),
+        next: reader.positions.iter().map(next).collect(),
+        since_micros: reader.since.as_micros(),
+        read: reader.read,
     }
 }
 

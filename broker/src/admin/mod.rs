@@ -11,6 +11,7 @@ mod connections;
 mod convert;
 mod queue_ops;
 mod read;
+mod stream_ops;
 #[cfg(test)]
 mod tests;
 
@@ -272,7 +273,10 @@ impl Admin for Service {
     ) -> Result<Response<wire::ListStreamsResponse>, Status> {
         self.answer(async {
             let all = self.all(Kind::Stream).await?;
-            let streams = all.iter().map(|(object, reports)| convert::stream(object, reports));
+            let stream = |(object, reports): &(Arc<Object>, Reports)| {
+                convert::stream(object, reports, &self.core.activity(object))
+            };
+            let streams = all.iter().map(stream);
             Ok(wire::ListStreamsResponse { streams: streams.collect() })
         })
         .await
@@ -287,9 +291,23 @@ impl Admin for Service {
             let refused = |error| status(&error, &object);
             let reports = self.reports(&object).await.map_err(refused)?;
             let oldest = read::oldest(&self.core, &object, &reports).await.map_err(refused)?;
-            Ok(convert::stream_description(&object, &reports, &oldest))
+            Ok(convert::stream_description(&object, &reports, &self.core.activity(&object), &oldest))
         })
         .await
+    }
+
+    async fn trim_stream(
+        &self,
+        request: Request<wire::TrimStreamRequest>,
+    ) -> Result<Response<wire::TrimStreamResponse>, Status> {
+        self.answer(self.trim(request.into_inner())).await
+    }
+
+    async fn fetch_stream(
+        &self,
+        request: Request<wire::FetchStreamRequest>,
+    ) -> Result<Response<wire::FetchStreamResponse>, Status> {
+        self.answer(self.fetch(request.into_inner())).await
     }
 
     async fn create_stream(

@@ -16,9 +16,9 @@ use weir_core::stream::{ReadOptions, ReadPermit, Start, StreamReader, oldest_row
 use weir_core::{Core, Error};
 use weir_env::clock::Timestamp;
 use weir_proto::admin::v1 as wire;
-use weir_proto::admin::v1::read_stream_request::Start as WireStart;
 
 use super::convert::{Reports, shutting_down, status};
+use super::stream_ops::{filter_of, shard_of, start_at};
 
 /// Shards whose oldest message is looked up at the same time.
 const LOOKED_UP_AT_ONCE: usize = 8;
@@ -48,11 +48,18 @@ impl Reading {
         request: &wire::ReadStreamRequest,
         shutdown: CancellationToken,
     ) -> Result<Self, Status> {
+        let shard = shard_of(&object, request.shard)?;
+        let at = |place: &Option<wire::StreamPlace>| {
+            let place = place.as_ref().and_then(|place| place.place.clone());
+            place.map(|place| start_at(&object, shard, place)).transpose()
+        };
         let options = ReadOptions {
-            start: start(request, &object)?,
+            start: at(&request.from)?.unwrap_or_default(),
             // Unless it follows, it ends where each shard ends as it begins.
-            until: (!request.follow).then_some(Start::Latest),
-            shard: request.shard.and_then(|shard| u8::try_from(shard).ok()),
+            until: at(&request.until)?.or((!request.follow).then_some(Start::Latest)),
+            filter: filter_of(&request.topic_filter)?,
+            key: request.key.clone(),
+            shard,
             ..ReadOptions::default()
         };
         let reader = core.reader(&object, &options).await.map_err(|error| status(&error, &object))?;
@@ -126,30 +133,7 @@ impl Reading {
     }
 }
 
-/// Where `request` wants to begin, if that is possible in `stream`.
-fn start(request: &wire::ReadStreamRequest, stream: &Object) -> Result<Start, Status> {
-    let (name, count) = (&stream.definition.name, stream.logs.len());
-    if let Some(shard) = request.shard
-        && usize::try_from(shard).map_or(true, |shard| shard >= count)
-    {
-        let last = count.saturating_sub(1);
-        let problem = format!("stream `{name}` has no shard {shard}; allowed: 0 to {last}");
-        return Err(Status::invalid_argument(problem));
-    }
-    match request.start {
-        Some(WireStart::Earliest(wire::Earliest {})) => Ok(Start::Earliest),
-        Some(WireStart::Latest(wire::Latest {})) | None => Ok(Start::Latest),
-        Some(WireStart::TimestampMicros(micros)) => Ok(Start::Time(Timestamp::from_micros(micros))),
-        Some(WireStart::Offset(offset)) if request.shard.is_some() || count == 1 => Ok(Start::Offset(offset)),
-        Some(WireStart::Offset(_)) => {
-            let problem =
-                format!("stream `{name}` has {count} shards with offsets of their own; name a shard too");
-            Err(Status::invalid_argument(problem))
-        }
-    }
-}
-
-fn message(shard: u32, offset: u64, record: &Record) -> wire::ReadStreamResponse {
+pub(super) fn message(shard: u32, offset: u64, record: &Record) -> wire::ReadStreamResponse {
     let message = &record.message;
     let properties = message.properties.user.iter();
     wire::ReadStreamResponse {

@@ -12,7 +12,7 @@ use weir_core::queue::{Consumer, ConsumerId, QueueDelivery, Verdict, Window};
 use weir_env::clock::{Clock, Timestamp};
 use weir_env::seed::Seed;
 use weir_proto::admin::v1::admin_client::AdminClient;
-use weir_proto::admin::v1::read_stream_request::Start;
+use weir_proto::admin::v1::stream_place::Place as Start;
 use weir_storage::{CommitFault, FaultHandle, FaultStore, MemoryStore};
 use weir_topic::TopicName;
 
@@ -121,8 +121,13 @@ fn definition(kind: Kind, name: &str, filter: &str, shards: u8) -> Definition {
     }
 }
 
+#[expect(clippy::unnecessary_wraps, reason = "as requests have it")]
+fn at(place: Start) -> Option<wire::StreamPlace> {
+    Some(wire::StreamPlace { place: Some(place) })
+}
+
 fn request(start: Start) -> wire::ReadStreamRequest {
-    wire::ReadStreamRequest { name: "s".into(), start: Some(start), ..wire::ReadStreamRequest::default() }
+    wire::ReadStreamRequest { name: "s".into(), from: at(start), ..wire::ReadStreamRequest::default() }
 }
 
 fn earliest() -> wire::ReadStreamRequest {
@@ -252,7 +257,9 @@ async fn streams_are_listed_and_described() {
     let request = wire::DescribeStreamRequest { name: "s".into() };
     let s = client.describe_stream(request.clone()).await.unwrap().into_inner();
     assert_eq!(s.stream.unwrap().readers, 1);
-    assert!(s.warnings[0].contains("not named"), "{:?}", s.warnings);
+    assert_eq!((s.readers.len(), s.readers[0].id.as_str()), (1, ""), "it has no name");
+    assert_eq!(s.readers[0].next.len(), 2);
+    assert!(s.spec.contains("\"topicFilter\":\"s/+\""), "{}", s.spec);
     assert_eq!(s.shards.iter().map(|shard| shard.next_offset - shard.start_offset).sum::<u64>(), 20);
     for shard in &s.shards {
         assert!(shard.next_offset > 0, "twenty topics on one of two shards");
@@ -319,7 +326,7 @@ async fn a_read_begins_and_ends_where_it_is_told() {
     let later = Clock::system().wall().as_micros() + 3_600_000_000;
     assert!(bench.payloads(request(Start::TimestampMicros(later))).await.is_empty(), "an hour from now");
     assert!(bench.payloads(request(Start::Latest(wire::Latest {}))).await.is_empty());
-    assert!(bench.payloads(wire::ReadStreamRequest { start: None, ..earliest() }).await.is_empty());
+    assert!(bench.payloads(wire::ReadStreamRequest { from: None, ..earliest() }).await.is_empty());
     assert!(bench.payloads(request(Start::Offset(99))).await.is_empty());
     let limited = |follow| wire::ReadStreamRequest { limit: 2, follow, ..earliest() };
     assert_eq!(bench.payloads(limited(false)).await, ["0", "1"]);
@@ -327,6 +334,65 @@ async fn a_read_begins_and_ends_where_it_is_told() {
     let shard = |shard| wire::ReadStreamRequest { shard: Some(shard), ..earliest() };
     assert_eq!(bench.payloads(shard(0)).await.len(), 5);
     refused(bench.read(shard(1)).await, Code::InvalidArgument, "stream `s` has no shard 1; allowed: 0 to 0");
+    let until = |place| wire::ReadStreamRequest { until: at(place), follow: true, ..earliest() };
+    assert_eq!(bench.payloads(until(Start::Offset(2))).await, ["0", "1"]);
+    assert_eq!(bench.payloads(until(Start::Latest(wire::Latest {}))).await.len(), 5);
+    bench.publish("s/b", "b").await;
+    let filter = |filter: &str| wire::ReadStreamRequest { topic_filter: filter.into(), ..earliest() };
+    assert_eq!(bench.payloads(filter("+/b")).await, ["b"]);
+    refused(bench.read(filter("a/#/b")).await, Code::InvalidArgument, "`a/#/b` is not a topic filter");
+    let keyed = wire::ReadStreamRequest { key: Some("k".into()), ..earliest() };
+    assert!(bench.payloads(keyed).await.is_empty(), "no message has a key");
+    bench.stop().await;
+}
+
+#[tokio::test]
+async fn a_stream_is_trimmed_and_fetched() {
+    let bench = Bench::new(&[definition(Kind::Stream, "s", "s/+", 1)]).await;
+    let mut client = bench.client.clone();
+    for n in 0..6 {
+        bench.publish("s/a", &n.to_string()).await;
+    }
+    let trim = |place, dry_run| wire::TrimStreamRequest {
+        name: "s".into(),
+        before: place,
+        dry_run,
+        ..wire::TrimStreamRequest::default()
+    };
+    let removed = |answer: Response<wire::TrimStreamResponse>| answer.into_inner().shards[0].removed;
+    assert_eq!(removed(client.trim_stream(trim(at(Start::Offset(2)), true)).await.unwrap()), 2);
+    assert_eq!(removed(client.trim_stream(trim(at(Start::Offset(2)), false)).await.unwrap()), 2);
+    refused(client.trim_stream(trim(None, false)).await, Code::InvalidArgument, "where to trim is missing");
+    assert_eq!(bench.payloads(earliest()).await, ["2", "3", "4", "5"]);
+
+    let fetch = |place| wire::FetchStreamRequest {
+        name: "s".into(),
+        from: at(place),
+        max_messages: 3,
+        ..wire::FetchStreamRequest::default()
+    };
+    let answer = client.fetch_stream(fetch(Start::Earliest(wire::Earliest {}))).await.unwrap().into_inner();
+    let payloads: Vec<_> = answer.messages.iter().map(|message| message.payload.clone()).collect();
+    assert_eq!(payloads, ["2", "3", "4"]);
+    let place = |offset| [wire::ShardOffset { shard: 0, offset }];
+    assert_eq!((&answer.next[..], &answer.end[..]), (&place(5)[..], &place(6)[..]));
+    let on = Start::Offsets(wire::ShardOffsets { shards: answer.next });
+    assert_eq!(client.fetch_stream(fetch(on)).await.unwrap().into_inner().messages.len(), 1);
+    let twice = wire::ShardOffsets { shards: [place(1), place(2)].concat() };
+    refused(client.fetch_stream(fetch(Start::Offsets(twice))).await, Code::InvalidArgument, "named twice");
+    for (request, why) in [
+        (
+            wire::FetchStreamRequest { max_messages: 99_999, ..fetch(Start::Offset(0)) },
+            "`max_messages`; allowed: 0 to",
+        ),
+        (
+            wire::FetchStreamRequest { max_bytes: u32::MAX, ..fetch(Start::Offset(0)) },
+            "`max_bytes`; allowed: 0 to",
+        ),
+        (wire::FetchStreamRequest { wait_millis: 60_000, ..fetch(Start::Offset(0)) }, "allowed: 0 to 5000"),
+    ] {
+        refused(client.fetch_stream(request).await, Code::InvalidArgument, why);
+    }
     bench.stop().await;
 }
 

@@ -514,6 +514,21 @@ pub struct Stream {
     pub declaration: ::core::option::Option<Declaration>,
     #[prost(message, repeated, tag = "8")]
     pub conditions: ::prost::alloc::vec::Vec<Condition>,
+    /// When the oldest message that is kept came, about, microseconds; 0: there is none, or it is not known.
+    #[prost(uint64, tag = "9")]
+    pub oldest_ts_micros: u64,
+    #[prost(message, optional, tag = "10")]
+    pub rates: ::core::option::Option<StreamRates>,
+}
+/// What happens in a second, over the last ten.
+#[derive(Clone, Copy, PartialEq, ::prost::Message)]
+pub struct StreamRates {
+    /// Messages that come in.
+    #[prost(double, tag = "1")]
+    pub published: f64,
+    /// Messages given to readers, all of them together.
+    #[prost(double, tag = "2")]
+    pub read: f64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DescribeStreamRequest {
@@ -531,12 +546,15 @@ pub struct DescribeStreamResponse {
     /// In the order of their numbers.
     #[prost(message, repeated, tag = "3")]
     pub shards: ::prost::alloc::vec::Vec<StreamShard>,
-    /// In the order of their ids; at most 1000.
+    /// In the order in which they came; at most 1000.
     #[prost(message, repeated, tag = "4")]
     pub readers: ::prost::alloc::vec::Vec<StreamReader>,
     /// What a person should know, each in one sentence.
     #[prost(string, repeated, tag = "5")]
     pub warnings: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// The `spec` of a manifest that declares it as it is, in JSON, with every default.
+    #[prost(string, tag = "6")]
+    pub spec: ::prost::alloc::string::String,
 }
 /// How a stream works; see the Stream resource.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -578,14 +596,139 @@ pub struct StreamShard {
     pub last_ts_micros: u64,
 }
 /// A subscription that reads.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct StreamReader {
-    /// Client id.
+    /// Client id; empty: a read by the admin API.
     #[prost(string, tag = "1")]
     pub id: ::prost::alloc::string::String,
-    /// Offset that it reads next, by shard number.
-    #[prost(uint64, repeated, tag = "2")]
-    pub next_offsets: ::prost::alloc::vec::Vec<u64>,
+    /// Where it goes on, of each shard that it reads.
+    #[prost(message, repeated, tag = "3")]
+    pub next: ::prost::alloc::vec::Vec<ShardOffset>,
+    /// When it began, microseconds.
+    #[prost(uint64, tag = "4")]
+    pub since_micros: u64,
+    /// Messages given to it.
+    #[prost(uint64, tag = "5")]
+    pub read: u64,
+}
+/// A place in a shard.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ShardOffset {
+    /// Number of the shard.
+    #[prost(uint32, tag = "1")]
+    pub shard: u32,
+    /// Offset in it.
+    #[prost(uint64, tag = "2")]
+    pub offset: u64,
+}
+/// A place in each of some shards.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ShardOffsets {
+    #[prost(message, repeated, tag = "1")]
+    pub shards: ::prost::alloc::vec::Vec<ShardOffset>,
+}
+/// A place in a stream.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct StreamPlace {
+    #[prost(oneof = "stream_place::Place", tags = "1, 2, 3, 4, 5")]
+    pub place: ::core::option::Option<stream_place::Place>,
+}
+/// Nested message and enum types in `StreamPlace`.
+pub mod stream_place {
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Place {
+        /// The oldest message that is kept.
+        #[prost(message, tag = "1")]
+        Earliest(super::Earliest),
+        /// Behind the newest message.
+        #[prost(message, tag = "2")]
+        Latest(super::Latest),
+        /// This offset. Needs a shard, unless the stream has only one.
+        #[prost(uint64, tag = "3")]
+        Offset(u64),
+        /// The first message at or after this time, microseconds.
+        #[prost(uint64, tag = "4")]
+        TimestampMicros(u64),
+        /// An offset for each of some shards; in the others the oldest message that is kept.
+        #[prost(message, tag = "5")]
+        Offsets(super::ShardOffsets),
+    }
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct TrimStreamRequest {
+    /// Name in `$stream/<name>`.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// What comes before this goes.
+    #[prost(message, optional, tag = "2")]
+    pub before: ::core::option::Option<StreamPlace>,
+    /// Only this shard. Absent: all.
+    #[prost(uint32, optional, tag = "3")]
+    pub shard: ::core::option::Option<u32>,
+    /// Say what would go, and change nothing.
+    #[prost(bool, tag = "4")]
+    pub dry_run: bool,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct TrimStreamResponse {
+    /// In the order of their numbers.
+    #[prost(message, repeated, tag = "1")]
+    pub shards: ::prost::alloc::vec::Vec<TrimmedShard>,
+}
+/// What a trim does to a shard.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TrimmedShard {
+    /// Number of the shard.
+    #[prost(uint32, tag = "1")]
+    pub shard: u32,
+    /// Offset of the oldest message that is kept now.
+    #[prost(uint64, tag = "2")]
+    pub start_offset: u64,
+    /// Offset that the next message gets.
+    #[prost(uint64, tag = "3")]
+    pub next_offset: u64,
+    /// Messages that went.
+    #[prost(uint64, tag = "4")]
+    pub removed: u64,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct FetchStreamRequest {
+    /// Name in `$stream/<name>`.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// Only this shard. Absent: all.
+    #[prost(uint32, optional, tag = "2")]
+    pub shard: ::core::option::Option<u32>,
+    /// Where to begin. Absent: latest. What is below the oldest that is kept begins there, what is beyond the end there.
+    #[prost(message, optional, tag = "3")]
+    pub from: ::core::option::Option<StreamPlace>,
+    /// Messages at most, up to 10,000; 0: 100.
+    #[prost(uint32, tag = "4")]
+    pub max_messages: u32,
+    /// Bytes of messages, about, up to 4 MiB; 0: 256 KiB. There is at least one message, however large it is.
+    #[prost(uint32, tag = "5")]
+    pub max_bytes: u32,
+    /// How long to wait for a message if there is none, milliseconds, up to 5000.
+    #[prost(uint32, tag = "6")]
+    pub wait_millis: u32,
+    /// Only topics that match this filter; empty: all.
+    #[prost(string, tag = "7")]
+    pub topic_filter: ::prost::alloc::string::String,
+    /// Only messages with this key. Absent: all.
+    #[prost(bytes = "bytes", optional, tag = "8")]
+    pub key: ::core::option::Option<::prost::bytes::Bytes>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct FetchStreamResponse {
+    /// Those of one shard in the order of their offsets.
+    #[prost(message, repeated, tag = "1")]
+    pub messages: ::prost::alloc::vec::Vec<ReadStreamResponse>,
+    /// Where to go on, of each shard.
+    #[prost(message, repeated, tag = "2")]
+    pub next: ::prost::alloc::vec::Vec<ShardOffset>,
+    /// Where each shard ended when this began.
+    #[prost(message, repeated, tag = "3")]
+    pub end: ::prost::alloc::vec::Vec<ShardOffset>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CreateStreamRequest {
@@ -645,7 +788,7 @@ pub struct DeleteStreamResponse {
     #[prost(bool, tag = "1")]
     pub retained: bool,
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ReadStreamRequest {
     /// Name in `$stream/<name>`.
     #[prost(string, tag = "1")]
@@ -653,34 +796,24 @@ pub struct ReadStreamRequest {
     /// Only this shard. Absent: all.
     #[prost(uint32, optional, tag = "2")]
     pub shard: ::core::option::Option<u32>,
+    /// Where to start. Absent: latest. What is below the oldest that is kept starts there, what is beyond the end there.
+    #[prost(message, optional, tag = "3")]
+    pub from: ::core::option::Option<StreamPlace>,
+    /// Where to end, this message excluded. Absent: with `follow` nowhere, else at the end as it is now.
+    #[prost(message, optional, tag = "4")]
+    pub until: ::core::option::Option<StreamPlace>,
+    /// Only topics that match this filter; empty: all.
+    #[prost(string, tag = "5")]
+    pub topic_filter: ::prost::alloc::string::String,
+    /// Only messages with this key. Absent: all.
+    #[prost(bytes = "bytes", optional, tag = "6")]
+    pub key: ::core::option::Option<::prost::bytes::Bytes>,
     /// Whether to wait for new messages at the end of the stream.
     #[prost(bool, tag = "7")]
     pub follow: bool,
     /// Ends after this many messages; 0: no limit.
     #[prost(uint64, tag = "8")]
     pub limit: u64,
-    /// Where to start. Absent: latest.
-    #[prost(oneof = "read_stream_request::Start", tags = "3, 4, 5, 6")]
-    pub start: ::core::option::Option<read_stream_request::Start>,
-}
-/// Nested message and enum types in `ReadStreamRequest`.
-pub mod read_stream_request {
-    /// Where to start. Absent: latest.
-    #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Oneof)]
-    pub enum Start {
-        /// The oldest message that is kept.
-        #[prost(message, tag = "3")]
-        Earliest(super::Earliest),
-        /// Behind the newest message.
-        #[prost(message, tag = "4")]
-        Latest(super::Latest),
-        /// This offset. Needs `shard`, unless the stream has only one. Below the oldest that is kept: the oldest.
-        #[prost(uint64, tag = "5")]
-        Offset(u64),
-        /// The first message at or after this time, microseconds.
-        #[prost(uint64, tag = "6")]
-        TimestampMicros(u64),
-    }
 }
 /// The oldest message that is kept.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1234,6 +1367,58 @@ pub mod admin_client {
                 .insert(GrpcMethod::new("weir.admin.v1.Admin", "DescribeStream"));
             self.inner.unary(req, path, codec).await
         }
+        /// Removes the oldest messages of a stream for good, at once. Readers, sessions and groups whose position is among them
+        /// go on behind them. FAILED_PRECONDITION if the stream is compacted.
+        pub async fn trim_stream(
+            &mut self,
+            request: impl tonic::IntoRequest<super::TrimStreamRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::TrimStreamResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/weir.admin.v1.Admin/TrimStream",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("weir.admin.v1.Admin", "TrimStream"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// A batch of messages from a place on, for who pulls. Leaves no trace in the stream: the caller keeps its place, which
+        /// `next` is. Ends early when it takes long, also without a message.
+        pub async fn fetch_stream(
+            &mut self,
+            request: impl tonic::IntoRequest<super::FetchStreamRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::FetchStreamResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/weir.admin.v1.Admin/FetchStream",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("weir.admin.v1.Admin", "FetchStream"));
+            self.inner.unary(req, path, codec).await
+        }
         /// Makes a stream. One of this name that was deleted and whose messages were kept is taken over with them.
         /// ALREADY_EXISTS if there is one of its name, FAILED_PRECONDITION if messages are kept of one that differs in what
         /// cannot change, RESOURCE_EXHAUSTED if there are as many queues and streams as there may be.
@@ -1479,6 +1664,24 @@ pub mod admin_server {
             request: tonic::Request<super::DescribeStreamRequest>,
         ) -> std::result::Result<
             tonic::Response<super::DescribeStreamResponse>,
+            tonic::Status,
+        >;
+        /// Removes the oldest messages of a stream for good, at once. Readers, sessions and groups whose position is among them
+        /// go on behind them. FAILED_PRECONDITION if the stream is compacted.
+        async fn trim_stream(
+            &self,
+            request: tonic::Request<super::TrimStreamRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::TrimStreamResponse>,
+            tonic::Status,
+        >;
+        /// A batch of messages from a place on, for who pulls. Leaves no trace in the stream: the caller keeps its place, which
+        /// `next` is. Ends early when it takes long, also without a message.
+        async fn fetch_stream(
+            &self,
+            request: tonic::Request<super::FetchStreamRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::FetchStreamResponse>,
             tonic::Status,
         >;
         /// Makes a stream. One of this name that was deleted and whose messages were kept is taken over with them.
@@ -2120,6 +2323,92 @@ pub mod admin_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = DescribeStreamSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/weir.admin.v1.Admin/TrimStream" => {
+                    #[allow(non_camel_case_types)]
+                    struct TrimStreamSvc<T: Admin>(pub Arc<T>);
+                    impl<T: Admin> tonic::server::UnaryService<super::TrimStreamRequest>
+                    for TrimStreamSvc<T> {
+                        type Response = super::TrimStreamResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::TrimStreamRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::trim_stream(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = TrimStreamSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/weir.admin.v1.Admin/FetchStream" => {
+                    #[allow(non_camel_case_types)]
+                    struct FetchStreamSvc<T: Admin>(pub Arc<T>);
+                    impl<T: Admin> tonic::server::UnaryService<super::FetchStreamRequest>
+                    for FetchStreamSvc<T> {
+                        type Response = super::FetchStreamResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::FetchStreamRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::fetch_stream(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = FetchStreamSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -1,12 +1,10 @@
 //! What each queue holds and does, by its name.
 //!
-//! Names are chosen by others, so there is a bound: the first [`QUEUES_NAMED_MAX`] queues in use have series of their
-//! own, all others share those of [`OTHERS`]. A name is free again when the last shard of its queue is gone. Owners of
+//! Names are bounded (`names`): the first [`QUEUES_NAMED_MAX`] queues in use have series of their own. Owners of
 //! shards write here what has changed since they wrote last; nobody reads it to decide anything.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 
 use parking_lot::Mutex;
 use prometheus_client::encoding::EncodeLabelSet;
@@ -15,14 +13,12 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
 use weir_env::clock::Timestamp;
-use weir_env::seed::HashMap;
 
+use super::names::Names;
 use crate::keyspace::LogId;
 
 /// Queues with series of their own, unless the configuration says otherwise.
 pub const QUEUES_NAMED_MAX: usize = 1000;
-/// The label of all other queues: no queue can have this name.
-pub const OTHERS: &str = "_other";
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct QueueLabel {
@@ -132,9 +128,7 @@ struct Inner {
     consumers: Family<QueueLabel, Gauge>,
     oldest: Family<QueueLabel, Gauge>,
     events: Family<EventLabels, Counter>,
-    named: Mutex<HashMap<Arc<str>, Weak<Series>>>,
-    others: Mutex<Weak<Series>>,
-    named_max: AtomicUsize,
+    names: Names<Series>,
 }
 
 impl Default for Inner {
@@ -147,9 +141,7 @@ impl Default for Inner {
             consumers: Family::default(),
             oldest: Family::default(),
             events: Family::default(),
-            named: Mutex::default(),
-            others: Mutex::default(),
-            named_max: AtomicUsize::new(QUEUES_NAMED_MAX),
+            names: Names::new(QUEUES_NAMED_MAX),
         }
     }
 }
@@ -200,7 +192,7 @@ impl QueueMetrics {
 
     /// How many queues may have series of their own, of those that come into use from now on.
     pub fn name_at_most(&self, max: usize) {
-        self.0.named_max.store(max, Ordering::Relaxed);
+        self.0.names.set_max(max);
     }
 
     /// The share of shard `log` of the queue called `name`.
@@ -211,55 +203,31 @@ impl QueueMetrics {
     }
 
     fn series(&self, name: &str) -> Arc<Series> {
-        let mut named = self.0.named.lock();
-        if let Some(series) = named.get(name).and_then(Weak::upgrade) {
-            return series;
-        }
-        let max = self.0.named_max.load(Ordering::Relaxed);
-        if !named.contains_key(name) && named.len() >= max {
-            let mut others = self.0.others.lock();
-            return others.upgrade().unwrap_or_else(|| {
-                let series = self.make(OTHERS);
-                *others = Arc::downgrade(&series);
-                series
-            });
-        }
-        let series = self.make(name);
-        named.insert(Arc::clone(&series.label), Arc::downgrade(&series));
-        series
-    }
-
-    fn make(&self, label: &str) -> Arc<Series> {
-        Arc::new(Series { metrics: self.clone(), label: label.into(), oldest: Mutex::default() })
+        let make = |label| Series { metrics: self.clone(), label, oldest: Mutex::default() };
+        self.0.names.get(name, make)
     }
 }
 
 impl Drop for Series {
     fn drop(&mut self) {
         let metrics = &*self.metrics.0;
-        let mut named = metrics.named.lock();
-        // Another may have taken its place.
-        let in_use = |series: &Weak<Self>| series.strong_count() > 0;
-        if named.get(&self.label).is_some_and(in_use)
-            || (&*self.label == OTHERS && in_use(&metrics.others.lock()))
-        {
-            return;
-        }
-        named.remove(&self.label);
-        let label = QueueLabel { queue: Arc::clone(&self.label) };
-        for family in [
-            &metrics.depth,
-            &metrics.bytes,
-            &metrics.inflight,
-            &metrics.waiting,
-            &metrics.consumers,
-            &metrics.oldest,
-        ] {
-            family.remove(&label);
-        }
-        for event in QueueEvent::ALL {
-            metrics.events.remove(&EventLabels { queue: Arc::clone(&self.label), event: event.as_str() });
-        }
+        metrics.names.release(&self.label, || {
+            let label = QueueLabel { queue: Arc::clone(&self.label) };
+            for family in [
+                &metrics.depth,
+                &metrics.bytes,
+                &metrics.inflight,
+                &metrics.waiting,
+                &metrics.consumers,
+                &metrics.oldest,
+            ] {
+                family.remove(&label);
+            }
+            for event in QueueEvent::ALL {
+                let labels = EventLabels { queue: Arc::clone(&self.label), event: event.as_str() };
+                metrics.events.remove(&labels);
+            }
+        });
     }
 }
 

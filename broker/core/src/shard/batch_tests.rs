@@ -52,6 +52,8 @@ fn log(shard: u8, stored: StoredQueue) -> Log {
         tail: Tail::new(&ReadMemory::new(ReadLimits::default(), &Metrics::default()).tails),
         queue: Some(shard),
         rows: None,
+        stats: None,
+        trims: Vec::new(),
         pending: VecDeque::new(),
         positions: VecDeque::new(),
         repeats: super::repeats::Repeats::default(),

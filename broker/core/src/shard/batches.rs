@@ -143,6 +143,8 @@ impl ShardOwner {
             if log.queue.is_none() && log.rows.is_none() {
                 log.segments_stored(&change.segments, change.retained.as_ref(), now);
             }
+            log.observe(now);
+            log.answer_trims();
             self.logs.touch(key);
         }
         self.settle(&batch, true);
@@ -157,7 +159,9 @@ impl ShardOwner {
         for (place, change) in std::mem::take(&mut batch.changes).into_iter().enumerate() {
             let key = key_of(&change.id);
             let Some(log) = self.logs.get_mut(key) else { continue };
-            log.trim = log.trim.or(change.trim);
+            if let Some(trim) = change.trim {
+                log.cut_by(trim);
+            }
             if let Some(rows) = &mut log.rows
                 && compactions.iter().any(|compaction| compaction.is_of(place) && compaction.is_due)
             {
@@ -187,7 +191,10 @@ impl ShardOwner {
         self.context.metrics.shards_lost.inc();
         self.context.metrics.shards_owned.dec_by(i64::from(self.tenure.take().is_some()));
         (self.checked_at, self.acks_due, self.retry_at) = (None, None, None);
-        for log in self.logs.take_all() {
+        for mut log in self.logs.take_all() {
+            if let AppendError::Failed(error) = &error {
+                log.refuse_trims(error);
+            }
             let Log { id, object, extent, tail, queue, pending, .. } = log;
             tail.clear();
             refused += pending.iter().filter(|pending| pending.reply.is_some()).count() as u64;

@@ -16,6 +16,7 @@ use super::log::{IndexPlace, Listed, Log};
 use super::logs::{LogKey, base_of, key_of};
 use super::owner::ShardOwner;
 use super::repeats::Repeats;
+use super::stats::StreamStats;
 use super::upkeep::{self, MAINTAIN_INTERVAL};
 use super::{Context, Extent, LogReport, PendingAppend, QueueReport};
 use crate::catalog::Object;
@@ -162,6 +163,9 @@ pub(super) fn log_of(
         tail: Tail::new(&context.reading.tails),
         queue,
         rows: None,
+        stats: (object.definition.kind == Kind::Stream)
+            .then(|| StreamStats::new(context, object, id, &state)),
+        trims: Vec::new(),
         pending: VecDeque::new(),
         positions: VecDeque::new(),
         repeats: Repeats::default(),
@@ -186,12 +190,10 @@ fn report(log: &Log, now: Instant) -> LogReport {
     LogReport {
         extent: Extent { start: log.state.start, next: log.state.next },
         bytes: log.state.bytes(),
-        messages: match &log.rows {
-            Some(_) => log.state.rows(),
-            None => log.state.next.saturating_sub(log.state.start),
-        },
+        messages: log.messages(),
         last_ts_micros: log.state.last_ts.as_micros(),
         readers: log.tail.readers(),
+        oldest: log.oldest(),
         queue: log.queue.as_ref().map(|queue| queue_report(queue, now)),
     }
 }

@@ -121,6 +121,12 @@ impl Horizon {
         self.entries.iter().map(|entry| entry.first_ts).find(|first| *first > since)
     }
 
+    /// When the first record of the segment came that has `offset`, if that is known.
+    pub(super) fn time_of(&self, offset: u64) -> Option<Timestamp> {
+        let after = self.entries.partition_point(|entry| entry.base <= offset);
+        self.entries.get(after.checked_sub(1)?).map(|entry| entry.first_ts)
+    }
+
     /// The first segment.
     pub(super) fn first(&self) -> Option<IndexPlace> {
         self.entries.front().map(IndexPlace::of)

@@ -13,12 +13,15 @@ use super::positions::PendingPositions;
 use super::repeats::Repeats;
 use super::retention::Rule;
 use super::rows::Rows;
+use super::stats::StreamStats;
+use super::trims::TrimReply;
 use super::upkeep::{MAINTAIN_INTERVAL, MAINTAIN_INTERVAL_MAX};
 use super::{Extent, PendingAppend};
 use crate::catalog::Object;
 use crate::keyspace::LogId;
 use crate::keyspace::log_state::LogState;
 use crate::keyspace::time_index::IndexEntry;
+use crate::metrics::StreamGauges;
 use crate::queue::{Consumer, Handout, QueueShard};
 use crate::stream::Tail;
 
@@ -37,6 +40,10 @@ pub(crate) struct Log {
     pub(crate) queue: Option<QueueShard>,
     /// Of a compacted stream, which has rows and no segments.
     pub(crate) rows: Option<Rows>,
+    /// What people see of a stream.
+    pub(crate) stats: Option<StreamStats>,
+    /// Who waits for the log to begin at some offset.
+    pub(super) trims: Vec<(u64, TrimReply)>,
     pub(crate) pending: VecDeque<PendingAppend>,
     /// Positions of consumer groups that wait to be written; of use in streams only.
     pub(super) positions: VecDeque<PendingPositions>,
@@ -151,6 +158,29 @@ impl Log {
             let now = Extent { start: self.state.start, next: self.state.next };
             std::mem::replace(extent, now) != now
         });
+    }
+
+    /// Messages that are kept of a stream.
+    pub(super) fn messages(&self) -> u64 {
+        match &self.rows {
+            Some(_) => self.state.rows(),
+            None => self.state.next.saturating_sub(self.state.start),
+        }
+    }
+
+    /// When the first message that is kept of a stream came, about, if there is one and that is known.
+    pub(super) fn oldest(&self) -> Option<Timestamp> {
+        let horizon = self.horizon.as_ref().filter(|_| self.state.start < self.state.next)?;
+        horizon.time_of(self.state.start)
+    }
+
+    /// Tells people what it holds.
+    pub(super) fn observe(&mut self, now: Instant) {
+        let gauges =
+            StreamGauges { messages: self.messages(), bytes: self.state.bytes(), oldest: self.oldest() };
+        if let Some(stats) = &mut self.stats {
+            stats.observe(gauges, self.state.next, now);
+        }
     }
 
     /// Whether appends or a cut wait for a batch.

@@ -27,6 +27,8 @@ mod positions;
 mod repeats;
 mod retention;
 mod rows;
+mod stats;
+mod trims;
 mod upkeep;
 
 use std::sync::Arc;
@@ -37,6 +39,7 @@ use weir_env::clock::{Clock, Timestamp};
 use weir_env::seed::Seed;
 use weir_storage::SharedStore;
 
+use crate::activity::Activities;
 use crate::catalog::Object;
 use crate::controls::{ControlError, Wishes};
 use crate::error::{Error, Result};
@@ -64,6 +67,7 @@ pub(crate) use positions::write_positions;
 pub use repeats::DEDUP_IDS_MAX;
 use repeats::Names;
 pub use rows::TOMBSTONE_KEPT;
+use trims::TrimReply;
 
 /// Commands a shard accepts before senders wait.
 const COMMANDS_MAX: usize = 4096;
@@ -87,6 +91,8 @@ pub struct Context {
     pub lag: Lag,
     /// What readers of streams share.
     pub(crate) reading: ReadMemory,
+    /// What is going on in streams.
+    pub(crate) activities: Activities,
     /// The way of dead letters to their targets.
     pub(crate) dead_letters: Arc<DeadLetters>,
 }
@@ -168,6 +174,8 @@ pub struct LogReport {
     pub last_ts_micros: u64,
     /// Readers of a stream that have it open.
     pub readers: usize,
+    /// When the first message that a stream keeps came, about, if there is one and the owner knows.
+    pub oldest: Option<Timestamp>,
     /// Of a queue.
     pub queue: Option<QueueReport>,
 }
@@ -263,6 +271,12 @@ pub(crate) enum Command {
         operation: Operation,
     },
     Positions(PendingPositions),
+    Trim {
+        object: Arc<Object>,
+        log: LogId,
+        below: u64,
+        reply: TrimReply,
+    },
     Close {
         reply: oneshot::Sender<()>,
     },

@@ -197,6 +197,7 @@ impl ShardOwner {
             }
             Command::Operate { object, log, operation } => self.operate(&object, log, operation).await,
             Command::Positions(pending) => self.write_positions(pending).await,
+            Command::Trim { object, log, below, reply } => self.trim(&object, log, below, reply).await,
             Command::Close { reply } => self.closing = Some(reply),
         }
     }
@@ -292,7 +293,11 @@ impl ShardOwner {
                     logs.push(load_log(&self.context, object, class).await?);
                 }
             }
-            logs.into_iter().for_each(|log| self.logs.insert(log));
+            let now = self.context.clock.now();
+            for mut log in logs {
+                log.observe(now);
+                self.logs.insert(log);
+            }
             self.restore_kept(key);
             self.logs.touch(key);
         }

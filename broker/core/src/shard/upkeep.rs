@@ -10,7 +10,7 @@ use super::asides::{self, AsideRead};
 use super::batches::RETAKE_WAIT;
 use super::delays::{self, DueRead};
 use super::horizon::Horizon;
-use super::log::{Loaded, Log};
+use super::log::{Loaded, Log, Trim};
 use super::logs::{LogKey, base_of, key_of};
 use super::owner::{Background, ShardOwner};
 use super::retention::{self, Cut};
@@ -46,6 +46,8 @@ pub(super) enum Done {
     Retention { of: Loaded, result: Result<Cut> },
     /// The oldest segments of a stream.
     Horizon { of: Loaded, result: Result<Horizon> },
+    /// The cut that somebody asks for.
+    Trim { of: Loaded, below: u64, result: Result<Option<Trim>> },
     /// Messages whose time has come.
     Due { of: Loaded, result: Result<DueRead> },
     /// What became of dead letters.
@@ -196,6 +198,7 @@ impl ShardOwner {
         | Done::Sweep { of, .. }
         | Done::Retention { of, .. }
         | Done::Horizon { of, .. }
+        | Done::Trim { of, .. }
         | Done::Due { of, .. }
         | Done::DeadLetters { of, .. }) = &done;
         let (of, id, key) = (*of, of.id, key_of(&of.id));
@@ -204,6 +207,7 @@ impl ShardOwner {
         let is_refill = matches!(done, Done::Refill { .. });
         let outcome = match done {
             Done::Due { result, .. } => return self.finish_due(id, result),
+            Done::Trim { below, result, .. } => return self.finish_trim(id, below, result),
             Done::Refill { from, result, .. } => {
                 log.refilling = false;
                 log.refill_failed = result.is_err();
@@ -225,8 +229,11 @@ impl ShardOwner {
                 log.trimming = false;
                 match result {
                     Ok(Cut { trim, above_floor, first }) => {
-                        log.trim = trim;
+                        if let Some(trim) = trim {
+                            log.cut_by(trim);
+                        }
                         log.first = first.unwrap_or(log.first);
+                        log.observe(now);
                         if let Some(queue) = &mut log.queue {
                             queue.check_lag(above_floor);
                             if queue.asides().next().is_some() {
@@ -246,6 +253,7 @@ impl ShardOwner {
                 match result {
                     Ok(horizon) => {
                         log.restore_horizon(horizon);
+                        log.observe(now);
                         log.retain(now, wall, false);
                         Ok(())
                     }

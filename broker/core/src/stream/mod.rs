@@ -8,12 +8,14 @@
 //! Must never know who reads, or what the records are turned into. The state of a reader is its own.
 
 mod budget;
+mod fetch;
 mod pages;
 mod place;
 mod reader;
 mod rows;
 mod shard;
 mod tail;
+mod trim;
 
 use std::sync::Arc;
 
@@ -27,6 +29,7 @@ use crate::metrics::Metrics;
 
 pub(crate) use budget::ReadBudget;
 pub use budget::ReadPermit;
+pub use fetch::{FETCH_BYTES_MAX, FETCH_MESSAGES_MAX, Fetch, Fetched};
 pub(crate) use pages::read_page;
 pub(crate) use place::begin;
 pub use reader::StreamReader;
@@ -34,6 +37,7 @@ pub use rows::oldest_row;
 pub use shard::ShardReader;
 pub(crate) use shard::{Opening, Shared};
 pub(crate) use tail::{Tail, TailReader, Tails};
+pub use trim::Trimmed;
 
 /// A place in a stream.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -77,6 +81,8 @@ pub struct ReadOptions {
     pub filter: Option<TopicFilter>,
     /// Only messages with this key; shards that cannot hold it are not read.
     pub key: Option<Bytes>,
+    /// Who reads, in the words of people; empty: nobody in particular.
+    pub name: Arc<str>,
     /// Only this shard; a stream that does not have it is not read at all.
     pub shard: Option<u8>,
 }

@@ -18,6 +18,7 @@ use weir_env::clock::{Clock, Timestamp};
 use super::ReadBatch;
 use super::budget::{Holder, ReadBudget, ReadPermit};
 use super::shard::{PAGE_BYTES, Page, ShardReader, Stand};
+use crate::activity::Presence;
 use crate::error::{Error, Result};
 use crate::shard::Extent;
 
@@ -41,6 +42,8 @@ pub struct StreamReader {
     budget: Arc<ReadBudget>,
     /// Pages that this reader, or whoever has its batches, holds.
     holder: Arc<Holder>,
+    /// What people see of it.
+    presence: Option<Presence>,
     shards: BTreeMap<u8, Slot>,
     /// Shards to be read, and shards of which nobody knows.
     line: VecDeque<u8>,
@@ -103,6 +106,7 @@ impl StreamReader {
             clock,
             budget,
             holder: Arc::default(),
+            presence: None,
             shards: BTreeMap::new(),
             line: VecDeque::new(),
             idle: FuturesUnordered::new(),
@@ -114,12 +118,20 @@ impl StreamReader {
         }
     }
 
+    /// Shows itself to people.
+    pub(crate) fn attend(&mut self, presence: Presence) {
+        self.presence = Some(presence);
+    }
+
     /// Reads this shard too. Another of the same number is removed.
     pub fn add(&mut self, reader: ShardReader) {
         let shard = reader.log().shard;
         self.remove(shard);
         self.added += 1;
         let given = reader.position();
+        if let Some(presence) = &self.presence {
+            presence.stands(shard, given);
+        }
         let slot = Slot {
             reader,
             id: self.added,
@@ -135,6 +147,9 @@ impl StreamReader {
     /// Stops reading `shard`; the position after the last batch of it that was given out, if it was read.
     pub fn remove(&mut self, shard: u8) -> Option<u64> {
         let slot = self.shards.remove(&shard)?;
+        if let Some(presence) = &self.presence {
+            presence.leaves(shard);
+        }
         self.ready.retain(|batch| batch.log.shard != shard);
         self.line.retain(|other| *other != shard);
         if matches!(slot.state, State::Idle(_) | State::Settling | State::Failed) {
@@ -180,6 +195,10 @@ impl StreamReader {
             if let Some(batch) = self.ready.pop_front() {
                 if let Some(slot) = self.shards.get_mut(&batch.log.shard) {
                     (slot.given, slot.ended) = (batch.next, batch.ended);
+                }
+                if let Some(presence) = &self.presence {
+                    let count = batch.records.len() as u64;
+                    presence.read(batch.log.shard, batch.next, count, self.clock.now());
                 }
                 // The next one is read while this one is on its way.
                 self.fill();

@@ -24,5 +24,6 @@ mod queues;
 mod reading;
 mod sessions;
 mod stream_model;
+mod stream_operations;
 mod streams;
 mod support;

@@ -247,7 +247,7 @@ impl World {
         let key = (self.definition.key.is_some() && self.chance(5))
             .then(|| format!("a/{}", self.seed.below(TOPICS)).into());
         let filter = filter.map(|filter| TopicFilter::parse(filter).unwrap());
-        ReadOptions { start: self.place(), until, filter, key, shard: None }
+        ReadOptions { start: self.place(), until, filter, key, ..ReadOptions::default() }
     }
 
     async fn open_reader(&mut self, core: &Core) {

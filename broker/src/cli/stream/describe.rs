@@ -5,7 +5,7 @@ use weir_proto::admin::v1 as wire;
 
 use super::list::stream_json;
 use crate::cli::admin::{AdminArgs, declared, facts, remarks};
-use crate::cli::output::{Format, Output, Table, bytes, harmless, limit, millis, time};
+use crate::cli::output::{Format, Output, Table, bytes, harmless, limit, millis, rate, time};
 
 pub(super) async fn run(admin: &AdminArgs, name: &str) -> anyhow::Result<()> {
     let mut client = admin.connect().await?;
@@ -22,6 +22,7 @@ pub(super) async fn run(admin: &AdminArgs, name: &str) -> anyhow::Result<()> {
 fn describe(response: &wire::DescribeStreamResponse) -> String {
     let stream = response.stream.clone().unwrap_or_default();
     let settings = response.settings.clone().unwrap_or_default();
+    let (rates, spec) = (stream.rates.unwrap_or_default(), spec(response));
     let size = if settings.retention_bytes == 0 { "-".to_owned() } else { bytes(settings.retention_bytes) };
     let keeps = format!(
         "age {}, size {size}, messages {}",
@@ -34,9 +35,13 @@ fn describe(response: &wire::DescribeStreamResponse) -> String {
         ("Filter", harmless(&stream.topic_filter)),
         ("Declared", declared(stream.declaration.as_ref())),
         ("Messages", format!("{}, {}", stream.messages, bytes(stream.bytes))),
+        ("Oldest", time(stream.oldest_ts_micros)),
+        ("Rates", format!("{}/s in, {}/s read", rate(rates.published), rate(rates.read))),
         ("Key", key),
         ("Last value", if settings.last_value { "yes" } else { "no" }.to_owned()),
         ("Keeps", keeps),
+        ("Groups", format!("forgotten after {} without members", word(&spec["groups"]["expireAfter"]))),
+        ("On deletion", word(&spec["deletionPolicy"])),
     ]);
     let mut shards = Table::new(&["SHARD#", "START#", "NEXT#", "SIZE#", "OLDEST", "NEWEST"]);
     for shard in &response.shards {
@@ -51,15 +56,31 @@ fn describe(response: &wire::DescribeStreamResponse) -> String {
     }
     text.push_str(&format!("\n{shards}"));
     if !response.readers.is_empty() {
-        let mut readers = Table::new(&["READER", "NEXT BY SHARD"]);
+        let mut readers = Table::new(&["READER", "SINCE", "READ#", "NEXT"]);
         for reader in &response.readers {
-            let next: Vec<String> = reader.next_offsets.iter().map(ToString::to_string).collect();
-            readers.row(vec![harmless(&reader.id), next.join(" ")]);
+            let next: Vec<String> =
+                reader.next.iter().map(|at| format!("{}:{}", at.shard, at.offset)).collect();
+            let id = if reader.id.is_empty() { "(admin API)".to_owned() } else { harmless(&reader.id) };
+            readers.row(vec![id, time(reader.since_micros), reader.read.to_string(), next.join(",")]);
         }
         text.push_str(&format!("\n{readers}"));
     }
     text.push_str(&remarks(&stream.conditions, &response.warnings));
     text
+}
+
+/// What declares the stream; null if the broker does not say.
+fn spec(response: &wire::DescribeStreamResponse) -> Value {
+    serde_json::from_str(&response.spec).unwrap_or_default()
+}
+
+/// A value of the `spec` as it would be written.
+fn word(value: &Value) -> String {
+    match value {
+        Value::Null => "-".to_owned(),
+        Value::String(text) => harmless(text),
+        other => harmless(&other.to_string()),
+    }
 }
 
 fn description_json(response: &wire::DescribeStreamResponse) -> Value {
@@ -74,8 +95,15 @@ fn description_json(response: &wire::DescribeStreamResponse) -> Value {
             "lastTsMicros": shard.last_ts_micros,
         })
     });
-    let readers =
-        response.readers.iter().map(|reader| json!({"id": reader.id, "nextOffsets": reader.next_offsets}));
+    let readers = response.readers.iter().map(|reader| {
+        let next = reader.next.iter().map(|at| json!({"shard": at.shard, "offset": at.offset}));
+        json!({
+            "id": reader.id,
+            "sinceMicros": reader.since_micros,
+            "read": reader.read,
+            "next": next.collect::<Value>(),
+        })
+    });
     json!({
         "stream": stream_json(&response.stream.clone().unwrap_or_default()),
         "settings": {
@@ -85,6 +113,7 @@ fn description_json(response: &wire::DescribeStreamResponse) -> Value {
             "retentionBytes": settings.retention_bytes,
             "retentionMessages": settings.retention_messages,
         },
+        "spec": spec(response),
         "shards": shards.collect::<Value>(),
         "readers": readers.collect::<Value>(),
         "warnings": response.warnings,

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use weir_proto::admin::v1 as wire;
 
 use crate::cli::admin::{AdminArgs, conditions_json, declaration_json, ready};
-use crate::cli::output::{Format, Output, Table, bytes, harmless};
+use crate::cli::output::{Format, Output, Table, bytes, harmless, rate, time};
 
 pub(super) async fn run(admin: &AdminArgs) -> anyhow::Result<()> {
     let mut client = admin.connect().await?;
@@ -19,8 +19,20 @@ pub(super) async fn run(admin: &AdminArgs) -> anyhow::Result<()> {
 }
 
 fn list(streams: &[wire::Stream]) -> String {
-    let mut table = Table::new(&["NAME", "FILTER", "SHARDS#", "MESSAGES#", "SIZE#", "READERS#", "STATUS"]);
+    let mut table = Table::new(&[
+        "NAME",
+        "FILTER",
+        "SHARDS#",
+        "MESSAGES#",
+        "SIZE#",
+        "READERS#",
+        "IN/S#",
+        "READ/S#",
+        "OLDEST",
+        "STATUS",
+    ]);
     for stream in streams {
+        let rates = stream.rates.unwrap_or_default();
         table.row(vec![
             harmless(&stream.name),
             harmless(&stream.topic_filter),
@@ -28,6 +40,9 @@ fn list(streams: &[wire::Stream]) -> String {
             stream.messages.to_string(),
             bytes(stream.bytes),
             stream.readers.to_string(),
+            rate(rates.published),
+            rate(rates.read),
+            time(stream.oldest_ts_micros),
             ready(&stream.conditions),
         ]);
     }
@@ -35,6 +50,7 @@ fn list(streams: &[wire::Stream]) -> String {
 }
 
 pub(super) fn stream_json(stream: &wire::Stream) -> Value {
+    let rates = stream.rates.unwrap_or_default();
     json!({
         "name": stream.name,
         "topicFilter": stream.topic_filter,
@@ -42,6 +58,8 @@ pub(super) fn stream_json(stream: &wire::Stream) -> Value {
         "messages": stream.messages,
         "bytes": stream.bytes,
         "readers": stream.readers,
+        "oldestTsMicros": stream.oldest_ts_micros,
+        "rates": {"published": rates.published, "read": rates.read},
         "declaration": declaration_json(stream.declaration.as_ref()),
         "conditions": conditions_json(&stream.conditions),
     })

@@ -10,6 +10,7 @@ mod list;
 mod place;
 mod spec;
 mod tail;
+mod trim;
 mod update;
 
 use clap::Subcommand;
@@ -34,6 +35,8 @@ pub(super) enum StreamCommand {
     Tail(tail::TailArgs),
     /// Export a range of a stream to files; run again, it goes on where it was interrupted
     Export(Box<export::ExportArgs>),
+    /// Remove the oldest messages for good
+    Trim(trim::TrimArgs),
     /// Make a stream
     Create(Box<create::CreateArgs>),
     /// Change a stream in place, also for those who read it
@@ -48,6 +51,7 @@ pub(super) async fn run(command: &StreamCommand) -> anyhow::Result<()> {
         StreamCommand::Describe { name, admin } => describe::run(admin, name).await,
         StreamCommand::Tail(args) => tail::run(args).await,
         StreamCommand::Export(args) => export::run(args).await,
+        StreamCommand::Trim(args) => trim::run(args).await,
         StreamCommand::Create(args) => create::run(args).await,
         StreamCommand::Update(args) => update::run(args).await,
         StreamCommand::Delete(args) => delete::run(args).await,

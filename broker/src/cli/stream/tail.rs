@@ -3,7 +3,6 @@
 use clap::Args;
 use serde_json::{Value, json};
 use weir_proto::admin::v1 as wire;
-use weir_proto::admin::v1::read_stream_request::Start;
 
 use super::place::{Place, place};
 use crate::cli::admin::AdminArgs;
@@ -13,9 +12,19 @@ use crate::cli::output::{Format, Output, harmless, hex, time};
 pub(in crate::cli) struct TailArgs {
     /// Name of the stream
     name: String,
-    /// Where to start: earliest, latest, an offset, a time (RFC 3339), or a duration back from now (10m)
+    /// Where to start: earliest, latest, an offset, SHARD:OFFSET by commas, a time (RFC 3339), or a duration back from
+    /// now (10m)
     #[arg(long, value_name = "WHERE", default_value = "latest", value_parser = place)]
     offset: Place,
+    /// Where to end, this message excluded: as --offset; a time or offset that is yet to come is waited for
+    #[arg(long, value_name = "WHERE", value_parser = place)]
+    until: Option<Place>,
+    /// Only topics that match this filter
+    #[arg(long, value_name = "FILTER")]
+    filter: Option<String>,
+    /// Only messages with this key
+    #[arg(long, value_name = "KEY")]
+    message_key: Option<String>,
     /// Only this shard
     #[arg(long, value_name = "N")]
     shard: Option<u32>,
@@ -43,16 +52,16 @@ async fn tail(args: &TailArgs, output: &mut Output) -> anyhow::Result<()> {
         return Ok(());
     }
     let mut client = args.admin.connect().await?;
+    // Without an end, what is yet to come is all there is.
+    let follows = args.follow || args.offset == Place::Latest && args.until.is_none();
     let request = wire::ReadStreamRequest {
         name: args.name.clone(),
         shard: args.shard,
-        start: Some(match args.offset {
-            Place::Earliest => Start::Earliest(wire::Earliest {}),
-            Place::Latest => Start::Latest(wire::Latest {}),
-            Place::Offset(offset) => Start::Offset(offset),
-            Place::Time(timestamp) => Start::TimestampMicros(timestamp.as_micros()),
-        }),
-        follow: args.follow || args.offset == Place::Latest,
+        from: Some(args.offset.wire()),
+        until: args.until.as_ref().map(Place::wire),
+        topic_filter: args.filter.clone().unwrap_or_default(),
+        key: args.message_key.clone().map(Into::into),
+        follow: follows,
         limit: args.count.unwrap_or(0),
     };
     let mut messages = args.admin.answer(client.read_stream(request)).await?;
@@ -63,7 +72,7 @@ async fn tail(args: &TailArgs, output: &mut Output) -> anyhow::Result<()> {
         };
         line.push(b'\n');
         output.write(&line)?;
-        if output.is_terminal() || args.follow || args.offset == Place::Latest {
+        if output.is_terminal() || follows || args.until.is_some() {
             output.flush()?;
         }
     }

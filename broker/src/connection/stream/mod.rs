@@ -248,8 +248,13 @@ impl Connection {
                 ReadOptions { start: Start::Latest, key: options.key.clone(), ..ReadOptions::default() };
             options.until = Some(Start::Offsets(core.reader(object, &ends).await?.positions()));
         }
+        options.name = (*self.stored.client_id).into();
         let reader = match shares {
-            Some(_) => core.idle_reader(),
+            Some(_) => {
+                let mut reader = core.idle_reader();
+                core.introduce(&mut reader, object, &options.name);
+                reader
+            }
             None => core.reader(object, &options).await?,
         };
         let id = ReaderId(self.broker.consumer_id().0);

@@ -213,7 +213,7 @@ impl StreamRequest {
             Some(Start::Offsets(ends))
         };
         let key = self.key.as_ref().map(|key| key.as_bytes().clone());
-        ReadOptions { start, until, filter: self.filter.clone(), key, shard: None }
+        ReadOptions { start, until, filter: self.filter.clone(), key, ..ReadOptions::default() }
     }
 
     /// What is stored with the subscription.

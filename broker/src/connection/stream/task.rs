@@ -106,6 +106,7 @@ impl Task {
 
     async fn open(&mut self, positions: &[(u8, u64)]) -> weir_core::Result<StreamReader> {
         let mut reader = self.core.idle_reader();
+        self.core.introduce(&mut reader, &self.object, &self.options.name);
         for (shard, from) in positions {
             reader.add(self.core.shard_reader(&self.object, *shard, *from, &self.options).await?);
         }

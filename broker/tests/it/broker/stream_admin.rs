@@ -1,10 +1,11 @@
 //! `weir stream create`, `update` and `delete` on a running broker, while it is read.
 
 use serde_json::{Value, json};
+use weir_codec::ReasonCode;
 use weir_core::catalog::Origin;
 use weir_core::definition::Kind;
 
-use super::client::AtLeastOnce;
+use super::client::{AtLeastOnce, V5, clean, receive_maximum};
 use super::{TestBroker, stream};
 use crate::cli::{Finished, weir};
 
@@ -57,6 +58,42 @@ async fn a_stream_is_created_changed_and_deleted_while_it_is_read() {
     assert_eq!(again.lines().count(), 3, "{again}");
     assert!(done(&broker, &["delete", "log", "--messages", "delete"]).await.contains("with its messages"));
     refused(&broker, &["delete", "log"], "there is no Stream `log`; `weir stream list`").await;
+}
+
+#[tokio::test]
+async fn who_reads_is_named_and_a_trim_moves_them_on() {
+    let broker = TestBroker::start().await;
+    broker.declare(&[stream("log", "log/#")]).await;
+    let texts: Vec<String> = (0..10).map(|n| n.to_string()).collect();
+    broker.publish("log/1", &texts.iter().map(String::as_str).collect::<Vec<_>>()).await;
+    let mut slow = broker.connect(receive_maximum(clean("slow", V5), 1)).await;
+    slow.read_from("$stream/log", AtLeastOnce, "earliest").await;
+    let held = slow.message().await;
+    let shown = described_until(&broker, |shown| shown["readers"][0]["read"].as_u64() > Some(0)).await;
+    assert_eq!((&shown["readers"][0]["id"], &shown["stream"]["readers"]), (&json!("slow"), &json!(1)));
+    broker.metric_reaches("weir_stream_readers{stream=\"log\"}", 1.0).await;
+
+    let dry = done(&broker, &["trim", "log", "--before", "6", "--dry-run"]).await;
+    assert!(dry.ends_with("would remove 6\n"), "{dry}");
+    assert!(done(&broker, &["trim", "log", "--before", "6"]).await.ends_with("\nremoved 6\n"));
+    assert!(done(&broker, &["trim", "log", "--before", "6"]).await.ends_with("\nremoved 0\n"));
+    broker.metric_reaches("weir_stream_messages_total{stream=\"log\",event=\"removed\"}", 6.0).await;
+    assert_eq!(broker.metric("weir_stream_kept{stream=\"log\"}").await, 4.0);
+    // What had been read before goes on its way; the next reader begins at the new start.
+    slow.puback(&held, ReasonCode::Success).await;
+    let tailed = done(&broker, &["tail", "log", "--offset", "earliest"]).await;
+    assert_eq!(tailed.lines().count(), 4, "{tailed}");
+    let tailed =
+        done(&broker, &["tail", "log", "--offset", "0:8", "--until", "offset:9", "-o", "json"]).await;
+    assert_eq!(serde_json::from_str::<Value>(&tailed).unwrap()["payload"], "8");
+    refused(&broker, &["trim", "log", "--before", "6", "--shard", "3"], "has no shard 3; allowed: 0 to 0")
+        .await;
+    refused(&broker, &["trim", "none", "--before", "6"], "there is no stream `none`").await;
+    done(&broker, &["create", "last", "--filter", "last/#", "--last-value"]).await;
+    refused(&broker, &["trim", "last", "--before", "latest"], "is not trimmed: publish an empty payload")
+        .await;
+    slow.disconnect().await;
+    described_until(&broker, |shown| shown["readers"] == json!([])).await;
 }
 
 /// What `weir stream describe` says of `log` once `is_so`.

@@ -11,6 +11,7 @@ use tonic::codegen::tokio_stream::{self, Stream};
 use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status};
 use weir_proto::admin::v1::admin_server::{Admin, AdminServer};
+use weir_proto::admin::v1::stream_place::Place;
 use weir_proto::admin::v1::*;
 
 use super::weir;
@@ -21,7 +22,7 @@ const SPEC: &str = r#"{"dedup": {"window": "5m"}, "deletionPolicy": "Retain", "p
 
 /// Answers with one queue and one stream, and keeps what was asked of the stream.
 #[derive(Clone, Default)]
-struct Canned(Arc<Mutex<Vec<ReadStreamRequest>>>);
+struct Canned(Arc<Mutex<Vec<ReadStreamRequest>>>, Arc<Mutex<Vec<TrimStreamRequest>>>);
 
 #[tonic::async_trait]
 impl Admin for Canned {
@@ -198,6 +199,25 @@ impl Admin for Canned {
         Ok(Response::new(ResumeQueueResponse { queue: Some(queue()) }))
     }
 
+    async fn trim_stream(
+        &self,
+        request: Request<TrimStreamRequest>,
+    ) -> Result<Response<TrimStreamResponse>, Status> {
+        let request = request.into_inner();
+        self.1.lock().push(request);
+        let shard = TrimmedShard { shard: 0, start_offset: 17, next_offset: 40, removed: 17 };
+        Ok(Response::new(TrimStreamResponse {
+            shards: vec![shard, TrimmedShard { shard: 1, removed: 3, ..shard }],
+        }))
+    }
+
+    async fn fetch_stream(
+        &self,
+        _: Request<FetchStreamRequest>,
+    ) -> Result<Response<FetchStreamResponse>, Status> {
+        Ok(Response::new(FetchStreamResponse::default()))
+    }
+
     async fn create_stream(
         &self,
         request: Request<CreateStreamRequest>,
@@ -242,8 +262,17 @@ impl Admin for Canned {
                 first_ts_micros: 1_700_000_000_000_000,
                 last_ts_micros: 1_700_000_001_000_000,
             }],
-            readers: vec![StreamReader { id: "dashboard".into(), next_offsets: vec![3] }],
+            readers: vec![
+                StreamReader {
+                    id: "dashboard\u{1b}[2J".into(),
+                    next: vec![ShardOffset { shard: 0, offset: 3 }, ShardOffset { shard: 1, offset: 12 }],
+                    since_micros: 1_700_000_000_000_000,
+                    read: 15,
+                },
+                StreamReader::default(),
+            ],
             warnings: vec![],
+            spec: r#"{"groups": {"expireAfter": "168h"}, "deletionPolicy": "Retain"}"#.into(),
         }))
     }
 
@@ -316,9 +345,11 @@ fn stream() -> weir_proto::admin::v1::Stream {
         shards: 1,
         messages: 3,
         bytes: 2048,
-        readers: 1,
+        readers: 2,
         declaration: declaration("telemetry"),
         conditions: ready(),
+        oldest_ts_micros: 1_700_000_000_000_000,
+        rates: Some(StreamRates { published: 120.4, read: 0.5 }),
     }
 }
 
@@ -430,20 +461,54 @@ async fn tail_prints_messages() {
     server.weir(&["stream", "tail", "telemetry", "--offset", "2023-11-14T22:13:20Z", "-f"]).await.output();
     server.weir(&["stream", "tail", "telemetry", "--offset", "17"]).await.output();
 
-    use read_stream_request::Start;
-    let request = |start, follow| ReadStreamRequest {
+    let args = ["--offset", "0:4,2:9", "--until", "latest", "--filter", "vehicle/#", "--message-key", "k"];
+    server.weir(&[&["stream", "tail", "telemetry"][..], &args].concat()).await.output();
+
+    let at = |place| Some(StreamPlace { place: Some(place) });
+    let request = |place, follow| ReadStreamRequest {
         name: "telemetry".into(),
-        shard: None,
-        start: Some(start),
+        from: at(place),
         follow,
-        limit: 0,
+        ..ReadStreamRequest::default()
     };
     let asked = server.asked.0.lock().clone();
-    assert_eq!(asked[0], request(Start::Earliest(Earliest {}), false));
-    let latest = request(Start::Latest(Latest {}), true);
+    assert_eq!(asked[0], request(Place::Earliest(Earliest {}), false));
+    let latest = request(Place::Latest(Latest {}), true);
     assert_eq!(asked[1], ReadStreamRequest { shard: Some(2), limit: 2, ..latest });
-    assert_eq!(asked[2], request(Start::TimestampMicros(1_700_000_000_000_000), true));
-    assert_eq!(asked[3], request(Start::Offset(17), false));
+    assert_eq!(asked[2], request(Place::TimestampMicros(1_700_000_000_000_000), true));
+    assert_eq!(asked[3], request(Place::Offset(17), false));
+    let shards = vec![ShardOffset { shard: 0, offset: 4 }, ShardOffset { shard: 2, offset: 9 }];
+    let some = ReadStreamRequest {
+        until: at(Place::Latest(Latest {})),
+        topic_filter: "vehicle/#".into(),
+        key: Some("k".into()),
+        ..request(Place::Offsets(ShardOffsets { shards }), false)
+    };
+    assert_eq!(asked[4], some);
+}
+
+#[tokio::test]
+async fn a_trim_says_what_went() {
+    let server = start().await;
+    let text = server.weir(&["stream", "trim", "telemetry", "--before", "offset:17"]).await.output();
+    assert_eq!(
+        text,
+        "SHARD  START  NEXT  REMOVED\n    0     17    40       17\n    1     17    40        3\nremoved 20\n"
+    );
+    let args = ["stream", "trim", "telemetry", "--before", "latest", "--shard", "1", "--dry-run"];
+    assert!(server.weir(&args).await.output().ends_with("would remove 20\n"));
+    let json = server.weir(&[&args[..], &["-o", "json"]].concat()).await.output();
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!((&json["removed"], &json["dryRun"]), (&20.into(), &true.into()));
+    let asked = server.asked.1.lock().clone();
+    let place = |n: usize| asked[n].before.clone().and_then(|before| before.place);
+    assert_eq!((place(0), asked[0].shard, asked[0].dry_run), (Some(Place::Offset(17)), None, false));
+    assert_eq!((place(1), asked[1].shard, asked[1].dry_run), (Some(Place::Latest(Latest {})), Some(1), true));
+    let failure = server.weir(&["stream", "trim", "telemetry", "--before", "soon"]).await;
+    assert!(
+        failure.code == 2 && failure.stderr.contains("allowed: earliest, latest, an offset"),
+        "{failure:?}"
+    );
 }
 
 #[tokio::test]

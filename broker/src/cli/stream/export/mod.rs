@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use weir_env::clock::{Clock, Instant};
 use weir_proto::admin::v1 as wire;
-use weir_proto::admin::v1::read_stream_request::Start;
+use weir_proto::admin::v1::stream_place::Place as Start;
 use weir_topic::TopicFilter;
 
 use self::folder::{Asked, Begin, Folder, Plan, ShardPlan};
@@ -172,19 +172,27 @@ fn settle(args: &ExportArgs, asked: Asked, stream: &wire::DescribeStreamResponse
             Place::Earliest => Begin::Offset(found.start_offset),
             Place::Latest => Begin::Offset(found.next_offset),
             Place::Offset(offset) => Begin::Offset(*offset),
+            Place::Offsets(offsets) => Begin::Offset(offset_in(offsets, found)),
             Place::Time(at) => Begin::TimeMicros(at.as_micros()),
         },
         end: match &until {
             Place::Earliest => found.start_offset,
             Place::Offset(offset) => found.next_offset.min(*offset),
+            Place::Offsets(offsets) => found.next_offset.min(offset_in(offsets, found)),
             Place::Latest | Place::Time(_) => found.next_offset,
         },
     });
     let until_micros = match until {
         Place::Time(at) => Some(at.as_micros()),
-        Place::Earliest | Place::Latest | Place::Offset(_) => None,
+        Place::Earliest | Place::Latest | Place::Offset(_) | Place::Offsets(_) => None,
     };
     Ok(Plan { shards: shards.collect(), asked, until_micros })
+}
+
+/// What `offsets` say of a shard; where it begins, if they do not name it.
+fn offset_in(offsets: &[(u32, u64)], shard: &wire::StreamShard) -> u64 {
+    let named = offsets.iter().find(|(of, _)| *of == shard.shard);
+    named.map_or(shard.start_offset, |(_, offset)| *offset)
 }
 
 /// A run of the command.
@@ -213,7 +221,7 @@ impl Run<'_> {
         let request = wire::ReadStreamRequest {
             name: self.args.name.clone(),
             shard: Some(shard.shard),
-            start: Some(start),
+            from: Some(wire::StreamPlace { place: Some(start) }),
             ..wire::ReadStreamRequest::default()
         };
         let mut messages = self.args.admin.answer(client.read_stream(request)).await?;
