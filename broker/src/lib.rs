@@ -12,6 +12,7 @@ mod connection;
 mod convert;
 mod dead_letters;
 mod disk;
+mod fetch;
 pub mod http;
 pub mod listen;
 mod mailbox;

@@ -76,6 +76,8 @@ pub struct Inner {
     pub publish_bytes_under_way: Gauge,
     /// Times that a client was not read because too much was becoming durable.
     pub publish_waits: CounterBy<PublishWait>,
+    /// Requests of MQTT clients for messages of streams.
+    pub stream_fetches: CounterBy<FetchOutcome>,
     /// Time from a PUBLISH to its commit, for publishes that need one.
     pub publish_commit_seconds: Histogram,
     /// Clients that broke the protocol, by what they did.
@@ -247,6 +249,16 @@ labels! {
         Client = "client",
         /// Of all clients: `limits.publishBytesUnderWay`.
         All = "all",
+    }
+
+    /// What became of a request for messages of a stream.
+    FetchOutcome("outcome") {
+        /// It was answered with messages, or with none.
+        Answered = "answered",
+        /// It was answered with why not.
+        Failed = "failed",
+        /// Its client was told in PUBACK or PUBREC.
+        Refused = "refused",
     }
 
     /// What became of a publish that must be durable.
@@ -426,6 +438,7 @@ impl Metrics {
                 "Bytes of publishes that are becoming durable",
             ),
             publish_waits: counter_by(r, "publish_waits", "Waits because too much is becoming durable"),
+            stream_fetches: counter_by(r, "stream_fetches", "Requests over MQTT for messages of streams"),
             publish_commit_seconds: seconds(r, "publish_commit", "Time from PUBLISH to its commit"),
             protocol_errors: counter_by(r, "protocol_errors", "Clients that broke the protocol"),
             sessions: gauge(r, "sessions", "Sessions, connected or not"),
@@ -554,6 +567,7 @@ mod tests {
         check::<Reload>();
         check::<Dropped>();
         check::<PublishWait>();
+        check::<FetchOutcome>();
         check::<DurableOutcome>();
         check::<ProtocolError>();
     }

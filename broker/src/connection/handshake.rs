@@ -340,6 +340,7 @@ impl Parts {
             undecoded: true,
             input_ended: false,
             drain_until: None,
+            fetches: None,
             closed: None,
             pace: Pace::default(),
             broker,

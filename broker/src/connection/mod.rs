@@ -13,6 +13,7 @@ mod deliver;
 mod events;
 mod eviction;
 mod external;
+mod fetch;
 mod handshake;
 mod inbox;
 mod inlet;
@@ -54,6 +55,7 @@ use crate::metrics::{self, Metrics};
 use crate::router::{Group, Subscriber};
 use crate::transport::Stream;
 use external::External;
+use fetch::Fetches;
 use inbox::Inbox;
 use inlet::Inlet;
 use pace::Pace;
@@ -62,6 +64,8 @@ use queue_slot::QueueSlot;
 use stream::{PlaceId, StreamBatch, Timers};
 use wait::{Catalog, Socket, Turn, Wants};
 use wire::Wire;
+
+pub(crate) use stream::request::parse_start;
 
 /// Publishes that may wait to become durable before the client is not read: bounds QoS 0, which no Receive
 /// Maximum does.
@@ -164,6 +168,8 @@ struct Connection {
     /// When something is to be done for streams.
     timers: Timers,
     retained: VecDeque<subscribe::RetainedScan>,
+    /// Requests under way, which end with the connection.
+    fetches: Fetches,
     inbox: Inbox,
     /// Which source of deliveries is asked first.
     turn: u8,

@@ -8,6 +8,7 @@ use weir_core::keyspace::PublishId;
 use weir_core::sessions::SessionOp;
 use weir_session::{Event, PublishToken};
 
+use super::fetch::is_request;
 use super::{Asker, Connection, Incoming, Tag};
 use crate::broker::{Accepted, Begun, Inbound, Outcome};
 use crate::convert;
@@ -65,6 +66,10 @@ impl Connection {
         };
         self.metrics.publishes.inc(qos);
         self.metrics.published_bytes.inc_by(message.payload.len() as u64);
+        if !repeated && is_request(&message.topic) {
+            self.handle_request(token, qos, retain, &message);
+            return None;
+        }
         if repeated || self.refuse(token, qos, retain, &message) {
             return None;
         }

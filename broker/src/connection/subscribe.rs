@@ -28,6 +28,7 @@ use super::{Connection, Tag};
 use crate::broker::{Broker, wish_of};
 use crate::config::Limits;
 use crate::convert;
+use crate::fetch::REQUESTS;
 use crate::router::Wish;
 
 /// Retained messages read in one go, unless half an inbox holds fewer.
@@ -191,6 +192,13 @@ impl Connection {
         // A copy: the subscription outlives the packet it came in.
         let text = ByteString::from(entry.filter.to_string());
         let to = Subscription::parse(text.clone()).map_err(|error| invalid(format!("{text}: {error}")))?;
+        if let Subscription::Plain(filter) | Subscription::Shared { filter, .. } = &to
+            && filter.as_str().starts_with(REQUESTS)
+        {
+            let problem =
+                "nothing is ever published below $weir: requests go there, their answers to a Response Topic";
+            return Err(invalid(format!("{text}: {problem}")));
+        }
         self.check_allowed(&text, &to)?;
         // What this packet has been granted so far counts; a filter that it repeats, twice.
         let held = self.subscriptions.len() + self.externals.len() + granted.len();

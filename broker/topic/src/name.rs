@@ -40,7 +40,7 @@ impl TopicName {
 /// the broker's own.
 #[must_use]
 pub fn is_publish_forbidden(topic: &TopicName) -> bool {
-    let forbidden = ["$queue/", "$q/", "$stream/", "$s/", "$SYS/"];
+    let forbidden = ["$queue/", "$q/", "$stream/", "$s/", "$SYS/", "$weir/"];
     topic.as_str() == "$SYS" || forbidden.iter().any(|prefix| topic.as_str().starts_with(prefix))
 }
 

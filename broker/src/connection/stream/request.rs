@@ -268,7 +268,7 @@ impl StreamRequest {
 }
 
 /// Reads `earliest`, `latest`, `<µs>`, an RFC 3339 time, `offset:<n>` or `<shard>:<n>,...`, no shard twice.
-fn parse_start(text: &str) -> Option<Start> {
+pub(crate) fn parse_start(text: &str) -> Option<Start> {
     match text {
         "earliest" => return Some(Start::Earliest),
         "latest" => return Some(Start::Latest),

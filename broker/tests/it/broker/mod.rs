@@ -31,6 +31,7 @@ mod shutdown;
 mod slow;
 mod stream_admin;
 mod stream_export;
+mod stream_fetch;
 mod stream_groups;
 mod stream_positions;
 mod stream_requests;

@@ -200,9 +200,18 @@ fn levels_wildcards_and_reserved_are_told() {
 
 #[test]
 fn publishing_to_queues_streams_and_the_brokers_topics_is_forbidden() {
-    for text in
-        ["$queue/", "$queue/a", "$q/a/b", "$stream/x", "$s/earliest/a", "$s/", "$SYS", "$SYS/", "$SYS/a"]
-    {
+    for text in [
+        "$queue/",
+        "$queue/a",
+        "$q/a/b",
+        "$stream/x",
+        "$s/earliest/a",
+        "$s/",
+        "$SYS",
+        "$SYS/",
+        "$SYS/a",
+        "$weir/a",
+    ] {
         assert!(is_publish_forbidden(&name(text)), "{text}");
     }
     for text in [
@@ -213,6 +222,7 @@ fn publishing_to_queues_streams_and_the_brokers_topics_is_forbidden() {
         "$SYSTEM/a",
         "$sys/a",
         "$queues/a",
+        "$weirs/a",
         "$share/g/a",
         "a/$queue/b",
         "queue/a",
