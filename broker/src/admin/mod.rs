@@ -11,6 +11,7 @@ mod connections;
 mod convert;
 mod queue_ops;
 mod read;
+mod stream_groups;
 mod stream_ops;
 #[cfg(test)]
 mod tests;
@@ -308,6 +309,25 @@ impl Admin for Service {
         request: Request<wire::FetchStreamRequest>,
     ) -> Result<Response<wire::FetchStreamResponse>, Status> {
         self.answer(self.fetch(request.into_inner())).await
+    async fn list_groups(
+        &self,
+        request: Request<wire::ListGroupsRequest>,
+    ) -> Result<Response<wire::ListGroupsResponse>, Status> {
+        self.answer(self.groups(request.into_inner())).await
+    }
+
+    async fn seek_group(
+        &self,
+        request: Request<wire::SeekGroupRequest>,
+    ) -> Result<Response<wire::SeekGroupResponse>, Status> {
+        self.answer(self.seek(request.into_inner())).await
+    }
+
+    async fn delete_group(
+        &self,
+        request: Request<wire::DeleteGroupRequest>,
+    ) -> Result<Response<wire::DeleteGroupResponse>, Status> {
+        self.answer(self.forget(request.into_inner())).await
     }
 
     async fn create_stream(

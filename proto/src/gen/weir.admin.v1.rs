@@ -731,6 +731,121 @@ pub struct FetchStreamResponse {
     pub end: ::prost::alloc::vec::Vec<ShardOffset>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListGroupsRequest {
+    /// Name in `$stream/<name>`.
+    #[prost(string, tag = "1")]
+    pub stream: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListGroupsResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub groups: ::prost::alloc::vec::Vec<Group>,
+}
+/// A consumer group.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Group {
+    /// Name in `$share/<name>/$stream/...`.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// Client ids of its members, in the order in which they joined; those that have no shard wait for one.
+    #[prost(string, repeated, tag = "2")]
+    pub members: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// In the order of their numbers.
+    #[prost(message, repeated, tag = "3")]
+    pub shards: ::prost::alloc::vec::Vec<GroupShard>,
+    /// Messages that it has not acknowledged.
+    #[prost(uint64, tag = "4")]
+    pub lag: u64,
+    /// How old the oldest of them is, milliseconds.
+    #[prost(uint64, tag = "5")]
+    pub lag_millis: u64,
+}
+/// How far a consumer group has read a shard.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GroupShard {
+    /// Number of the shard.
+    #[prost(uint32, tag = "1")]
+    pub shard: u32,
+    /// Every message below this offset is acknowledged.
+    #[prost(uint64, tag = "2")]
+    pub position: u64,
+    /// Offset that the next message gets.
+    #[prost(uint64, tag = "3")]
+    pub end: u64,
+    /// Messages from the position, or from the oldest that is kept, to the end.
+    #[prost(uint64, tag = "4")]
+    pub lag: u64,
+    /// How old the oldest of them is, milliseconds.
+    #[prost(uint64, tag = "5")]
+    pub lag_millis: u64,
+    /// Client id of the member that reads it; empty: nobody does.
+    #[prost(string, tag = "6")]
+    pub member: ::prost::alloc::string::String,
+    /// How often it was given to a member, about.
+    #[prost(uint64, tag = "7")]
+    pub generation: u64,
+    /// When the position was stored, microseconds.
+    #[prost(uint64, tag = "8")]
+    pub committed_micros: u64,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct SeekGroupRequest {
+    /// Name in `$stream/<name>`.
+    #[prost(string, tag = "1")]
+    pub stream: ::prost::alloc::string::String,
+    /// Name of the group.
+    #[prost(string, tag = "2")]
+    pub group: ::prost::alloc::string::String,
+    /// An offset for each of some shards; the others stay where they are.
+    #[prost(map = "uint32, uint64", tag = "7")]
+    pub offsets: ::std::collections::HashMap<u32, u64>,
+    /// Say where that is, and change nothing.
+    #[prost(bool, tag = "8")]
+    pub dry_run: bool,
+    /// Where it goes on, unless `offsets` says it.
+    #[prost(oneof = "seek_group_request::To", tags = "3, 4, 5, 6")]
+    pub to: ::core::option::Option<seek_group_request::To>,
+}
+/// Nested message and enum types in `SeekGroupRequest`.
+pub mod seek_group_request {
+    /// Where it goes on, unless `offsets` says it.
+    #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum To {
+        /// The oldest message that is kept.
+        #[prost(message, tag = "3")]
+        Earliest(super::Earliest),
+        /// Behind the newest message.
+        #[prost(message, tag = "4")]
+        Latest(super::Latest),
+        /// This offset, of every shard.
+        #[prost(uint64, tag = "5")]
+        Offset(u64),
+        /// The first message at or after this time, microseconds.
+        #[prost(uint64, tag = "6")]
+        TimestampMicros(u64),
+    }
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct SeekGroupResponse {
+    /// Where it goes on, by shard, of each that moves.
+    #[prost(map = "uint32, uint64", tag = "1")]
+    pub positions: ::std::collections::HashMap<u32, u64>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DeleteGroupRequest {
+    /// Name in `$stream/<name>`.
+    #[prost(string, tag = "1")]
+    pub stream: ::prost::alloc::string::String,
+    /// Name of the group.
+    #[prost(string, tag = "2")]
+    pub group: ::prost::alloc::string::String,
+    /// Also if it has members, which get no more messages.
+    #[prost(bool, tag = "3")]
+    pub force: bool,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DeleteGroupResponse {}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CreateStreamRequest {
     /// Name in `$stream/<name>`.
     #[prost(string, tag = "1")]
@@ -1419,6 +1534,81 @@ pub mod admin_client {
                 .insert(GrpcMethod::new("weir.admin.v1.Admin", "FetchStream"));
             self.inner.unary(req, path, codec).await
         }
+        /// The consumer groups of a stream, in the order of their names, and how far each is behind.
+        pub async fn list_groups(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListGroupsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListGroupsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/weir.admin.v1.Admin/ListGroups",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("weir.admin.v1.Admin", "ListGroups"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Has a consumer group go on elsewhere, whatever it has read. Its members are moved there while they are connected.
+        pub async fn seek_group(
+            &mut self,
+            request: impl tonic::IntoRequest<super::SeekGroupRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::SeekGroupResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/weir.admin.v1.Admin/SeekGroup",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("weir.admin.v1.Admin", "SeekGroup"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Forgets a consumer group and its positions. FAILED_PRECONDITION if it has members, unless `force`.
+        pub async fn delete_group(
+            &mut self,
+            request: impl tonic::IntoRequest<super::DeleteGroupRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DeleteGroupResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/weir.admin.v1.Admin/DeleteGroup",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("weir.admin.v1.Admin", "DeleteGroup"));
+            self.inner.unary(req, path, codec).await
+        }
         /// Makes a stream. One of this name that was deleted and whose messages were kept is taken over with them.
         /// ALREADY_EXISTS if there is one of its name, FAILED_PRECONDITION if messages are kept of one that differs in what
         /// cannot change, RESOURCE_EXHAUSTED if there are as many queues and streams as there may be.
@@ -1682,6 +1872,30 @@ pub mod admin_server {
             request: tonic::Request<super::FetchStreamRequest>,
         ) -> std::result::Result<
             tonic::Response<super::FetchStreamResponse>,
+            tonic::Status,
+        >;
+        /// The consumer groups of a stream, in the order of their names, and how far each is behind.
+        async fn list_groups(
+            &self,
+            request: tonic::Request<super::ListGroupsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListGroupsResponse>,
+            tonic::Status,
+        >;
+        /// Has a consumer group go on elsewhere, whatever it has read. Its members are moved there while they are connected.
+        async fn seek_group(
+            &self,
+            request: tonic::Request<super::SeekGroupRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::SeekGroupResponse>,
+            tonic::Status,
+        >;
+        /// Forgets a consumer group and its positions. FAILED_PRECONDITION if it has members, unless `force`.
+        async fn delete_group(
+            &self,
+            request: tonic::Request<super::DeleteGroupRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DeleteGroupResponse>,
             tonic::Status,
         >;
         /// Makes a stream. One of this name that was deleted and whose messages were kept is taken over with them.
@@ -2409,6 +2623,135 @@ pub mod admin_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = FetchStreamSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/weir.admin.v1.Admin/ListGroups" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListGroupsSvc<T: Admin>(pub Arc<T>);
+                    impl<T: Admin> tonic::server::UnaryService<super::ListGroupsRequest>
+                    for ListGroupsSvc<T> {
+                        type Response = super::ListGroupsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListGroupsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::list_groups(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListGroupsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/weir.admin.v1.Admin/SeekGroup" => {
+                    #[allow(non_camel_case_types)]
+                    struct SeekGroupSvc<T: Admin>(pub Arc<T>);
+                    impl<T: Admin> tonic::server::UnaryService<super::SeekGroupRequest>
+                    for SeekGroupSvc<T> {
+                        type Response = super::SeekGroupResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::SeekGroupRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::seek_group(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = SeekGroupSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/weir.admin.v1.Admin/DeleteGroup" => {
+                    #[allow(non_camel_case_types)]
+                    struct DeleteGroupSvc<T: Admin>(pub Arc<T>);
+                    impl<T: Admin> tonic::server::UnaryService<super::DeleteGroupRequest>
+                    for DeleteGroupSvc<T> {
+                        type Response = super::DeleteGroupResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::DeleteGroupRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::delete_group(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = DeleteGroupSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

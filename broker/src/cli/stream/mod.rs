@@ -6,8 +6,10 @@ mod create;
 mod delete;
 mod describe;
 mod export;
+mod groups;
 mod list;
 mod place;
+mod seek;
 mod spec;
 mod tail;
 mod trim;
@@ -37,6 +39,10 @@ pub(super) enum StreamCommand {
     Export(Box<export::ExportArgs>),
     /// Remove the oldest messages for good
     Trim(trim::TrimArgs),
+    /// Show the consumer groups of a stream and how far each is behind, or forget one
+    Groups(groups::GroupsArgs),
+    /// Have a consumer group go on elsewhere, also while it reads
+    Seek(seek::SeekArgs),
     /// Make a stream
     Create(Box<create::CreateArgs>),
     /// Change a stream in place, also for those who read it
@@ -52,6 +58,8 @@ pub(super) async fn run(command: &StreamCommand) -> anyhow::Result<()> {
         StreamCommand::Tail(args) => tail::run(args).await,
         StreamCommand::Export(args) => export::run(args).await,
         StreamCommand::Trim(args) => trim::run(args).await,
+        StreamCommand::Groups(args) => groups::run(args).await,
+        StreamCommand::Seek(args) => seek::run(args).await,
         StreamCommand::Create(args) => create::run(args).await,
         StreamCommand::Update(args) => update::run(args).await,
         StreamCommand::Delete(args) => delete::run(args).await,

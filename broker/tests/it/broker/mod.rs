@@ -33,6 +33,7 @@ mod stream_admin;
 mod stream_export;
 mod stream_fetch;
 mod stream_groups;
+mod stream_groups_admin;
 mod stream_positions;
 mod stream_requests;
 mod streams;

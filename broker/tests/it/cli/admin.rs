@@ -216,6 +216,25 @@ impl Admin for Canned {
         _: Request<FetchStreamRequest>,
     ) -> Result<Response<FetchStreamResponse>, Status> {
         Ok(Response::new(FetchStreamResponse::default()))
+    async fn list_groups(
+        &self,
+        _: Request<ListGroupsRequest>,
+    ) -> Result<Response<ListGroupsResponse>, Status> {
+        Err(Status::unimplemented("not asked for"))
+    }
+
+    async fn seek_group(
+        &self,
+        _: Request<SeekGroupRequest>,
+    ) -> Result<Response<SeekGroupResponse>, Status> {
+        Err(Status::unimplemented("not asked for"))
+    }
+
+    async fn delete_group(
+        &self,
+        _: Request<DeleteGroupRequest>,
+    ) -> Result<Response<DeleteGroupResponse>, Status> {
+        Err(Status::unimplemented("not asked for"))
     }
 
     async fn create_stream(
