@@ -309,6 +309,8 @@ impl Admin for Service {
         request: Request<wire::FetchStreamRequest>,
     ) -> Result<Response<wire::FetchStreamResponse>, Status> {
         self.answer(self.fetch(request.into_inner())).await
+    }
+
     async fn list_groups(
         &self,
         request: Request<wire::ListGroupsRequest>,

@@ -216,6 +216,8 @@ impl Admin for Canned {
         _: Request<FetchStreamRequest>,
     ) -> Result<Response<FetchStreamResponse>, Status> {
         Ok(Response::new(FetchStreamResponse::default()))
+    }
+
     async fn list_groups(
         &self,
         _: Request<ListGroupsRequest>,
@@ -223,10 +225,7 @@ impl Admin for Canned {
         Err(Status::unimplemented("not asked for"))
     }
 
-    async fn seek_group(
-        &self,
-        _: Request<SeekGroupRequest>,
-    ) -> Result<Response<SeekGroupResponse>, Status> {
+    async fn seek_group(&self, _: Request<SeekGroupRequest>) -> Result<Response<SeekGroupResponse>, Status> {
         Err(Status::unimplemented("not asked for"))
     }
 
