@@ -434,6 +434,8 @@ impl World {
     async fn settle_and_check(&mut self) {
         self.faults.heal();
         self.faults.settle().await;
+        // What a dead pod asked of a slow store still takes its course.
+        tokio::time::sleep(Duration::from_secs(60)).await;
         let mut pod = self.start().await;
         for client in 0..CLIENTS {
             while self.clients[client].publishing.is_some() {
