@@ -82,7 +82,7 @@ async fn a_worker_pulls_a_stream_batch_by_batch() {
         payloads(&asked(&mut worker, &json!({"offset": "earliest", "filter": "log/2"})).await).is_empty()
     );
     // It waits for what comes.
-    worker.post(request(8, r#"{"waitMs": 20000}"#, "late")).await;
+    worker.post(request(8, r#"{"offset": {"0": 5}, "waitMs": 20000}"#, "late")).await;
     assert_eq!(worker.pubacked(8).await, ReasonCode::Success);
     broker.publish("log/1", &["5"]).await;
     assert_eq!(payloads(&answer(&mut worker, "late").await), ["5"]);
