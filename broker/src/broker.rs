@@ -63,8 +63,6 @@ pub(crate) struct Broker {
     pub(crate) wills: Wills,
     /// One permit for each due will that may be published at the same time.
     pub(crate) due_wills: Arc<Semaphore>,
-    /// One permit for each fetch under way, of all connections.
-    pub(crate) fetches: Arc<Semaphore>,
     pub(crate) router: Router,
     pub(crate) under_way: UnderWay,
     pub(crate) clients: Arc<Clients>,

@@ -303,7 +303,7 @@ mod tests {
         };
         let messages: Vec<_> = payloads.iter().map(|(s, o, payload)| (*s, *o, record(payload))).collect();
         let next = payloads.iter().map(|(shard, offset, _)| (*shard, offset + 1)).collect();
-        Fetched { messages, next, ends: [(0, 90), (1, 91)].into() }
+        Fetched { messages, next, ends: [(0, 90), (1, 91)].into(), permit: None }
     }
 
     #[test]

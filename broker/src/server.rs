@@ -50,8 +50,6 @@ const MAINTAIN_INTERVAL: Duration = Duration::from_secs(1);
 const MANIFEST_INTERVAL: Duration = Duration::from_secs(1);
 /// Due wills published at the same time.
 const WILLS_AT_ONCE: usize = 256;
-/// Fetches of streams under way, of all connections: each may hold an answer.
-const FETCHES_AT_ONCE: usize = 128;
 /// Age from which marks of QoS 2 publishes are swept.
 const MARK_AGE: Duration = Duration::from_secs(24 * 3600);
 /// Age from which a deletion is known to everybody, and what is left of its records is removed.
@@ -298,7 +296,6 @@ async fn build(
         sys: Sys::default(),
         wills: Wills::new(&sessions),
         due_wills: Arc::new(Semaphore::new(WILLS_AT_ONCE)),
-        fetches: Arc::new(Semaphore::new(FETCHES_AT_ONCE)),
         sessions,
         under_way: UnderWay::new(
             config.limits.publish_bytes_under_way.0,

@@ -15,9 +15,9 @@ use weir_proto::admin::v1 as wire;
 use weir_proto::admin::v1::stream_place::Place;
 use weir_topic::TopicFilter;
 
+use super::Service;
 use super::convert::status;
 use super::read::message;
-use super::{READS_MAX, Service};
 
 /// What a fetch gives that does not say how much it wants.
 const FETCH_MESSAGES_DEFAULT: u32 = 100;
@@ -68,9 +68,6 @@ impl Service {
     ) -> Result<wire::FetchStreamResponse, Status> {
         let stream = self.find(Kind::Stream, &request.name)?;
         let fetch = fetch_of(&stream, request)?;
-        let _permit = self.reads.try_acquire().map_err(|_| {
-            Status::resource_exhausted(format!("{READS_MAX} reads of streams are under way; end one of them"))
-        })?;
         let fetched = self.core.fetch(&stream, &fetch).await.map_err(|error| status(&error, &stream))?;
         let messages = fetched.messages.iter();
         Ok(wire::FetchStreamResponse {

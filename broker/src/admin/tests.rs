@@ -347,6 +347,31 @@ async fn a_read_begins_and_ends_where_it_is_told() {
 }
 
 #[tokio::test]
+async fn no_message_is_left_out_between_fetches() {
+    let bench = Bench::new(&[definition(Kind::Stream, "s", "s/+", 1)]).await;
+    let mut client = bench.client.clone();
+    for n in 0..40 {
+        bench.publish("s/a", &"x".repeat([10, 30_000, 300, 45_000][n % 4])).await;
+    }
+    let mut next = 0;
+    while next < 40 {
+        let request = wire::FetchStreamRequest {
+            name: "s".into(),
+            from: at(Start::Offset(next)),
+            max_bytes: 40_000,
+            ..wire::FetchStreamRequest::default()
+        };
+        let answer = client.fetch_stream(request).await.unwrap().into_inner();
+        for message in answer.messages {
+            assert_eq!(message.offset, next);
+            next += 1;
+        }
+        assert_eq!(answer.next, [wire::ShardOffset { shard: 0, offset: next }]);
+    }
+    bench.stop().await;
+}
+
+#[tokio::test]
 async fn a_stream_is_trimmed_and_fetched() {
     let bench = Bench::new(&[definition(Kind::Stream, "s", "s/+", 1)]).await;
     let mut client = bench.client.clone();

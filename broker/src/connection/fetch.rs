@@ -7,6 +7,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::JoinSet;
 use weir_codec::{Message, MessageProperties, ProtocolVersion, QoS, ReasonCode};
 use weir_core::catalog::Object;
@@ -104,10 +105,6 @@ impl Connection {
             let text = format!("{FETCHES_MAX} fetches of this connection are under way; wait for an answer");
             return Err(refused(ReasonCode::QuotaExceeded, &text));
         }
-        let Ok(permit) = Arc::clone(&self.broker.fetches).try_acquire_owned() else {
-            let text = "too many fetches of all clients are under way; try again";
-            return Err(refused(ReasonCode::QuotaExceeded, text));
-        };
         let correlation_data = properties.correlation_data.clone();
         let packet_max = self.broker.session_limits.maximum_packet_size.get().min(self.wire.packet_size_max);
         let around = topic.as_str().len() + correlation_data.as_ref().map_or(0, Bytes::len) + ANSWER_OVERHEAD;
@@ -124,7 +121,7 @@ impl Connection {
             let answered = way.fetch(name.as_str(), stream, &request).await;
             let outcome = if answered.is_ok() { FetchOutcome::Answered } else { FetchOutcome::Failed };
             way.broker.metrics.stream_fetches.inc(outcome);
-            let payload = answered.unwrap_or_else(|refusal| fetch::refusal(&refusal));
+            let (payload, permit) = answered.unwrap_or_else(|refusal| (fetch::refusal(&refusal), None));
             way.publish(payload).await;
             drop(permit);
         });
@@ -133,25 +130,29 @@ impl Connection {
 }
 
 impl Way {
+    /// The answer, and what is held as long as it is in memory.
     async fn fetch(
         &self,
         name: &str,
         stream: Option<Arc<Object>>,
         request: &[u8],
-    ) -> Result<String, Refusal> {
+    ) -> Result<(String, Option<OwnedSemaphorePermit>), Refusal> {
         let stream = stream.ok_or_else(|| Refusal {
             code: "not-found",
             message: format!("there is no stream {name}; it may come"),
         })?;
         let mut fetch = fetch::request(request, stream.logs.len())?;
+        // More would not fit into the answer.
+        fetch.max_bytes = fetch.max_bytes.min(self.bytes_max as u64);
         fetch.options.name = (*self.publisher.client_id).into();
-        let fetched = self
+        let mut fetched = self
             .broker
             .core
             .fetch(&stream, &fetch)
             .await
             .map_err(|error| Refusal { code: "unavailable", message: format!("{error}; try again") })?;
-        fetch::answer(name, &fetched, self.bytes_max)
+        let permit = fetched.permit.take();
+        Ok((fetch::answer(name, &fetched, self.bytes_max)?, permit))
     }
 
     /// Publishes the answer, to whom it concerns and as far as that goes: a client that misses it asks again.

@@ -17,6 +17,8 @@ pub struct ReadMetrics {
     pub tail_hits: Counter,
     /// Pages that they read from the store.
     pub tail_misses: Counter,
+    /// Times that a fetch waited because of the bound on what fetches have in memory.
+    pub fetches_held_up: Counter,
 }
 
 impl ReadMetrics {
@@ -45,6 +47,11 @@ impl ReadMetrics {
             "stream_tail_misses",
             "Pages of streams that readers read from the store",
             self.tail_misses.clone(),
+        );
+        registry.register(
+            "stream_fetches_held_up",
+            "Times a fetch of a stream waited because others had as much in memory as fetches may",
+            self.fetches_held_up.clone(),
         );
     }
 }

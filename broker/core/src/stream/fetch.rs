@@ -6,12 +6,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::OwnedSemaphorePermit;
 use weir_env::clock::Instant;
 
 use super::{ReadBatch, ReadOptions, Start, StreamReader};
 use crate::catalog::Object;
 use crate::core::Core;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::keyspace::segment::Record;
 
 /// Longest time that one fetch reads: it may filter most of what it reads away. It goes on at `next`.
@@ -21,6 +22,8 @@ const READ_TIME: Duration = Duration::from_secs(1);
 pub const FETCH_MESSAGES_MAX: usize = 10_000;
 /// Bytes of messages of a fetch at most, but for one that is larger.
 pub const FETCH_BYTES_MAX: u64 = 4 * 1024 * 1024;
+/// Bytes that all fetches under way may have in memory: messages, and as much again for what is made of them.
+pub const FETCH_BYTES_AT_ONCE: usize = 64 * 1024 * 1024;
 
 /// What is asked for.
 #[derive(Clone, Debug, Default)]
@@ -36,7 +39,7 @@ pub struct Fetch {
 }
 
 /// What a fetch gives.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub struct Fetched {
     /// Shard, offset and message; those of one shard in order.
     pub messages: Vec<(u8, u64, Arc<Record>)>,
@@ -44,16 +47,19 @@ pub struct Fetched {
     pub next: BTreeMap<u8, u64>,
     /// Where each shard ended when this began.
     pub ends: BTreeMap<u8, u64>,
+    /// Room for them in memory, to be held as long as they or what is made of them.
+    pub permit: Option<OwnedSemaphorePermit>,
 }
 
 impl Core {
-    /// Messages of a stream.
+    /// Messages of a stream. Waits for room among other fetches, which have none while they wait for messages.
     ///
     /// # Errors
     /// If a shard cannot be taken over or read.
     pub async fn fetch(&self, stream: &Arc<Object>, fetch: &Fetch) -> Result<Fetched> {
+        let deadline = self.clock().now() + fetch.wait;
+        let mut done = Fetched { permit: Some(self.fetch_room(fetch).await?), ..Fetched::default() };
         let started = self.clock().now();
-        let mut done = Fetched::default();
         for (report, log) in self.describe(stream).await?.iter().zip(&stream.logs) {
             done.ends.insert(log.shard, report.extent.next);
         }
@@ -71,32 +77,44 @@ impl Core {
             let mut reader = self.idle_reader();
             self.introduce(&mut reader, stream, &options.name);
             reader.add(self.shard_reader(stream, *shard, *from, &options).await?);
-            self.read_until(&mut reader, fetch, &mut done, started + READ_TIME).await?;
-            if done.is_full(fetch) {
+            if self.read_until(&mut reader, fetch, &mut done, started + READ_TIME).await? {
                 return Ok(done);
             }
         }
         if done.messages.is_empty() && !fetch.wait.is_zero() {
-            self.wait_for(stream, fetch, &mut done, started + fetch.wait).await?;
+            done.permit = None;
+            self.wait_for(stream, fetch, &mut done, deadline).await?;
         }
         Ok(done)
     }
 
-    /// Reads until the place where reading ends, or until there is enough.
+    async fn fetch_room(&self, fetch: &Fetch) -> Result<OwnedSemaphorePermit> {
+        let reading = &self.context.reading;
+        let bytes = u32::try_from(2 * fetch.max_bytes.min(FETCH_BYTES_MAX)).unwrap_or(u32::MAX);
+        if let Ok(permit) = Arc::clone(&reading.fetches).try_acquire_many_owned(bytes) {
+            return Ok(permit);
+        }
+        self.context.metrics.reading.fetches_held_up.inc();
+        Arc::clone(&reading.fetches).acquire_many_owned(bytes).await.map_err(|_| Error::Closed)
+    }
+
+    /// Reads until the place where reading ends, or until there is enough: whether there is.
     async fn read_until(
         &self,
         reader: &mut StreamReader,
         fetch: &Fetch,
         done: &mut Fetched,
         deadline: Instant,
-    ) -> Result<()> {
-        while !reader.is_ended() && !done.is_full(fetch) && self.clock().now() < deadline {
-            done.take(reader.next().await?, fetch);
+    ) -> Result<bool> {
+        while !reader.is_ended() && self.clock().now() < deadline {
+            if done.take(reader.next().await?, fetch) {
+                return Ok(true);
+            }
         }
-        Ok(())
+        Ok(false)
     }
 
-    /// Waits at the ends for a message, until `deadline`.
+    /// Waits at the ends for a message, until `deadline`. What it reads meanwhile has the room of any reader.
     async fn wait_for(
         &self,
         stream: &Arc<Object>,
@@ -112,7 +130,13 @@ impl Core {
         }
         while done.messages.is_empty() {
             match tokio::time::timeout_at(deadline, reader.next()).await {
-                Ok(batch) => done.take(batch?, fetch),
+                Ok(batch) => {
+                    let batch = batch?;
+                    if !batch.records.is_empty() {
+                        done.permit = Some(self.fetch_room(fetch).await?);
+                    }
+                    done.take(batch, fetch);
+                }
                 Err(_) => break,
             }
         }
@@ -121,16 +145,13 @@ impl Core {
 }
 
 impl Fetched {
-    fn is_full(&self, fetch: &Fetch) -> bool {
-        self.messages.len() >= fetch.max_messages || self.bytes() >= fetch.max_bytes
-    }
-
     fn bytes(&self) -> u64 {
         self.messages.iter().map(|(_, _, record)| record.message.size() as u64).sum()
     }
 
-    /// Adds a batch as far as there is room.
-    fn take(&mut self, batch: ReadBatch, fetch: &Fetch) {
+    /// Adds a batch as far as there is room. Whether it is full: then nothing may be added that comes later, however
+    /// small it is, as it would leave a hole.
+    fn take(&mut self, batch: ReadBatch, fetch: &Fetch) -> bool {
         let shard = batch.log.shard;
         let mut bytes = self.bytes();
         for (offset, record) in batch.records {
@@ -139,11 +160,12 @@ impl Fetched {
                 || (self.messages.len() < fetch.max_messages && bytes + size <= fetch.max_bytes);
             if !fits {
                 self.next.insert(shard, offset);
-                return;
+                return true;
             }
             bytes += size;
             self.messages.push((shard, offset, record));
         }
         self.next.insert(shard, batch.next);
+        self.messages.len() >= fetch.max_messages || bytes >= fetch.max_bytes
     }
 }

@@ -20,6 +20,7 @@ mod trim;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use tokio::sync::Semaphore;
 use weir_env::clock::Timestamp;
 use weir_topic::TopicFilter;
 
@@ -29,7 +30,7 @@ use crate::metrics::Metrics;
 
 pub(crate) use budget::ReadBudget;
 pub use budget::ReadPermit;
-pub use fetch::{FETCH_BYTES_MAX, FETCH_MESSAGES_MAX, Fetch, Fetched};
+pub use fetch::{FETCH_BYTES_AT_ONCE, FETCH_BYTES_MAX, FETCH_MESSAGES_MAX, Fetch, Fetched};
 pub(crate) use pages::read_page;
 pub(crate) use place::begin;
 pub use reader::StreamReader;
@@ -122,6 +123,8 @@ impl Default for ReadLimits {
 pub(crate) struct ReadMemory {
     pub(crate) budget: Arc<ReadBudget>,
     pub(crate) tails: Arc<Tails>,
+    /// Bytes that fetches may still have.
+    pub(crate) fetches: Arc<Semaphore>,
 }
 
 impl ReadMemory {
@@ -130,6 +133,7 @@ impl ReadMemory {
         Self {
             budget: Arc::new(ReadBudget::new(limits.read_bytes, metrics.clone())),
             tails: Arc::new(Tails::new(limits.tail_bytes, metrics.clone())),
+            fetches: Arc::new(Semaphore::new(FETCH_BYTES_AT_ONCE)),
         }
     }
 }

@@ -7,7 +7,7 @@ use weir_core::Core;
 use weir_core::catalog::Object;
 use weir_core::definition::Kind;
 use weir_core::keyspace::record::RecordKind;
-use weir_core::stream::{Fetch, Fetched, ReadOptions, Start};
+use weir_core::stream::{FETCH_BYTES_AT_ONCE, FETCH_BYTES_MAX, Fetch, Fetched, ReadOptions, Start};
 use weir_env::clock::Clock;
 use weir_storage::{CommitFault, FaultStore, Meter, MeteredStore, SharedStore};
 use weir_topic::TopicFilter;
@@ -178,6 +178,65 @@ async fn a_fetch_waits_for_a_message_as_long_as_it_is_told() {
     let (fetched, ()) = tokio::join!(core.fetch(&stream, &waiting), publish);
     assert_eq!(offsets(&fetched.unwrap()), [0]);
     assert!(clock.now() - began < Duration::from_secs(26));
+    core.close().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn fetches_bounded_by_bytes_leave_no_message_out() {
+    let (store, clock) = memory();
+    let (core, stream) = open_stream(&store, clock, 2).await;
+    // Many pages of each shard, and small ones behind those that do not fit.
+    let sizes = [10, 40_000, 300, 90_000, 7, 5_000, 20_000];
+    for n in 0..210 {
+        publish(&core, clock, &format!("a/{n}"), &"x".repeat(sizes[n % sizes.len()])).await.unwrap();
+    }
+    for (shard, max_bytes) in [(None, 60_000), (None, 100_000), (Some(0), 300_000), (Some(1), 45_000)] {
+        let ends: Vec<u64> =
+            core.describe(&stream).await.unwrap().iter().map(|report| report.extent.next).collect();
+        let mut next: std::collections::BTreeMap<u8, u64> = [(0, 0), (1, 0)].into();
+        next.retain(|of, _| shard.is_none_or(|shard| shard == *of));
+        while next.iter().any(|(shard, next)| *next < ends[usize::from(*shard)]) {
+            let start = Start::Offsets(next.iter().map(|(shard, next)| (*shard, *next)).collect());
+            let mut fetch = Fetch { max_bytes, ..fetch(start, 1000) };
+            fetch.options.shard = shard;
+            let fetched = core.fetch(&stream, &fetch).await.unwrap();
+            assert!(!fetched.messages.is_empty());
+            for (shard, offset, _) in &fetched.messages {
+                assert_eq!(next.insert(*shard, offset + 1), Some(*offset), "of shard {shard}");
+            }
+            assert_eq!(fetched.next, next);
+        }
+    }
+    core.close().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn fetches_share_a_budget_and_have_none_of_it_while_they_wait() {
+    let (store, clock) = memory();
+    let (core, stream) = open_stream(&store, clock, 1).await;
+    publish_all(&core, clock, 0..3).await;
+    let large = Fetch { max_bytes: FETCH_BYTES_MAX, ..fetch(Start::Earliest, 10) };
+    let count = FETCH_BYTES_AT_ONCE as u64 / (2 * FETCH_BYTES_MAX);
+    let mut held = Vec::new();
+    for _ in 0..count {
+        held.push(core.fetch(&stream, &large).await.unwrap());
+    }
+    let second = Duration::from_secs(1);
+    tokio::time::timeout(second, core.fetch(&stream, &large)).await.expect_err("there is no room");
+    held.pop();
+    held.push(tokio::time::timeout(second, core.fetch(&stream, &large)).await.unwrap().unwrap());
+    drop(held);
+    let waiting = Fetch { options: ReadOptions::default(), wait: Duration::from_secs(20), ..large.clone() };
+    let each = async || offsets(&core.fetch(&stream, &waiting).await.unwrap());
+    let waited = futures_util::future::join_all((0..3 * count).map(|_| each()));
+    let others = async {
+        tokio::time::sleep(second).await;
+        let fetched = tokio::time::timeout(second, core.fetch(&stream, &large)).await;
+        assert_eq!(offsets(&fetched.expect("there is room").unwrap()), [0, 1, 2]);
+        publish_all(&core, clock, 3..4).await;
+    };
+    let (waited, ()) = tokio::join!(waited, others);
+    assert!(waited.iter().all(|offsets| offsets == &[3]), "{waited:?}");
     core.close().await;
 }
 

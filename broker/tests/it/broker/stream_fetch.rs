@@ -196,6 +196,41 @@ async fn fetches_under_way_are_few_and_end_with_their_connection() {
 }
 
 #[tokio::test]
+async fn no_message_is_left_out_between_fetches() {
+    let (broker, mut worker) = start().await;
+    let payloads: Vec<String> = (0..60).map(|n| "x".repeat([10, 30_000, 300, 45_000][n % 4])).collect();
+    for payloads in payloads.chunks(4) {
+        broker.publish("log/1", &payloads.iter().map(String::as_str).collect::<Vec<_>>()).await;
+    }
+    let mut next = 0;
+    while next < 60 {
+        let answer = asked(&mut worker, &json!({"offset": next, "maxBytes": 40_000})).await;
+        for message in answer["messages"].as_array().unwrap() {
+            assert_eq!(message["offset"], next);
+            next += 1;
+        }
+        assert_eq!(answer["next"], json!({"0": next}));
+    }
+}
+
+#[tokio::test]
+async fn workers_that_wait_hold_up_nobody() {
+    let (broker, mut worker) = start().await;
+    broker.publish("log/1", &["x"]).await;
+    let mut waiting = Vec::new();
+    for n in 0..40 {
+        let mut idle = broker.connect(clean(&format!("idle-{n}"), V5)).await;
+        for n in 1..=4 {
+            idle.post(request(n, r#"{"waitMs": 30000, "maxBytes": 4194304}"#, "t")).await;
+            assert_eq!(idle.pubacked(n).await, ReasonCode::Success);
+        }
+        waiting.push(idle);
+    }
+    broker.metric_reaches("weir_stream_readers{stream=\"log\"}", 160.0).await;
+    assert_eq!(payloads(&asked(&mut worker, &json!({"offset": "earliest"})).await), ["x"]);
+}
+
+#[tokio::test]
 async fn who_may_not_read_the_stream_may_not_fetch_it() {
     let (broker, _dir) = guarded(RULES).await;
     broker.declare(&[stream("log", "log/#")]).await;
