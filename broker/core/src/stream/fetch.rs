@@ -107,7 +107,8 @@ impl Core {
         deadline: Instant,
     ) -> Result<bool> {
         while !reader.is_ended() && self.clock().now() < deadline {
-            if done.take(reader.next().await?, fetch) {
+            let Ok(batch) = tokio::time::timeout_at(deadline, reader.next()).await else { break };
+            if done.take(batch?, fetch) {
                 return Ok(true);
             }
         }

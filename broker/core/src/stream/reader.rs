@@ -32,7 +32,7 @@ const RETRY_WAIT: Duration = Duration::from_millis(100);
 const RETRY_WAIT_MAX: Duration = Duration::from_secs(5);
 /// Longest wait for a time: the clock on the wall may be set.
 const CLOCK_WAIT_MAX: Duration = Duration::from_secs(60);
-/// Wait for a store that does not show yet what the owner announced.
+/// First wait for a store that does not show yet what the owner announced; it doubles.
 const STALE_WAIT: Duration = Duration::from_millis(1);
 
 /// Reads a stream.
@@ -69,6 +69,7 @@ struct Slot {
     /// Its end was given out.
     ended: bool,
     retry_wait: Duration,
+    stale_wait: Duration,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -139,6 +140,7 @@ impl StreamReader {
             given,
             ended: false,
             retry_wait: RETRY_WAIT,
+            stale_wait: STALE_WAIT,
         };
         self.shards.insert(shard, slot);
         self.line.push_back(shard);
@@ -292,9 +294,17 @@ impl StreamReader {
             Ok((page, permit)) => {
                 slot.retry_wait = RETRY_WAIT;
                 if page.next <= slot.reader.position() && !page.ended {
+                    if slot.reader.is_gone() {
+                        // What was announced has gone with its log: it never comes.
+                        slot.state = State::Ended;
+                        self.failed = Some(Error::Closed);
+                        return;
+                    }
                     slot.state = State::Failed;
-                    self.idle.push(slot.pause(shard, STALE_WAIT));
+                    self.idle.push(slot.pause(shard, slot.stale_wait));
+                    slot.stale_wait = (slot.stale_wait * 2).min(RETRY_WAIT_MAX);
                 } else {
+                    slot.stale_wait = STALE_WAIT;
                     let permit = (!page.records.is_empty()).then_some(permit);
                     self.take_page(shard, page, permit);
                 }

@@ -200,6 +200,11 @@ impl ShardReader {
         self.extent.clone()
     }
 
+    /// Whether its owner announces nothing any more: it has given the log up, or the log is deleted.
+    pub(super) fn is_gone(&self) -> bool {
+        self.extent.has_changed().is_err()
+    }
+
     pub(super) fn owner(&self) -> ShardHandle {
         self.owner.clone()
     }

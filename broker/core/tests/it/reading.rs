@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use weir_core::Core;
 use weir_core::catalog::Object;
 use weir_core::core::Options;
 use weir_core::definition::{Definition, Kind, Retention};
@@ -11,6 +10,7 @@ use weir_core::key::Publisher;
 use weir_core::keyspace::record::RecordKind;
 use weir_core::metrics::Metrics;
 use weir_core::stream::{ReadBatch, ReadLimits, ReadOptions, Start, StreamReader};
+use weir_core::{Core, Error};
 use weir_env::clock::{Clock, Timestamp};
 use weir_env::seed::Seed;
 use weir_storage::{CommitFault, FaultStore, Meter, MeteredStore, Outcome, SharedStore};
@@ -234,6 +234,31 @@ async fn shards_come_and_go_under_a_reader() {
     assert_eq!(reader.positions().iter().map(|(shard, _)| *shard).collect::<Vec<_>>(), [0, 1]);
     assert!(more >= 2);
     assert!(core.shard_reader(&stream, 3, 0, &options).await.is_err(), "there is no such shard");
+    core.close().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reader_behind_the_end_of_a_deleted_stream_is_told() {
+    let (store, clock) = memory();
+    let core = open(&store, clock, 1).await;
+    let definition = Definition { delete_data: true, ..definition(Kind::Stream, "s", "a/+", 1) };
+    core.apply(&[definition]).await.unwrap();
+    let stream = core.catalog().view().find(Kind::Stream, "s").unwrap();
+    for _ in 0..20 {
+        publish(&core, clock, "a/b", &"x".repeat(100_000)).await.unwrap();
+    }
+    let mut reader = reader(&core, &stream, Start::Earliest).await;
+    reader.next().await.unwrap();
+    core.apply(&[]).await.unwrap();
+    let told = async {
+        loop {
+            if let Err(error) = reader.next().await {
+                return error;
+            }
+        }
+    };
+    let error = tokio::time::timeout(Duration::from_secs(60), told).await.expect("an end");
+    assert!(matches!(error, Error::Closed), "{error}");
     core.close().await;
 }
 
