@@ -489,6 +489,11 @@ impl Coordinator {
             let _ = reply.send(Err(GroupError::Missing));
             return;
         };
+        if places.is_empty() {
+            // There is no write to wait for.
+            let _ = reply.send(Ok(()));
+            return;
+        }
         running.group.seek(places, now);
         self.tell(name);
         self.unwritten.mark_then(places.iter().map(|(shard, _)| *shard), name, Then::Reply(reply));
@@ -576,7 +581,7 @@ impl Coordinator {
                         Then::Reply(reply) => _ = reply.send(result.map_err(GroupError::Failed)),
                     }
                 }
-                if self.unwritten.is_urgent() {
+                if self.unwritten.is_urgent() && result.is_ok() {
                     self.write_by(now);
                 } else if self.unwritten.is_marked() {
                     self.write_by(now + COMMIT_DELAY);
@@ -604,7 +609,9 @@ impl Coordinator {
             Ok(()) => {
                 let wall = self.wall();
                 let committed = vec![wall; places.len()];
-                let places = places.into_iter().map(|position| Place { position, generation: 0 });
+                // Above all generations of one that had its name before: what is still said of that counts for nothing.
+                let generation = wall.as_micros();
+                let places = places.into_iter().map(|position| Place { position, generation });
                 let running = self.running(name, Group::new(places), committed);
                 self.groups.insert(name.clone(), running);
                 waiting.into_iter().for_each(|join| self.admit(join));
