@@ -385,15 +385,18 @@ impl Core {
         outcome
     }
 
-    /// Has streams that age be owned by somebody, one each `pace`: so they also age if nobody has asked for them since
-    /// the start.
+    /// Has streams that age, or may have tombstones, be owned by somebody, one each `pace`: so they also age if nobody
+    /// has asked for them since the start.
     ///
     /// # Errors
     /// As [`Core::take_up_queues`].
     pub async fn take_up_streams(&self, pace: Duration) -> Result<()> {
         let mut outcome = Ok(());
         let view = self.catalog.view();
-        for stream in view.all(Kind::Stream).filter(|s| s.definition.retention.max_age_ms > 0) {
+        let goes_by_itself = |stream: &&Arc<Object>| {
+            stream.definition.retention.max_age_ms > 0 || stream.definition.last_value
+        };
+        for stream in view.all(Kind::Stream).filter(goes_by_itself) {
             tokio::time::sleep(pace).await;
             outcome = outcome.and(told(self.describe(stream).await.map(drop), stream, "take up"));
         }

@@ -14,12 +14,12 @@ use crate::keyspace::VirtualShard;
 use crate::keyspace::log_state::LogState;
 use crate::keyspace::owner::Owner;
 
-/// How often a batch is repeated before its outcome is reported.
-const REPEATS_MAX: u32 = 20;
+/// How often a batch, or what it has to read before, is repeated before its outcome is reported.
+pub(super) const REPEATS_MAX: u32 = 20;
 /// First wait between repeats; it doubles.
-const REPEAT_WAIT: Duration = Duration::from_millis(5);
+pub(super) const REPEAT_WAIT: Duration = Duration::from_millis(5);
 /// Longest wait between repeats.
-const REPEAT_WAIT_MAX: Duration = Duration::from_secs(1);
+pub(super) const REPEAT_WAIT_MAX: Duration = Duration::from_secs(1);
 
 /// How a batch ended.
 #[derive(Debug)]

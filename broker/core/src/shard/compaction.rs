@@ -5,7 +5,6 @@
 //! taken over, the fence refuses it. It is looked up once: a repeat of the batch writes the same bytes.
 
 use std::collections::VecDeque;
-use std::time::Duration;
 
 use futures_util::future::try_join_all;
 use weir_env::clock::Timestamp;
@@ -14,6 +13,7 @@ use weir_storage::{Isolation, RangePage, RangeQuery, TransactionSize};
 
 use super::Context;
 use super::batch::{Batch, LogChange};
+use super::commit::{REPEAT_WAIT, REPEAT_WAIT_MAX, REPEATS_MAX};
 use super::mutations::{Mutation, Mutations};
 use super::rows::{Look, RowLimits};
 use crate::error::{Error, Result};
@@ -35,10 +35,6 @@ const REMOVAL_BYTES: usize = 700_000;
 const LANES: usize = 16;
 /// Keys of one of them at least.
 const KEYS_PER_LANE: usize = 16;
-/// How often a look-up is tried again that the store was too busy for.
-const REPEATS_MAX: u32 = 10;
-/// Wait before that.
-const REPEAT_WAIT: Duration = Duration::from_millis(20);
 
 /// A compacted log in a batch.
 #[derive(Debug)]
@@ -111,13 +107,15 @@ pub(crate) async fn prepare(context: &Context, batch: &mut Batch) -> Result<()> 
     Ok(())
 }
 
+/// As patient as the commit of the batch: with one that fails, all its logs do.
 async fn plan(context: &Context, change: &LogChange, compaction: &Compaction) -> Result<Plan> {
-    let mut repeats = 0;
+    let (mut repeats, mut wait) = (1, REPEAT_WAIT);
     loop {
         match try_plan(context, change, compaction).await {
             Err(Error::Store(error)) if error.is_retryable() && repeats < REPEATS_MAX => {
                 repeats += 1;
-                tokio::time::sleep(REPEAT_WAIT).await;
+                tokio::time::sleep(wait).await;
+                wait = (wait * 2).min(REPEAT_WAIT_MAX);
             }
             outcome => return outcome,
         }

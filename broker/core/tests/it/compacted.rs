@@ -240,6 +240,31 @@ async fn a_tombstone_is_seen_by_a_reader_that_was_away_and_then_goes() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn tombstones_go_after_a_restart_although_nobody_asks_for_the_stream() {
+    let mut world = World::start(compacted(1)).await;
+    world.publish("a/1", "x").await;
+    world.publish("a/1", "").await;
+    world.publish("a/2", "y").await;
+    world.crash().await;
+    world.core.take_up_streams(Duration::from_millis(50)).await.unwrap();
+    world.pass(TOMBSTONE_KEPT.as_secs() + 5).await;
+    assert_eq!(world.check().await, [2]);
+    world.core.close().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_is_busy_for_a_while_is_waited_for() {
+    let world = World::start(compacted(1)).await;
+    world.publish("a/1", "x").await;
+    for _ in 0..15 {
+        world.faults.fail_next_read(weir_storage::Error::Busy("x".into()));
+    }
+    world.publish("a/1", "y").await;
+    assert_eq!(world.check().await, [1]);
+    world.core.close().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn many_tombstones_go_in_several_transactions() {
     let world = World::start(compacted(1)).await;
     let topics: Vec<String> = (0..2500).map(|n| format!("a/{n}")).collect();
