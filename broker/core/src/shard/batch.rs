@@ -554,7 +554,7 @@ fn retain(batch: &mut Batch, log: &Log, change: &mut LogChange, now: Timestamp) 
     let state = &mut change.state;
     let Some(place) = horizon.place(&change.segments, state, &rule) else { return };
     if log.clears_next || place.is_worth_clearing() {
-        change.retained = horizon.trim(&place, state);
+        change.retained = horizon.trim(&change.segments, &place, state);
     }
     state.start = state.start.max(place.start);
     state.bytes_trimmed = state.bytes_trimmed.max(place.entry.log_bytes_before);

@@ -17,6 +17,9 @@ use crate::keyspace::time_index::IndexEntry;
 pub(super) const KNOWN_MAX: usize = 128;
 /// Segments cleared at once, while messages flow.
 const CLEARED_AT_ONCE: usize = 64;
+/// Segments cleared in one transaction at most, when there are that many too many: a store may remove key by key, and
+/// all who commit wait for that.
+pub(super) const CLEARED_MAX: usize = 2000;
 
 /// The segments of a log that are stored, from the first on.
 #[derive(Clone, Debug, Default)]
@@ -70,11 +73,22 @@ impl Horizon {
     pub(super) fn clear(&mut self, base: u64) {
         let below = self.entries.partition_point(|entry| entry.base < base);
         self.entries.drain(..below);
+        if below > 0 && self.entries.len() > KNOWN_MAX {
+            self.entries.truncate(KNOWN_MAX);
+            self.entries.shrink_to_fit();
+            self.is_partial = true;
+        }
     }
 
-    /// Whether more has to be read before anything can be said of what is cleared next.
-    pub(super) fn is_used_up(&self) -> bool {
-        self.is_partial && self.entries.len() < 2
+    /// Whether more has to be read, so that the log can be cut further.
+    pub(super) fn is_short(&self) -> bool {
+        self.is_partial && self.entries.len() <= CLEARED_AT_ONCE
+    }
+
+    /// Whether a log in `state` is to begin at the last segment that is known, or beyond.
+    pub(super) fn is_exceeded(&self, state: &LogState, rule: &Rule) -> bool {
+        self.is_partial
+            && self.place(&[], state, rule).is_some_and(|place| place.below + 1 == self.entries.len())
     }
 
     /// Where a log in `state`, to which `appended` were just added, is to begin by `rule`.
@@ -87,27 +101,39 @@ impl Horizon {
         let over = |entry: &IndexEntry| {
             max_bytes.is_some_and(|max| state.bytes_appended.saturating_sub(entry.log_bytes_before) > max)
         };
+        // What is in a segment came at one time, with its batch.
         let too_old = |entry: &IndexEntry| keep_since.is_some_and(|since| entry.first_ts <= since);
         let by_count = max_messages.map_or(0, |max| state.next.saturating_sub(max));
         let least = state.start.max(by_count.min(state.next));
-        // The newest segment stays, however large or old it is; and the first that stays is known.
+        // The newest segment stays, however large it is; and the first that stays is known.
         let mut below = 0;
         while let (Some(entry), Some(next)) = (at(below), (below + 1 < len).then(|| at(below + 1)).flatten())
         {
-            if !(over(&entry) || too_old(&next) || next.base <= least) {
+            if !(over(&entry) || too_old(&entry) || next.base <= least) {
                 break;
             }
             below += 1;
         }
-        let entry = at(below)?;
+        let mut entry = at(below)?;
+        if below + 1 == len && !self.is_partial && keep_since.is_some_and(|since| state.last_ts <= since) {
+            // Nothing stays: the log begins where the next segment will.
+            below = len;
+            entry = IndexEntry {
+                first_ts: state.last_ts,
+                base: state.next,
+                log_bytes_before: state.bytes_appended,
+            };
+        }
         Some(Place { start: least.max(entry.base), entry, below })
     }
 
-    /// The cut that leaves a log in `state` beginning at `place`; none if nothing is to be cleared and it does already.
-    pub(super) fn trim(&self, place: &Place, state: &LogState) -> Option<Trim> {
+    /// The cut that leaves a log in `state`, to which `appended` were just added, beginning at `place`; none if nothing is
+    /// to be cleared and it does already.
+    pub(super) fn trim(&self, appended: &[IndexEntry], place: &Place, state: &LogState) -> Option<Trim> {
+        let first = self.entries.front().or(appended.first()).unwrap_or(&place.entry);
         let trim = Trim {
             start: place.start,
-            from: self.first().unwrap_or(IndexPlace::of(&place.entry)),
+            from: IndexPlace::of(first),
             base: place.entry.base,
             first_ts: place.entry.first_ts,
             bytes_trimmed: place.entry.log_bytes_before,
@@ -153,7 +179,8 @@ mod tests {
     }
 
     fn state() -> LogState {
-        LogState { next: 1000, bytes_appended: 10_000, ..LogState::default() }
+        let last_ts = Timestamp::from_micros(9_000_000);
+        LogState { next: 1000, bytes_appended: 10_000, last_ts, ..LogState::default() }
     }
 
     #[test]
@@ -166,8 +193,10 @@ mod tests {
             (rule(Some(1), None, None), (900, 900)),
             (rule(None, Some(950), None), (50, 0)),
             (rule(None, Some(1), None), (999, 900)),
-            (rule(None, None, Some(4)), (400, 400)),
-            (rule(None, None, Some(99)), (900, 900)),
+            (rule(None, None, Some(4)), (500, 500)),
+            (rule(None, None, Some(8)), (900, 900)),
+            (rule(None, None, Some(9)), (1000, 1000)),
+            (rule(None, Some(1), Some(99)), (1000, 1000)),
             (rule(Some(9_000), Some(500), Some(2)), (500, 500)),
         ] {
             // Whichever of them have just been appended.
@@ -188,6 +217,10 @@ mod tests {
         assert_eq!((place.start, place.below), (200, 2));
         let place = horizon.place(&[], &state(), &rule(None, Some(1), None)).unwrap();
         assert_eq!((place.start, place.below), (999, 2), "the start is exact all the same");
+        let place = horizon.place(&[], &state(), &rule(None, None, Some(99))).unwrap();
+        assert_eq!((place.start, place.below), (200, 2));
+        assert!(horizon.is_exceeded(&state(), &rule(None, None, Some(99))));
+        assert!(!horizon.is_exceeded(&state(), &rule(None, None, Some(0))));
     }
 
     #[test]
@@ -198,23 +231,29 @@ mod tests {
         let rule = rule(Some(1), None, None);
         let place = horizon.place(&[], &state(), &rule).unwrap();
         assert_eq!((place.start, place.below), (900, 6));
-        let trim = horizon.trim(&place, &state()).unwrap();
+        let trim = horizon.trim(&[], &place, &state()).unwrap();
         assert_eq!((trim.from.base, trim.base, trim.bytes_trimmed), (300, 900, 9_000));
         assert_eq!(
             horizon.ages_next(Timestamp::from_micros(4_000_001)).map(Timestamp::as_micros),
             Some(5_000_000)
         );
         horizon.clear(900);
-        assert!(!horizon.is_used_up(), "there are no others");
+        assert!(!horizon.is_short(), "there are no others");
         let state = LogState { start: 900, ..state() };
         let place = horizon.place(&[], &state, &rule).unwrap();
-        assert_eq!(horizon.trim(&place, &state), None);
+        assert_eq!(horizon.trim(&[], &place, &state), None);
         horizon.append(&entries(10..2000));
         assert_eq!((horizon.entries.len(), horizon.is_partial), (KNOWN_MAX, true));
         horizon.append(&entries(2000..2001));
         assert_eq!(horizon.entries.len(), KNOWN_MAX);
-        horizon.clear(u64::MAX);
-        assert!(horizon.is_used_up());
+        assert!(!horizon.is_short());
+        let base = horizon.entries[KNOWN_MAX - CLEARED_AT_ONCE].base;
+        horizon.clear(base);
+        assert!(horizon.is_short());
+        // Many that go, and what is left of them.
+        let mut horizon = Horizon::new(entries(0..1000), false);
+        horizon.clear(100);
+        assert_eq!((horizon.entries.len(), horizon.is_partial), (KNOWN_MAX, true));
         // Read again while others are appended.
         let mut read = Horizon::new(entries(0..5), false);
         read.append_after(&entries(3..7));

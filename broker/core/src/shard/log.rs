@@ -170,8 +170,13 @@ impl Log {
 
     /// When the first message that is kept of a stream came, about, if there is one and that is known.
     pub(super) fn oldest(&self) -> Option<Timestamp> {
-        let horizon = self.horizon.as_ref().filter(|_| self.state.start < self.state.next)?;
-        horizon.time_of(self.state.start)
+        if self.messages() == 0 {
+            return None;
+        }
+        match &self.rows {
+            Some(rows) => rows.oldest(),
+            None => self.horizon.as_ref()?.time_of(self.state.start),
+        }
     }
 
     /// Tells people what it holds.
@@ -240,8 +245,12 @@ impl Log {
             horizon.clear(self.first.base);
             self.first = horizon.first().unwrap_or(self.first);
         }
-        let is_used_up = self.horizon.as_ref().is_none_or(Horizon::is_used_up);
-        self.maintain_by(now + if is_used_up { MAINTAIN_INTERVAL } else { self.clear_interval() });
+        self.maintain_by(match &self.horizon {
+            None => now + MAINTAIN_INTERVAL,
+            // At once: the start stops at the last segment that is known.
+            Some(horizon) if horizon.is_short() => now,
+            Some(_) => now + self.clear_interval(),
+        });
     }
 
     /// How long what retention has removed from a stream may stay in the store.
@@ -258,7 +267,7 @@ impl Log {
         let rule = Rule::of_stream(&self.object.definition, self.id.shard, wall);
         let place = horizon.place(&[], &self.state, &rule);
         let next = rule.keep_since.and_then(|since| horizon.ages_next(since));
-        let trim = place.and_then(|place| horizon.trim(&place, &self.state));
+        let trim = place.and_then(|place| horizon.trim(&[], &place, &self.state));
         self.clears_next = trim.is_some() && flows;
         if self.clears_next {
             self.maintain_by(now + self.clear_interval());

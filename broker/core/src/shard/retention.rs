@@ -5,7 +5,7 @@ use weir_env::clock::Timestamp;
 use weir_storage::{Isolation, RangeQuery};
 
 use super::Context;
-use super::horizon::{Horizon, KNOWN_MAX};
+use super::horizon::{CLEARED_MAX, Horizon, KNOWN_MAX};
 use super::log::{IndexPlace, Trim};
 use crate::definition::Definition;
 use crate::error::Result;
@@ -67,9 +67,21 @@ pub(crate) async fn find_cut(
     Ok(Cut { trim, above_floor, first: entries.first().map(IndexPlace::of) })
 }
 
-/// The oldest segments of `log`, of which the time index has none before `first`.
-pub(crate) async fn read_horizon(context: &Context, log: &LogId, first: IndexPlace) -> Result<Horizon> {
+/// The oldest segments of `log`, of which the time index has none before `first`; many of them if `rule` removes as
+/// many.
+pub(crate) async fn read_horizon(
+    context: &Context,
+    log: &LogId,
+    state: &LogState,
+    rule: &Rule,
+    first: IndexPlace,
+) -> Result<Horizon> {
     let (entries, more) = read_index(context, log, first, KNOWN_MAX).await?;
+    let horizon = Horizon::new(entries, more);
+    if !horizon.is_exceeded(state, rule) {
+        return Ok(horizon);
+    }
+    let (entries, more) = read_index(context, log, first, CLEARED_MAX).await?;
     Ok(Horizon::new(entries, more))
 }
 

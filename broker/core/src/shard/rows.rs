@@ -100,6 +100,11 @@ impl Rows {
         std::mem::take(&mut self.is_due)
     }
 
+    /// No row came before, if there is one.
+    pub(crate) fn oldest(&self) -> Option<Timestamp> {
+        self.oldest
+    }
+
     /// No tombstone came before.
     pub(crate) fn first_tombstone(&self) -> Option<Timestamp> {
         self.first_tombstone

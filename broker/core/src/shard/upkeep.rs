@@ -13,7 +13,7 @@ use super::horizon::Horizon;
 use super::log::{Loaded, Log, Trim};
 use super::logs::{LogKey, base_of, key_of};
 use super::owner::{Background, ShardOwner};
-use super::retention::{self, Cut};
+use super::retention::{self, Cut, Rule};
 use super::{AppendError, Context, ReadRecords, Sent, load};
 use crate::catalog::Object;
 use crate::definition::Overflow;
@@ -167,16 +167,14 @@ impl ShardOwner {
         let flows = std::mem::take(&mut log.uncut) > 0;
         let (context, of, state, first) = (self.context.clone(), log.loaded(), log.state, log.first);
         let Some(queue) = &mut log.queue else {
-            if !log.object.definition.retention.is_limited() {
-                return;
-            }
-            if log.horizon.as_ref().is_some_and(|horizon| !horizon.is_used_up()) {
+            if log.horizon.as_ref().is_some_and(|horizon| !horizon.is_short()) {
                 log.retain(now, wall, flows);
                 return;
             }
             log.trimming = true;
+            let rule = Rule::of_stream(&log.object.definition, of.id.shard, wall);
             self.background.push(in_background(async move {
-                let result = retention::read_horizon(&context, &of.id, first).await;
+                let result = retention::read_horizon(&context, &of.id, &state, &rule, first).await;
                 Done::Horizon { of, result }
             }));
             return;

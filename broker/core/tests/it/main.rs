@@ -22,6 +22,7 @@ mod priorities;
 mod queue_model;
 mod queues;
 mod reading;
+mod retention;
 mod sessions;
 mod stream_model;
 mod stream_operations;

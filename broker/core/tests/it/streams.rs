@@ -136,8 +136,13 @@ async fn a_stream_that_nobody_touches_ages() {
     }
     assert_eq!(core.describe(&stream).await.unwrap()[0].extent.start, 0);
     tokio::time::sleep(Duration::from_secs(3600)).await;
-    // The newest segment stays.
-    assert_eq!(core.describe(&stream).await.unwrap()[0].extent.start, 2);
+    let report = &core.describe(&stream).await.unwrap()[0];
+    assert_eq!((report.extent.start, report.messages, report.bytes, report.oldest), (3, 0, 0, None));
+    assert!(read_segments(&store, &stream.logs[0], 0, usize::MAX).await.unwrap().is_empty());
+    // And goes on.
+    publish(&core, clock, "a", "3").await.unwrap();
+    let mut reader = reader(&core, &stream, Start::Earliest).await;
+    assert_eq!(read(&mut reader, 1).await, [(3, "3".to_owned())]);
     core.close().await;
 }
 
@@ -155,11 +160,17 @@ async fn a_stream_ages_after_a_restart_although_nobody_asks_for_it() {
     first.close().await;
     let second = open(&store, clock, 2).await;
     second.take_up_streams(Duration::from_millis(50)).await.unwrap();
-    tokio::time::sleep(Duration::from_secs(7200)).await;
     // What is in the store, without asking the broker for it.
     let stream = second.catalog().view().find(Kind::Stream, "s").unwrap();
-    let segments = read_segments(&store, &stream.logs[0], 0, usize::MAX).await.unwrap();
-    assert_eq!(segments.iter().map(|segment| segment.header().base).collect::<Vec<_>>(), [2]);
+    let bases = async || {
+        let segments = read_segments(&store, &stream.logs[0], 0, usize::MAX).await.unwrap();
+        segments.iter().map(|segment| segment.header().base).collect::<Vec<_>>()
+    };
+    // The third is three minutes younger than what is asked for here.
+    tokio::time::sleep(Duration::from_secs(3600 - 90)).await;
+    assert_eq!(bases().await, [2]);
+    tokio::time::sleep(Duration::from_secs(3600)).await;
+    assert!(bases().await.is_empty());
     second.close().await;
 }
 
