@@ -17,6 +17,8 @@ use crate::keyspace::time_index::IndexEntry;
 pub(super) const KNOWN_MAX: usize = 128;
 /// Segments cleared at once, while messages flow.
 const CLEARED_AT_ONCE: usize = 64;
+/// Or bytes: large payloads are stored apart from their segments.
+const BYTES_CLEARED_AT_ONCE: u64 = 4 * 1024 * 1024;
 /// Segments cleared in one transaction at most, when there are that many too many: a store may remove key by key, and
 /// all who commit wait for that.
 pub(super) const CLEARED_MAX: usize = 2000;
@@ -38,12 +40,14 @@ pub(crate) struct Place {
     pub(crate) entry: IndexEntry,
     /// Segments before that one.
     pub(crate) below: usize,
+    /// Bytes of them, with their payloads.
+    bytes_below: u64,
 }
 
 impl Place {
     /// Whether there is enough to clear while messages flow.
     pub(super) fn is_worth_clearing(&self) -> bool {
-        self.below >= CLEARED_AT_ONCE
+        self.below >= CLEARED_AT_ONCE || self.bytes_below >= BYTES_CLEARED_AT_ONCE
     }
 }
 
@@ -124,7 +128,8 @@ impl Horizon {
                 log_bytes_before: state.bytes_appended,
             };
         }
-        Some(Place { start: least.max(entry.base), entry, below })
+        let bytes_below = entry.log_bytes_before.saturating_sub(at(0)?.log_bytes_before);
+        Some(Place { start: least.max(entry.base), entry, below, bytes_below })
     }
 
     /// The cut that leaves a log in `state`, to which `appended` were just added, beginning at `place`; none if nothing is

@@ -96,6 +96,21 @@ async fn hundreds_of_segments_a_second_do_not_outgrow_their_limits() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn large_payloads_beyond_the_limit_do_not_stay_for_long() {
+    let (store, clock) = memory();
+    let core = open(&store, clock, 1).await;
+    core.apply(&[limited(Retention { max_bytes: 3_500_000, ..Retention::default() })]).await.unwrap();
+    let payload = "x".repeat(1_000_000);
+    for _ in 0..20 {
+        publish(&core, clock, "a", &payload).await.unwrap();
+        // Three that are kept, the new one, and up to 4 MiB that are not worth a look yet.
+        let stored = segments(&store, &stream(&core)).await;
+        assert!(stored <= 3 + 1 + 4, "{stored} messages of 1 MB");
+    }
+    core.close().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_oldest_message_of_a_stream_without_limits_is_known_after_a_restart() {
     for is_compacted in [false, true] {
         let (store, clock) = memory();
