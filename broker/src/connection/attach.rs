@@ -10,14 +10,24 @@ use weir_core::catalog::Object;
 use weir_core::definition::Kind;
 use weir_core::keyspace::session_position::SessionPosition;
 use weir_core::queue::{Consumer, Lost, Verdict, Window};
+use weir_env::clock::Instant;
 use weir_topic::Subscription;
 
 use super::external::{CONSUMER_WINDOW_MAX, External, Source, resolve, share};
 use super::stream::Member;
 use super::stream::request::StreamRequest;
 use super::wait::Catalog;
+use super::waiting::Waiting;
 use super::{Connection, Unwritten};
 use crate::router::Wish;
+
+/// Why a subscription does not have what it names.
+enum Unattached {
+    /// It may be tried again.
+    Waits(String),
+    /// The client must not have it.
+    Denied(String),
+}
 
 impl Connection {
     /// Whether another subscription than `to`, by `text`, shares with that what `object` has.
@@ -76,6 +86,7 @@ impl Connection {
             identifier: wish.identifier,
             request: Box::new(request),
             left: left.map(Box::new),
+            waiting: None,
             source: Source::Missing,
         };
         self.externals.push(external);
@@ -84,39 +95,82 @@ impl Connection {
 
     /// Attaches a subscription to its queue or stream, if that exists and no other shares it.
     pub(super) async fn connect_external(&mut self, at: usize, member: Option<Member>) {
-        let Some(external) = self.externals.get(at) else { return };
+        let Some(external) = self.externals.get_mut(at) else { return };
         let view = self.broker.core.catalog().view();
-        let Ok(Some(object)) = resolve(&view, &external.to) else { return };
-        let (client, name, kind) = (&self.stored.client_id, &object.definition.name, external.kind());
-        if self.consumes(&object, &external.text, &external.to) {
-            // Both waited for it, under different filters.
-            tracing::info!(%client, filter = %external.text, name, "consumed already under another filter");
+        let Ok(Some(object)) = resolve(&view, &external.to) else {
+            // The catalog says when there is something again.
+            external.waiting = None;
             return;
+        };
+        let Some(external) = self.externals.get(at) else { return };
+        if let Err(why) = self.may_attach(external, &object) {
+            if let Some(member) = member {
+                member.leave_anew(&self.broker.core, &object).await;
+            }
+            return match why {
+                Unattached::Denied(text) => self.banish(text),
+                Unattached::Waits(why) => self.put_off(at, why),
+            };
         }
-        // It did not exist when it was subscribed to, or has come back as another.
-        if let Err(denied) = self.may_have(&external.to) {
-            self.metrics.forbidden.inc(denied.what);
-            let text = format!("not allowed to consume what {} names now", external.text);
-            return self.banish(text);
-        }
-        if let Err(refusal) = external.request.check(&object.definition) {
-            let (filter, text) = (&external.text, refusal.text);
-            tracing::warn!(%client, %filter, name, text, "waits: the stream cannot do what is asked for");
-            return;
-        }
-        let attached = match kind {
+        let attached = match external.kind() {
             Kind::Queue => self.consume(external.qos, object).await,
             Kind::Stream => self.read(at, object, member).await,
         };
         match attached {
             Ok(source) => {
                 if let Some(external) = self.externals.get_mut(at) {
-                    external.left = None;
+                    (external.left, external.waiting) = (None, None);
                     external.source = source;
                 }
+                self.forget_since(at).await;
             }
-            Err(error) => self.fail(&error),
+            // What one queue or stream has is nothing to the others, nor to the session.
+            Err(error) => self.put_off(at, error.to_string()),
         }
+    }
+
+    /// Whether a subscription may have what it names now.
+    fn may_attach(&self, external: &External, object: &Object) -> Result<(), Unattached> {
+        if self.consumes(object, &external.text, &external.to) {
+            // Both waited for it, under different filters.
+            return Err(Unattached::Waits("consumed already under another filter".to_owned()));
+        }
+        // It did not exist when it was subscribed to, or has come back as another.
+        if let Err(denied) = self.may_have(&external.to) {
+            self.metrics.forbidden.inc(denied.what);
+            let text = format!("not allowed to consume what {} names now", external.text);
+            return Err(Unattached::Denied(text));
+        }
+        external.request.check(&object.definition).map_err(|refusal| Unattached::Waits(refusal.text))
+    }
+
+    /// A subscription cannot have its queue or stream now: it is tried again, less and less often.
+    pub(super) fn put_off(&mut self, at: usize, why: String) {
+        let Some(external) = self.externals.get_mut(at) else { return };
+        let before = external.waiting.take();
+        if before.as_ref().is_none_or(|before| before.why() != why) {
+            let (client, filter) = (&self.stored.client_id, &external.text);
+            tracing::warn!(%client, %filter, why, "subscription waits, and is tried again");
+        }
+        let waiting = Waiting::after(before.as_deref(), why, self.broker.clock.now());
+        self.timers.retry = self.timers.retry.into_iter().chain([waiting.until()]).min();
+        external.waiting = Some(Box::new(waiting));
+    }
+
+    /// Tries again what has waited long enough.
+    pub(super) async fn retry_externals(&mut self, now: Instant) {
+        for at in 0..self.externals.len() {
+            let Some(external) = self.externals.get_mut(at) else { break };
+            if external.waiting.as_ref().is_none_or(|waiting| waiting.until() > now) {
+                continue;
+            }
+            if external.lost_reader() {
+                self.lose(at).await;
+            }
+            self.connect_external(at, None).await;
+        }
+        let next = self.externals.iter().filter_map(|external| Some(external.waiting.as_ref()?.until()));
+        self.timers.retry = next.filter(|until| *until > now).min();
     }
 
     async fn consume(&mut self, qos: QoS, object: Arc<Object>) -> weir_core::Result<Source> {

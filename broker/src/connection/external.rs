@@ -14,6 +14,7 @@ use weir_topic::{ShareName, Subscription, TopicFilter};
 
 use super::stream::Reading;
 use super::stream::request::StreamRequest;
+use super::waiting::Waiting;
 
 /// Queue and stream subscriptions of one connection.
 pub(super) const EXTERNALS_MAX: usize = 64;
@@ -41,6 +42,8 @@ pub(super) struct External {
     pub(super) request: Box<StreamRequest>,
     /// Where it was left in a stream that is not read now.
     pub(super) left: Option<Box<SessionPosition>>,
+    /// It cannot have what exists already, and is tried again.
+    pub(super) waiting: Option<Box<Waiting>>,
     pub(super) source: Source,
 }
 
@@ -71,6 +74,11 @@ impl External {
     /// Whether it is a bounded replay whose end the client knows of.
     pub(super) fn has_ended(&self) -> bool {
         matches!(&self.source, Source::Stream(reading) if reading.has_ended())
+    }
+
+    /// Whether it is a stream whose reader could not go on.
+    pub(super) fn lost_reader(&self) -> bool {
+        matches!(&self.source, Source::Stream(reading) if reading.is_lost())
     }
 
     pub(super) fn object(&self) -> Option<&Arc<Object>> {

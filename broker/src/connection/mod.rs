@@ -27,6 +27,7 @@ mod scanned;
 mod stream;
 mod subscribe;
 mod wait;
+mod waiting;
 mod wire;
 
 use std::collections::VecDeque;

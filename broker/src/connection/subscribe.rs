@@ -130,7 +130,11 @@ impl Connection {
             {
                 checked = Err(refusal);
             }
-            if let Ok(grant) = &mut checked {
+            // A filter that the packet repeats joins its group once.
+            let is_repeated = |grant: &Grant| grants.iter().any(|other: &Grant| other.text == grant.text);
+            if let Ok(grant) = &mut checked
+                && !is_repeated(grant)
+            {
                 match Box::pin(self.join_for(&grant.text, &grant.to, &grant.request)).await {
                     Ok(member) => grant.member = member,
                     Err(refusal) => checked = Err(refusal),
@@ -156,9 +160,9 @@ impl Connection {
             tracing::warn!(client = %self.stored.client_id, %error, "subscriptions could not be stored");
             reasons.fill(ReasonCode::UnspecifiedError);
             notes.push("the subscriptions could not be stored; subscribe again".to_owned());
-            for Grant { to, member, .. } in grants.drain(..) {
+            for Grant { text, to, member, .. } in grants.drain(..) {
                 if let Some(member) = member {
-                    self.leave_at_once(member, &to).await;
+                    self.leave_at_once(member, &text, &to).await;
                 }
             }
         }
@@ -450,7 +454,8 @@ fn granted(qos: QoS) -> ReasonCode {
     }
 }
 
-fn stored(wish: &Wish, request: &StreamRequest) -> StoredSubscription {
+/// A subscription as it is stored.
+pub(super) fn stored(wish: &Wish, request: &StreamRequest) -> StoredSubscription {
     StoredSubscription {
         qos: wish.options.qos.as_u8(),
         no_local: wish.options.no_local,

@@ -53,6 +53,8 @@ pub struct StreamReader {
     failed: Option<Error>,
     /// The next page has to wait until one that was read is let go.
     is_held_up: bool,
+    /// Most messages of one shard before others have their turn.
+    turn_max: usize,
     /// Shards there have been: tells one from a later one of the same number.
     added: u64,
 }
@@ -115,6 +117,7 @@ impl StreamReader {
             ready: VecDeque::new(),
             failed: None,
             is_held_up: false,
+            turn_max: usize::MAX,
             added: 0,
         }
     }
@@ -122,6 +125,11 @@ impl StreamReader {
     /// Shows itself to people.
     pub(crate) fn attend(&mut self, presence: Presence) {
         self.presence = Some(presence);
+    }
+
+    /// Gives out at most so many messages of a shard while others wait for their turn, for one who takes long for each.
+    pub fn limit_turns(&mut self, messages: usize) {
+        self.turn_max = messages.max(1);
     }
 
     /// Reads this shard too. Another of the same number is removed.
@@ -320,8 +328,14 @@ impl StreamReader {
 
     /// A page of `shard` is to be given out, and the shard goes on behind the others.
     fn take_page(&mut self, shard: u8, page: Page, permit: Option<ReadPermit>) {
+        let is_alone = self.shards.len() == 1;
         let Some(slot) = self.shards.get_mut(&shard) else { return };
-        let Page { records, next, ended, .. } = page;
+        let Page { mut records, mut next, mut ended, .. } = page;
+        if let Some((left, _)) = records.get(self.turn_max).filter(|_| !is_alone) {
+            // The rest is read again.
+            (next, ended) = (*left, false);
+            records.truncate(self.turn_max);
+        }
         slot.reader.go_to(next);
         slot.state = if ended { State::Ended } else { State::InLine };
         if !ended {

@@ -479,3 +479,25 @@ async fn retention_of_many_quiet_streams_costs_next_to_nothing() {
         assert!(cleared <= messages, "{cost}");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn who_takes_long_gets_a_few_messages_of_each_shard_in_turn() {
+    let (core, stream, clock) = open_stream(2).await;
+    for n in 0..100 {
+        publish(&core, clock, &format!("a/{n}"), &n.to_string()).await.unwrap();
+    }
+    let mut reader = core.reader(&stream, &until(Start::Earliest, Start::Latest)).await.unwrap();
+    reader.limit_turns(5);
+    let (mut read, mut shards) = (Vec::new(), Vec::new());
+    while !reader.is_ended() {
+        let batch = reader.next().await.unwrap();
+        assert!(batch.records.len() <= 5);
+        shards.push(batch.log.shard);
+        read.extend(payload(&batch).map(|text| text.parse::<u32>().unwrap()));
+    }
+    assert_ne!(shards[0], shards[1]);
+    assert_ne!(shards[2], shards[3]);
+    read.sort_unstable();
+    assert_eq!(read, (0..100).collect::<Vec<_>>());
+    core.close().await;
+}

@@ -41,6 +41,13 @@ impl Connection {
                 (*shard, *generation)
             }
             Part::End => return self.deliver_end(at, qos),
+            Part::Lost => {
+                if let Some(reading) = self.reading(at) {
+                    reading.is_lost = true;
+                }
+                self.put_off(at, "its reader could not go on".to_owned());
+                return (true, true);
+            }
         };
         if !self.reading(at).is_some_and(|reading| reading.wants(shard, generation)) {
             return (true, true);
@@ -58,7 +65,7 @@ impl Connection {
                 }
                 return (true, true);
             }
-            Part::End => return self.deliver_end(at, qos),
+            Part::End | Part::Lost => return (false, true),
         };
         let mut any = false;
         for _ in 0..DELIVERIES_PER_TURN {

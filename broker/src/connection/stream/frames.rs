@@ -18,6 +18,22 @@ use crate::convert;
 /// Bytes after which no further message is added: a socket takes about as much at once.
 const FRAMES_BYTES: usize = 64 * 1024;
 
+/// Bytes of a packet beside topic and payload, about.
+const OVERHEAD: usize = 128;
+
+/// Bytes to set aside for the packets of `records`: few for one message that has just come.
+fn room_for(records: &[(u64, Arc<Record>)]) -> usize {
+    const ROOM_MAX: usize = FRAMES_BYTES + FRAMES_BYTES / 8;
+    let mut room = 0;
+    for (_, record) in records {
+        room += OVERHEAD + record.message.topic.as_str().len() + record.message.payload.len();
+        if room >= ROOM_MAX {
+            return ROOM_MAX;
+        }
+    }
+    room
+}
+
 /// Whole PUBLISH packets, one behind the other.
 #[derive(Debug, Default)]
 pub(in crate::connection) struct Frames {
@@ -56,7 +72,7 @@ impl Encoder {
     /// with a large payload.
     pub(super) fn encode(&mut self, shard: u8, records: &[(u64, Arc<Record>)]) -> (Frames, usize) {
         let mut frames = Frames::default();
-        let mut bytes = BytesMut::with_capacity(FRAMES_BYTES + FRAMES_BYTES / 8);
+        let mut bytes = BytesMut::with_capacity(room_for(records));
         let template = self.take_template(shard);
         let mut taken = 0;
         for (offset, record) in records {

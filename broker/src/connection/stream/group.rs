@@ -30,8 +30,6 @@ use crate::connection::external::{External, Refusal, Source, group_of, resolve};
 const EVENTS_MAX: usize = 4 * SHARDS_MAX as usize;
 /// Time in which what is in flight of a shard that is taken away may be acknowledged.
 const RELEASE_AFTER: Duration = Duration::from_secs(2);
-/// Wait before a group is joined again that had no room, or has put the client out.
-const REJOIN_AFTER: Duration = Duration::from_secs(1);
 
 /// A member of a group.
 #[derive(Debug)]
@@ -120,6 +118,11 @@ impl Member {
         let _ = core.groups().leave(object, &self.group, self.id).await;
     }
 
+    /// Leaves the group before it has read anything.
+    pub(in crate::connection) async fn leave_anew(self, core: &Core, object: &Object) {
+        self.leave(core, object, &mut Positions::default()).await;
+    }
+
     /// When a shard is to be given back at the latest.
     fn due_at(&self, positions: &Positions, now: Instant) -> Option<Instant> {
         let at = |(shard, (_, until)): (&u8, &(u64, Instant))| {
@@ -172,21 +175,36 @@ impl Connection {
         }
         let group = ByteString::from(group.as_str().to_owned());
         let client_id = self.stored.client_id.clone();
-        join(&self.broker, client_id, &object, group, request).await.map(Some).map_err(|error| {
-            let reason = match &error {
-                Error::Full(_) => ReasonCode::QuotaExceeded,
-                Error::Store(_) | Error::Record(_) | Error::Fenced | Error::Closed => {
-                    ReasonCode::UnspecifiedError
-                }
-            };
-            Refusal { reason, text: format!("{text}: join the consumer group: {error}") }
-        })
+        let error = match join(&self.broker, client_id, &object, group, request).await {
+            Ok(member) => return Ok(Some(member)),
+            Err(error) => error,
+        };
+        if let Some(at) = known {
+            // What it was before goes on once it can.
+            self.put_off(at, error.to_string());
+        }
+        let reason = match &error {
+            Error::Full(_) => ReasonCode::QuotaExceeded,
+            Error::Store(_) | Error::Record(_) | Error::Fenced | Error::Closed => {
+                ReasonCode::UnspecifiedError
+            }
+        };
+        Err(Refusal { reason, text: format!("{text}: join the consumer group: {error}") })
     }
 
     /// What becomes of a membership whose subscription could not be granted.
-    pub(in crate::connection) async fn leave_at_once(&mut self, member: Member, to: &Subscription) {
+    pub(in crate::connection) async fn leave_at_once(
+        &mut self,
+        member: Member,
+        text: &ByteString,
+        to: &Subscription,
+    ) {
         if let Ok(Some(object)) = resolve(&self.broker.core.catalog().view(), to) {
-            member.leave(&self.broker.core, &object, &mut Positions::default()).await;
+            member.leave_anew(&self.broker.core, &object).await;
+        }
+        if let Some(at) = self.externals.iter().position(|external| external.text == *text) {
+            // What it was before goes on.
+            self.put_off(at, "its new form could not be stored".to_owned());
         }
     }
 
@@ -194,7 +212,8 @@ impl Connection {
     pub(in crate::connection) async fn handle_group_event(&mut self, place: PlaceId, event: GroupEvent) {
         let now = self.broker.clock.now();
         let is_its = |external: &External| matches!(&external.source, Source::Stream(reading) if reading.place == place);
-        let Some(external) = self.externals.iter_mut().find(|external| is_its(external)) else { return };
+        let Some(at) = self.externals.iter().position(is_its) else { return };
+        let Some(external) = self.externals.get_mut(at) else { return };
         let Source::Stream(reading) = &mut external.source else { return };
         let Some(member) = &mut reading.member else { return };
         match event {
@@ -214,7 +233,8 @@ impl Connection {
             }
             GroupEvent::Ended => {
                 external.source = Source::Missing;
-                self.timers.rejoin = Some(now + REJOIN_AFTER);
+                self.note_since(at).await;
+                self.put_off(at, "its consumer group has ended, or has put it out".to_owned());
             }
         }
     }
@@ -241,11 +261,6 @@ impl Connection {
             let due = member.due_at(&reading.positions, self.broker.clock.now());
             self.timers.release = self.timers.release.into_iter().chain(due).min();
         }
-    }
-
-    /// A group could not be joined: that is tried again.
-    pub(super) fn schedule_rejoin(&mut self) {
-        self.timers.rejoin = Some(self.broker.clock.now() + REJOIN_AFTER);
     }
 }
 

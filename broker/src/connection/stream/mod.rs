@@ -19,18 +19,20 @@ use std::time::Duration;
 use bytestring::ByteString;
 use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
-use weir_codec::QoS;
+use weir_codec::{QoS, SubscriptionOptions};
+use weir_core::Core;
 use weir_core::catalog::Object;
 use weir_core::keyspace::segment::Record;
 use weir_core::keyspace::session_position::SessionPosition;
 use weir_core::queue::Lost;
 use weir_core::sessions::SessionOp;
 use weir_core::stream::{ReadOptions, ReadPermit, Start};
-use weir_core::{Core, Error};
 use weir_env::clock::Instant;
 
 use super::Connection;
 use super::external::{Source, group_of};
+use super::subscribe::stored;
+use crate::router::Wish;
 use frames::Encoder;
 pub(super) use frames::Frames;
 pub(super) use group::Member;
@@ -66,13 +68,13 @@ pub(in crate::connection) struct Timers {
     pub(in crate::connection) store: Option<Instant>,
     /// Shards are given back to groups.
     pub(in crate::connection) release: Option<Instant>,
-    /// Groups are joined again.
-    pub(in crate::connection) rejoin: Option<Instant>,
+    /// Subscriptions that wait are tried again.
+    pub(in crate::connection) retry: Option<Instant>,
 }
 
 impl Timers {
     pub(in crate::connection) fn poll_timeout(&self) -> Option<Instant> {
-        [self.store, self.release, self.rejoin].into_iter().flatten().min()
+        [self.store, self.release, self.retry].into_iter().flatten().min()
     }
 }
 
@@ -102,6 +104,8 @@ enum Part {
     },
     /// Everything up to where the subscription ends has come.
     End,
+    /// The reader cannot go on.
+    Lost,
 }
 
 /// A stream that is read for a subscription.
@@ -115,6 +119,8 @@ pub(in crate::connection) struct Reading {
     member: Option<Member>,
     /// The client knows that there is no more.
     ended: bool,
+    /// Its reader could not go on.
+    is_lost: bool,
     /// The reader runs until it is dropped.
     _stop: Option<DropGuard>,
 }
@@ -133,6 +139,11 @@ impl Reading {
     /// Whether it is a bounded replay whose end the client knows of.
     pub(in crate::connection) fn has_ended(&self) -> bool {
         self.ended
+    }
+
+    /// Whether its reader could not go on: it is to be read anew.
+    pub(in crate::connection) fn is_lost(&self) -> bool {
+        self.is_lost
     }
 
     /// How far the client has come, which counts as told.
@@ -161,16 +172,7 @@ impl Connection {
         if let Some(group) = group_of(&external.to).filter(|_| member.is_none()) {
             let group = ByteString::from(group.as_str().to_owned());
             let client_id = self.stored.client_id.clone();
-            match join(&self.broker, client_id, &object, group, &external.request).await {
-                Ok(joined) => member = Some(joined),
-                Err(Error::Full(what)) => {
-                    let (client, filter) = (&self.stored.client_id, &external.text);
-                    tracing::warn!(%client, %filter, "waits: the limit of {what} is reached");
-                    self.schedule_rejoin();
-                    return Ok(Source::Missing);
-                }
-                Err(error) => return Err(error),
-            }
+            member = Some(join(&self.broker, client_id, &object, group, &external.request).await?);
         }
         let left = external.left.as_deref().filter(|_| member.is_none());
         let mut reading = Reading {
@@ -179,6 +181,7 @@ impl Connection {
             positions: Positions::default(),
             member,
             ended: false,
+            is_lost: false,
             object,
             _stop: None,
         };
@@ -191,7 +194,14 @@ impl Connection {
         }
         let options = external.request.options(reading.object.id, left);
         let shares = reading.member.as_ref().map(Member::shares);
-        let Begun { reader, from, ends, stop } = self.begin(at, &reading.object, options, shares).await?;
+        let Begun { reader, from, ends, stop } = match self.begin(at, &reading.object, options, shares).await
+        {
+            Ok(begun) => begun,
+            Err(error) => {
+                reading.end(&self.broker.core).await;
+                return Err(error);
+            }
+        };
         for (shard, offset) in from {
             let end = ends.iter().find(|(of, _)| *of == shard).map(|(_, end)| *end);
             reading.positions.begin(shard, offset, end);
@@ -227,9 +237,19 @@ impl Connection {
                 if let Some(Source::Stream(reading)) = external.map(|external| &mut external.source) {
                     reading.positions.end_at(&ends);
                     (reading.reader, reading.ended, reading._stop) = (reader, false, Some(stop));
+                    reading.is_lost = false;
                 }
             }
-            Err(error) => self.fail(&error),
+            Err(error) => {
+                self.lose(at).await;
+                if let Some(external) = self.externals.get_mut(at)
+                    && let Some(left) = external.left.as_deref_mut().filter(|_| !is_same_end)
+                {
+                    left.ended = false;
+                    left.shards.iter_mut().for_each(|at| at.end = None);
+                }
+                self.put_off(at, error.to_string());
+            }
         }
     }
 
@@ -303,9 +323,8 @@ impl Connection {
         if is_due(self.timers.release) {
             self.release_shards().await;
         }
-        if is_due(self.timers.rejoin) {
-            self.timers.rejoin = None;
-            self.refresh_externals().await;
+        if is_due(self.timers.retry) {
+            self.retry_externals(now).await;
         }
     }
 
@@ -345,6 +364,7 @@ impl Connection {
 
     /// The queue or stream of a subscription is gone. It may come back as the same.
     pub(super) async fn lose(&mut self, at: usize) {
+        self.note_since(at).await;
         let Some(external) = self.externals.get_mut(at) else { return };
         let mut source = std::mem::replace(&mut external.source, Source::Missing);
         if let Source::Stream(reading) = &mut source
@@ -358,6 +378,35 @@ impl Connection {
             external.left = Some(Box::new(position));
         }
         self.release(source, Lost::Left).await;
+    }
+
+    /// A member of a group has lost its stream: if that comes back without the group, the latest is what is published
+    /// from now on.
+    pub(super) async fn note_since(&mut self, at: usize) {
+        let now = self.broker.clock.wall();
+        let Some(external) = self.externals.get_mut(at) else { return };
+        if group_of(&external.to).is_some() && external.request.start == Start::Latest {
+            external.request.since = Some(now);
+            self.store_request(at).await;
+        }
+    }
+
+    /// The group of a subscription has its place: one that begins later begins with the latest of then.
+    pub(super) async fn forget_since(&mut self, at: usize) {
+        let Some(external) = self.externals.get_mut(at) else { return };
+        if group_of(&external.to).is_some() && external.request.since.take().is_some() {
+            self.store_request(at).await;
+        }
+    }
+
+    async fn store_request(&mut self, at: usize) {
+        let Some(external) = self.externals.get(at).filter(|_| self.stored.persistent) else { return };
+        let options = SubscriptionOptions { qos: external.qos, ..SubscriptionOptions::default() };
+        let wish = Wish { options, identifier: external.identifier };
+        let subscription = [(external.text.clone(), stored(&wish, &external.request))];
+        if let Err(error) = self.broker.sessions.subscribe(&self.stored, &subscription).await {
+            self.fail(&error);
+        }
     }
 
     /// Subscriptions to these are about to be written anew: nothing that was noted before is written after that. False

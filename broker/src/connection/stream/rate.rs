@@ -36,6 +36,11 @@ impl Rate {
         }
     }
 
+    /// Messages that it lets through within `time`, at least one.
+    pub(super) fn within(&self, time: Duration) -> usize {
+        usize::try_from(self.per_second.saturating_mul(time.as_secs()).max(1)).unwrap_or(usize::MAX)
+    }
+
     /// How many of `wanted` messages, at least one, may go now; or how long to wait before asking again.
     pub(super) fn take(&mut self, wanted: usize, now: Instant) -> Result<usize, Duration> {
         let nanos = u64::try_from(now.saturating_duration_since(self.at).as_nanos()).unwrap_or(u64::MAX);

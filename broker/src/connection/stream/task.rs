@@ -4,9 +4,11 @@
 //! consumer group has, it is told.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use weir_core::catalog::Object;
@@ -22,6 +24,9 @@ use super::{Encoder, Part, ReaderId, StreamBatch};
 const REOPEN_WAIT: Duration = Duration::from_millis(100);
 /// Longest wait before that.
 const REOPEN_WAIT_MAX: Duration = Duration::from_secs(5);
+
+/// Time for which the messages of one shard may be all there is, where a rate is set.
+const TURN: Duration = Duration::from_secs(2);
 
 /// Shards that a member of a consumer group has: of each the generation of the assignment, and where it begins.
 pub(super) type Shares = BTreeMap<u8, (u64, u64)>;
@@ -48,8 +53,20 @@ struct Over;
 impl Task {
     /// Reads until told to stop, or until there is no more. A store in trouble is asked again until it answers.
     pub(super) async fn run(mut self, stop: CancellationToken) {
+        let all = async {
+            // Of what is half done after a panic, nothing is used but the way to the connection.
+            match AssertUnwindSafe(self.read()).catch_unwind().await {
+                Ok(Ok(())) => return,
+                Ok(Err(Over)) => {}
+                Err(_) => {
+                    tracing::error!(stream = self.object.definition.name, "reader of a stream panicked")
+                }
+            }
+            // Nobody listens if it was the connection that has ended.
+            let _ = self.send(Part::Lost).await;
+        };
         tokio::select! {
-            _ = self.read() => {}
+            () = all => {}
             () = stop.cancelled() => {}
         }
     }
@@ -57,6 +74,7 @@ impl Task {
     async fn read(&mut self) -> Result<(), Over> {
         // The generations of the shards in the reader, of a member of a group.
         let mut held = BTreeMap::new();
+        self.limit_turns();
         loop {
             if self.shares.is_none() && self.reader.is_ended() {
                 return self.send(Part::End).await;
@@ -97,6 +115,7 @@ impl Task {
             match self.open(&positions).await {
                 Ok(reader) => {
                     self.reader = reader;
+                    self.limit_turns();
                     return Ok(());
                 }
                 Err(error) => self.warn(&error),
@@ -149,7 +168,11 @@ impl Task {
         let shard = log.shard;
         let mut rest: VecDeque<_> = records.into();
         loop {
-            let granted = if rest.is_empty() { 0 } else { self.grant(rest.len()).await };
+            let granted = if rest.is_empty() { 0 } else { self.grant(rest.len(), shard, generation).await };
+            if granted == 0 && !rest.is_empty() {
+                // Another member has the shard, or this one has it from another place on.
+                return Ok(());
+            }
             let behind = rest.split_off(granted.min(rest.len()));
             let records = std::mem::replace(&mut rest, behind);
             let is_last = rest.is_empty();
@@ -209,19 +232,45 @@ impl Task {
         Ok(())
     }
 
-    /// How many of `wanted` messages may go, once any may.
-    async fn grant(&mut self, wanted: usize) -> usize {
+    /// Other shards wait for messages that are let through slowly no longer than that takes.
+    fn limit_turns(&mut self) {
+        if let Some(rate) = &self.rate {
+            self.reader.limit_turns(rate.within(TURN));
+        }
+    }
+
+    /// How many of `wanted` messages may go, once any may; none once this member has lost the shard.
+    async fn grant(&mut self, wanted: usize, shard: u8, generation: u64) -> usize {
         let Some(rate) = &mut self.rate else { return wanted };
-        loop {
-            match rate.take(wanted, self.clock.now()) {
-                Ok(granted) => return granted,
-                Err(wait) => tokio::time::sleep(wait).await,
+        let lost = std::pin::pin!(share_lost(&self.shares, shard, generation));
+        let granted = async {
+            loop {
+                match rate.take(wanted, self.clock.now()) {
+                    Ok(granted) => return granted,
+                    Err(wait) => tokio::time::sleep(wait).await,
+                }
             }
+        };
+        tokio::select! {
+            biased;
+            () = lost => 0,
+            granted = granted => granted,
         }
     }
 
     async fn send(&mut self, part: Part) -> Result<(), Over> {
         self.batches.send(StreamBatch { reader: self.id, part }).await.map_err(|_| Over)
+    }
+}
+
+/// Waits until this member has lost a shard of this generation; for ever if it is none.
+async fn share_lost(shares: &Option<watch::Receiver<Shares>>, shard: u8, generation: u64) {
+    // A receiver of its own: what is new in the other is still to be taken.
+    let Some(mut shares) = shares.clone() else { return std::future::pending().await };
+    let is_lost = |shares: &Shares| shares.get(&shard).is_none_or(|(of, _)| *of != generation);
+    if shares.wait_for(is_lost).await.is_err() {
+        // Of a connection that ends, and with it this task.
+        std::future::pending().await
     }
 }
 

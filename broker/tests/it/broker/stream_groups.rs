@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use weir_codec::{Connect, Publish, QoS, ReasonCode};
 use weir_core::definition::{Definition, Kind};
+use weir_core::keyspace::tag;
 use weir_core::stream::Start;
+use weir_storage::{Isolation, RangeQuery, SharedStore};
 
 use super::client::{
     AtLeastOnce, AtMostOnce, Client, V5, V311, clean, filter, persistent, property, receive_maximum, text,
@@ -288,4 +290,105 @@ async fn what_a_group_cannot_do_is_refused() {
     client.quiet().await;
     let mut old = broker.connect(clean("old", V311)).await;
     assert_eq!(old.subscribed("$share/g4/$stream/log", AtLeastOnce).await, ReasonCode::UnspecifiedError);
+}
+
+/// Damages the positions of groups in the store; how many there are.
+async fn damage_positions(store: &SharedStore) -> usize {
+    let mut tx = store.begin();
+    let query = RangeQuery::new(vec![tag::GROUP], vec![tag::GROUP + 1]);
+    let pairs = tx.get_range(query, Isolation::Snapshot).await.unwrap().pairs;
+    for (key, _) in &pairs {
+        tx.set(key, b"x");
+    }
+    tx.commit().await.unwrap();
+    pairs.len()
+}
+
+#[tokio::test]
+async fn a_damaged_position_keeps_only_its_own_subscription_waiting() {
+    let store = memory();
+    let broker = TestBroker::start_on(&store).await;
+    broker.declare(&[sharded(1)]).await;
+    let mut member = join(&broker, persistent("a", V5), AtLeastOnce).await;
+    member.subscribe("other", AtLeastOnce).await;
+    publish(&broker, 0, 1).await;
+    assert_eq!(member.take_texts(1).await, ["0"]);
+    member.synced().await;
+    broker.stop().await;
+    assert_eq!(damage_positions(&store).await, 1);
+    let broker = TestBroker::start_on(&store).await;
+    publish(&broker, 1, 2).await;
+    broker.publish("other", &["x"]).await;
+    let mut member = broker.resume(persistent("a", V5)).await;
+    assert_eq!(member.take_texts(1).await, ["x"]);
+    member.synced().await;
+    // Once a person has seen to it, it goes on by itself.
+    let object = broker.core.catalog().view().find(Kind::Stream, "log").unwrap();
+    broker.core.groups().delete(&object, "g", true).await.unwrap();
+    assert_eq!(member.take_texts(2).await, ["0", "1"]);
+}
+
+#[tokio::test]
+async fn a_subscription_that_a_packet_repeats_is_one_member() {
+    let broker = start(2).await;
+    let mut member = broker.clean("a").await;
+    let both = [AtLeastOnce, AtLeastOnce].map(|qos| filter(GROUP, qos));
+    let properties = vec![("stream-offset".into(), "earliest".into())];
+    let suback = member.try_subscribe(both.into(), None, properties).await;
+    assert_eq!(suback.reasons, [ReasonCode::GrantedQoS1; 2]);
+    publish(&broker, 0, 20).await;
+    assert_once(&drain(&mut [&mut member], 0..20).await);
+    member.unsubscribe(GROUP).await;
+    divided(&broker, &[("", 2)]).await;
+}
+
+#[tokio::test]
+async fn a_slow_member_that_is_moved_reads_nothing_more_of_where_it_was() {
+    let broker = start(1).await;
+    publish(&broker, 0, 100).await;
+    for qos in [AtLeastOnce, AtMostOnce] {
+        let mut member = broker.clean("a").await;
+        member.read_with(GROUP, qos, &[("stream-offset", "earliest"), ("stream-rate", "1")]).await;
+        let first = member.message().await;
+        assert_eq!(text(&first), "0");
+        if qos == AtLeastOnce {
+            member.puback(&first, ReasonCode::Success).await;
+        }
+        let object = broker.core.catalog().view().find(Kind::Stream, "log").unwrap();
+        broker.core.groups().seek(&object, "g", &Start::Latest, false).await.unwrap();
+        broker.publish("log/new", &["new"]).await;
+        // What was let through already may come before that.
+        let mut skipped = 0;
+        while text(&member.message().await) != "new" {
+            skipped += 1;
+            assert!(skipped < 10);
+        }
+        member.unsubscribe(GROUP).await;
+        broker.core.groups().delete(&object, "g", true).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn the_latest_of_a_stream_that_came_back_is_all_that_it_has_and_of_a_new_group_nothing() {
+    const SUBSCRIPTIONS: &str = "weir_store_written_keys_total{record=\"subscription\"}";
+    let broker = start(2).await;
+    let mut member = broker.connect(persistent("a", V5)).await;
+    member.read_with(GROUP, AtLeastOnce, &[]).await;
+    publish(&broker, 0, 4).await;
+    drain(&mut [&mut member], 0..4).await;
+    let stored = broker.metric(SUBSCRIPTIONS).await;
+    broker.declare(&[]).await;
+    broker.metric_reaches(SUBSCRIPTIONS, stored + 1.0).await;
+    member.disconnect().await;
+    broker.declare(&[sharded(2)]).await;
+    publish(&broker, 10, 14).await;
+    let mut member = broker.resume(persistent("a", V5)).await;
+    assert_once(&drain(&mut [&mut member], 10..14).await);
+    member.disconnect().await;
+    let object = broker.core.catalog().view().find(Kind::Stream, "log").unwrap();
+    broker.core.groups().delete(&object, "g", true).await.unwrap();
+    let mut member = broker.resume(persistent("a", V5)).await;
+    divided(&broker, &[("a", 2)]).await;
+    publish(&broker, 20, 24).await;
+    assert_eq!(drain(&mut [&mut member], 20..24).await.concat().len(), 4);
 }
