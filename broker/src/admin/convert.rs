@@ -327,6 +327,7 @@ pub(super) fn stream_description(
         readers: activity.readers.iter().take(READERS_MAX).map(stream_reader).collect(),
         warnings,
         spec: spec_of(definition).to_string(),
+        id: object.id,
     }
 }
 

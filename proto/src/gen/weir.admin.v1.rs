@@ -555,6 +555,9 @@ pub struct DescribeStreamResponse {
     /// The `spec` of a manifest that declares it as it is, in JSON, with every default.
     #[prost(string, tag = "6")]
     pub spec: ::prost::alloc::string::String,
+    /// Stays as long as its messages do; a stream of its name that is made anew has another.
+    #[prost(uint32, tag = "7")]
+    pub id: u32,
 }
 /// How a stream works; see the Stream resource.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

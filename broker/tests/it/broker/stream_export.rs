@@ -7,7 +7,8 @@ use std::path::Path;
 use parquet::file::reader::SerializedFileReader;
 use parquet::record::RowAccessor;
 use serde_json::Value;
-use weir_core::definition::Definition;
+use weir_core::definition::{Definition, Kind};
+use weir_core::stream::Start;
 
 use super::{TestBroker, stream};
 use crate::cli::{Finished, weir};
@@ -157,6 +158,67 @@ async fn a_part_of_a_stream_is_exported() {
     let json = ["-o", "json", "--from", "1h", "--until", "latest"];
     let told: Value = serde_json::from_str(&done(&broker, out.path(), &json).await).unwrap();
     assert_eq!(told["messages"], 200);
+}
+
+/// Only the first part is left, as if the export had been interrupted after it.
+fn tear(dir: &Path) {
+    for name in parts(dir).iter().skip(1) {
+        fs::remove_file(dir.join(name)).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn an_export_does_not_go_on_with_another_stream() {
+    let broker = TestBroker::start().await;
+    let admin = broker.admin.to_string();
+    let manage = async |args: &[&str]| {
+        let ran = weir(&[&["stream", args[0], "log", "--admin", &admin], &args[1..]].concat(), "").await;
+        assert!(ran.code == 0, "{args:?}: {ran:?}");
+    };
+    let create = ["create", "--filter", "log/#", "--shards", "2", "--message-key", "message.topic"];
+    manage(&create).await;
+    publish(&broker, 0..200).await;
+    let out = tempfile::tempdir().unwrap();
+    let args = ["--format", "jsonl", "--part-messages", "30"];
+    done(&broker, out.path(), &args).await;
+    let complete = parts(out.path());
+    tear(out.path());
+    manage(&["delete", "--messages", "delete"]).await;
+    manage(&create).await;
+    // It has grown beyond where the export ends.
+    publish(&broker, 0..400).await;
+    refused(&broker, out.path(), &args, "stream `log` was made anew since the export in").await;
+    assert_eq!(parts(out.path()), complete[..1]);
+}
+
+#[tokio::test]
+async fn what_had_gone_before_it_was_exported_is_told() {
+    let broker = start().await;
+    let shard =
+        if broker.core.describe(&log(&broker)).await.unwrap()[0].extent.next > 60 { "0" } else { "1" };
+    let out = tempfile::tempdir().unwrap();
+    let args = ["--shard", shard, "--part-messages", "30"];
+    let whole = export(&broker, out.path(), &args).await;
+    assert!(whole.code == 0 && !whole.stderr.contains("WARN"), "{whole:?}");
+    tear(out.path());
+    let of: u8 = shard.parse().unwrap();
+    broker.core.trim(&log(&broker), &Start::Offset(45), Some(of), false).await.unwrap();
+    let torn = export(&broker, out.path(), &args).await;
+    let told = format!("WARN 15 messages of shard {shard} are missing, offsets 30 to 44: ");
+    assert!(torn.code == 0 && torn.stderr.contains(&told), "{torn:?}");
+    assert!(torn.stdout.contains("; 15 messages are missing"), "{torn:?}");
+    tear(out.path());
+    // Nothing at all is left.
+    let end = broker.core.describe(&log(&broker)).await.unwrap()[usize::from(of)].extent.next;
+    broker.core.trim(&log(&broker), &Start::Latest, Some(of), false).await.unwrap();
+    let told = done(&broker, out.path(), &[&args[..], &["-o", "json"]].concat()).await;
+    let told: Value = serde_json::from_str(&told).unwrap();
+    assert_eq!((&told["files"], &told["missing"]), (&0.into(), &(end - 30).into()));
+    assert_eq!((&told["gaps"][0]["first"], &told["gaps"][0]["end"]), (&30.into(), &end.into()));
+}
+
+fn log(broker: &TestBroker) -> std::sync::Arc<weir_core::catalog::Object> {
+    broker.core.catalog().view().find(Kind::Stream, "log").unwrap()
 }
 
 #[tokio::test]

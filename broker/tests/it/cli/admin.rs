@@ -291,6 +291,7 @@ impl Admin for Canned {
             ],
             warnings: vec![],
             spec: r#"{"groups": {"expireAfter": "168h"}, "deletionPolicy": "Retain"}"#.into(),
+            id: 7,
         }))
     }
 

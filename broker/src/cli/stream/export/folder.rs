@@ -52,6 +52,8 @@ pub(super) struct ShardPlan {
 #[serde(rename_all = "camelCase")]
 pub(super) struct Plan {
     pub(super) asked: Asked,
+    /// Tells the stream from another that is made later by its name.
+    pub(super) stream_id: u32,
     /// Messages from this time on are not.
     pub(super) until_micros: Option<u64>,
     pub(super) shards: Vec<ShardPlan>,
@@ -216,7 +218,7 @@ mod tests {
 
     fn plan() -> Plan {
         let shards = vec![ShardPlan { shard: 3, begin: Begin::TimeMicros(7), end: 9 }];
-        Plan { asked: asked(), until_micros: None, shards }
+        Plan { asked: asked(), stream_id: 4, until_micros: None, shards }
     }
 
     #[test]

@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use anyhow::bail;
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
-use serde_json::json;
+use serde_json::{Value, json};
 use weir_env::clock::{Clock, Instant};
 use weir_proto::admin::v1 as wire;
 use weir_proto::admin::v1::stream_place::Place as Start;
@@ -79,6 +79,17 @@ struct Done {
     files: u64,
     messages: u64,
     bytes: u64,
+    gaps: Vec<Gap>,
+}
+
+/// Messages of the range that had gone before they were read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Gap {
+    shard: u32,
+    /// Offset of the first.
+    first: u64,
+    /// The offset after the last.
+    end: u64,
 }
 
 pub(super) async fn run(args: &ExportArgs) -> anyhow::Result<()> {
@@ -89,12 +100,29 @@ pub(super) async fn run(args: &ExportArgs) -> anyhow::Result<()> {
             bail!("interrupted; the same command goes on after the last complete file");
         }
     };
-    let Done { files, messages, bytes: size } = done;
+    let Done { files, messages, bytes: size, gaps } = done;
+    let missing: u64 = gaps.iter().map(|gap| gap.end - gap.first).sum();
     let mut output = Output::stdout();
     match args.admin.output {
-        Format::Json => output.json(&json!({ "files": files, "messages": messages, "bytes": size }))?,
-        Format::Text if files == 0 => output.text("nothing was left to export\n")?,
-        Format::Text => output.text(&format!("{messages} messages in {files} files, {}\n", bytes(size)))?,
+        Format::Json => {
+            let gap = |gap: &Gap| json!({ "shard": gap.shard, "first": gap.first, "end": gap.end });
+            let gaps = gaps.iter().map(gap).collect::<Value>();
+            output.json(&json!({
+                "files": files, "messages": messages, "bytes": size, "missing": missing, "gaps": gaps,
+            }))?;
+        }
+        Format::Text => {
+            let mut text = match files {
+                0 => "nothing was left to export".to_owned(),
+                _ => format!("{messages} messages in {files} files, {}", bytes(size)),
+            };
+            if missing > 0 {
+                text.push_str(&format!(
+                    "; {missing} messages are missing: they had gone before they were read"
+                ));
+            }
+            output.text(&format!("{text}\n"))?;
+        }
     }
     Ok(())
 }
@@ -121,23 +149,10 @@ async fn export(args: &ExportArgs) -> anyhow::Result<Done> {
             plan
         }
     };
-    let mut run = Run { args, folder, clock: Clock::system(), told: None, done: Done::default() };
+    let is_compacted = stream.settings.is_some_and(|settings| settings.last_value);
+    let mut run =
+        Run { args, folder, is_compacted, clock: Clock::system(), told: None, done: Done::default() };
     for shard in &plan.shards {
-        let next = stream
-            .shards
-            .iter()
-            .find(|found| found.shard == shard.shard)
-            .map_or(0, |found| found.next_offset);
-        if next < shard.end {
-            bail!(
-                "stream `{}` was made anew since the export in {} began: shard {} ends at {next}, the export at {}; \
-                 use another --out",
-                args.name,
-                args.out.display(),
-                shard.shard,
-                shard.end
-            );
-        }
         run.shard(&plan, shard).await?;
     }
     Ok(run.done)
@@ -147,6 +162,23 @@ async fn describe(args: &ExportArgs) -> anyhow::Result<wire::DescribeStreamRespo
     let mut client = args.admin.connect().await?;
     let request = wire::DescribeStreamRequest { name: args.name.clone() };
     args.admin.answer(client.describe_stream(request)).await
+}
+
+/// Refuses a stream that is not the one of the plan any more.
+async fn check_stream(args: &ExportArgs, plan: &Plan) -> anyhow::Result<()> {
+    let stream = describe(args).await?;
+    let is_short = |shard: &ShardPlan| {
+        let found = stream.shards.iter().find(|found| found.shard == shard.shard);
+        found.is_none_or(|found| found.next_offset < shard.end)
+    };
+    if stream.id != plan.stream_id || plan.shards.iter().any(is_short) {
+        bail!(
+            "stream `{}` was made anew since the export in {} began: its messages are others; use another --out",
+            args.name,
+            args.out.display()
+        );
+    }
+    Ok(())
 }
 
 /// Settles what is exported, as things are now.
@@ -186,7 +218,7 @@ fn settle(args: &ExportArgs, asked: Asked, stream: &wire::DescribeStreamResponse
         Place::Time(at) => Some(at.as_micros()),
         Place::Earliest | Place::Latest | Place::Offset(_) | Place::Offsets(_) => None,
     };
-    Ok(Plan { shards: shards.collect(), asked, until_micros })
+    Ok(Plan { shards: shards.collect(), asked, stream_id: stream.id, until_micros })
 }
 
 /// What `offsets` say of a shard; where it begins, if they do not name it.
@@ -199,6 +231,8 @@ fn offset_in(offsets: &[(u32, u64)], shard: &wire::StreamShard) -> u64 {
 struct Run<'a> {
     args: &'a ExportArgs,
     folder: Folder,
+    /// Of such a stream offsets are missing for good reasons.
+    is_compacted: bool,
     clock: Clock,
     /// When a person was last told how far it is.
     told: Option<Instant>,
@@ -209,35 +243,28 @@ impl Run<'_> {
     /// Exports what is missing of one shard.
     async fn shard(&mut self, plan: &Plan, shard: &ShardPlan) -> anyhow::Result<()> {
         let reached = self.folder.reached(&plan.asked, shard.shard)?;
-        let begin = reached.map_or(shard.begin, Begin::Offset);
-        let (start, mut position) = match begin {
-            Begin::Offset(offset) => (Start::Offset(offset), offset),
-            Begin::TimeMicros(micros) => (Start::TimestampMicros(micros), 0),
+        // Where reading stands: not known before the first message of a time.
+        let mut position = match reached.map_or(shard.begin, Begin::Offset) {
+            Begin::Offset(offset) => Some(offset),
+            Begin::TimeMicros(_) => None,
         };
-        if position >= shard.end {
-            return Ok(());
+        if position.is_some_and(|position| position >= shard.end) {
+            return check_stream(self.args, plan).await;
         }
-        let mut client = self.args.admin.connect().await?;
-        let request = wire::ReadStreamRequest {
-            name: self.args.name.clone(),
-            shard: Some(shard.shard),
-            from: Some(wire::StreamPlace { place: Some(start) }),
-            ..wire::ReadStreamRequest::default()
-        };
-        let mut messages = self.args.admin.answer(client.read_stream(request)).await?;
+        let mut messages = self.read(plan, shard, reached).await?;
         let mut part: Option<Part> = None;
+        let mut is_over = false;
         while let Some(message) =
             messages.message().await.map_err(|status| self.args.admin.explain(&status))?
         {
-            let is_over = plan.until_micros.is_some_and(|until| message.ts_micros >= until);
+            is_over = plan.until_micros.is_some_and(|until| message.ts_micros >= until);
             if message.offset >= shard.end || is_over {
                 break;
             }
-            if part.is_none() && !matches!(begin, Begin::Offset(_)) && position == 0 {
-                position = message.offset;
-            }
-            let base = position;
-            position = message.offset + 1;
+            let base = position.unwrap_or(message.offset);
+            self.look_for_gap(shard, base, message.offset);
+            let next = message.offset + 1;
+            position = Some(next);
             if self.wants(&message) {
                 let part = match &mut part {
                     Some(part) => part,
@@ -249,14 +276,57 @@ impl Run<'_> {
                 part.messages() >= self.args.part_messages || part.payload_bytes() >= PART_BYTES
             };
             if let Some(full) = part.take_if(is_full) {
-                self.finish(plan, full, position)?;
+                self.finish(plan, full, next)?;
             }
-            self.tell(shard, position);
+            self.tell(shard, next);
+        }
+        if let Some(position) = position.filter(|_| !is_over) {
+            self.look_for_gap(shard, position, shard.end);
         }
         if let Some(last) = part {
             self.finish(plan, last, shard.end)?;
         }
         Ok(())
+    }
+
+    /// The messages of a shard from where the export of it stands.
+    async fn read(
+        &self,
+        plan: &Plan,
+        shard: &ShardPlan,
+        reached: Option<u64>,
+    ) -> anyhow::Result<tonic::Streaming<wire::ReadStreamResponse>> {
+        let start = match reached.map_or(shard.begin, Begin::Offset) {
+            Begin::Offset(offset) => Start::Offset(offset),
+            Begin::TimeMicros(micros) => Start::TimestampMicros(micros),
+        };
+        let mut client = self.args.admin.connect().await?;
+        // Without the filter, which would hide what is missing.
+        let request = wire::ReadStreamRequest {
+            name: self.args.name.clone(),
+            shard: Some(shard.shard),
+            from: Some(wire::StreamPlace { place: Some(start) }),
+            ..wire::ReadStreamRequest::default()
+        };
+        let messages = self.args.admin.answer(client.read_stream(request)).await?;
+        // Now, as what is read stays the stream that it is.
+        check_stream(self.args, plan).await?;
+        Ok(messages)
+    }
+
+    /// Tells of what is missing between what was expected and what came, in a stream where all is expected.
+    fn look_for_gap(&mut self, shard: &ShardPlan, first: u64, end: u64) {
+        if self.is_compacted || first >= end {
+            return;
+        }
+        let gap = Gap { shard: shard.shard, first, end };
+        eprintln!(
+            "WARN {} messages of shard {} are missing, offsets {first} to {}: they had gone before they were read",
+            end - first,
+            gap.shard,
+            end - 1
+        );
+        self.done.gaps.push(gap);
     }
 
     fn wants(&self, message: &wire::ReadStreamResponse) -> bool {
