@@ -99,14 +99,14 @@ pub struct ReadBatch {
     pub next: u64,
     /// The shard has reached the place where reading ends: nothing more comes of it.
     pub ended: bool,
-    /// Held while the records are in memory for this reader alone.
+    /// Held while the records are in memory for this reader.
     pub permit: Option<ReadPermit>,
 }
 
 /// Bounds on what readers of streams hold in memory, over all streams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReadLimits {
-    /// Bytes of history that was read and not yet taken. A reader that has none may always have one page.
+    /// Bytes that were read, from the store or from memory, and not yet taken. A reader that has none may always have one page.
     pub read_bytes: u64,
     /// Bytes of the newest messages kept for those who read them as they come.
     pub tail_bytes: u64,

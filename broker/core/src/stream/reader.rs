@@ -247,15 +247,41 @@ impl StreamReader {
                     self.idle.push(slot.settle(shard));
                 }
                 Stand::More => {
-                    if let Some(page) = slot.reader.read_tail() {
-                        self.budget.metrics.tail_hits.inc();
-                        self.take_page(shard, page, None);
-                    } else if !self.read(shard) {
+                    let has_room = match slot.reader.read_tail() {
+                        Some(page) => self.take_tail(shard, page),
+                        None => self.read(shard),
+                    };
+                    if !has_room {
                         self.line.push_front(shard);
                         return;
                     }
                 }
             }
+        }
+    }
+
+    /// Takes a page of `shard` that is in memory, unless that would be too much: whoever is slow to take it keeps it
+    /// there.
+    fn take_tail(&mut self, shard: u8, page: Page) -> bool {
+        let permit = if page.records.is_empty() {
+            None
+        } else if let Some(permit) = self.budget.try_take(page.bytes, &self.holder) {
+            Some(permit)
+        } else if self.holder.is_empty() {
+            Some(self.budget.take(page.bytes, &self.holder))
+        } else {
+            self.hold_up();
+            return false;
+        };
+        self.budget.metrics.tail_hits.inc();
+        self.take_page(shard, page, permit);
+        true
+    }
+
+    /// The next page has to wait.
+    fn hold_up(&mut self) {
+        if !std::mem::replace(&mut self.is_held_up, true) {
+            self.budget.metrics.held_up.inc();
         }
     }
 
@@ -267,9 +293,7 @@ impl StreamReader {
             Some(permit) => (permit, PAGE_BYTES),
             None if self.holder.is_empty() => (self.budget.take(0, &self.holder), PAGE_BYTES_MIN),
             None => {
-                if !std::mem::replace(&mut self.is_held_up, true) {
-                    self.budget.metrics.held_up.inc();
-                }
+                self.hold_up();
                 return false;
             }
         };

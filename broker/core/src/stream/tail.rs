@@ -18,6 +18,12 @@ use crate::shard::ReadRecords;
 /// Bytes that one log holds.
 pub(crate) const LOG_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
+/// Batches that one log holds, however small.
+const LOG_BATCHES_MAX: usize = 4096;
+/// Bytes of a record beside its message, and of a batch beside its records.
+const RECORD_OVERHEAD: u64 = (size_of::<(u64, Arc<Record>)>() + size_of::<Record>()) as u64;
+const BATCH_OVERHEAD: u64 = (size_of::<TailBatch>() + size_of::<(u64, Weak<Tail>, u64)>()) as u64;
+
 /// What the tails of all logs hold together.
 #[derive(Debug)]
 pub(crate) struct Tails {
@@ -39,7 +45,40 @@ struct Order {
 pub(crate) struct Tail {
     tails: Arc<Tails>,
     readers: AtomicUsize,
-    batches: Mutex<VecDeque<TailBatch>>,
+    kept: Mutex<Kept>,
+}
+
+/// Batches of one log, oldest first.
+#[derive(Debug, Default)]
+struct Kept {
+    batches: VecDeque<TailBatch>,
+    bytes: u64,
+}
+
+impl Kept {
+    fn push(&mut self, batch: TailBatch) {
+        self.bytes += batch.bytes;
+        self.batches.push_back(batch);
+    }
+
+    /// The oldest one that there is no room for.
+    fn pop_over(&mut self) -> Option<TailBatch> {
+        let is_over = self.bytes > LOG_BYTES_MAX || self.batches.len() > LOG_BATCHES_MAX;
+        if is_over { self.pop() } else { None }
+    }
+
+    /// Takes out what is not newer than `seq`.
+    fn forget(&mut self, seq: u64) {
+        while self.batches.front().is_some_and(|batch| batch.seq <= seq) {
+            self.pop();
+        }
+    }
+
+    fn pop(&mut self) -> Option<TailBatch> {
+        let batch = self.batches.pop_front()?;
+        self.bytes -= batch.bytes;
+        Some(batch)
+    }
 }
 
 /// Records of one batch with their offsets, shared by all readers.
@@ -52,7 +91,10 @@ struct TailBatch {
     /// The end of the log before and after it.
     base: u64,
     end: u64,
+    /// In memory.
     bytes: u64,
+    /// Of its messages.
+    size: u64,
     records: Records,
 }
 
@@ -80,7 +122,7 @@ impl Tails {
         };
         for (seq, tail) in gone {
             if let Some(tail) = tail.upgrade() {
-                tail.batches.lock().retain(|batch| batch.seq > seq);
+                tail.kept.lock().forget(seq);
             }
         }
         seq
@@ -103,7 +145,7 @@ impl Tails {
 
 impl Tail {
     pub(crate) fn new(tails: &Arc<Tails>) -> Arc<Self> {
-        Arc::new(Self { tails: Arc::clone(tails), readers: AtomicUsize::new(0), batches: Mutex::default() })
+        Arc::new(Self { tails: Arc::clone(tails), readers: AtomicUsize::new(0), kept: Mutex::default() })
     }
 
     /// How many readers there are.
@@ -116,8 +158,9 @@ impl Tail {
         if self.readers() == 0 || base == end {
             return;
         }
-        let bytes = records.iter().map(|(_, record)| record.message.size() as u64).sum::<u64>();
-        let follows = self.batches.lock().back().is_none_or(|last| last.end == base);
+        let size = records.iter().map(|(_, record)| record.message.size() as u64).sum::<u64>();
+        let bytes = size + records.len() as u64 * RECORD_OVERHEAD + BATCH_OVERHEAD;
+        let follows = self.kept.lock().batches.back().is_none_or(|last| last.end == base);
         if !follows || bytes > LOG_BYTES_MAX {
             self.clear();
         }
@@ -125,30 +168,23 @@ impl Tail {
             return;
         }
         let seq = self.tails.add(self, bytes);
-        let batch = TailBatch { seq, base, end, bytes, records: records.into() };
+        let batch = TailBatch { seq, base, end, bytes, size, records: records.into() };
         let gone: Vec<TailBatch> = {
-            let mut batches = self.batches.lock();
-            batches.push_back(batch);
-            let mut held: u64 = batches.iter().map(|batch| batch.bytes).sum();
-            let over = |batch: &TailBatch| {
-                let is_over = held > LOG_BYTES_MAX;
-                held -= batch.bytes;
-                is_over
-            };
-            let count = batches.iter().map(over).take_while(|is_over| *is_over).count();
-            batches.drain(..count).collect()
+            let mut kept = self.kept.lock();
+            kept.push(batch);
+            std::iter::from_fn(|| kept.pop_over()).collect()
         };
         self.tails.remove(gone);
         // Others may have pushed it out before it was here.
         if !self.tails.has(seq) {
-            self.batches.lock().retain(|batch| batch.seq > seq);
+            self.kept.lock().forget(seq);
         }
     }
 
     /// Forgets everything.
     pub(crate) fn clear(&self) {
-        let gone = std::mem::take(&mut *self.batches.lock());
-        self.tails.remove(gone);
+        let gone = std::mem::take(&mut *self.kept.lock());
+        self.tails.remove(gone.batches);
     }
 }
 
@@ -174,7 +210,8 @@ impl TailReader {
         let mut found: Vec<Records> = Vec::new();
         let mut end = from;
         {
-            let batches = self.0.batches.lock();
+            let kept = self.0.kept.lock();
+            let batches = &kept.batches;
             let first = batches.partition_point(|batch| batch.end <= from);
             if batches.get(first)?.base > from {
                 return None;
@@ -182,7 +219,7 @@ impl TailReader {
             let mut bytes = 0;
             for batch in batches.range(first..) {
                 found.push(Arc::clone(&batch.records));
-                (bytes, end) = (bytes + batch.bytes, batch.end);
+                (bytes, end) = (bytes + batch.size, batch.end);
                 if bytes >= target_bytes as u64 {
                     break;
                 }
@@ -284,6 +321,21 @@ mod tests {
         assert_eq!((found(&reader, 99), found(&reader, 100)), (None, None));
         push(&tail, 101, 1, 1);
         assert_eq!(found(&reader, 101), Some(vec![101]));
+    }
+
+    #[test]
+    fn one_log_is_bounded_however_small_its_batches_are() {
+        let (tails, metrics) = tails(u64::MAX);
+        let tail = Tail::new(&tails);
+        let reader = TailReader::new(&tail);
+        let count = 2 * LOG_BATCHES_MAX as u64;
+        (0..count).for_each(|n| push(&tail, n, 1, 0));
+        let held = tail.kept.lock().batches.len();
+        let bytes = tail.kept.lock().bytes;
+        assert_eq!(held, LOG_BATCHES_MAX);
+        assert_eq!(u64::try_from(metrics.tail_bytes.get()).unwrap(), bytes);
+        assert!(bytes >= (held * size_of::<Record>()) as u64, "a record is more than its message");
+        assert_eq!((found(&reader, 0), found(&reader, count - 1)), (None, Some(vec![count - 1])));
     }
 
     #[test]
