@@ -17,6 +17,7 @@ use tokio::sync::{mpsc, oneshot};
 use weir_env::clock::{Instant, Timestamp};
 
 use super::board::Board;
+use super::lag::Times;
 use super::positions::{Then, Unwritten};
 use super::state::{Group, Place};
 use super::{Bounds, GroupError, GroupEvent, GroupReport};
@@ -183,6 +184,8 @@ pub(super) struct Coordinator {
     write_at: Option<Instant>,
     sweep_at: Instant,
     pub(super) measure_at: Option<Instant>,
+    /// What was measured last.
+    pub(super) times: Times,
     pub(super) started_at: Instant,
     pub(super) ending: Option<Ending>,
 }
@@ -213,6 +216,7 @@ impl Coordinator {
             write_at: None,
             sweep_at: now + SWEEP_INTERVAL,
             measure_at: Some(now + LAG_INTERVAL),
+            times: Times::new(),
             started_at: now,
             ending: None,
         }

@@ -15,7 +15,7 @@ use crate::catalog::Object;
 use crate::error::Result;
 use crate::keyspace::group::GroupPosition;
 use crate::keyspace::{DecodeError, LogId, tag};
-use crate::shard::{Command, Extent, Owners};
+use crate::shard::{Command, Extent, Owners, read_segments};
 use crate::stream::Start;
 
 /// Rows read in one go.
@@ -76,11 +76,25 @@ pub(super) async fn stored(owners: &Owners, stream: &Arc<Object>) -> Result<Vec<
     try_join_all(stream.logs.iter().map(|log| rows(*log))).await
 }
 
-/// Says in `reports` how far the groups are behind.
+/// When the messages at which groups stand came, by shard and offset.
+pub(super) type Times = BTreeMap<(u8, u64), Timestamp>;
+
+/// The times that `reports` tell. Of a compacted stream none: another message may be the first from there on.
+pub(super) fn times(stream: &Object, reports: &[GroupReport]) -> Times {
+    if stream.definition.last_value {
+        return Times::new();
+    }
+    let shards = reports.iter().flat_map(|report| &report.shards);
+    // Where retention was faster than a group, the time is that of a later message; from such a place nobody looks.
+    shards.filter_map(|shard| Some(((shard.shard, shard.position), shard.oldest?))).collect()
+}
+
+/// Says in `reports` how far the groups are behind. What is in `known` is not read again.
 pub(super) async fn measure(
     owners: &Owners,
     stream: &Arc<Object>,
     mut reports: Vec<GroupReport>,
+    known: &Times,
 ) -> Result<Vec<GroupReport>> {
     if reports.is_empty() {
         return Ok(reports);
@@ -99,6 +113,9 @@ pub(super) async fn measure(
     let reads = oldest.into_keys().map(|(shard, from)| {
         let (log, extent) = (stream.logs.get(usize::from(shard)), extents.get(usize::from(shard)));
         async move {
+            if let Some(at) = known.get(&(shard, from)) {
+                return Ok(((shard, from), Some(*at)));
+            }
             let (Some(log), Some(extent)) = (log, extent) else { return Ok(((shard, from), None)) };
             let at = time_of(owners, stream, log, (from, extent.next)).await?;
             Ok::<_, crate::Error>(((shard, from), at))
@@ -112,7 +129,7 @@ pub(super) async fn measure(
     Ok(reports)
 }
 
-/// When the first message of `log` from an offset on came.
+/// When the first message of `log` from an offset on came. Its payload is not read, nor what comes after it.
 async fn time_of(
     owners: &Owners,
     stream: &Object,
@@ -120,6 +137,16 @@ async fn time_of(
     range: (u64, u64),
 ) -> Result<Option<Timestamp>> {
     let (store, last_value) = (&owners.context().store, stream.definition.last_value);
-    let (records, _) = crate::stream::read_page(store, log, last_value, range, 1).await?;
-    Ok(records.first().map(|(_, record)| record.message.published_at))
+    if last_value {
+        let (records, _) = crate::stream::read_page(store, log, last_value, range, 1).await?;
+        return Ok(records.first().map(|(_, record)| record.message.published_at));
+    }
+    for mut segment in read_segments(store, log, range.0, 1).await? {
+        while let Some((offset, record)) = segment.next_record()? {
+            if offset >= range.0 {
+                return Ok(Some(record.message.published_at));
+            }
+        }
+    }
+    Ok(None)
 }

@@ -229,7 +229,7 @@ impl Groups {
             return Ok(Vec::new());
         }
         let reports = self.handle(stream)?.ask(|reply| Command::List { reply }).await??;
-        lag::measure(&self.owners, stream, reports).await
+        lag::measure(&self.owners, stream, reports, &lag::Times::new()).await
     }
 
     /// Has `group` go on at `start`, whatever has been read; members are moved there. Where `start` is an offset for each

@@ -104,11 +104,14 @@ impl Coordinator {
         self.measure_at = None;
         self.take_progress();
         let (owners, stream, reports) = (Arc::clone(&self.owners), Arc::clone(&self.stream), self.reports());
-        self.work
-            .push(Box::pin(async move { Done::Measured(lag::measure(&owners, &stream, reports).await) }));
+        let known = std::mem::take(&mut self.times);
+        self.work.push(Box::pin(async move {
+            Done::Measured(lag::measure(&owners, &stream, reports, &known).await)
+        }));
     }
 
     pub(super) fn show(&mut self, reports: &[GroupReport]) {
+        self.times = lag::times(&self.stream, reports);
         let wall = self.wall();
         for report in reports {
             if let Some(running) = self.groups.get_mut(&report.name) {

@@ -9,6 +9,7 @@ use weir_core::definition::{Definition, Kind, Retention};
 use weir_core::key::Publisher;
 use weir_core::keyspace::record::RecordKind;
 use weir_core::metrics::Metrics;
+use weir_core::queue::ConsumerId;
 use weir_core::stream::{ReadBatch, ReadLimits, ReadOptions, Start, StreamReader};
 use weir_core::{Core, Error};
 use weir_env::clock::{Clock, Timestamp};
@@ -414,6 +415,55 @@ async fn slow_readers_share_a_budget_and_starve_nobody() {
     drop((reader, quick, slow));
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(metrics.bytes.get(), 0);
+    core.close().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn slow_readers_at_the_end_share_the_budget_too() {
+    const SLOW: u64 = 10;
+    let limits = ReadLimits { read_bytes: 1024 * 1024, ..ReadLimits::default() };
+    let metered = Metered::open(limits).await;
+    let (core, stream, metrics) = (&metered.core, &metered.stream, &metered.metrics.reading);
+    let mut readers = Vec::new();
+    for _ in 0..SLOW {
+        readers.push(reader(core, stream, Start::Latest).await);
+    }
+    metered.publish(60, 60_000).await;
+    let mut slow = Vec::new();
+    for mut reader in readers {
+        let batch = reader.next().await.unwrap();
+        let bytes: u64 = batch.records.iter().map(|(_, record)| record.message.size() as u64).sum();
+        slow.push((reader, batch, bytes));
+    }
+    // Each has its batch, whatever the budget is; what was read ahead is within it.
+    let given: u64 = slow.iter().map(|(_, _, bytes)| bytes).sum();
+    let held = u64::try_from(metrics.bytes.get()).unwrap();
+    assert!(held >= given && held <= given + limits.read_bytes, "{held} bytes, {given} given out");
+    assert!(metrics.held_up.get() >= 1, "somebody did not read ahead");
+    let (mut reader, batch, _) = slow.pop().unwrap();
+    let first = batch.records.len();
+    drop(batch);
+    assert_eq!(read(&mut reader, 60 - first).await.len(), 60 - first);
+    drop((reader, slow));
+    assert_eq!(metrics.bytes.get(), 0);
+    core.close().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn how_long_a_group_is_behind_is_read_once_for_a_place_and_without_payloads() {
+    let metered = Metered::open(ReadLimits::default()).await;
+    let (core, stream) = (&metered.core, &metered.stream);
+    let (events, _told) = tokio::sync::mpsc::channel(4);
+    let join = core.groups().join(stream, "g", ConsumerId(1), "c", &Start::Earliest, events);
+    join.await.unwrap();
+    metered.publish(2, 200_000).await;
+    let before = metered.reads(RecordKind::LogBlob);
+    tokio::time::sleep(Duration::from_secs(25)).await;
+    let segments = metered.reads(RecordKind::Segment);
+    assert!(segments > 0, "it was measured");
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(metered.reads(RecordKind::Segment), segments);
+    assert_eq!(metered.reads(RecordKind::LogBlob), before);
     core.close().await;
 }
 
