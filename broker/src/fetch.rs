@@ -6,8 +6,6 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use weir_core::keyspace::segment::Record;
@@ -15,6 +13,7 @@ use weir_core::stream::{FETCH_BYTES_MAX, FETCH_MESSAGES_MAX, Fetch, Fetched, Rea
 use weir_topic::{ObjectName, TopicFilter, TopicName};
 
 use crate::connection::parse_start;
+use crate::json::set_bytes;
 
 /// What topics of requests begin with; nothing is published to them or subscribed.
 pub(crate) const REQUESTS: &str = "$weir/";
@@ -205,13 +204,9 @@ fn message(shard: u8, offset: u64, record: &Record) -> Value {
         "topic": message.topic.as_str(),
         "properties": properties,
     });
-    let mut bytes = |name: &str, bytes: &[u8]| match std::str::from_utf8(bytes) {
-        Ok(text) => object[name] = text.into(),
-        Err(_) => object[format!("{name}Base64")] = STANDARD.encode(bytes).into(),
-    };
-    bytes("payload", &message.payload);
+    set_bytes(&mut object, "payload", &message.payload);
     if let Some(key) = record.key_bytes() {
-        bytes("key", key);
+        set_bytes(&mut object, "key", key);
     }
     if let Some(content_type) = &message.properties.content_type {
         object["contentType"] = (**content_type).into();

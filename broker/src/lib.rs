@@ -14,6 +14,7 @@ mod dead_letters;
 mod disk;
 mod fetch;
 pub mod http;
+mod json;
 pub mod listen;
 mod mailbox;
 mod manifests;

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::io::{self, BufWriter, IsTerminal, Stdout, Write};
 
 use clap::ValueEnum;
+use serde_json::Value;
 
 /// How results are printed: for people, or as a JSON document.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -46,7 +47,7 @@ impl Output {
     }
 
     /// Writes and flushes a JSON document.
-    pub(super) fn json(&mut self, value: &serde_json::Value) -> Result<(), WriteError> {
+    pub(super) fn json(&mut self, value: &Value) -> Result<(), WriteError> {
         self.write(format!("{value:#}\n").as_bytes())?;
         self.flush()
     }

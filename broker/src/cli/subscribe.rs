@@ -12,8 +12,9 @@ use weir_codec::{ProtocolVersion, Publish, QoS, ReasonCode, SubscribeFilter, Sub
 use weir_env::clock::Clock;
 
 use super::args::{self, BrokerArgs, explain};
-use super::output::{Output, harmless, hex};
+use super::output::{Output, harmless};
 use crate::client::{Acks, Client, ConnectOptions};
+use crate::json::set_bytes;
 
 /// Messages printed and not yet acknowledged.
 const UNACKNOWLEDGED_MAX: NonZeroU16 = NonZeroU16::new(500).expect("500 is not zero");
@@ -254,10 +255,7 @@ fn json_line(publish: &Publish) -> serde_json::Value {
         "retain": publish.header.retain,
         "properties": properties,
     });
-    match std::str::from_utf8(&publish.payload) {
-        Ok(text) => object["payload"] = text.into(),
-        Err(_) => object["payloadHex"] = hex(&publish.payload).into(),
-    }
+    set_bytes(&mut object, "payload", &publish.payload);
     if let Some(content_type) = &publish.properties.content_type {
         object["contentType"] = (&**content_type).into();
     }
@@ -318,13 +316,13 @@ mod tests {
     }
 
     #[test]
-    fn json_lines_hold_text_or_hex() {
+    fn json_lines_hold_text_or_base64() {
         let text = json_line(&publish(b"hi", &[("k", "v")]));
         assert_eq!(
             text,
             json!({"topic": "a/b", "payload": "hi", "qos": 1, "retain": false, "properties": [["k", "v"]]})
         );
-        assert_eq!(json_line(&publish(b"\xff\x00", &[]))["payloadHex"], "ff00");
+        assert_eq!(json_line(&publish(b"\xff\x00", &[]))["payloadBase64"], "/wA=");
     }
 
     #[test]

@@ -7,6 +7,7 @@ use weir_proto::admin::v1 as wire;
 
 use crate::cli::admin::AdminArgs;
 use crate::cli::output::{Format, Output, harmless, hex, millis, time};
+use crate::json::set_bytes;
 
 /// Messages asked for at once.
 const PAGE: u32 = 100;
@@ -167,7 +168,6 @@ fn shown(bytes: &[u8]) -> String {
 
 fn json_of(message: &wire::PeekedMessage) -> Value {
     let at = message.position.unwrap_or_default();
-    let key = message.key.as_ref().map(|key| String::from_utf8_lossy(key).into_owned());
     let mut value = json!({
         "shard": at.shard,
         "priority": at.priority,
@@ -176,16 +176,16 @@ fn json_of(message: &wire::PeekedMessage) -> Value {
         "consumer": message.consumer,
         "leftMillis": message.left_millis,
         "failedDeliveries": message.failed_deliveries,
-        "tsMicros": message.ts_micros,
+        "ts": message.ts_micros,
         "expiresMicros": message.expires_micros,
         "topic": message.topic,
-        "key": key,
+        "key": null,
         "payloadLen": message.payload_len,
         "properties": message.user_properties.iter().map(|p| json!([p.name, p.value])).collect::<Value>(),
     });
-    match std::str::from_utf8(&message.payload) {
-        Ok(text) => value["payload"] = text.into(),
-        Err(_) => value["payloadHex"] = hex(&message.payload).into(),
+    set_bytes(&mut value, "payload", &message.payload);
+    if let Some(key) = &message.key {
+        set_bytes(&mut value, "key", key);
     }
     value
 }

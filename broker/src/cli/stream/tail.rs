@@ -6,7 +6,8 @@ use weir_proto::admin::v1 as wire;
 
 use super::place::{Place, place};
 use crate::cli::admin::AdminArgs;
-use crate::cli::output::{Format, Output, harmless, hex, time};
+use crate::cli::output::{Format, Output, harmless, time};
+use crate::json::set_bytes;
 
 #[derive(Clone, Debug, Args)]
 pub(in crate::cli) struct TailArgs {
@@ -105,17 +106,13 @@ pub(super) fn message_json(message: &wire::ReadStreamResponse) -> Value {
     let mut object = json!({
         "shard": message.shard,
         "offset": message.offset,
-        "tsMicros": message.ts_micros,
+        "ts": message.ts_micros,
         "topic": message.topic,
         "properties": properties,
     });
-    let mut bytes = |name: &str, bytes: &[u8]| match std::str::from_utf8(bytes) {
-        Ok(text) => object[name] = text.into(),
-        Err(_) => object[format!("{name}Hex")] = hex(bytes).into(),
-    };
-    bytes("payload", &message.payload);
+    set_bytes(&mut object, "payload", &message.payload);
     if let Some(key) = &message.key {
-        bytes("key", key);
+        set_bytes(&mut object, "key", key);
     }
     object
 }

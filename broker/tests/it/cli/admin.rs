@@ -473,7 +473,7 @@ async fn tail_prints_messages() {
         server.weir(&["stream", "tail", "telemetry", "-o", "json", "-n2", "--shard", "2"]).await.output();
     let first: serde_json::Value = serde_json::from_str(text.lines().next().unwrap()).unwrap();
     let expected = serde_json::json!({
-        "shard": 2, "offset": 0, "tsMicros": 1_700_000_000_000_000_u64, "topic": "vehicle/1/telemetry",
+        "shard": 2, "offset": 0, "ts": 1_700_000_000_000_000_u64, "topic": "vehicle/1/telemetry",
         "key": "k", "payload": "one", "properties": [["n", "v"]],
     });
     assert_eq!(first, expected);
