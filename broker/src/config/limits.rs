@@ -111,7 +111,8 @@ limits! {
     publish_bytes_under_way_per_client: ByteCount = ByteCount::mib(16), ByteCount::kib(64)..=ByteCount::gib(64);
         "limits.publishBytesUnderWayPerClient", "publish-bytes-under-way-per-client",
         "WEIR_PUBLISH_BYTES_UNDER_WAY_PER_CLIENT";
-    /// Bytes of history of streams read and not yet taken, over all readers; one that has nothing gets a page in any case
+    /// Bytes of streams read, from the store or from memory, and not yet taken, over all readers; one that has nothing gets
+    /// a page in any case
     stream_read_bytes: ByteCount = ByteCount::mib(64), ByteCount::mib(1)..=ByteCount::gib(64);
         "limits.streamReadBytes", "stream-read-bytes", "WEIR_STREAM_READ_BYTES";
     /// Bytes of the newest messages of streams kept in memory for those who read them as they come
