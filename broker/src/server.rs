@@ -149,8 +149,7 @@ async fn serve(
     let readiness = Readiness::default();
     readiness.set(ReadyState::Starting("reading the store"));
     let parts = (&mut registry, background, stop_background, methods);
-    let broker = build(config, store, clock, seed, parts).await?;
-    recover(&broker).await.context("read the store")?;
+    let broker = begin(config, store, clock, seed, parts).await?;
     let mut watcher = config.manifests.as_ref().map(|dir| Watcher::new(dir, MANIFEST_INTERVAL));
     if let Some(watcher) = &mut watcher {
         manifests::load_and_apply(&broker.core, &broker.auto_create, watcher).await?;
@@ -175,14 +174,7 @@ async fn serve(
     let registry = Arc::new(registry);
     background.spawn(http::serve(http_listener, readiness.clone(), registry, stop_background.child_token()));
     background.spawn(serve_admin(admin_listener, Arc::clone(&broker), admin_access, shutdown.child_token()));
-    background.spawn(Arc::clone(&broker.auth).follow(stop_background.child_token()));
-    let panics = Panics::default();
-    background.spawn(panics.watch(maintain(Arc::clone(&broker), stop_background.child_token())));
-    background.spawn(take_up(Arc::clone(&broker.core), stop_background.child_token()));
-    if !config.sys_interval.is_zero() {
-        let publisher = sys::Publisher::start(Arc::clone(&broker), config.sys_interval);
-        background.spawn(publisher.run(stop_background.child_token()));
-    }
+    let panics = go_on_by_itself(&broker, config, (background, stop_background));
     if let Some(watcher) = watcher {
         let (core, auto_create) = (Arc::clone(&broker.core), Arc::clone(&broker.auto_create));
         background.spawn(manifests::follow(core, auto_create, watcher, shutdown.child_token()));
@@ -215,15 +207,7 @@ async fn serve(
         shutdown.cancel();
     }
     readiness.set(ReadyState::Draining);
-    broker.clients.drain();
-    tracing::info!(connections = broker.metrics.connections.get(), "shutting down");
-    clients.close();
-    if tokio::time::timeout(config.limits.shutdown_grace, clients.wait()).await.is_err() {
-        tracing::warn!(left = clients.len(), "connections did not end in time and are cut off");
-    }
-    if tokio::time::timeout(config.limits.shutdown_grace, broker.core.close()).await.is_err() {
-        tracing::warn!("shards did not end in time and are cut off");
-    }
+    wind_down(&broker, &clients, config.limits.shutdown_grace).await;
     match failure {
         None => Ok(()),
         Some(why) => {
@@ -232,7 +216,51 @@ async fn serve(
     }
 }
 
-type Background<'a> = (&'a mut Registry, &'a TaskTracker, &'a CancellationToken, Vec<Arc<dyn Method>>);
+/// A broker that has read the store, and serves nobody yet.
+pub(crate) async fn begin(
+    config: &Config,
+    store: SharedStore,
+    clock: Clock,
+    seed: &Seed,
+    parts: Background<'_>,
+) -> anyhow::Result<Arc<Broker>> {
+    let broker = build(config, store, clock, seed, parts).await?;
+    recover(&broker).await.context("read the store")?;
+    Ok(broker)
+}
+
+/// Starts what `broker` does without being asked, until it is told to stop. Panics of what it cannot be without are told.
+pub(crate) fn go_on_by_itself(
+    broker: &Arc<Broker>,
+    config: &Config,
+    (background, stop): (&TaskTracker, &CancellationToken),
+) -> Panics {
+    let panics = Panics::default();
+    background.spawn(Arc::clone(&broker.auth).follow(stop.child_token()));
+    background.spawn(panics.watch(maintain(Arc::clone(broker), stop.child_token())));
+    background.spawn(take_up(Arc::clone(&broker.core), stop.child_token()));
+    if !config.sys_interval.is_zero() {
+        let publisher = sys::Publisher::start(Arc::clone(broker), config.sys_interval);
+        background.spawn(publisher.run(stop.child_token()));
+    }
+    panics
+}
+
+/// Ends the connections of `broker` in order, cuts off those that do not end, and has its shards commit what is in line.
+pub(crate) async fn wind_down(broker: &Broker, clients: &TaskTracker, grace: Duration) {
+    broker.clients.drain();
+    tracing::info!(connections = broker.metrics.connections.get(), "shutting down");
+    clients.close();
+    if tokio::time::timeout(grace, clients.wait()).await.is_err() {
+        tracing::warn!(left = clients.len(), "connections did not end in time and are cut off");
+    }
+    if tokio::time::timeout(grace, broker.core.close()).await.is_err() {
+        tracing::warn!("shards did not end in time and are cut off");
+    }
+}
+
+pub(crate) type Background<'a> =
+    (&'a mut Registry, &'a TaskTracker, &'a CancellationToken, Vec<Arc<dyn Method>>);
 
 async fn build(
     config: &Config,

@@ -6,6 +6,8 @@
 //! one record or frame header of what was received, one piece of [`CHUNK`] bytes of what is to be sent. Nothing here
 //! knows MQTT, but for the name of its WebSocket protocol.
 
+#[cfg(test)]
+pub(crate) mod memory;
 mod socket;
 mod tls;
 mod upgrade;

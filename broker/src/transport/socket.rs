@@ -9,6 +9,9 @@ use socket2::SockRef;
 use tokio::io::{AsyncWriteExt, Interest, Ready};
 use tokio::net::{TcpStream, UnixStream};
 
+#[cfg(test)]
+use super::memory::MemorySocket;
+
 /// A connected socket.
 #[derive(Debug)]
 pub enum Socket {
@@ -16,6 +19,9 @@ pub enum Socket {
     Tcp(TcpStream),
     /// On this machine.
     Unix(UnixStream),
+    /// In a test.
+    #[cfg(test)]
+    Memory(MemorySocket),
 }
 
 impl Socket {
@@ -26,6 +32,8 @@ impl Socket {
         match self {
             Self::Tcp(stream) => stream.ready(interest).await,
             Self::Unix(stream) => stream.ready(interest).await,
+            #[cfg(test)]
+            Self::Memory(stream) => stream.ready(interest).await,
         }
     }
 
@@ -33,6 +41,8 @@ impl Socket {
         match self {
             Self::Tcp(stream) => stream.poll_read_ready(context),
             Self::Unix(stream) => stream.poll_read_ready(context),
+            #[cfg(test)]
+            Self::Memory(stream) => stream.poll_read_ready(context),
         }
     }
 
@@ -40,6 +50,8 @@ impl Socket {
         match self {
             Self::Tcp(stream) => stream.poll_write_ready(context),
             Self::Unix(stream) => stream.poll_write_ready(context),
+            #[cfg(test)]
+            Self::Memory(stream) => stream.poll_write_ready(context),
         }
     }
 
@@ -50,6 +62,8 @@ impl Socket {
         let socket = match self {
             Self::Tcp(stream) => SockRef::from(stream),
             Self::Unix(stream) => SockRef::from(stream),
+            #[cfg(test)]
+            Self::Memory(stream) => return stream.has_input(),
         };
         socket.peek(&mut byte).is_ok()
     }
@@ -60,6 +74,8 @@ impl Socket {
         self.try_io(Interest::READABLE, room, || match self {
             Self::Tcp(stream) => stream.try_read_buf(into),
             Self::Unix(stream) => stream.try_read_buf(into),
+            #[cfg(test)]
+            Self::Memory(stream) => stream.try_read_buf(into),
         })
     }
 
@@ -67,6 +83,8 @@ impl Socket {
         self.try_io(Interest::WRITABLE, bytes.len(), || match self {
             Self::Tcp(stream) => stream.try_write(bytes),
             Self::Unix(stream) => stream.try_write(bytes),
+            #[cfg(test)]
+            Self::Memory(stream) => stream.try_write(bytes),
         })
     }
 
@@ -75,6 +93,8 @@ impl Socket {
         self.try_io(Interest::WRITABLE, length, || match self {
             Self::Tcp(stream) => stream.try_write_vectored(pieces),
             Self::Unix(stream) => stream.try_write_vectored(pieces),
+            #[cfg(test)]
+            Self::Memory(stream) => stream.try_write_vectored(pieces),
         })
     }
 
@@ -94,6 +114,8 @@ impl Socket {
         let result = match self {
             Self::Tcp(stream) => stream.try_io(interest, short),
             Self::Unix(stream) => stream.try_io(interest, short),
+            #[cfg(test)]
+            Self::Memory(_) => short(),
         };
         match result {
             // What comes from here on is told anew: readiness was looked at before.
@@ -107,6 +129,11 @@ impl Socket {
         let _ = match self {
             Self::Tcp(stream) => stream.shutdown().await,
             Self::Unix(stream) => stream.shutdown().await,
+            #[cfg(test)]
+            Self::Memory(stream) => {
+                stream.shutdown();
+                Ok(())
+            }
         };
     }
 
@@ -149,12 +176,21 @@ impl From<UnixStream> for Socket {
     }
 }
 
+#[cfg(test)]
+impl From<MemorySocket> for Socket {
+    fn from(stream: MemorySocket) -> Self {
+        Self::Memory(stream)
+    }
+}
+
 /// What goes at once.
 impl io::Read for &Socket {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         self.try_io(Interest::READABLE, into.len(), || match self {
             Socket::Tcp(stream) => stream.try_read(into),
             Socket::Unix(stream) => stream.try_read(into),
+            #[cfg(test)]
+            Socket::Memory(stream) => stream.try_read(into),
         })
     }
 }
