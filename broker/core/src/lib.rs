@@ -6,6 +6,7 @@
 
 pub mod activity;
 pub mod catalog;
+pub mod cluster;
 pub mod controls;
 pub mod core;
 pub mod definition;

@@ -2,6 +2,7 @@
 
 mod groups;
 mod names;
+mod peers;
 mod queues;
 mod reading;
 mod streams;
@@ -14,6 +15,8 @@ use prometheus_client::registry::Registry;
 
 pub use groups::{GROUPS_NAMED_MAX, GroupMetrics, GroupShare};
 pub use names::OTHERS;
+pub(crate) use peers::{LaneSeries, PeerSeries};
+pub use peers::{PEERS_NAMED_MAX, PeerMetrics};
 pub use queues::{Gauges, QUEUES_NAMED_MAX, QueueEvent, QueueMetrics, SeriesShare};
 pub use reading::ReadMetrics;
 pub use streams::{STREAMS_NAMED_MAX, StreamGauges, StreamMetrics};
@@ -103,6 +106,8 @@ pub struct Metrics {
     pub groups: GroupMetrics,
     /// What each stream keeps and does.
     pub streams: StreamMetrics,
+    /// What goes to other pods and comes from them.
+    pub peers: PeerMetrics,
 }
 
 impl Metrics {

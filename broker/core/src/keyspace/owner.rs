@@ -2,6 +2,8 @@
 //!
 //! Key: `o`, virtual shard u16. Value: format 1, epoch u64, pod (16). Written only at takeover and handover.
 
+use std::fmt;
+
 use bytes::Bytes;
 
 use super::{DecodeError, Reader, VirtualShard, Writer, tag};
@@ -15,6 +17,12 @@ pub struct Epoch(pub u64);
 /// Identifies one process of the broker: fresh at each start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PodId(pub [u8; 16]);
+
+impl fmt::Display for PodId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
 
 /// Who may write a virtual shard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
