@@ -1,6 +1,6 @@
 //! What pods say to each other about the change feed.
 
-use weir_storage::Versionstamp;
+use weir_storage::Version;
 
 /// Bytes that a message is counted as.
 const BASE_BYTES: usize = 64;
@@ -9,7 +9,7 @@ const BASE_BYTES: usize = 64;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FeedMessage {
     /// The sender's caches have all changes up to this one.
-    Applied(Versionstamp),
+    Applied(Version),
 }
 
 impl FeedMessage {
