@@ -13,10 +13,11 @@ use weir_core::groups::{GroupError, GroupReport, GroupShard};
 use weir_core::stream::Start;
 use weir_env::clock::Timestamp;
 use weir_proto::admin::v1 as wire;
-use weir_proto::admin::v1::seek_group_request::To;
+use weir_proto::admin::v1::stream_place::Place;
 
 use super::Service;
 use super::convert::status;
+use super::stream_ops::start_at;
 
 impl Service {
     pub(super) async fn groups(
@@ -36,7 +37,7 @@ impl Service {
         request: wire::SeekGroupRequest,
     ) -> Result<wire::SeekGroupResponse, Status> {
         let stream = self.find(Kind::Stream, &request.stream)?;
-        let start = start(&request, &stream)?;
+        let start = start(request.to, &stream)?;
         let (object, group, dry_run) = (Arc::clone(&stream), request.group.clone(), request.dry_run);
         let seek =
             |core: Arc<Core>| async move { core.groups().seek(&object, &group, &start, dry_run).await };
@@ -69,25 +70,15 @@ impl Service {
 }
 
 /// Where a group is to go on.
-fn start(request: &wire::SeekGroupRequest, stream: &Object) -> Result<Start, Status> {
-    let shards = stream.logs.len();
-    let offset = |(shard, offset): (&u32, &u64)| match u8::try_from(*shard) {
-        Ok(shard) if usize::from(shard) < shards => Ok((shard, *offset)),
-        _ => {
-            let (name, last) = (&stream.definition.name, shards.saturating_sub(1));
-            let problem = format!("stream `{name}` has no shard {shard}; allowed: 0 to {last}");
-            Err(Status::invalid_argument(problem))
-        }
-    };
-    match (&request.to, request.offsets.is_empty()) {
-        (None, true) | (Some(_), false) => Err(Status::invalid_argument(
-            "where to go on is to be said once; allowed: earliest, latest, offset, timestamp_micros, or offsets",
+fn start(to: Option<wire::StreamPlace>, stream: &Object) -> Result<Start, Status> {
+    match to.and_then(|to| to.place) {
+        None => Err(Status::invalid_argument(
+            "where to go on is missing; allowed for `to`: a place in the stream",
         )),
-        (None, false) => Ok(Start::Offsets(request.offsets.iter().map(offset).collect::<Result<_, _>>()?)),
-        (Some(To::Earliest(wire::Earliest {})), true) => Ok(Start::Earliest),
-        (Some(To::Latest(wire::Latest {})), true) => Ok(Start::Latest),
-        (Some(To::Offset(offset)), true) => Ok(Start::Offset(*offset)),
-        (Some(To::TimestampMicros(at)), true) => Ok(Start::Time(Timestamp::from_micros(*at))),
+        Some(Place::Offsets(offsets)) if offsets.shards.is_empty() => {
+            Err(Status::invalid_argument("`to` names no shard; allowed: an offset for each of one or more"))
+        }
+        Some(place) => start_at(stream, None, place),
     }
 }
 

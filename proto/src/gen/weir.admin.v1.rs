@@ -799,34 +799,12 @@ pub struct SeekGroupRequest {
     /// Name of the group.
     #[prost(string, tag = "2")]
     pub group: ::prost::alloc::string::String,
-    /// An offset for each of some shards; the others stay where they are.
-    #[prost(map = "uint32, uint64", tag = "7")]
-    pub offsets: ::std::collections::HashMap<u32, u64>,
+    /// Where it goes on; shards that an offset for each of some leaves out stay where they are.
+    #[prost(message, optional, tag = "9")]
+    pub to: ::core::option::Option<StreamPlace>,
     /// Say where that is, and change nothing.
     #[prost(bool, tag = "8")]
     pub dry_run: bool,
-    /// Where it goes on, unless `offsets` says it.
-    #[prost(oneof = "seek_group_request::To", tags = "3, 4, 5, 6")]
-    pub to: ::core::option::Option<seek_group_request::To>,
-}
-/// Nested message and enum types in `SeekGroupRequest`.
-pub mod seek_group_request {
-    /// Where it goes on, unless `offsets` says it.
-    #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Oneof)]
-    pub enum To {
-        /// The oldest message that is kept.
-        #[prost(message, tag = "3")]
-        Earliest(super::Earliest),
-        /// Behind the newest message.
-        #[prost(message, tag = "4")]
-        Latest(super::Latest),
-        /// This offset, of every shard.
-        #[prost(uint64, tag = "5")]
-        Offset(u64),
-        /// The first message at or after this time, microseconds.
-        #[prost(uint64, tag = "6")]
-        TimestampMicros(u64),
-    }
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct SeekGroupResponse {

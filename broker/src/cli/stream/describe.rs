@@ -1,25 +1,31 @@
-//! `weir stream describe`: one stream with its shards and readers.
+//! `weir stream describe`: one stream with its shards, readers and consumer groups.
 
 use serde_json::{Value, json};
 use weir_proto::admin::v1 as wire;
 
+use super::groups::{behind, group_json};
 use super::list::stream_json;
 use crate::cli::admin::{AdminArgs, declared, facts, remarks};
 use crate::cli::output::{Format, Output, Table, bytes, harmless, limit, millis, rate, time};
+
+/// Consumer groups that people are shown; `weir stream groups` has all.
+const GROUPS_SHOWN: usize = 10;
 
 pub(super) async fn run(admin: &AdminArgs, name: &str) -> anyhow::Result<()> {
     let mut client = admin.connect().await?;
     let request = wire::DescribeStreamRequest { name: name.to_owned() };
     let response = admin.answer(client.describe_stream(request)).await?;
+    let request = wire::ListGroupsRequest { stream: name.to_owned() };
+    let groups = admin.answer(client.list_groups(request)).await?.groups;
     let mut output = Output::stdout();
     match admin.output {
-        Format::Json => output.json(&description_json(&response))?,
-        Format::Text => output.text(&describe(&response))?,
+        Format::Json => output.json(&description_json(&response, &groups))?,
+        Format::Text => output.text(&describe(&response, &groups))?,
     }
     Ok(())
 }
 
-fn describe(response: &wire::DescribeStreamResponse) -> String {
+fn describe(response: &wire::DescribeStreamResponse, groups: &[wire::Group]) -> String {
     let stream = response.stream.clone().unwrap_or_default();
     let settings = response.settings.clone().unwrap_or_default();
     let (rates, spec) = (stream.rates.unwrap_or_default(), spec(response));
@@ -65,8 +71,34 @@ fn describe(response: &wire::DescribeStreamResponse) -> String {
         }
         text.push_str(&format!("\n{readers}"));
     }
+    if !groups.is_empty() {
+        text.push_str(&format!("\n{}", summaries(&stream.name, groups)));
+    }
     text.push_str(&remarks(&stream.conditions, &response.warnings));
     text
+}
+
+/// The first groups, a line each.
+fn summaries(stream: &str, groups: &[wire::Group]) -> String {
+    let mut table = Table::new(&["GROUP", "MEMBERS#", "LAG#", "BEHIND#", "FURTHEST BEHIND"]);
+    for group in groups.iter().take(GROUPS_SHOWN) {
+        let furthest = group.shards.iter().filter(|shard| shard.lag > 0);
+        let furthest = furthest.max_by_key(|shard| (shard.lag_millis, shard.lag));
+        table.row(vec![
+            harmless(&group.name),
+            group.members.len().to_string(),
+            group.lag.to_string(),
+            behind(group.lag_millis),
+            furthest.map_or_else(|| "-".to_owned(), |shard| format!("{}:{}", shard.shard, shard.position)),
+        ]);
+    }
+    let more = groups.len().saturating_sub(GROUPS_SHOWN);
+    let rest = if more == 0 {
+        String::new()
+    } else {
+        format!("{more} more: weir stream groups {}\n", harmless(stream))
+    };
+    format!("{table}{rest}")
 }
 
 /// What declares the stream; null if the broker does not say.
@@ -83,7 +115,7 @@ fn word(value: &Value) -> String {
     }
 }
 
-fn description_json(response: &wire::DescribeStreamResponse) -> Value {
+fn description_json(response: &wire::DescribeStreamResponse, groups: &[wire::Group]) -> Value {
     let settings = response.settings.clone().unwrap_or_default();
     let shards = response.shards.iter().map(|shard| {
         json!({
@@ -116,6 +148,44 @@ fn description_json(response: &wire::DescribeStreamResponse) -> Value {
         "spec": spec(response),
         "shards": shards.collect::<Value>(),
         "readers": readers.collect::<Value>(),
+        "groups": groups.iter().map(group_json).collect::<Value>(),
         "warnings": response.warnings,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn group(name: &str, at: &[(u64, u64, u64)]) -> wire::Group {
+        let shard = |(shard, (position, lag, lag_millis)): (u32, &(u64, u64, u64))| wire::GroupShard {
+            shard,
+            position: *position,
+            lag: *lag,
+            lag_millis: *lag_millis,
+            ..wire::GroupShard::default()
+        };
+        wire::Group {
+            name: name.to_owned(),
+            members: vec!["a".to_owned()],
+            lag: at.iter().map(|(_, lag, _)| lag).sum(),
+            lag_millis: at.iter().map(|(_, _, millis)| *millis).max().unwrap_or_default(),
+            shards: (0..).zip(at).map(shard).collect(),
+        }
+    }
+
+    #[test]
+    fn a_few_groups_are_shown_with_where_they_are_furthest_behind() {
+        let groups = [group("workers", &[(7, 1, 900), (4, 2, 61_234)]), group("idle", &[(8, 0, 0)])];
+        let expected = "\
+GROUP    MEMBERS  LAG  BEHIND  FURTHEST BEHIND
+workers        1    3     61s  1:4
+idle           1    0       -  -
+";
+        assert_eq!(summaries("s", &groups), expected);
+        let groups: Vec<_> = (0..13).map(|n| group(&format!("g{n}"), &[(0, 0, 0)])).collect();
+        let shown = summaries("s", &groups);
+        assert_eq!(shown.lines().count(), 1 + GROUPS_SHOWN + 1, "{shown}");
+        assert!(shown.ends_with("\n3 more: weir stream groups s\n"), "{shown}");
+    }
 }

@@ -72,7 +72,7 @@ fn text(stream: &str, groups: &[wire::Group]) -> String {
 }
 
 /// How old the oldest message is that was not acknowledged.
-fn behind(age: u64) -> String {
+pub(super) fn behind(age: u64) -> String {
     match age {
         0 => "-".to_owned(),
         1..1000 => millis(age),
@@ -81,7 +81,7 @@ fn behind(age: u64) -> String {
     }
 }
 
-fn group_json(group: &wire::Group) -> Value {
+pub(super) fn group_json(group: &wire::Group) -> Value {
     let shards = group.shards.iter().map(|shard| {
         json!({
             "shard": shard.shard,

@@ -26,7 +26,7 @@ pub(super) enum StreamCommand {
         #[command(flatten)]
         admin: AdminArgs,
     },
-    /// Describe one stream with its shards and readers
+    /// Describe one stream with its shards, readers and consumer groups
     Describe {
         /// Name of the stream
         name: String,

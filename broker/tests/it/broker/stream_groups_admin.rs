@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 use tokio::sync::mpsc;
-use weir_core::definition::Kind;
+use weir_core::definition::{Definition, Kind};
 use weir_core::groups::GroupEvent;
 use weir_core::queue::ConsumerId;
 use weir_core::stream::Start;
@@ -29,7 +29,7 @@ async fn refused(broker: &TestBroker, args: &[&str], why: &str) {
 #[tokio::test]
 async fn a_group_is_shown_moved_while_it_reads_and_forgotten() {
     let broker = TestBroker::start().await;
-    broker.declare(&[stream("log", "log/#")]).await;
+    broker.declare(&[stream("log", "log/#"), Definition { shards: 2, ..stream("wide", "wide/#") }]).await;
     broker.publish("log/1", &["0", "1", "2", "3"]).await;
     assert!(done(&broker, &["groups", "log"]).await.contains("stream log has no groups"));
 
@@ -52,6 +52,10 @@ async fn a_group_is_shown_moved_while_it_reads_and_forgotten() {
     let text = done(&broker, &["groups", "log"]).await;
     assert!(text.lines().any(|line| line.starts_with("workers") && line.ends_with("c1")), "{text}");
 
+    let text = done(&broker, &["describe", "log"]).await;
+    let line = text.lines().find(|line| line.starts_with("workers")).unwrap_or_default();
+    assert!(text.contains("FURTHEST BEHIND") && line.ends_with("0:1"), "{text}");
+
     // Without a change first, then while the member reads.
     let seek = ["seek", "log", "--group", "workers", "--to", "3"];
     assert!(done(&broker, &[&seek[..], &["--dry-run"]].concat()).await.contains("would go on there"));
@@ -64,6 +68,7 @@ async fn a_group_is_shown_moved_while_it_reads_and_forgotten() {
 
     refused(&broker, &["seek", "log", "--group", "others", "--to", "3"], "has no group `others`").await;
     refused(&broker, &["seek", "log", "--group", "workers", "--to", "7:1"], "has no shard 7").await;
+    refused(&broker, &["seek", "wide", "--group", "workers", "--to", "3"], "name a shard too").await;
     refused(&broker, &["groups", "log", "--delete", "workers"], "has members (1)").await;
     let delete = ["groups", "log", "--delete", "workers", "--force"];
     assert_eq!(done(&broker, &delete).await, "group workers deleted\n");

@@ -220,9 +220,27 @@ impl Admin for Canned {
 
     async fn list_groups(
         &self,
-        _: Request<ListGroupsRequest>,
+        request: Request<ListGroupsRequest>,
     ) -> Result<Response<ListGroupsResponse>, Status> {
-        Err(Status::unimplemented("not asked for"))
+        assert_eq!(request.into_inner().stream, "telemetry");
+        let shard = GroupShard {
+            shard: 2,
+            position: 3,
+            end: 5,
+            lag: 2,
+            lag_millis: 61_234,
+            member: "worker-1".into(),
+            generation: 4,
+            committed_micros: 1_700_000_000_000_000,
+        };
+        let group = Group {
+            name: "workers".into(),
+            members: vec!["worker-1".into()],
+            lag: 2,
+            lag_millis: 61_234,
+            shards: vec![shard],
+        };
+        Ok(Response::new(ListGroupsResponse { groups: vec![group] }))
     }
 
     async fn seek_group(&self, _: Request<SeekGroupRequest>) -> Result<Response<SeekGroupResponse>, Status> {
