@@ -3,11 +3,11 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use clap::Args;
 use serde_json::{Map, Value, json};
 
-use crate::cli::spec::{Declared, manifests, put};
+use crate::cli::spec::{Declared, declared_as, fixed, manifests, put};
 
 /// Flags for the fields of a MessageQueue that can change. Names and values are those of its manifest.
 #[derive(Clone, Debug, Default, Args)]
@@ -139,17 +139,7 @@ impl SettingArgs {
 impl FixedArgs {
     /// The part of a `spec` that the flags speak of.
     pub(super) fn spec(&self) -> Map<String, Value> {
-        let mut spec = Map::new();
-        put(
-            &mut spec,
-            "",
-            [
-                ("topicFilter", self.filter.clone().map(Value::from)),
-                ("shards", self.shards.map(Value::from)),
-                ("lastValue", self.last_value.then_some(Value::Bool(true))),
-            ],
-        );
-        spec
+        fixed(self.filter.as_deref(), self.shards, self.last_value)
     }
 }
 
@@ -159,16 +149,8 @@ pub(super) fn read(file: &Path, name: Option<&str>) -> anyhow::Result<Declared> 
     let [declared] = &set.queues[..] else {
         bail!("{shown} holds {} MessageQueues; allowed: one", set.queues.len());
     };
-    let object = &declared.object;
-    let found = object.queue_name();
-    if name.is_some_and(|name| name != found) {
-        bail!("{shown} declares the queue {found}, not the one that is named here");
-    }
-    Ok(Declared {
-        name: found.to_owned(),
-        namespace: object.metadata.namespace.clone().unwrap_or_default(),
-        spec: serde_json::to_string(&object.spec).context("write the manifest as JSON")?,
-    })
+    let (object, meta) = (&declared.object, &declared.object.metadata);
+    declared_as(&shown, "queue", object.queue_name(), name, meta.namespace.as_deref(), &object.spec)
 }
 
 /// The manifest to read instead of flags.

@@ -1,14 +1,13 @@
 //! `weir queue update`: changes a queue in place.
 
-use anyhow::{anyhow, bail};
 use clap::Args;
-use serde_json::{Value, json};
+use serde_json::Value;
 use weir_proto::admin::v1 as wire;
-use weir_proto::admin::v1::update_queue_request::Change;
+use weir_proto::admin::v1::update_queue_request::Change as Wire;
 
 use super::spec::{FileArgs, SettingArgs, read};
 use crate::cli::admin::AdminArgs;
-use crate::cli::output::{Format, Output, harmless};
+use crate::cli::spec::{Change, say_done, to_change};
 
 #[derive(Clone, Debug, Args)]
 pub(in crate::cli) struct UpdateArgs {
@@ -41,28 +40,13 @@ pub(super) async fn run(args: &UpdateArgs) -> anyhow::Result<()> {
             patch.insert(field.to_owned(), Value::Null);
         }
     }
-    let (name, change) = match &args.file.file {
-        Some(_) if !patch.is_empty() => bail!("flags for fields and --file exclude each other"),
-        Some(file) => {
-            let declared = read(file, args.name.as_deref())?;
-            (declared.name, Change::Spec(declared.spec))
-        }
-        None if patch.is_empty() => {
-            bail!("there is nothing to change: name a field by its flag, or --file FILE")
-        }
-        None => {
-            let name =
-                args.name.clone().ok_or_else(|| anyhow!("a name is needed, or a manifest: --file FILE"))?;
-            (name, Change::Patch(Value::Object(patch).to_string()))
-        }
+    let (name, change) = to_change(args.file.file.as_deref(), read, args.name.as_deref(), patch)?;
+    let change = match change {
+        Change::Spec(spec) => Wire::Spec(spec),
+        Change::Patch(patch) => Wire::Patch(patch),
     };
     let mut client = args.admin.connect().await?;
     let request = wire::UpdateQueueRequest { name: name.clone(), change: Some(change) };
     let response = args.admin.answer(client.update_queue(request)).await?;
-    let mut output = Output::stdout();
-    match args.admin.output {
-        Format::Json => output.json(&json!({"name": name, "generation": response.generation}))?,
-        Format::Text => output.text(&format!("queue {} updated\n", harmless(&name)))?,
-    }
-    Ok(())
+    say_done(&args.admin, "queue", &name, "updated", response.generation)
 }

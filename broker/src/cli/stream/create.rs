@@ -1,14 +1,11 @@
 //! `weir stream create`: makes a stream.
 
-use anyhow::{anyhow, bail};
 use clap::Args;
-use serde_json::{Value, json};
 use weir_proto::admin::v1 as wire;
 
 use super::spec::{FileArgs, FixedArgs, SettingArgs, read};
 use crate::cli::admin::AdminArgs;
-use crate::cli::output::{Format, Output, harmless};
-use crate::cli::spec::Declared;
+use crate::cli::spec::{Declared, say_done, to_create};
 
 #[derive(Clone, Debug, Args)]
 pub(in crate::cli) struct CreateArgs {
@@ -30,22 +27,11 @@ pub(in crate::cli) struct CreateArgs {
 pub(super) async fn run(args: &CreateArgs) -> anyhow::Result<()> {
     let mut spec = args.fixed.spec();
     spec.append(&mut args.settings.spec());
-    let Declared { name, namespace, spec } = match &args.file.file {
-        Some(_) if !spec.is_empty() => bail!("flags for fields and --file exclude each other"),
-        Some(file) => read(file, args.name.as_deref())?,
-        None => Declared {
-            name: args.name.clone().ok_or_else(|| anyhow!("a name is needed, or a manifest: --file FILE"))?,
-            namespace: args.namespace.clone().unwrap_or_default(),
-            spec: Value::Object(spec).to_string(),
-        },
-    };
+    let file = args.file.file.as_deref();
+    let (name, namespace) = (args.name.as_deref(), args.namespace.as_deref());
+    let Declared { name, namespace, spec } = to_create(file, read, name, namespace, spec)?;
     let mut client = args.admin.connect().await?;
     let request = wire::CreateStreamRequest { name: name.clone(), namespace, spec };
     let response = args.admin.answer(client.create_stream(request)).await?;
-    let mut output = Output::stdout();
-    match args.admin.output {
-        Format::Json => output.json(&json!({"name": name, "generation": response.generation}))?,
-        Format::Text => output.text(&format!("stream {} created\n", harmless(&name)))?,
-    }
-    Ok(())
+    say_done(&args.admin, "stream", &name, "created", response.generation)
 }

@@ -1,11 +1,10 @@
 //! `weir stream delete`: deletes a stream.
 
-use clap::{Args, ValueEnum};
-use serde_json::json;
+use clap::Args;
 use weir_proto::admin::v1 as wire;
 
 use crate::cli::admin::AdminArgs;
-use crate::cli::output::{Format, Output, harmless};
+use crate::cli::spec::{Messages, policy, say_deleted};
 
 #[derive(Clone, Debug, Args)]
 pub(in crate::cli) struct DeleteArgs {
@@ -18,30 +17,9 @@ pub(in crate::cli) struct DeleteArgs {
     admin: AdminArgs,
 }
 
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum Messages {
-    /// They stay for a stream of the same name
-    Retain,
-    /// They are removed, also those of a stream that was deleted before
-    Delete,
-}
-
 pub(super) async fn run(args: &DeleteArgs) -> anyhow::Result<()> {
-    let policy = match args.messages {
-        None => wire::DeletionPolicy::Unspecified,
-        Some(Messages::Retain) => wire::DeletionPolicy::Retain,
-        Some(Messages::Delete) => wire::DeletionPolicy::Delete,
-    };
     let mut client = args.admin.connect().await?;
-    let request = wire::DeleteStreamRequest { name: args.name.clone(), policy: policy.into() };
+    let request = wire::DeleteStreamRequest { name: args.name.clone(), policy: policy(args.messages) };
     let response = args.admin.answer(client.delete_stream(request)).await?;
-    let mut output = Output::stdout();
-    match args.admin.output {
-        Format::Json => output.json(&json!({"name": args.name, "retained": response.retained}))?,
-        Format::Text => {
-            let messages = if response.retained { "its messages are kept" } else { "with its messages" };
-            output.text(&format!("stream {} deleted, {messages}\n", harmless(&args.name)))?;
-        }
-    }
-    Ok(())
+    say_deleted(&args.admin, "stream", &args.name, response.retained)
 }
