@@ -77,7 +77,7 @@ impl Connection {
                 return;
             }
         }
-        self.remove_external(&text, Lost::Left).await;
+        self.remove_external(&text, false).await;
         self.catalog.get_or_insert_with(|| Catalog::new(self.broker.core.catalog().changes()));
         let external = External {
             text,
@@ -186,13 +186,16 @@ impl Connection {
         Ok(Source::Queue { object, consumer })
     }
 
-    /// Ends a queue or stream subscription. False if there is none.
-    pub(super) async fn remove_external(&mut self, text: &ByteString, lost: Lost) -> bool {
+    /// Ends a queue or stream subscription, `for_good` or to begin it anew. False if there is none.
+    pub(super) async fn remove_external(&mut self, text: &ByteString, for_good: bool) -> bool {
         let Some(at) = self.externals.iter().position(|external| external.text == *text) else {
             return false;
         };
-        let External { source, .. } = self.externals.remove(at);
-        self.release(source, lost).await;
+        let External { mut source, .. } = self.externals.remove(at);
+        if for_good {
+            source.leave_for_good();
+        }
+        self.release(source, Lost::Left).await;
         true
     }
 

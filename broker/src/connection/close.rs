@@ -11,6 +11,7 @@ use weir_core::queue::Lost;
 use weir_core::sessions::{CloseOptions, SessionRef, WillAction};
 use weir_session::{CloseCause, Closed, Delivery, Outgoing};
 
+use super::external::External;
 use super::handshake::write_all;
 use super::pending::Pending;
 use super::subscribe::parsed;
@@ -87,8 +88,12 @@ impl Connection {
                 Lost::Vanished
             }
         };
-        for external in std::mem::take(&mut self.externals) {
-            self.release(external.source, lost).await;
+        let ends = !self.stored.persistent || closed.session_expiry == 0;
+        for External { mut source, .. } in std::mem::take(&mut self.externals) {
+            if ends {
+                source.leave_for_good();
+            }
+            self.release(source, lost).await;
         }
     }
 

@@ -59,6 +59,16 @@ pub(super) enum Source {
     Stream(Box<Reading>),
 }
 
+impl Source {
+    /// Once it is released, the client does not come back to it.
+    pub(super) fn leave_for_good(&mut self) {
+        match self {
+            Self::Stream(reading) => reading.leave_for_good(),
+            Self::Missing | Self::Queue { .. } => {}
+        }
+    }
+}
+
 /// Why a subscription to a queue or stream is refused.
 #[derive(Debug)]
 pub(super) struct Refusal {

@@ -14,7 +14,6 @@ use weir_core::inbox::{InboxAppend, InboxTarget, InboxUsage};
 use weir_core::keyspace::session::StoredSubscription;
 use weir_core::keyspace::session_position::SessionPosition;
 use weir_core::message::Message;
-use weir_core::queue::Lost;
 use weir_core::retained::RetainedCursor;
 use weir_env::seed::HashMap;
 use weir_session::Delivery;
@@ -330,7 +329,7 @@ impl Connection {
             let known = self.subscriptions.take(text);
             let removed = match known.as_ref().and_then(parsed) {
                 Some((_, from)) => self.broker.router.unsubscribe(self.subscriber.id, text, &from),
-                None => self.remove_external(text, Lost::Left).await,
+                None => self.remove_external(text, true).await,
             };
             reasons.push(if removed { ReasonCode::Success } else { ReasonCode::NoSubscriptionExisted });
         }

@@ -6,7 +6,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytestring::ByteString;
@@ -17,9 +16,10 @@ use tokio::sync::{mpsc, oneshot};
 use weir_env::clock::{Instant, Timestamp};
 
 use super::board::Board;
+use super::joining::{Creating, Join};
 use super::lag::Times;
 use super::positions::{Then, Unwritten};
-use super::state::{Group, Place};
+use super::state::Group;
 use super::{Bounds, GroupError, GroupEvent, GroupReport};
 use crate::catalog::Object;
 use crate::error::{Error, Result};
@@ -40,27 +40,6 @@ pub(super) const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
 /// How often it is measured how far groups are behind.
 pub(super) const LAG_INTERVAL: Duration = Duration::from_secs(10);
 
-/// What became of a wish to join.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Joined {
-    Member,
-    /// There is no such group: where does it begin?
-    NeedsPlaces,
-}
-
-/// A wish to join.
-#[derive(Debug)]
-pub(super) struct Join {
-    pub(super) stream: Arc<Object>,
-    pub(super) group: ByteString,
-    pub(super) member: ConsumerId,
-    pub(super) client_id: ByteString,
-    pub(super) events: mpsc::Sender<GroupEvent>,
-    /// Where each shard begins if there is no such group yet.
-    pub(super) places: Option<Vec<u64>>,
-    pub(super) reply: oneshot::Sender<Result<Joined>>,
-}
-
 /// What a coordinator can be asked to do.
 #[derive(Debug)]
 pub(super) enum Command {
@@ -74,6 +53,8 @@ pub(super) enum Command {
     Leave {
         group: ByteString,
         member: ConsumerId,
+        /// It does not come back.
+        for_good: bool,
     },
     List {
         reply: oneshot::Sender<Result<Vec<GroupReport>>>,
@@ -130,6 +111,8 @@ pub(super) struct Running {
     pub(super) committed: Vec<Timestamp>,
     /// When it last had members, as far as the store knows.
     pub(super) used_at: Timestamp,
+    /// Somebody who was a member may come back to where it begins.
+    pub(super) is_awaited: bool,
     pub(super) share: GroupShare,
 }
 
@@ -137,6 +120,22 @@ impl Running {
     /// The channel of a member is closed.
     pub(super) fn is_closed(&mut self, member: ConsumerId, now: Instant) {
         self.closed.entry(member).or_insert(now + LAST_WORDS_WAIT);
+    }
+
+    /// A member is gone. False if it was none.
+    pub(super) fn lose(&mut self, member: ConsumerId, now: Instant, wall: Timestamp) -> bool {
+        self.forget(member);
+        let was_member = self.group.leave(member, now);
+        if was_member {
+            // What it had is written, and with it that the group was in use until now.
+            (self.used_at, self.is_awaited) = (wall, true);
+        }
+        was_member
+    }
+
+    /// Whether there is nothing to lose with it: nobody reads it, and nobody has acknowledged anything.
+    pub(super) fn is_unused(&self) -> bool {
+        self.group.member_count() == 0 && !self.group.has_moved()
     }
 
     fn forget(&mut self, member: ConsumerId) {
@@ -151,13 +150,6 @@ impl Running {
     }
 }
 
-/// A group that is being stored for the first time.
-#[derive(Debug)]
-struct Creating {
-    places: Vec<u64>,
-    waiting: Vec<Join>,
-}
-
 /// Why the loop ends.
 pub(super) enum Ending {
     /// What is not stored is stored once more.
@@ -170,13 +162,13 @@ pub(super) enum Ending {
 pub(super) struct Coordinator {
     pub(super) owners: Arc<Owners>,
     pub(super) stream: Arc<Object>,
-    bounds: Arc<Bounds>,
+    pub(super) bounds: Arc<Bounds>,
     pub(super) metrics: Metrics,
     commands: mpsc::Receiver<Command>,
     board: Arc<Board>,
     pub(super) is_loaded: bool,
     pub(super) groups: BTreeMap<ByteString, Running>,
-    creating: BTreeMap<ByteString, Creating>,
+    pub(super) creating: BTreeMap<ByteString, Creating>,
     /// Groups of which a stored position cannot be read: a person must act.
     pub(super) damaged: BTreeMap<ByteString, DecodeError>,
     pub(super) unwritten: Unwritten,
@@ -275,9 +267,7 @@ impl Coordinator {
                     running.group.handle_timeout(now);
                     let gone = running.closed.iter().filter(|(_, at)| **at <= now).map(|(id, _)| *id);
                     for member in gone.collect::<Vec<_>>() {
-                        running.forget(member);
-                        running.group.leave(member, now);
-                        running.used_at = wall;
+                        running.lose(member, now, wall);
                     }
                     self.metrics.groups.revocations_timed_out.inc_by(running.group.take_timed_out());
                 }
@@ -317,7 +307,7 @@ impl Coordinator {
                 }
                 self.tell(&group);
             }
-            Command::Leave { group, member } => self.leave(&group, member),
+            Command::Leave { group, member, for_good } => self.leave(&group, member, for_good),
             Command::List { reply } => {
                 let _ = reply.send(Ok(self.reports()));
             }
@@ -350,7 +340,7 @@ impl Coordinator {
         }
     }
 
-    fn follow(&mut self, stream: Arc<Object>) {
+    pub(super) fn follow(&mut self, stream: Arc<Object>) {
         if stream.generation > self.stream.generation {
             self.stream = stream;
         }
@@ -360,7 +350,7 @@ impl Coordinator {
         let used_at = committed.iter().max().copied().unwrap_or_default();
         let share = self.metrics.groups.share(&self.stream.definition.name, name);
         let (events, closed) = (BTreeMap::new(), BTreeMap::new());
-        Running { group, events, closed, committed, used_at, share }
+        Running { group, events, closed, committed, used_at, is_awaited: false, share }
     }
 
     pub(super) fn numbers(&self) -> Vec<u8> {
@@ -390,73 +380,8 @@ impl Coordinator {
         }
     }
 
-    fn join(&mut self, join: Join) {
-        self.follow(Arc::clone(&join.stream));
-        let name = join.group.clone();
-        let members_max = self.bounds.members.load(Ordering::Relaxed);
-        if let Some(error) = self.damaged.get(&name) {
-            let _ = join.reply.send(Err(Error::Record(*error)));
-        } else if let Some(running) = self.groups.get(&name) {
-            let rejoins = running.group.has_client(&join.client_id);
-            if running.group.member_count() >= members_max && !rejoins {
-                self.refuse_full(join, "limits.streamGroupMembers");
-            } else {
-                self.admit(join);
-            }
-        } else if let Some(creating) = self.creating.get_mut(&name) {
-            if creating.waiting.len() >= members_max {
-                self.refuse_full(join, "limits.streamGroupMembers");
-            } else {
-                creating.waiting.push(join);
-            }
-        } else if self.known() >= self.bounds.groups.load(Ordering::Relaxed) {
-            self.refuse_full(join, "limits.streamGroups");
-        } else if let Some(places) = join.places.clone() {
-            self.creating.insert(name.clone(), Creating { places, waiting: vec![join] });
-            self.unwritten.mark_then(self.numbers(), &name, Then::Create);
-            self.write_by(self.now());
-        } else {
-            let _ = join.reply.send(Ok(Joined::NeedsPlaces));
-        }
-    }
-
-    fn known(&self) -> usize {
-        self.groups.len() + self.creating.len() + self.damaged.len()
-    }
-
-    fn refuse_full(&mut self, join: Join, what: &'static str) {
-        self.metrics.groups.refused.inc();
-        let _ = join.reply.send(Err(Error::Full(what)));
-    }
-
-    /// Makes a member of a group that exists of who asks for it, and still wants it.
-    fn admit(&mut self, join: Join) {
-        let now = self.now();
-        let Join { group: name, member, client_id, events, reply, .. } = join;
-        let Some(running) = self.groups.get_mut(&name) else { return };
-        running.events.insert(member, events);
-        running.group.join(member, client_id, now);
-        running.share.set_members(running.group.member_count());
-        self.tell(&name);
-        if reply.send(Ok(Joined::Member)).is_err() {
-            self.leave(&name, member);
-        }
-    }
-
-    pub(super) fn leave(&mut self, name: &ByteString, member: ConsumerId) {
-        let (now, wall) = (self.now(), self.wall());
-        let Some(running) = self.groups.get_mut(name) else { return };
-        running.forget(member);
-        if running.group.leave(member, now) {
-            // What it had is written, and with it that the group was in use until now.
-            running.used_at = wall;
-            running.share.set_members(running.group.member_count());
-        }
-        self.tell(name);
-    }
-
     /// Tells members of a group what concerns them. One that does not listen is gone.
-    fn tell(&mut self, name: &ByteString) {
+    pub(super) fn tell(&mut self, name: &ByteString) {
         let (now, wall) = (self.now(), self.wall());
         let Some(running) = self.groups.get_mut(name) else { return };
         while let Some((member, event)) = running.group.poll_event() {
@@ -471,11 +396,7 @@ impl Coordinator {
             match told {
                 Some(Ok(())) => {}
                 Some(Err(TrySendError::Closed(_))) => running.is_closed(member, now),
-                Some(Err(TrySendError::Full(_))) | None => {
-                    running.forget(member);
-                    running.group.leave(member, now);
-                    running.used_at = wall;
-                }
+                Some(Err(TrySendError::Full(_))) | None => _ = running.lose(member, now, wall),
             }
         }
         running.share.set_members(running.group.member_count());
@@ -602,29 +523,6 @@ impl Coordinator {
                         let stream = &self.stream.definition.name;
                         tracing::debug!(stream, %error, "measure how far consumer groups are behind");
                     }
-                }
-            }
-        }
-    }
-
-    fn finish_creation(&mut self, name: &ByteString, result: Result<()>) {
-        let Some(Creating { places, waiting }) = self.creating.remove(name) else { return };
-        match result {
-            Ok(()) => {
-                let wall = self.wall();
-                let committed = vec![wall; places.len()];
-                // Above all generations of one that had its name before: what is still said of that counts for nothing.
-                let generation = wall.as_micros();
-                let places = places.into_iter().map(|position| Place { position, generation });
-                let running = self.running(name, Group::new(places), committed);
-                self.groups.insert(name.clone(), running);
-                waiting.into_iter().for_each(|join| self.admit(join));
-            }
-            Err(error) => {
-                // What was written of it is cleared.
-                self.numbers().into_iter().for_each(|shard| self.unwritten.mark(shard, name));
-                for join in waiting {
-                    let _ = join.reply.send(Err(error.clone()));
                 }
             }
         }

@@ -2,12 +2,13 @@
 //! positions up to which they have acknowledged are kept for them.
 //!
 //! [`Groups`] is the front. Each stream whose groups are in use has a coordinator (`coordinator`), the only one that
-//! knows who is a member of what: it divides shards (`state`), takes what members say of their progress (`board`) and
+//! knows who is a member of what: it lets members in (`joining`), divides shards (`state`), takes what members say of their progress (`board`) and
 //! has the owners of the shards store it (`positions`). Members are told by messages and answer by messages, so that
 //! they need not be in this process. The coordinator never waits for a member, and knows nothing of connections.
 
 mod board;
 mod coordinator;
+mod joining;
 mod lag;
 mod positions;
 mod state;
@@ -33,7 +34,8 @@ use crate::shard::Owners;
 use crate::stream::Start;
 
 use board::Board;
-use coordinator::{Command, Coordinator, Join, Joined};
+use coordinator::{Command, Coordinator};
+use joining::{Join, Joined};
 
 /// Commands a coordinator accepts before senders wait.
 const COMMANDS_MAX: usize = 1024;
@@ -211,13 +213,23 @@ impl Groups {
         handle.send(Command::Release { group: group.into(), shard, generation, position }).await
     }
 
-    /// A member leaves: others go on with its shards where it has said that it was.
+    /// A member leaves, and may come back: others go on with its shards where it has said that it was.
     ///
     /// # Errors
     /// As [`Groups::release`].
     pub async fn leave(&self, stream: &Object, group: &str, member: ConsumerId) -> Result<()> {
         let handle = self.find(stream).ok_or(Error::Closed)?;
-        handle.send(Command::Leave { group: group.into(), member }).await
+        handle.send(Command::Leave { group: group.into(), member, for_good: false }).await
+    }
+
+    /// As [`Groups::leave`], of one that does not come back: its group is forgotten at once if it was the last member,
+    /// nothing was ever acknowledged, and no other may come back.
+    ///
+    /// # Errors
+    /// As [`Groups::release`].
+    pub async fn leave_for_good(&self, stream: &Object, group: &str, member: ConsumerId) -> Result<()> {
+        let handle = self.find(stream).ok_or(Error::Closed)?;
+        handle.send(Command::Leave { group: group.into(), member, for_good: true }).await
     }
 
     /// The groups of a stream, by name, as they are now.

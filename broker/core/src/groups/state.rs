@@ -96,6 +96,8 @@ pub(super) struct Group {
     dirty: BTreeSet<u8>,
     /// Shards that a member did not give back in time.
     timed_out: u64,
+    /// Something of it was acknowledged, or a person has moved it.
+    has_moved: bool,
 }
 
 impl Group {
@@ -108,7 +110,13 @@ impl Group {
             events: VecDeque::new(),
             dirty: BTreeSet::new(),
             timed_out: 0,
+            has_moved: false,
         }
+    }
+
+    /// The same, as stored: of what was acknowledged is known no more than how far it is.
+    pub(super) fn restored(places: impl IntoIterator<Item = Place>) -> Self {
+        Self { has_moved: true, ..Self::new(places) }
     }
 
     /// A member more. One of the same client is gone: its connection is about to find out.
@@ -152,6 +160,7 @@ impl Group {
         if position > shard.place.position {
             shard.place.position = position;
             self.dirty.insert(n);
+            self.has_moved = true;
         }
         true
     }
@@ -170,6 +179,7 @@ impl Group {
     /// Reading goes on at `places`, whatever has been read. Members that have the shards give them back and get them
     /// again; what they say until then moves nothing.
     pub(super) fn seek(&mut self, places: &[(u8, u64)], now: Instant) {
+        self.has_moved = true;
         for (n, position) in places {
             let Some(shard) = self.shards.get_mut(usize::from(*n)) else { continue };
             shard.place.position = *position;
@@ -251,6 +261,11 @@ impl Group {
 
     pub(super) fn has_client(&self, client_id: &ByteString) -> bool {
         self.clients().any(|client| client == client_id)
+    }
+
+    /// Whether its positions are worth keeping: they are not those that it began with, or may be others.
+    pub(super) const fn has_moved(&self) -> bool {
+        self.has_moved
     }
 
     pub(super) fn member_count(&self) -> usize {

@@ -53,7 +53,7 @@ impl Coordinator {
                     .iter()
                     .map(|position| Place { position: position.offset, generation: position.generation });
                 let committed = positions.iter().map(|position| position.committed_at).collect();
-                let running = self.running(&name, Group::new(places), committed);
+                let running = self.running(&name, Group::restored(places), committed);
                 self.groups.insert(name, running);
             } else {
                 // Nobody was told that it exists.
@@ -85,12 +85,7 @@ impl Coordinator {
                     self.write_by(now);
                 }
             } else if may_expire && wall.saturating_since(running.used_at) >= expiry {
-                let stream = &self.stream.definition.name;
-                tracing::info!(stream, group = %name, "consumer group had no members for long and is forgotten");
-                self.metrics.groups.expired.inc();
-                self.end(&name);
-                self.numbers().into_iter().for_each(|shard| self.unwritten.mark(shard, &name));
-                self.write_by(now);
+                self.expire(&name, "it had no members for long");
             }
         }
     }

@@ -325,6 +325,45 @@ async fn groups_and_members_beyond_the_bounds_are_refused() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_group_that_was_never_used_ends_with_its_last_member_or_makes_room() {
+    let (_store, clock, core, stream) = with_stream(2).await;
+    publish(&core, clock, "a/b", "m").await.unwrap();
+    core.groups().limit(3, 10);
+    let join = async |group, id| Member::try_join(&core, &stream, group, id, &Start::Earliest).await;
+    let names = async || -> Vec<String> {
+        let groups = core.groups().list(&stream).await.unwrap();
+        groups.iter().map(|group| group.name.to_string()).collect()
+    };
+    // Others are in it, then nobody is.
+    let (a, b) = (join("g", 1).await.unwrap(), join("g", 2).await.unwrap());
+    core.groups().leave_for_good(&stream, "g", a.id).await.unwrap();
+    assert_eq!(names().await, ["g"]);
+    core.groups().leave_for_good(&stream, "g", b.id).await.unwrap();
+    assert_eq!(names().await, [""; 0]);
+    // One who comes back goes on where the group began; so does who left for good before it.
+    let (a, b) = (join("away", 3).await.unwrap(), join("away", 4).await.unwrap());
+    core.groups().leave(&stream, "away", a.id).await.unwrap();
+    core.groups().leave_for_good(&stream, "away", b.id).await.unwrap();
+    // What was acknowledged is kept, and so is where a person has moved it.
+    let mut c = join("used", 5).await.unwrap();
+    let shard = *c.shards.keys().next().unwrap();
+    c.acknowledge(&core, &stream, shard, 1);
+    core.groups().leave_for_good(&stream, "used", c.id).await.unwrap();
+    let d = join("moved", 6).await.unwrap();
+    core.groups().seek(&stream, "moved", &Start::Latest, false).await.unwrap();
+    core.groups().leave_for_good(&stream, "moved", d.id).await.unwrap();
+    assert_eq!(names().await, ["away", "moved", "used"]);
+    // There may be no more than three: the one that nobody has used gives way, and then none.
+    let mut e = join("new", 7).await.unwrap();
+    assert_eq!(names().await, ["moved", "new", "used"]);
+    assert!(matches!(join("more", 8).await, Err(Error::Full("limits.streamGroups"))), "it has a member");
+    e.acknowledge(&core, &stream, shard, 1);
+    core.groups().leave(&stream, "new", e.id).await.unwrap();
+    assert!(matches!(join("more", 8).await, Err(Error::Full("limits.streamGroups"))), "it was used");
+    core.close().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_group_is_forgotten_after_its_time_without_members_and_not_before() {
     let (store, clock, core, stream) = with_stream(1).await;
     publish(&core, clock, "a/b", "m").await.unwrap();

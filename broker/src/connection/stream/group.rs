@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, watch};
 use weir_codec::ReasonCode;
 use weir_core::catalog::{Object, SHARDS_MAX};
 use weir_core::groups::GroupEvent;
+use weir_core::keyspace::session_position::SessionPosition;
 use weir_core::queue::ConsumerId;
 use weir_core::{Core, Error};
 use weir_env::clock::Instant;
@@ -41,13 +42,15 @@ pub(in crate::connection) struct Member {
     shares: watch::Sender<Shares>,
     /// Shards that were taken from it and are not given back: their generations, and until when that may take.
     leaving: BTreeMap<u8, (u64, Instant)>,
+    /// Once it leaves, it does not come back.
+    is_last_time: bool,
 }
 
 impl Member {
     fn new(group: ByteString, id: ConsumerId) -> (Self, mpsc::Sender<GroupEvent>) {
         let (events_tx, events) = mpsc::channel(EVENTS_MAX);
         let shares = watch::Sender::new(Shares::new());
-        (Self { group, id, events, shares, leaving: BTreeMap::new() }, events_tx)
+        (Self { group, id, events, shares, leaving: BTreeMap::new(), is_last_time: false }, events_tx)
     }
 
     /// What it reads, now and later.
@@ -114,8 +117,18 @@ impl Member {
     pub(super) async fn leave(mut self, core: &Core, object: &Object, positions: &mut Positions) {
         self.report(core, object, positions);
         self.release(core, object, positions, None).await;
+        let groups = core.groups();
         // The stream may be gone, or the broker stop.
-        let _ = core.groups().leave(object, &self.group, self.id).await;
+        let _ = if self.is_last_time {
+            groups.leave_for_good(object, &self.group, self.id).await
+        } else {
+            groups.leave(object, &self.group, self.id).await
+        };
+    }
+
+    /// Once it leaves, it does not come back.
+    pub(super) fn leave_for_good(&mut self) {
+        self.is_last_time = true;
     }
 
     /// Leaves the group before it has read anything.
@@ -165,17 +178,19 @@ impl Connection {
         let Some(group) = group_of(to) else { return Ok(None) };
         let Ok(Some(object)) = resolve(&self.broker.core.catalog().view(), to) else { return Ok(None) };
         let known = self.externals.iter().position(|external| external.text == *text);
+        let mut left = None;
         if let Some(external) = known.and_then(|at| self.externals.get_mut(at)) {
             if external.request.is_same(request) && external.object().is_some() {
                 return Ok(None);
             }
+            left = external.left.clone().filter(|_| external.request.goes_on_as(request));
             // What it has acknowledged counts for the new membership, which takes the place of this one.
             let source = std::mem::replace(&mut external.source, Source::Missing);
             self.release(source, weir_core::queue::Lost::Left).await;
         }
         let group = ByteString::from(group.as_str().to_owned());
         let client_id = self.stored.client_id.clone();
-        let error = match join(&self.broker, client_id, &object, group, request).await {
+        let error = match join(&self.broker, client_id, &object, group, request, left.as_deref()).await {
             Ok(member) => return Ok(Some(member)),
             Err(error) => error,
         };
@@ -195,10 +210,11 @@ impl Connection {
     /// What becomes of a membership whose subscription could not be granted.
     pub(in crate::connection) async fn leave_at_once(
         &mut self,
-        member: Member,
+        mut member: Member,
         text: &ByteString,
         to: &Subscription,
     ) {
+        member.is_last_time = self.externals.iter().all(|external| external.text != *text);
         if let Ok(Some(object)) = resolve(&self.broker.core.catalog().view(), to) {
             member.leave_anew(&self.broker.core, &object).await;
         }
@@ -264,16 +280,19 @@ impl Connection {
     }
 }
 
-/// Joins a group, which begins where `request` does if it is new.
+/// Joins a group, which begins where `request` does if it is new; of a subscription that was `left`, perhaps in another
+/// stream of that name.
 pub(super) async fn join(
     broker: &Broker,
     client_id: ByteString,
     object: &Arc<Object>,
     group: ByteString,
     request: &StreamRequest,
+    left: Option<&SessionPosition>,
 ) -> weir_core::Result<Member> {
     let (member, events) = Member::new(group, broker.consumer_id());
-    let start = request.options(object.id, None).start;
+    // In the same stream the group is new although the subscription is not.
+    let start = request.options(object.id, left.filter(|left| left.stream != object.id)).start;
     broker.core.groups().join(object, &member.group, member.id, client_id, &start, events).await?;
     Ok(member)
 }

@@ -121,6 +121,8 @@ pub(in crate::connection) struct Reading {
     ended: bool,
     /// Its reader could not go on.
     is_lost: bool,
+    /// The session is told, or about to be, which stream this is; of a reader without a group its positions say it.
+    is_noted: bool,
     /// The reader runs until it is dropped.
     _stop: Option<DropGuard>,
 }
@@ -151,6 +153,13 @@ impl Reading {
         SessionPosition { stream: self.object.id, ended: self.ended, shards: self.positions.take() }
     }
 
+    /// The client does not come back to it.
+    pub(in crate::connection) fn leave_for_good(&mut self) {
+        if let Some(member) = &mut self.member {
+            member.leave_for_good();
+        }
+    }
+
     /// The subscription ends.
     pub(in crate::connection) async fn end(mut self, core: &Core) {
         if let Some(member) = self.member.take() {
@@ -172,7 +181,8 @@ impl Connection {
         if let Some(group) = group_of(&external.to).filter(|_| member.is_none()) {
             let group = ByteString::from(group.as_str().to_owned());
             let client_id = self.stored.client_id.clone();
-            member = Some(join(&self.broker, client_id, &object, group, &external.request).await?);
+            let left = external.left.as_deref();
+            member = Some(join(&self.broker, client_id, &object, group, &external.request, left).await?);
         }
         let left = external.left.as_deref().filter(|_| member.is_none());
         let mut reading = Reading {
@@ -182,6 +192,7 @@ impl Connection {
             member,
             ended: false,
             is_lost: false,
+            is_noted: true,
             object,
             _stop: None,
         };
@@ -212,6 +223,7 @@ impl Connection {
         let position = reading.position();
         if left != Some(&position) {
             reading.positions.touch();
+            reading.is_noted = reading.member.is_none();
             self.schedule_positions();
         }
         Ok(Source::Stream(Box::new(reading)))
@@ -356,6 +368,12 @@ impl Connection {
         let moved = self.externals.iter_mut().filter_map(|external| match &mut external.source {
             Source::Stream(reading) if reading.member.is_none() && reading.positions.has_moved() => {
                 Some(SessionOp::StorePosition(Box::new((external.text.clone(), reading.position()))))
+            }
+            // The group keeps its positions. But a member that is away when its stream is made anew finds out by this.
+            Source::Stream(reading) if !reading.is_noted => {
+                reading.is_noted = true;
+                let note = SessionPosition { stream: reading.object.id, ended: false, shards: Vec::new() };
+                Some(SessionOp::StorePosition(Box::new((external.text.clone(), note))))
             }
             Source::Stream(_) | Source::Missing | Source::Queue { .. } => None,
         });

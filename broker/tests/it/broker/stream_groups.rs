@@ -392,3 +392,58 @@ async fn the_latest_of_a_stream_that_came_back_is_all_that_it_has_and_of_a_new_g
     publish(&broker, 20, 24).await;
     assert_eq!(drain(&mut [&mut member], 20..24).await.concat().len(), 4);
 }
+
+#[tokio::test]
+async fn a_member_that_was_away_while_its_stream_was_made_anew_gets_all_of_it() {
+    let store = memory();
+    let broker = TestBroker::start_on(&store).await;
+    broker.declare(&[sharded(2)]).await;
+    for (client, version) in [("a", V5), ("b", V311)] {
+        let mut member = broker.connect(persistent(client, version)).await;
+        assert!(!member.subscribed(&format!("$share/{client}/$stream/log"), AtLeastOnce).await.is_error());
+        member.disconnect().await;
+    }
+    broker.stop().await;
+    let broker = TestBroker::start_on(&store).await;
+    broker.declare(&[]).await;
+    broker.declare(&[sharded(2)]).await;
+    publish(&broker, 0, 8).await;
+    for (client, version) in [("a", V5), ("b", V311)] {
+        let mut member = broker.resume(persistent(client, version)).await;
+        assert_once(&drain(&mut [&mut member], 0..8).await);
+        member.quiet().await;
+    }
+}
+
+#[tokio::test]
+async fn a_group_that_nobody_has_used_ends_with_who_leaves_it_for_good() {
+    let mut config = config();
+    config.limits.stream_groups = 2;
+    let broker = TestBroker::start_with(config, &memory()).await;
+    broker.declare(&[sharded(1)]).await;
+    let object = broker.core.catalog().view().find(Kind::Stream, "log").unwrap();
+    let names = async || -> Vec<String> {
+        let groups = broker.core.groups().list(&object).await.unwrap();
+        groups.iter().map(|group| group.name.to_string()).collect()
+    };
+    let mut client = broker.clean("c").await;
+    client.read_with(GROUP, AtLeastOnce, &[]).await;
+    client.unsubscribe(GROUP).await;
+    assert_eq!(names().await, [""; 0]);
+    // A session that comes back misses nothing.
+    let mut away = broker.connect(persistent("a", V311)).await;
+    away.subscribed("$share/away/$stream/log", AtLeastOnce).await;
+    away.disconnect().await;
+    publish(&broker, 0, 2).await;
+    let mut away = broker.resume(persistent("a", V311)).await;
+    assert_once(&drain(&mut [&mut away], 0..2).await);
+    away.synced().await;
+    away.disconnect().await;
+    // Whoever makes one after the other keeps nobody from the stream.
+    for n in 0..5 {
+        client.read_with(&format!("$share/n{n}/$stream/log"), AtLeastOnce, &[]).await;
+        client.unsubscribe(&format!("$share/n{n}/$stream/log")).await;
+    }
+    client.read_with("$share/mine/$stream/log", AtLeastOnce, &[]).await;
+    assert_eq!(names().await, ["away", "mine"]);
+}

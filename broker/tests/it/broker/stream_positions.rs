@@ -261,3 +261,23 @@ async fn a_session_that_waits_for_a_stream_gets_all_of_it() {
     let mut reader = broker.resume(persistent("r", V5)).await;
     assert_eq!(texts(&mut reader, 3).await, ["0", "1", "2"]);
 }
+
+#[tokio::test]
+async fn a_session_that_was_away_while_its_stream_was_made_anew_gets_all_of_it() {
+    for version in [V5, V311] {
+        let store = memory();
+        let broker = TestBroker::start_on(&store).await;
+        broker.declare(&[stream("log", "log/#")]).await;
+        let mut reader = broker.connect(persistent("r", version)).await;
+        assert!(!reader.subscribed("$stream/log", AtLeastOnce).await.is_error());
+        reader.disconnect().await;
+        broker.stop().await;
+        let broker = TestBroker::start_on(&store).await;
+        broker.declare(&[]).await;
+        broker.declare(&[stream("log", "log/#")]).await;
+        publish(&broker, 0, 4).await;
+        let mut reader = broker.resume(persistent("r", version)).await;
+        assert_eq!(texts(&mut reader, 4).await, ["0", "1", "2", "3"]);
+        reader.quiet().await;
+    }
+}
