@@ -16,6 +16,7 @@ mod faults;
 mod group_model;
 mod groups;
 mod last_value;
+mod model;
 mod operations;
 mod overflow;
 mod priorities;

@@ -19,6 +19,7 @@ use weir_env::clock::{Clock, Instant, Timestamp};
 use weir_env::seed::{Seed, trials};
 use weir_storage::{FaultHandle, FaultRates, FaultStore, SharedStore};
 
+use crate::model::{Trace, Weather, assert_replays, simulate};
 use crate::support::{TestConsumer, definition, memory, message, text};
 
 const SEEDS: u64 = 200;
@@ -31,17 +32,6 @@ const ACK_TIMEOUT: Duration = Duration::from_secs(2);
 const DEDUP_WINDOW: Duration = Duration::from_secs(30);
 /// Acknowledgements are in the store after this time, if that does not fail.
 const ACK_DELAY: Duration = Duration::from_millis(10);
-
-/// How much goes wrong in a run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Weather {
-    /// Nothing: brokers end in order.
-    Fair,
-    /// Brokers crash, the store does not fail.
-    Crashes,
-    /// Both.
-    Storm,
-}
 
 /// What became of a publish, as far as its publisher knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,8 +88,7 @@ struct World {
     crashed_at: Option<Instant>,
     /// When deliveries were last looked at: what is found was handed out since.
     looked_at: Timestamp,
-    /// Told when a run fails.
-    trace: Vec<String>,
+    trace: Trace,
 }
 
 /// A queue of one of the kinds there are.
@@ -162,12 +151,12 @@ impl World {
             delivered: BTreeSet::new(),
             crashed_at: None,
             looked_at: clock.wall(),
-            trace: Vec::new(),
+            trace: Trace::default(),
         }
     }
 
     fn note(&mut self, what: String) {
-        self.trace.push(format!("{} {what}", self.clock.wall()));
+        self.trace.note(self.clock, &what);
     }
 
     fn chance(&self, n: u64) -> bool {
@@ -202,10 +191,7 @@ impl World {
                 Err(error) => self.note(format!("{payload}: {error}")),
             }
         }
-        let patience = match self.weather {
-            Weather::Fair => Duration::from_secs(600),
-            Weather::Crashes | Weather::Storm => Duration::from_millis(1 + self.seed.below(2000)),
-        };
+        let patience = self.weather.patience(&self.seed);
         for (payload, receipt) in receipts {
             let answer = tokio::time::timeout(patience, receipt.settled()).await;
             let told = match answer {
@@ -525,14 +511,6 @@ impl World {
     }
 }
 
-impl Drop for World {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            eprintln!("{}", self.trace.join("\n"));
-        }
-    }
-}
-
 async fn run(seed: u64) -> Vec<String> {
     let mut world = World::new(seed);
     let core = world.open().await;
@@ -544,27 +522,17 @@ async fn run(seed: u64) -> Vec<String> {
         world.live().await;
     }
     world.settle_and_check().await;
-    std::mem::take(&mut world.trace)
-}
-
-fn simulate(seed: u64) -> Vec<String> {
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
-    runtime.block_on(run(seed))
+    world.trace.take()
 }
 
 #[test]
 fn every_message_ends_in_one_way_and_is_counted() {
     for trial in trials(SEEDS) {
-        simulate(trial.seed());
+        simulate(run(trial.seed()));
     }
 }
 
 #[test]
 fn the_same_seed_is_the_same_history() {
-    for seed in [1, 2, 3] {
-        let trace = simulate(seed);
-        assert!(trace.len() > 50, "{trace:#?}");
-        assert_eq!(trace, simulate(seed));
-    }
+    assert_replays(run);
 }

@@ -23,6 +23,7 @@ use weir_env::seed::{Seed, trials};
 use weir_storage::{FaultHandle, FaultRates, FaultStore, SharedStore};
 use weir_topic::TopicFilter;
 
+use crate::model::{Trace, Weather, assert_replays, simulate};
 use crate::support::{definition, in_memory, message};
 
 const SEEDS: u64 = 200;
@@ -33,17 +34,6 @@ const READERS_MAX: usize = 4;
 const READ_WAIT: Duration = Duration::from_millis(50);
 /// Of streams that are cut by age.
 const AGE: Duration = Duration::from_secs(30);
-
-/// How much goes wrong in a run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Weather {
-    /// Nothing: brokers end in order.
-    Fair,
-    /// Brokers crash and lose their shards to each other, the store does not fail.
-    Crashes,
-    /// Both.
-    Storm,
-}
 
 #[derive(Debug)]
 struct Sent {
@@ -93,7 +83,7 @@ struct World {
     /// Another broker had the shards in this life, or may have had: what is left of one that crashed ends its turn.
     had_rival: bool,
     has_crashed: bool,
-    trace: Vec<String>,
+    trace: Trace,
 }
 
 fn shape(seed: &Seed) -> Definition {
@@ -139,12 +129,12 @@ impl World {
             resumable: Vec::new(),
             had_rival: false,
             has_crashed: false,
-            trace: Vec::new(),
+            trace: Trace::default(),
         }
     }
 
     fn note(&mut self, what: String) {
-        self.trace.push(format!("{} {what}", self.clock.wall()));
+        self.trace.note(self.clock, &what);
     }
 
     fn chance(&self, n: u64) -> bool {
@@ -186,10 +176,7 @@ impl World {
                 Err(error) => self.note(format!("{payload}: {error}")),
             }
         }
-        let patience = match self.weather {
-            Weather::Fair => Duration::from_secs(600),
-            Weather::Crashes | Weather::Storm => Duration::from_millis(1 + self.seed.below(2000)),
-        };
+        let patience = self.weather.patience(&self.seed);
         for (payload, receipt) in receipts {
             let answer = tokio::time::timeout(patience, receipt.settled()).await;
             let accepted = answer.is_ok_and(|failures| failures.is_empty());
@@ -526,14 +513,6 @@ impl World {
     }
 }
 
-impl Drop for World {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            eprintln!("{}", self.trace.join("\n"));
-        }
-    }
-}
-
 async fn run(seed: u64) -> Vec<String> {
     let mut world = World::new(seed);
     let core = world.open().await;
@@ -544,27 +523,17 @@ async fn run(seed: u64) -> Vec<String> {
         world.live().await;
     }
     world.settle_and_check().await;
-    std::mem::take(&mut world.trace)
-}
-
-fn simulate(seed: u64) -> Vec<String> {
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
-    runtime.block_on(run(seed))
+    world.trace.take()
 }
 
 #[test]
 fn whatever_is_read_of_an_offset_is_read_of_it_for_ever() {
     for trial in trials(SEEDS) {
-        simulate(trial.seed());
+        simulate(run(trial.seed()));
     }
 }
 
 #[test]
 fn the_same_seed_is_the_same_history() {
-    for seed in [1, 2, 3] {
-        let trace = simulate(seed);
-        assert!(trace.len() > 50, "{trace:#?}");
-        assert_eq!(trace, simulate(seed));
-    }
+    assert_replays(run);
 }
