@@ -36,14 +36,6 @@ impl Service {
             Status::invalid_argument("where to trim is missing; allowed for `before`: a place in the stream")
         })?;
         let before = start_at(&stream, shard, before)?;
-        if stream.definition.last_value {
-            let problem = format!(
-                "stream `{}` keeps the newest message of each key and is not trimmed: publish an empty payload to \
-                 remove a key",
-                request.name
-            );
-            return Err(Status::failed_precondition(problem));
-        }
         let (name, dry_run) = (request.name, request.dry_run);
         let object = Arc::clone(&stream);
         let trim =

@@ -1464,7 +1464,7 @@ pub mod admin_client {
             self.inner.unary(req, path, codec).await
         }
         /// Removes the oldest messages of a stream for good, at once. Readers, sessions and groups whose position is among them
-        /// go on behind them. FAILED_PRECONDITION if the stream is compacted.
+        /// go on behind them. Of a compacted stream, keys go whose newest message is among them.
         pub async fn trim_stream(
             &mut self,
             request: impl tonic::IntoRequest<super::TrimStreamRequest>,
@@ -1838,7 +1838,7 @@ pub mod admin_server {
             tonic::Status,
         >;
         /// Removes the oldest messages of a stream for good, at once. Readers, sessions and groups whose position is among them
-        /// go on behind them. FAILED_PRECONDITION if the stream is compacted.
+        /// go on behind them. Of a compacted stream, keys go whose newest message is among them.
         async fn trim_stream(
             &self,
             request: tonic::Request<super::TrimStreamRequest>,

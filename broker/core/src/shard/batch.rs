@@ -340,7 +340,8 @@ fn add_compaction(batch: &mut Batch, log: &mut Log, change: LogChange, now: Time
     if change.records.is_empty() && !is_due {
         return;
     }
-    let limits = RowLimits::of(&log.object.definition, log.id.shard, now);
+    let trimmed_below = rows.trimmed_below();
+    let limits = RowLimits { trimmed_below, ..RowLimits::of(&log.object.definition, log.id.shard, now) };
     let compaction = Compaction::new(batch.changes.len(), limits, is_due, rows.first_tombstone());
     batch.compactions.push(compaction);
     batch.changes.push(change);

@@ -304,7 +304,8 @@ impl Plan {
             };
             let at = record.message.published_at;
             look.oldest = Some(at);
-            let has_to_go = self.limits.outlives(at) || self.is_exceeded();
+            let is_trimmed = offset < self.limits.trimmed_below;
+            let has_to_go = is_trimmed || self.limits.outlives(at) || self.is_exceeded();
             if !has_to_go || self.mutations.size >= REMOVAL_BYTES {
                 look.is_partial = has_to_go;
                 self.move_start(offset);

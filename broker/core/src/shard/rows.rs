@@ -27,6 +27,8 @@ pub(crate) struct RowLimits {
     pub(crate) rows_until: Option<Timestamp>,
     /// Tombstones that are not younger go.
     pub(crate) tombstones_until: Timestamp,
+    /// Rows below this offset go, because somebody said so.
+    pub(crate) trimmed_below: u64,
 }
 
 impl RowLimits {
@@ -42,6 +44,7 @@ impl RowLimits {
             messages: definition.share(retention.max_messages, shard),
             rows_until: max_age(definition).map(before),
             tombstones_until: before(TOMBSTONE_KEPT),
+            trimmed_below: 0,
         }
     }
 
@@ -82,12 +85,14 @@ pub(crate) struct Rows {
     first_tombstone: Option<Timestamp>,
     /// The next batch looks.
     is_due: bool,
+    /// Rows below this offset are to go.
+    trimmed_below: u64,
 }
 
 impl Rows {
     /// Of a log whose oldest row and tombstone came then.
     pub(crate) fn restore(oldest: Option<Timestamp>, first_tombstone: Option<Timestamp>) -> Self {
-        Self { oldest, first_tombstone, is_due: false }
+        Self { oldest, first_tombstone, ..Self::default() }
     }
 
     /// Whether a batch is wanted although nothing is appended.
@@ -98,6 +103,17 @@ impl Rows {
     /// Whether the next batch has to look, which does.
     pub(crate) fn take_due(&mut self) -> bool {
         std::mem::take(&mut self.is_due)
+    }
+
+    /// The next batches remove all rows below an offset.
+    pub(super) fn trim(&mut self, below: u64) {
+        self.trimmed_below = self.trimmed_below.max(below);
+        self.is_due = true;
+    }
+
+    /// Rows below this offset are to go.
+    pub(crate) fn trimmed_below(&self) -> u64 {
+        self.trimmed_below
     }
 
     /// No row came before, if there is one.

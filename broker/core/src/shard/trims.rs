@@ -1,7 +1,8 @@
 //! Cuts of a stream's log that people ask for: everything below an offset goes, at once and for good.
 //!
-//! The cut is found in the background and made by the next batch, as one of retention is. Whoever asked is told when
-//! the new start is in the store. The log owns what waits.
+//! The cut is found in the background and made by the next batch, as one of retention is; of a compacted log the next
+//! batches remove row by row what is below. Whoever asked is told when the new start is in the store. The log owns what
+//! waits.
 
 use std::sync::Arc;
 
@@ -37,7 +38,13 @@ impl ShardOwner {
         let below = below.min(log.state.next);
         log.trims.push((below, reply));
         log.answer_trims();
-        if log.state.start < below {
+        if log.state.start >= below {
+            return;
+        }
+        if let Some(rows) = &mut log.rows {
+            rows.trim(below);
+            self.logs.list(key_of(&id));
+        } else {
             let (of, state, first) = (log.loaded(), log.state, log.first);
             self.background.push(in_background(async move {
                 let result = find(&context, &of.id, &state, first, below).await;

@@ -85,6 +85,21 @@ pub async fn oldest_row(store: &SharedStore, log: &LogId, from: u64) -> Result<O
     Ok(Some(last_value::decode(value)?.message.published_at))
 }
 
+/// How many messages the compacted `log` has in a range of offsets. Reads them all, page by page.
+///
+/// # Errors
+/// If the store fails.
+pub(super) async fn count(store: &SharedStore, log: &LogId, (from, to): (u64, u64)) -> Result<u64> {
+    let mut count = 0;
+    let mut next = (from < to).then(|| RangeQuery::new(last_value::key(log, from), last_value::key(log, to)));
+    while let Some(query) = next {
+        let page = store.begin().get_range(query.clone(), Isolation::Snapshot).await?;
+        count += page.pairs.len() as u64;
+        next = query.after(&page);
+    }
+    Ok(count)
+}
+
 /// Where the first message that came at or after `at` is, or the end if there is none. Rows are in the order of their
 /// times, so this is found by halves: some forty reads of one row in the longest of logs.
 ///

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use futures_util::future::try_join_all;
 
-use super::{Start, place};
+use super::{Start, place, rows};
 use crate::catalog::Object;
 use crate::core::Core;
 use crate::error::Result;
@@ -20,7 +20,7 @@ pub struct Trimmed {
     pub shard: u8,
     /// What is kept.
     pub extent: Extent,
-    /// Messages that went.
+    /// Messages that went; of a compacted stream those that were there when it began.
     pub removed: u64,
 }
 
@@ -55,12 +55,14 @@ impl Core {
         let last_value = stream.definition.last_value;
         let below = place::begin(self.store(), &log, last_value, before, Extent { start, next }).await?;
         let shard = log.shard;
+        let counted =
+            if last_value { Some(rows::count(self.store(), &log, (start, below)).await?) } else { None };
         if dry_run || below <= start {
             let extent = Extent { start: below.max(start), next };
-            return Ok(Trimmed { shard, extent, removed: extent.start - start });
+            return Ok(Trimmed { shard, extent, removed: counted.unwrap_or(extent.start - start) });
         }
         let object = Arc::clone(stream);
         let extent = owner.ask(|reply| Command::Trim { object, log, below, reply }).await??;
-        Ok(Trimmed { shard, extent, removed: extent.start.saturating_sub(start) })
+        Ok(Trimmed { shard, extent, removed: counted.unwrap_or(extent.start.saturating_sub(start)) })
     }
 }

@@ -497,3 +497,49 @@ async fn deleted_with_its_messages_nothing_is_left() {
     }
     world.core.close().await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_trim_removes_what_came_before_a_place_key_by_key_and_nothing_else() {
+    let mut world = World::start(compacted(1)).await;
+    for (n, topic) in ["a/1", "a/2", "a/1", "a/3", "a/2", "a/4"].into_iter().enumerate() {
+        world.publish(topic, &n.to_string()).await;
+    }
+    world.publish("a/3", "").await;
+    // 2, 4, 5 and the tombstone 6 are left.
+    let trim = async |world: &World, before: Start, dry_run: bool| {
+        let trimmed = world.core.trim(&world.stream, &before, None, dry_run).await.unwrap()[0];
+        (trimmed.extent.start, trimmed.extent.next, trimmed.removed)
+    };
+    assert_eq!(trim(&world, Start::Offset(5), true).await, (5, 7, 2));
+    assert_eq!(world.check().await, [2, 4, 5, 6], "it has changed nothing");
+    // A commit that fails is repeated.
+    world.faults.fail_next_commit(CommitFault::SettledLost);
+    assert_eq!(trim(&world, Start::Offset(5), false).await, (5, 7, 2));
+    assert_eq!(world.check().await, [5, 6]);
+    assert_eq!(trim(&world, Start::Offset(3), false).await, (5, 7, 0), "that has gone already");
+    // What has gone is no key any more; what comes has its place.
+    world.publish("a/1", "again").await;
+    world.crash().await;
+    assert_eq!(world.payloads(Start::Earliest).await, ["5", "", "again"]);
+    assert_eq!(trim(&world, Start::Latest, false).await, (8, 8, 3));
+    assert_eq!(world.check().await, [0; 0]);
+    assert_eq!(world.payloads(Start::Earliest).await, [""; 0]);
+    world.publish("a/1", "new").await;
+    assert_eq!(world.check().await, [8]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_trim_of_many_keys_takes_several_transactions_and_readers_go_on_behind_it() {
+    let world = World::start(compacted(1)).await;
+    let topics: Vec<String> = (0..5000).map(|n| format!("a/{n:0>200}")).collect();
+    for topics in topics.chunks(500) {
+        let messages: Vec<(&str, &str)> = topics.iter().map(|topic| (topic.as_str(), "x")).collect();
+        world.publish_all(&messages).await;
+    }
+    let before = world.metrics.batches.get();
+    let trimmed = world.core.trim(&world.stream, &Start::Offset(4990), None, false).await.unwrap()[0];
+    assert_eq!((trimmed.extent.start, trimmed.removed), (4990, 4990));
+    assert!(world.metrics.batches.get() > before + 1);
+    assert_eq!(world.check().await, (4990..5000).collect::<Vec<u64>>());
+    assert_eq!(world.read(Start::Earliest).await.len(), 10);
+}

@@ -90,8 +90,12 @@ async fn who_reads_is_named_and_a_trim_moves_them_on() {
         .await;
     refused(&broker, &["trim", "none", "--before", "6"], "there is no stream `none`").await;
     done(&broker, &["create", "last", "--filter", "last/#", "--last-value"]).await;
-    refused(&broker, &["trim", "last", "--before", "latest"], "is not trimmed: publish an empty payload")
-        .await;
+    broker.publish("last/1", &["0", "1"]).await;
+    broker.publish("last/2", &["2"]).await;
+    let trimmed = done(&broker, &["trim", "last", "--before", "2", "--dry-run"]).await;
+    assert!(trimmed.ends_with("\nwould remove 1\n"), "{trimmed}");
+    assert!(done(&broker, &["trim", "last", "--before", "latest"]).await.ends_with("\nremoved 2\n"));
+    assert_eq!(done(&broker, &["tail", "last", "--offset", "earliest"]).await, "");
     slow.disconnect().await;
     described_until(&broker, |shown| shown["readers"] == json!([])).await;
 }
