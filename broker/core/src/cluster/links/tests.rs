@@ -68,7 +68,7 @@ impl PeerHandler for Recorder {
                 self.released.notified().await;
             }
             let told = match message {
-                PeerMessage::Session(SessionMessage::Kicked { request }) => Told::Session(request),
+                PeerMessage::Session(SessionMessage::Kicked { request, .. }) => Told::Session(request),
                 PeerMessage::Live(LiveMessage::Forward(forward)) => Told::Live(forward.message.payload.len()),
                 other => panic!("not sent here: {other:?}"),
             };
@@ -141,7 +141,7 @@ async fn connected(count: u8) -> (MemoryNetwork, Vec<Pod>) {
 }
 
 fn number(request: u64) -> SessionMessage {
-    SessionMessage::Kicked { request }
+    SessionMessage::Kicked { request, received: Vec::new() }
 }
 
 fn payload(bytes: usize) -> LiveMessage {
