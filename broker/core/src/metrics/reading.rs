@@ -11,6 +11,8 @@ pub struct ReadMetrics {
     pub bytes: Gauge,
     /// Times that a reader did not read ahead because of the bound on them.
     pub held_up: Counter,
+    /// Times that a reader whose client took nothing gave back what it had read ahead.
+    pub given_back: Counter,
     /// Bytes of the newest messages kept for those who read them as they come.
     pub tail_bytes: Gauge,
     /// Pages that readers found there.
@@ -32,6 +34,11 @@ impl ReadMetrics {
             "stream_reads_held_up",
             "Times a reader of a stream did not read ahead because limits.streamReadBytes was reached",
             self.held_up.clone(),
+        );
+        registry.register(
+            "stream_reads_given_back",
+            "Times a reader of a stream whose client took nothing gave back what it had read ahead",
+            self.given_back.clone(),
         );
         registry.register(
             "stream_tail_bytes",

@@ -1,7 +1,9 @@
 //! The memory of pages that were read and that nobody has taken yet, over all readers of a process.
 //!
 //! Nobody waits here: a reader takes what is left for its next page, and when nothing is, it waits for its own client
-//! to take what it holds. One that holds nothing has its page in any case, so that slow clients never starve others.
+//! to take what it holds. One that holds nothing has its page in any case, so that slow clients never starve others. What
+//! is read ahead, beyond that page, never takes more than half, and those whose clients do not take give it back while
+//! others go without: so one that begins later has whole pages too.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -23,9 +25,10 @@ impl ReadBudget {
         Self { limit, taken: AtomicU64::new(0), metrics }
     }
 
-    /// Room for `bytes`, if there is that much left.
+    /// Room for `bytes`, if there is that much left; half as much for a page ahead.
     pub(super) fn try_take(self: &Arc<Self>, bytes: u64, holder: &Arc<Holder>) -> Option<ReadPermit> {
-        let add = |taken: u64| taken.checked_add(bytes).filter(|taken| *taken <= self.limit);
+        let limit = if holder.is_empty() { self.limit } else { self.ahead_max() };
+        let add = |taken: u64| taken.checked_add(bytes).filter(|taken| *taken <= limit);
         self.taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add).ok()?;
         Some(self.permit(bytes, holder))
     }
@@ -34,6 +37,15 @@ impl ReadBudget {
     pub(super) fn take(self: &Arc<Self>, bytes: u64, holder: &Arc<Holder>) -> ReadPermit {
         self.taken.fetch_add(bytes, Ordering::Relaxed);
         self.permit(bytes, holder)
+    }
+
+    /// Whether there is no room to read `bytes` ahead.
+    pub(super) fn is_short_of(&self, bytes: u64) -> bool {
+        self.taken.load(Ordering::Relaxed).saturating_add(bytes) > self.ahead_max()
+    }
+
+    fn ahead_max(&self) -> u64 {
+        self.limit / 2
     }
 
     fn permit(self: &Arc<Self>, bytes: u64, holder: &Arc<Holder>) -> ReadPermit {

@@ -106,7 +106,8 @@ pub struct ReadBatch {
 /// Bounds on what readers of streams hold in memory, over all streams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReadLimits {
-    /// Bytes that were read, from the store or from memory, and not yet taken. A reader that has none may always have one page.
+    /// Bytes that were read, from the store or from memory, and not yet taken. A reader that has none may
+    /// always have one page; what is read ahead beyond that takes half of it at most.
     pub read_bytes: u64,
     /// Bytes of the newest messages kept for those who read them as they come.
     pub tail_bytes: u64,

@@ -163,21 +163,53 @@ impl StreamReader {
         self.ready.retain(|batch| batch.log.shard != shard);
         self.line.retain(|other| *other != shard);
         if matches!(slot.state, State::Idle(_) | State::Settling | State::Failed) {
-            // What it waits for would stay for as long as that does not happen.
-            self.idle.clear();
-            for (shard, slot) in &mut self.shards {
-                match slot.state {
-                    State::Idle(at) => self.idle.push(slot.wait(*shard, &self.clock, at)),
-                    State::Settling => self.idle.push(slot.settle(*shard)),
-                    State::Failed => {
-                        slot.state = State::InLine;
-                        self.line.push_back(*shard);
-                    }
-                    State::InLine | State::Reading | State::Ended => {}
+            self.wait_anew();
+        }
+        Some(slot.given)
+    }
+
+    /// Forgets what was waited for, which would stay for as long as it does not happen, and waits for the shards there are.
+    fn wait_anew(&mut self) {
+        self.idle.clear();
+        for (shard, slot) in &mut self.shards {
+            match slot.state {
+                State::Idle(at) => self.idle.push(slot.wait(*shard, &self.clock, at)),
+                State::Settling => self.idle.push(slot.settle(*shard)),
+                State::Failed => {
+                    slot.state = State::InLine;
+                    self.line.push_back(*shard);
+                }
+                State::InLine | State::Reading | State::Ended => {}
+            }
+        }
+    }
+
+    /// For one who has not asked for a long time: gives back what was read ahead if others go without. It is read again
+    /// when it is asked for. Whether there is anything left to give back, now or later.
+    pub fn give_back(&mut self) -> bool {
+        if self.ready.iter().all(|batch| batch.permit.is_none()) && self.reads.is_empty() {
+            return false;
+        }
+        if !self.budget.is_short_of(PAGE_BYTES as u64) {
+            return true;
+        }
+        self.budget.metrics.given_back.inc();
+        self.ready.clear();
+        // Those under way end here, and what they hold.
+        self.reads = JoinSet::new();
+        for (shard, slot) in &mut self.shards {
+            // Of one that has ended, that may be what was ready.
+            let has_ended_ahead = slot.state == State::Ended && !slot.ended;
+            if slot.reader.position() > slot.given || slot.state == State::Reading || has_ended_ahead {
+                slot.reader.go_back(slot.given);
+                if slot.state != State::InLine {
+                    slot.state = State::InLine;
+                    self.line.push_back(*shard);
                 }
             }
         }
-        Some(slot.given)
+        self.wait_anew();
+        false
     }
 
     /// Whether every shard has reached the place where reading ends, and the last batch was given out. Never without

@@ -195,6 +195,11 @@ impl ShardReader {
         self.next = self.next.max(next);
     }
 
+    /// What was read from `next` on is to be read again.
+    pub(super) fn go_back(&mut self, next: u64) {
+        self.next = next;
+    }
+
     /// The end as its owner announces it; what comes after the last [`ShardReader::stand`] is news.
     pub(super) fn extent(&self) -> watch::Receiver<Extent> {
         self.extent.clone()

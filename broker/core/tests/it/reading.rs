@@ -384,6 +384,75 @@ async fn memory_and_store_give_the_same_records() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn readers_that_have_stalled_leave_others_whole_pages() {
+    const STALLED: usize = 100;
+    const MESSAGES: usize = 200;
+    let metered = Metered::open(ReadLimits::default()).await;
+    metered.publish(MESSAGES, 60_000).await;
+    let (core, stream, metrics) = (&metered.core, &metered.stream, &metered.metrics.reading);
+    let mut stalled = Vec::new();
+    for _ in 0..STALLED {
+        let mut reader = reader(core, stream, Start::Earliest).await;
+        // As for a client that takes nothing: some batches are on the way to it, then nobody asks any more.
+        let mut batches = Vec::new();
+        while batches.len() < 4
+            && let Ok(batch) = tokio::time::timeout(Duration::from_secs(1), reader.next()).await
+        {
+            batches.push(batch.unwrap());
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        stalled.push((reader, batches));
+    }
+    assert!(metrics.held_up.get() >= 1, "so many that they are bounded");
+    let held = metrics.bytes.get();
+    let before = metrics.tail_misses.get();
+    let mut running = reader(core, stream, Start::Earliest).await;
+    assert_eq!(read(&mut running, MESSAGES).await.len(), MESSAGES);
+    let reads = metrics.tail_misses.get() - before;
+    // A page has four messages, or five.
+    assert!(reads <= MESSAGES as u64 / 4 + 1, "{reads} reads while others hold {held} bytes");
+    core.close().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_read_ahead_is_given_back_while_others_go_without() {
+    const PAGES: u64 = 8;
+    let limits = ReadLimits { read_bytes: PAGES * 256 * 1024, ..ReadLimits::default() };
+    let metered = Metered::open(limits).await;
+    metered.publish(40, 60_000).await;
+    let (core, stream, metrics) = (&metered.core, &metered.stream, &metered.metrics.reading);
+    let mut stalled = reader(core, stream, Start::Earliest).await;
+    let batch = stalled.next().await.unwrap();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let alone = metrics.bytes.get();
+    assert!(stalled.give_back(), "it may be asked for later");
+    assert_eq!(metrics.bytes.get(), alone, "nobody goes without");
+    let mut other = reader(core, stream, Start::Earliest).await;
+    let mut others = vec![other.next().await.unwrap()];
+    while let Ok(batch) = tokio::time::timeout(Duration::from_secs(1), other.next()).await {
+        others.push(batch.unwrap());
+    }
+    let full = metrics.bytes.get();
+    assert!(!stalled.give_back() && !stalled.give_back(), "nothing is left");
+    assert_eq!(metrics.given_back.get(), 1);
+    assert!(metrics.bytes.get() <= full - 250_000, "{} of {full}", metrics.bytes.get());
+    drop((other, others));
+    let mut next = batch.next;
+    drop(batch);
+    while next < 40 {
+        let batch = stalled.next().await.unwrap();
+        let offsets: Vec<u64> = batch.records.iter().map(|(offset, _)| *offset).collect();
+        assert_eq!(offsets, (next..batch.next).collect::<Vec<_>>(), "none is left out or comes again");
+        next = batch.next;
+    }
+    assert!(is_waiting(&mut stalled).await);
+    // At its end too, where it waits for more, what is ahead comes again.
+    metered.publish(1, 10).await;
+    assert_eq!(read(&mut stalled, 1).await, [(40, "x".repeat(10))]);
+    core.close().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn slow_readers_share_a_budget_and_starve_nobody() {
     const PAGES: u64 = 4;
     const SLOW: usize = 10;

@@ -28,6 +28,9 @@ const REOPEN_WAIT_MAX: Duration = Duration::from_secs(5);
 /// Time for which the messages of one shard may be all there is, where a rate is set.
 const TURN: Duration = Duration::from_secs(2);
 
+/// Time after which a client that has taken nothing is asked to give memory back that others could use; and again.
+const STALLED_AFTER: Duration = Duration::from_secs(1);
+
 /// Shards that a member of a consumer group has: of each the generation of the assignment, and where it begins.
 pub(super) type Shares = BTreeMap<u8, (u64, u64)>;
 
@@ -259,7 +262,15 @@ impl Task {
     }
 
     async fn send(&mut self, part: Part) -> Result<(), Over> {
-        self.batches.send(StreamBatch { reader: self.id, part }).await.map_err(|_| Over)
+        let mut sending = std::pin::pin!(self.batches.send(StreamBatch { reader: self.id, part }));
+        loop {
+            if let Ok(sent) = tokio::time::timeout(STALLED_AFTER, &mut sending).await {
+                return sent.map_err(|_| Over);
+            }
+            if !self.reader.give_back() {
+                return sending.await.map_err(|_| Over);
+            }
+        }
     }
 }
 
