@@ -570,6 +570,8 @@ pub(crate) fn reason_of(error: &Error) -> ReasonCode {
     match error {
         Error::Full(_) => ReasonCode::QuotaExceeded,
         Error::Closed => ReasonCode::ServerShuttingDown,
-        Error::Store(_) | Error::Record(_) | Error::Fenced => ReasonCode::ImplementationSpecificError,
+        Error::Store(_) | Error::Record(_) | Error::Damaged(_) | Error::Fenced => {
+            ReasonCode::ImplementationSpecificError
+        }
     }
 }

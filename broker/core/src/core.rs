@@ -333,10 +333,9 @@ impl Core {
         options: &ReadOptions,
         from: Option<u64>,
     ) -> Result<ShardReader> {
-        let Context { store, clock, .. } = &self.context;
         let (object, owner) = (Arc::clone(stream), self.shard(log.vs)?.clone());
         let watched = owner.ask(|reply| Command::Watch { object, log, reply }).await??;
-        let shared = Shared::new(Arc::clone(store), *clock, options);
+        let shared = Shared::new(&self.context, stream, options);
         let last_value = stream.definition.last_value;
         let opening = Opening { log, last_value, extent: watched.extent, tail: watched.tail, owner };
         ShardReader::open(shared, opening, options, from).await

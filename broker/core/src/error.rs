@@ -1,6 +1,7 @@
 //! What can go wrong in this crate.
 
 use crate::keyspace::DecodeError;
+use crate::stream::Damage;
 
 /// A failed operation.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -11,6 +12,9 @@ pub enum Error {
     /// A stored record is damaged or from a newer version: a person must act.
     #[error("read stored record: {0}")]
     Record(#[from] DecodeError),
+    /// Part of a stream is damaged: a person must act, and is told how.
+    #[error("{0}")]
+    Damaged(Box<Damage>),
     /// Another pod has taken over what this one thought it owned.
     #[error("taken over by another owner")]
     Fenced,

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::JoinSet;
 use weir_codec::{Message, MessageProperties, ProtocolVersion, QoS, ReasonCode};
+use weir_core::Error;
 use weir_core::catalog::Object;
 use weir_core::definition::Kind;
 use weir_core::key::Publisher;
@@ -145,12 +146,11 @@ impl Way {
         // More would not fit into the answer.
         fetch.max_bytes = fetch.max_bytes.min(self.bytes_max as u64);
         fetch.options.name = (*self.publisher.client_id).into();
-        let mut fetched = self
-            .broker
-            .core
-            .fetch(&stream, &fetch)
-            .await
-            .map_err(|error| Refusal { code: "unavailable", message: format!("{error}; try again") })?;
+        let mut fetched = self.broker.core.fetch(&stream, &fetch).await.map_err(|error| match error {
+            // It says what to do.
+            Error::Damaged(damage) => Refusal { code: "damaged", message: damage.to_string() },
+            error => Refusal { code: "unavailable", message: format!("{error}; try again") },
+        })?;
         let permit = fetched.permit.take();
         Ok((fetch::answer(name, &fetched, self.bytes_max)?, permit))
     }

@@ -14,7 +14,7 @@ use crate::keyspace::time_index::{self, IndexEntry};
 use crate::keyspace::{LogId, tag};
 
 /// Index entries looked at in one go: about 64 MB of segments.
-const PAGE: usize = 1000;
+pub(super) const PAGE: usize = 1000;
 
 /// What the limits of a stream let one of its shards keep.
 #[derive(Clone, Debug)]
@@ -85,7 +85,8 @@ pub(crate) async fn read_horizon(
     Ok(Horizon::new(entries, more))
 }
 
-async fn read_index(
+/// Entries of the time index of `log` from `first` on, at most `limit`, and whether there are more.
+pub(super) async fn read_index(
     context: &Context,
     log: &LogId,
     first: IndexPlace,

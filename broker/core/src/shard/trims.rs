@@ -12,12 +12,14 @@ use weir_storage::{Isolation, RangeQuery};
 use super::log::{IndexPlace, Log, Trim};
 use super::logs::key_of;
 use super::owner::ShardOwner;
+use super::retention::{PAGE as INDEX_PAGE, read_index};
 use super::upkeep::{Done, in_background};
 use super::{Context, Extent};
 use crate::catalog::Object;
 use crate::error::{Error, Result};
 use crate::keyspace::log_state::LogState;
 use crate::keyspace::segment::{self, SegmentReader};
+use crate::keyspace::time_index::IndexEntry;
 use crate::keyspace::{LogId, tag};
 
 /// Who waits for a log to begin at an offset.
@@ -129,13 +131,36 @@ async fn find(
     let Some((key, value)) = tx.get_range(query, Isolation::Snapshot).await?.pairs.pop() else {
         return Ok(None);
     };
-    let segment = SegmentReader::open(segment::base_of_key(&key)?, value)?;
-    let header = segment.header();
-    Ok(Some(Trim {
-        start: below,
-        base: header.base,
-        first_ts: header.first_ts,
-        bytes_trimmed: header.log_bytes_before,
-        ..everything
-    }))
+    let base = segment::base_of_key(&key)?;
+    let (first_ts, bytes_trimmed) = match SegmentReader::open(base, value) {
+        Ok(segment) => (segment.header().first_ts, segment.header().log_bytes_before),
+        // It may be to get rid of this one, which the time index knows too.
+        Err(error) => match find_entry(context, log, first, base).await? {
+            Some(entry) => (entry.first_ts, entry.log_bytes_before),
+            None => return Err(error.into()),
+        },
+    };
+    Ok(Some(Trim { start: below, base, first_ts, bytes_trimmed, ..everything }))
+}
+
+/// The segment at `base` in the time index of `log`, which has nothing before `first`; all that comes before it is read.
+async fn find_entry(
+    context: &Context,
+    log: &LogId,
+    first: IndexPlace,
+    base: u64,
+) -> Result<Option<IndexEntry>> {
+    let mut from = first;
+    loop {
+        let (entries, more) = read_index(context, log, from, INDEX_PAGE).await?;
+        if let Some(entry) = entries.iter().find(|entry| entry.base >= base) {
+            return Ok(Some(*entry).filter(|entry| entry.base == base));
+        }
+        match entries.last() {
+            Some(last) if more => {
+                from = IndexPlace { base: last.base.saturating_add(1), ..IndexPlace::of(last) }
+            }
+            _ => return Ok(None),
+        }
+    }
 }

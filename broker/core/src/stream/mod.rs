@@ -2,12 +2,13 @@
 //!
 //! A [`StreamReader`] reads some shards of one stream, each a [`ShardReader`] in it. Where a shard begins and ends is
 //! worked out in `place`; pages of history come from the store (`pages`), under a budget (`budget`), and what was just
-//! appended from memory (`tail`), where the shard's owner puts it. Readers are independent of each other and of
+//! appended from memory (`tail`), where the shard's owner puts it. What cannot be read is told of in `damage`. Readers are independent of each other and of
 //! publishers: none waits for another, and the owner waits for none.
 //!
 //! Must never know who reads, or what the records are turned into. The state of a reader is its own.
 
 mod budget;
+mod damage;
 mod fetch;
 mod pages;
 mod place;
@@ -30,6 +31,8 @@ use crate::metrics::Metrics;
 
 pub(crate) use budget::ReadBudget;
 pub use budget::ReadPermit;
+pub use damage::Damage;
+pub(crate) use damage::Damages;
 pub use fetch::{FETCH_BYTES_AT_ONCE, FETCH_BYTES_MAX, FETCH_MESSAGES_MAX, Fetch, Fetched};
 pub(crate) use pages::read_page;
 pub(crate) use place::begin;
@@ -124,14 +127,17 @@ impl Default for ReadLimits {
 pub(crate) struct ReadMemory {
     pub(crate) budget: Arc<ReadBudget>,
     pub(crate) tails: Arc<Tails>,
+    pub(crate) damages: Arc<Damages>,
     /// Bytes that fetches may still have.
     pub(crate) fetches: Arc<Semaphore>,
 }
 
 impl ReadMemory {
     pub(crate) fn new(limits: ReadLimits, metrics: &Metrics) -> Self {
+        let damages = Arc::new(Damages::new(metrics.damaged.clone()));
         let metrics = &metrics.reading;
         Self {
+            damages,
             budget: Arc::new(ReadBudget::new(limits.read_bytes, metrics.clone())),
             tails: Arc::new(Tails::new(limits.tail_bytes, metrics.clone())),
             fetches: Arc::new(Semaphore::new(FETCH_BYTES_AT_ONCE)),

@@ -1,10 +1,11 @@
 //! Where a place in a stream is: times become offsets by the time index and at most one segment.
 
+use bytes::Bytes;
 use weir_env::clock::Timestamp;
 use weir_storage::{Isolation, RangeQuery, SharedStore};
 
 use super::{Start, rows};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::keyspace::segment::{self, SegmentReader};
 use crate::keyspace::time_index::{self, IndexEntry};
 use crate::keyspace::{LogId, tag};
@@ -24,7 +25,14 @@ pub(crate) async fn begin(
     Ok(match start {
         Start::Earliest => extent.start,
         Start::Latest => extent.next,
-        Start::Time(at) => first_at(store, log, last_value, *at, extent).await?,
+        Start::Time(at) => match first_at(store, log, last_value, *at, extent).await {
+            // From there on it is for whoever reads, or removes, what is there.
+            Err(Error::Record(_)) if !last_value => match last_before(store, log, *at).await? {
+                Some((base, _)) => base.clamp(extent.start, extent.next),
+                None => extent.start,
+            },
+            found => found?,
+        },
         Start::Offset(_) | Start::Offsets(_) => {
             start.offset(log.shard).unwrap_or(0).clamp(extent.start, extent.next)
         }
@@ -42,16 +50,10 @@ pub(super) async fn first_at(
     if last_value {
         return rows::first_since(store, log, at, extent).await;
     }
-    let mut tx = store.begin();
-    let (begin, _) = log.range(tag::TIME_INDEX);
-    let end = time_index::key(log, at, 0);
-    let query = RangeQuery { begin: begin.into(), end: end.into(), limit: 1, target_bytes: 0, reverse: true };
-    let page = tx.get_range(query, Isolation::Snapshot).await?;
     // Times never go back within a log. So what comes before the last segment that begins earlier is earlier too, and
     // what comes after it is not.
-    let Some((key, value)) = page.pairs.into_iter().next() else { return Ok(extent.start) };
-    let base = IndexEntry::decode(&key, value)?.base;
-    let Some(value) = tx.get(&segment::key(log, base), Isolation::Snapshot).await? else {
+    let Some((base, value)) = last_before(store, log, at).await? else { return Ok(extent.start) };
+    let Some(value) = value else {
         // Retention was faster.
         return Ok(extent.start.max(base));
     };
@@ -66,4 +68,21 @@ pub(super) async fn first_at(
         }
     }
     Ok(end.max(extent.start))
+}
+
+/// The last segment of `log` that begins before `at`, if there is one; its value is gone if retention was faster.
+async fn last_before(
+    store: &SharedStore,
+    log: &LogId,
+    at: Timestamp,
+) -> Result<Option<(u64, Option<Bytes>)>> {
+    let mut tx = store.begin();
+    let (begin, _) = log.range(tag::TIME_INDEX);
+    let end = time_index::key(log, at, 0);
+    let query = RangeQuery { begin: begin.into(), end: end.into(), limit: 1, target_bytes: 0, reverse: true };
+    let Some((key, value)) = tx.get_range(query, Isolation::Snapshot).await?.pairs.pop() else {
+        return Ok(None);
+    };
+    let base = IndexEntry::decode(&key, value)?.base;
+    Ok(Some((base, tx.get(&segment::key(log, base), Isolation::Snapshot).await?)))
 }

@@ -55,7 +55,13 @@ pub(crate) async fn read_rows(
     Ok((records, next))
 }
 
-async fn load_chunks(tx: &mut dyn Transaction, log: &LogId, offset: u64, len: u32) -> Result<bytes::Bytes> {
+/// The payload of a record that is stored in chunks, as `tx` sees it.
+pub(super) async fn load_chunks(
+    tx: &mut dyn Transaction,
+    log: &LogId,
+    offset: u64,
+    len: u32,
+) -> Result<bytes::Bytes> {
     let len = usize::try_from(len).unwrap_or(usize::MAX);
     let mut payload = BytesMut::new();
     let (begin, end) = log_blob::range(log, offset, offset.saturating_add(1));

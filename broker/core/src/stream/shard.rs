@@ -10,11 +10,13 @@ use weir_env::clock::{Clock, Timestamp};
 use weir_storage::SharedStore;
 use weir_topic::TopicFilter;
 
+use super::damage::{Damage, Damages, locate};
 use super::{ReadOptions, Start, TailReader, place, read_page};
-use crate::error::Result;
-use crate::keyspace::LogId;
+use crate::catalog::Object;
+use crate::error::{Error, Result};
 use crate::keyspace::segment::Record;
-use crate::shard::{Extent, ReadRecords, ShardHandle};
+use crate::keyspace::{DecodeError, LogId};
+use crate::shard::{Context, Extent, ReadRecords, ShardHandle};
 
 /// Bytes of segments read in one go.
 pub(super) const PAGE_BYTES: usize = 256 * 1024;
@@ -24,13 +26,37 @@ pub(super) const PAGE_BYTES: usize = 256 * 1024;
 pub(crate) struct Shared {
     pub(crate) store: SharedStore,
     pub(crate) clock: Clock,
+    stream: Arc<Object>,
+    damages: Arc<Damages>,
     wanted: Arc<Wanted>,
 }
 
 impl Shared {
-    pub(crate) fn new(store: SharedStore, clock: Clock, options: &ReadOptions) -> Self {
+    pub(crate) fn new(context: &Context, stream: &Arc<Object>, options: &ReadOptions) -> Self {
         let wanted = Wanted { filter: options.filter.clone(), key: options.key.clone() };
-        Self { store, clock, wanted: Arc::new(wanted) }
+        Self {
+            store: Arc::clone(&context.store),
+            clock: context.clock,
+            stream: Arc::clone(stream),
+            damages: Arc::clone(&context.reading.damages),
+            wanted: Arc::new(wanted),
+        }
+    }
+
+    /// What is to be said of a page of `log` that could not be read, which was because of `why` when it was tried.
+    async fn damage(&self, log: &LogId, (from, end): (u64, u64), why: DecodeError) -> Error {
+        let definition = &self.stream.definition;
+        match locate(&self.store, log, definition.last_value, (from, end)).await {
+            Ok(Some(found)) => {
+                let stream = definition.name.clone();
+                let damage =
+                    Damage { stream, shard: log.shard, at: found.at, next: found.next, why: found.why };
+                self.damages.tell(log, &damage);
+                Error::Damaged(Box::new(damage))
+            }
+            Ok(None) => Error::Record(why),
+            Err(error) => error,
+        }
     }
 }
 
@@ -244,8 +270,11 @@ impl PageRead {
     /// Reads about `target_bytes`.
     pub(super) async fn run(self, target_bytes: usize) -> Result<Page> {
         let Self { shared, log, last_value, from, end, .. } = &self;
-        let read = read_page(&shared.store, log, *last_value, (*from, *end), target_bytes).await?;
-        Ok(self.narrow(read))
+        match read_page(&shared.store, log, *last_value, (*from, *end), target_bytes).await {
+            Ok(read) => Ok(self.narrow(read)),
+            Err(Error::Record(why)) => Err(shared.damage(log, (*from, *end), why).await),
+            Err(error) => Err(error),
+        }
     }
 
     /// What is wanted of `records`, which end at `next`.

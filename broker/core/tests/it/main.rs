@@ -25,6 +25,7 @@ mod queues;
 mod reading;
 mod retention;
 mod sessions;
+mod stream_damage;
 mod stream_model;
 mod stream_operations;
 mod streams;

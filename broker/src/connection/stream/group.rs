@@ -200,7 +200,7 @@ impl Connection {
         }
         let reason = match &error {
             Error::Full(_) => ReasonCode::QuotaExceeded,
-            Error::Store(_) | Error::Record(_) | Error::Fenced | Error::Closed => {
+            Error::Store(_) | Error::Record(_) | Error::Damaged(_) | Error::Fenced | Error::Closed => {
                 ReasonCode::UnspecifiedError
             }
         };

@@ -94,6 +94,8 @@ impl Task {
                 }
                 // The owner of a shard has failed, unless the stream is gone or the broker stops.
                 Err(Error::Closed) => self.reopen().await?,
+                // People have been told of that place once, and this comes there again until they have acted.
+                Err(Error::Damaged(_)) => {}
                 Err(error) => self.warn(&error),
             }
         }

@@ -2,13 +2,16 @@
 
 use serde_json::{Value, json};
 use weir_codec::{Publish, ReasonCode};
+use weir_core::definition::Kind;
+use weir_core::keyspace::segment;
+use weir_core::stream::Start;
 use weir_topic::TopicName;
 
 use super::auth::{RULES, anna, guarded, with};
 use super::client::{
     AtLeastOnce, AtMostOnce, Client, ExactlyOnce, V5, V311, clean, filter, id, publish, text,
 };
-use super::{TestBroker, stream};
+use super::{TestBroker, memory, stream};
 
 const FETCH: &str = "$weir/stream/log/fetch";
 
@@ -104,6 +107,37 @@ async fn a_worker_pulls_a_stream_batch_by_batch() {
         assert!(!seen.topic.as_ref().unwrap().as_str().starts_with('$'), "{seen:?}");
     }
     broker.metric_reaches("weir_stream_fetches_total{outcome=\"answered\"}", 9.0).await;
+}
+
+#[tokio::test]
+async fn a_worker_is_told_of_damage_and_the_way_past_it() {
+    let store = memory();
+    let broker = TestBroker::start_on(&store).await;
+    broker.declare(&[stream("log", "log/#")]).await;
+    let mut worker = broker.subscriber("r", "answers/r", AtLeastOnce).await;
+    broker.publish("log/1", &["0"]).await;
+    broker.publish("log/1", &["1"]).await;
+    let log = broker.core.catalog().view().find(Kind::Stream, "log").unwrap().logs[0];
+    let mut tx = store.begin();
+    tx.set(&segment::key(&log, 0), b"not a segment");
+    tx.commit().await.unwrap();
+    for _ in 0..2 {
+        let error = asked(&mut worker, &json!({"offset": "earliest"})).await["error"].clone();
+        assert_eq!(error["code"], "damaged");
+        let message = error["message"].as_str().unwrap();
+        assert!(message.contains("at 0:0 is damaged"), "{message}");
+        assert!(message.contains("`weir stream trim log --before 0:1`"), "{message}");
+    }
+    broker.metric_reaches("weir_damaged_records_total", 1.0).await;
+    // It is as it says, and a subscriber that waits there goes on.
+    let mut reader = broker.clean("reader").await;
+    reader.read_from("$stream/log", AtLeastOnce, "earliest").await;
+    reader.quiet().await;
+    let object = broker.core.catalog().view().find(Kind::Stream, "log").unwrap();
+    broker.core.trim(&object, &Start::Offsets(vec![(0, 1)]), None, false).await.unwrap();
+    assert_eq!(text(&reader.take().await), "1");
+    assert_eq!(payloads(&asked(&mut worker, &json!({"offset": "earliest"})).await), ["1"]);
+    assert!((broker.metric("weir_damaged_records_total").await - 1.0).abs() < 0.1, "once");
 }
 
 #[tokio::test]
