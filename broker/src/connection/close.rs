@@ -4,11 +4,13 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytestring::ByteString;
 use smallvec::SmallVec;
 use weir_codec::{QoS, ReasonCode};
 use weir_core::keyspace::session::{OutgoingEntry, OutgoingPhase};
+use weir_core::keyspace::session_position::SessionPosition;
 use weir_core::queue::Lost;
-use weir_core::sessions::{CloseOptions, SessionRef, WillAction};
+use weir_core::sessions::{CloseOptions, SessionOp, SessionRef, WillAction};
 use weir_session::{CloseCause, Closed, Delivery, Outgoing};
 
 use super::external::External;
@@ -30,6 +32,10 @@ const CLOSE_RETRY_WAIT: Duration = Duration::from_millis(100);
 const CLOSE_RETRY_WAIT_MAX: Duration = Duration::from_secs(5);
 /// How long other members of its groups are given to make room for what a client leaves.
 pub(super) const HAND_ON_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Positions in streams stored with the end of a connection, each of at most some kilobytes: of the rest it is tried
+/// once.
+const POSITIONS_AT_CLOSE: usize = 200;
 
 /// What is left of a connection while its end is stored.
 struct Leaving {
@@ -57,17 +63,16 @@ impl Connection {
             self.settle_written().await;
             self.wire.close();
         }
-        let moved = self.moved_positions();
-        if !moved.is_empty() {
-            self.inbox.state().ops.extend(moved);
-        }
         let to_store = self.inbox.known().map(|state| (state.writing.take(), std::mem::take(&mut state.ops)));
-        let (writing, ops) = to_store.unwrap_or_default();
+        let (writing, mut ops) = to_store.unwrap_or_default();
         if let Some(writing) = writing
             && let Err(error) = writing.await
         {
             tracing::debug!(%error, "acknowledgements of the last moment not stored");
+            self.touch_positions();
         }
+        ops.extend(self.moved_positions());
+        let positions = split_positions(&mut ops);
         if !ops.is_empty()
             && let Err(error) = self.broker.sessions.update(&self.stored, &ops).await
         {
@@ -76,7 +81,7 @@ impl Connection {
         self.release_queues(&closed).await;
         self.subscriber.disconnect(&self.mailbox);
         let label = if self.pace.is_shed() { metrics::Closed::TooSlow } else { close_label(closed.cause) };
-        let leaving = self.leave(closed).await;
+        let leaving = self.leave(closed, positions).await;
         put_away(leaving).await;
         label
     }
@@ -99,7 +104,11 @@ impl Connection {
 
     /// Gives back what the client had of live messages. What is left is for [`put_away`], which may take long: nothing
     /// else of the connection outlives this.
-    async fn leave(self: Box<Self>, closed: Closed) -> Leaving {
+    async fn leave(
+        self: Box<Self>,
+        closed: Closed,
+        positions: Vec<(ByteString, SessionPosition)>,
+    ) -> Leaving {
         let Self {
             broker,
             session,
@@ -122,7 +131,7 @@ impl Connection {
             broker.metrics.forbidden.inc(metrics::Forbidden::Will);
         }
         let will = if fires { WillAction::Fire } else { WillAction::Cancel };
-        let options = CloseOptions { expiry_seconds: closed.session_expiry, will, outgoing };
+        let options = CloseOptions { expiry_seconds: closed.session_expiry, will, outgoing, positions };
         if !stored.persistent {
             for (text, from) in subscriptions.iter().filter_map(parsed) {
                 broker.router.unsubscribe(subscriber.id, text, &from);
@@ -136,6 +145,17 @@ impl Connection {
         let patience = if drain_until.is_some() { Duration::ZERO } else { CLOSE_PATIENCE };
         Leaving { broker, stored, options, place, wire, patience }
     }
+}
+
+/// Takes the positions in streams, the newest last, out of what is to be stored: they are stored with the end of the
+/// connection, which is tried until it is. Those that would make that too large stay.
+fn split_positions(ops: &mut Vec<SessionOp>) -> Vec<(ByteString, SessionPosition)> {
+    let is_position = |op: &mut SessionOp| matches!(op, SessionOp::StorePosition(_));
+    let mut positions: Vec<_> = ops.extract_if(.., is_position).collect();
+    let rest = positions.len().saturating_sub(POSITIONS_AT_CLOSE);
+    ops.extend(positions.drain(..rest));
+    let position = |op| if let SessionOp::StorePosition(of) = op { Some(*of) } else { None };
+    positions.into_iter().filter_map(position).collect()
 }
 
 /// Stores the end of a connection, and publishes its will if that is due. A store in trouble is asked again:

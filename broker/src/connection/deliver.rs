@@ -462,6 +462,7 @@ impl Connection {
     pub(super) fn handle_written(&mut self, result: weir_core::Result<()>) {
         self.inbox.state().writing = None;
         if let Err(error) = result {
+            self.touch_positions();
             self.fail(&error);
         }
     }

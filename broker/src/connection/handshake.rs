@@ -25,7 +25,7 @@ use super::inlet::Inlet;
 use super::pace::Pace;
 use super::pending::Pending;
 use super::queue_slot::QueueSlot;
-use super::stream::{STREAM_CHANNEL, Timers};
+use super::stream::{Lanes, Timers};
 use super::wire::Wire;
 use super::{Connection, FAREWELL_TIMEOUT, Incoming, Tag};
 use crate::auth::ClientAccess;
@@ -331,8 +331,7 @@ impl Parts {
             held: VecDeque::new(),
             unwritten: VecDeque::new(),
             queue_slot: QueueSlot::default(),
-            stream: Inlet::new(STREAM_CHANNEL),
-            batch: None,
+            streams: Lanes::new(),
             timers: Timers::default(),
             retained: VecDeque::new(),
             inbox,

@@ -62,7 +62,7 @@ use inlet::Inlet;
 use pace::Pace;
 use pending::Pending;
 use queue_slot::QueueSlot;
-use stream::{PlaceId, StreamBatch, Timers};
+use stream::{Lanes, PlaceId, Timers};
 use wait::{Catalog, Socket, Turn, Wants};
 use wire::Wire;
 
@@ -164,8 +164,7 @@ struct Connection {
     unwritten: VecDeque<Unwritten>,
     /// Keeps the last slot for queues now and then.
     queue_slot: QueueSlot,
-    stream: Inlet<StreamBatch>,
-    batch: Option<Box<StreamBatch>>,
+    streams: Lanes,
     /// When something is to be done for streams.
     timers: Timers,
     retained: VecDeque<subscribe::RetainedScan>,
@@ -309,7 +308,7 @@ impl Connection {
         Wants {
             read: self.wants_read() && !self.undecoded && !self.input_ended,
             queue: self.held.is_empty() && self.has_room(),
-            stream: self.batch.is_none() && self.has_room(),
+            stream: self.has_room(),
             until: wakes.into_iter().flatten().min(),
         }
     }
@@ -320,7 +319,6 @@ impl Connection {
             self.answer(asker, outcome);
         }
         self.held.extend(turn.delivery);
-        self.batch = self.batch.take().or(turn.batch.map(Box::new));
         if let Some(result) = turn.written {
             self.handle_written(result);
         }

@@ -21,7 +21,7 @@ use super::external::External;
 use super::inbox::Inbox;
 use super::inlet::Inlet;
 use super::pending::Pending;
-use super::stream::{PlaceId, StreamBatch};
+use super::stream::{Lanes, PlaceId};
 use super::wire::Wire;
 use super::{Answer, Connection};
 use crate::mailbox::Mailbox;
@@ -33,7 +33,8 @@ pub(super) struct Turn {
     pub(super) answers: Vec<Answer>,
     pub(super) mail: bool,
     pub(super) delivery: Option<QueueDelivery>,
-    pub(super) batch: Option<StreamBatch>,
+    /// Of streams something was taken out of a lane.
+    pub(super) streams: bool,
     pub(super) written: Option<weir_core::Result<()>>,
     pub(super) auth: Option<AuthEvent>,
     pub(super) catalog: bool,
@@ -94,7 +95,7 @@ impl Turn {
             || !self.answers.is_empty()
             || self.mail
             || self.delivery.is_some()
-            || self.batch.is_some()
+            || self.streams
             || self.written.is_some()
             || self.auth.is_some()
             || self.catalog
@@ -107,7 +108,7 @@ struct Sources<'a> {
     pending: &'a mut Pending,
     mailbox: &'a Mailbox,
     queue: &'a mut Inlet<QueueDelivery>,
-    stream: &'a mut Inlet<StreamBatch>,
+    streams: &'a mut Lanes,
     externals: &'a mut [External],
     inbox: &'a mut Inbox,
     auth: &'a mut Option<Box<ClientAuth>>,
@@ -155,8 +156,8 @@ impl Connection {
     }
 
     fn sources(&mut self) -> (&Wire, Sources<'_>) {
-        let Self { wire, pending, mailbox, queue, stream, externals, inbox, auth, catalog, .. } = self;
-        (wire, Sources { pending, mailbox, queue, stream, externals, inbox, auth, catalog })
+        let Self { wire, pending, mailbox, queue, streams, externals, inbox, auth, catalog, .. } = self;
+        (wire, Sources { pending, mailbox, queue, streams, externals, inbox, auth, catalog })
     }
 }
 
@@ -184,7 +185,7 @@ impl Sources<'_> {
             turn.delivery = self.queue.poll_recv(context);
         }
         if wants.stream {
-            turn.batch = self.stream.poll_recv(context);
+            turn.streams = self.streams.poll_begin(context);
         }
         turn.group = self.externals.iter_mut().find_map(|external| external.poll_group(context));
         turn.written = self.inbox.poll_written(context);

@@ -240,7 +240,12 @@ async fn the_end_of_a_session_lets_go_of_shared_messages() {
     it.append(&large(5_000), &sessions, None).await.unwrap();
     it.remove_all(&sessions[0]).await;
     it.bench.sessions.end(&sessions[1]).await.unwrap();
-    let options = CloseOptions { expiry_seconds: 10, will: WillAction::Fire, outgoing: Vec::new() };
+    let options = CloseOptions {
+        expiry_seconds: 10,
+        will: WillAction::Fire,
+        outgoing: Vec::new(),
+        positions: Vec::new(),
+    };
     it.bench.sessions.close(&sessions[2], &options).await.unwrap();
     tokio::time::advance(Duration::from_secs(10)).await;
     assert_eq!(it.bench.sessions.expire_due(it.bench.clock.wall()).await.unwrap().len(), 1);

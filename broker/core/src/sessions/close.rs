@@ -17,6 +17,7 @@ use crate::keyspace::session::{
     ClientKeys, Fence, Incarnation, OutgoingEntry, SessionRoute, SessionState, SessionStatus,
     decode_incoming, suffix,
 };
+use crate::keyspace::session_position::SessionPosition;
 use crate::keyspace::timer::{Timer, TimerId, TimerKind};
 use crate::keyspace::will::{WillHeader, WillId};
 use crate::keyspace::{DecodeError, VirtualShard};
@@ -55,6 +56,8 @@ pub struct CloseOptions {
     pub will: WillAction,
     /// QoS 1 publishes sent and not acknowledged: they are sent again under their packet ids.
     pub outgoing: Vec<OutgoingEntry>,
+    /// Subscriptions that have come further in their streams than is stored, and how far.
+    pub positions: Vec<(ByteString, SessionPosition)>,
 }
 
 /// What the end of a connection brought about.
@@ -137,7 +140,12 @@ impl Sessions {
     /// # Errors
     /// As [`Sessions::close`].
     pub async fn end(&self, session: &SessionRef) -> Result<Option<EndedSession>> {
-        let options = CloseOptions { expiry_seconds: 0, will: WillAction::Cancel, outgoing: Vec::new() };
+        let options = CloseOptions {
+            expiry_seconds: 0,
+            will: WillAction::Cancel,
+            outgoing: Vec::new(),
+            positions: Vec::new(),
+        };
         self.close(session, &options).await.map(|closed| closed.ended)
     }
 
@@ -310,6 +318,9 @@ impl Closing<'_> {
             wipe.disconnect(tx, expiry_seconds, now);
             for entry in &self.options.outgoing {
                 tx.set(&self.keys.outgoing(entry.packet_id), &entry.encode());
+            }
+            for (filter, position) in &self.options.positions {
+                tx.set(&self.keys.position(filter), &position.encode());
             }
         }
         Ok(CloseStep { will, done })

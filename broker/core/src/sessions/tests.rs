@@ -37,7 +37,10 @@ async fn open(sessions: &Sessions, options: &OpenOptions) -> Opened {
 }
 
 async fn close(sessions: &Sessions, session: &SessionRef, expiry_seconds: u32, will: WillAction) -> Closed {
-    sessions.close(session, &CloseOptions { expiry_seconds, will, outgoing: Vec::new() }).await.unwrap()
+    sessions
+        .close(session, &CloseOptions { expiry_seconds, will, outgoing: Vec::new(), positions: Vec::new() })
+        .await
+        .unwrap()
 }
 
 fn subscription(qos: u8) -> StoredSubscription {
@@ -127,7 +130,8 @@ async fn a_session_comes_back_as_it_was_left() {
         .unwrap();
     let unacknowledged = OutgoingEntry { packet_id: 9, phase: OutgoingPhase::Published, inbox_id: kept };
     let outgoing = vec![unacknowledged];
-    let options = CloseOptions { expiry_seconds: NEVER, will: WillAction::Cancel, outgoing };
+    let options =
+        CloseOptions { expiry_seconds: NEVER, will: WillAction::Cancel, outgoing, positions: Vec::new() };
     sessions.close(&session, &options).await.unwrap();
 
     let again = open(sessions, &self::options(false, 60)).await;
@@ -184,6 +188,36 @@ async fn a_position_lives_as_long_as_its_subscription() {
     assert_eq!(clean.positions, []);
     sessions.end(&clean.session).await.unwrap();
     assert_empty(&bench).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn positions_are_stored_with_the_end_of_the_connection() {
+    let keep = |at: u64, expiry_seconds| CloseOptions {
+        expiry_seconds,
+        will: WillAction::Cancel,
+        outgoing: Vec::new(),
+        positions: vec![("a".into(), position(1, at))],
+    };
+    for fault in [Fault::None, Fault::Unavailable, Fault::UnknownCommitted, Fault::UnknownLost] {
+        let bench = Bench::new();
+        let sessions = &bench.sessions;
+        let session = open(sessions, &options(false, NEVER)).await.session;
+        sessions.subscribe(&session, &[("a".into(), subscription(1))]).await.unwrap();
+        bench.store.expect([fault]);
+        let closed = sessions.close(&session, &keep(7, NEVER)).await;
+        assert_eq!(closed.is_err(), fault == Fault::Unavailable, "{fault:?}");
+        if closed.is_err() {
+            sessions.close(&session, &keep(7, NEVER)).await.unwrap();
+        }
+        let again = open(sessions, &options(false, NEVER)).await;
+        assert_eq!(again.positions, [("a".into(), position(1, 7))], "{fault:?}");
+        // Of an earlier connection, and of a session that ends, nothing is stored.
+        assert!(matches!(sessions.close(&session, &keep(8, NEVER)).await, Err(Error::Fenced)));
+        assert_eq!(open(sessions, &options(false, NEVER)).await.positions, again.positions);
+        let last = open(sessions, &options(false, NEVER)).await.session;
+        sessions.close(&last, &keep(9, 0)).await.unwrap();
+        assert_empty(&bench).await;
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -464,7 +498,12 @@ async fn a_takeover_sees_to_the_will_of_the_connection_it_fences_off() {
         let old = open(&bench.sessions, &with_will(60, delay)).await.session;
         let new = OpenOptions { clean_start, ..with_will(60, 0) };
         let new = open(&other_pod, &new).await.session;
-        let late = CloseOptions { expiry_seconds: 60, will: WillAction::Fire, outgoing: Vec::new() };
+        let late = CloseOptions {
+            expiry_seconds: 60,
+            will: WillAction::Fire,
+            outgoing: Vec::new(),
+            positions: Vec::new(),
+        };
         assert!(matches!(bench.sessions.close(&old, &late).await, Err(Error::Fenced)));
         let wills = Wills::new(&other_pod);
         let handed_out = wills.due(bench.clock.wall(), 256).await.unwrap();

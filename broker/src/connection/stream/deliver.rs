@@ -17,9 +17,12 @@ use crate::metrics::Dropped;
 impl Connection {
     /// Gives the session what was read, as far as it and the socket have room. True if it took anything.
     pub(in crate::connection) fn deliver_stream(&mut self) -> bool {
-        let Some(mut batch) = self.batch.take().or_else(|| self.stream.try_recv().map(Box::new)) else {
-            return false;
-        };
+        let unacknowledged = self.deliver_lane(false);
+        self.deliver_lane(true) || unacknowledged
+    }
+
+    fn deliver_lane(&mut self, acknowledged: bool) -> bool {
+        let Some(mut batch) = self.streams.lane(acknowledged).take() else { return false };
         let found = self.externals.iter().position(
             |external| matches!(&external.source, Source::Stream(reading) if reading.reader == batch.reader),
         );
@@ -27,7 +30,7 @@ impl Connection {
         let Some(at) = found else { return true };
         let (any, is_done) = self.deliver_batch(at, &mut batch);
         if !is_done {
-            self.batch = Some(batch);
+            self.streams.lane(acknowledged).put_back(batch);
         }
         self.follow_positions(at);
         any

@@ -7,6 +7,7 @@
 mod deliver;
 mod frames;
 mod group;
+mod lanes;
 mod positions;
 mod rate;
 pub(super) mod request;
@@ -37,12 +38,11 @@ use frames::Encoder;
 pub(super) use frames::Frames;
 pub(super) use group::Member;
 use group::join;
+pub(super) use lanes::Lanes;
 use positions::Positions;
 use rate::Rate;
 use task::{Shares, Task};
 
-/// Batches of stream messages, 256 KiB each about, that wait for a connection; then its readers wait.
-pub(in crate::connection) const STREAM_CHANNEL: usize = 2;
 /// Longest time from a move of a position until it is on its way to the store.
 const STORE_AFTER: Duration = Duration::from_millis(400);
 
@@ -298,7 +298,8 @@ impl Connection {
         let clock = self.broker.clock;
         let external = self.externals.get(at);
         let rate = external.and_then(|external| external.request.rate);
-        let encoder = external.filter(|external| external.qos == QoS::AtMostOnce).map(|external| {
+        let qos = external.map_or(QoS::AtMostOnce, |external| external.qos);
+        let encoder = external.filter(|_| qos == QoS::AtMostOnce).map(|external| {
             let packet_size_max = self.wire.packet_size_max;
             Encoder::new(&object.definition.name, self.version, packet_size_max, external.identifier)
         });
@@ -312,7 +313,7 @@ impl Connection {
             rate: rate.map(|rate| Rate::new(rate, clock.now())),
             encoder,
             shares,
-            batches: self.stream.sender(),
+            batches: self.streams.sender(qos),
         };
         let stop = CancellationToken::new();
         self.broker.tasks.spawn(task.run(stop.clone()));
@@ -378,6 +379,15 @@ impl Connection {
             Source::Stream(_) | Source::Missing | Source::Queue { .. } => None,
         });
         moved.collect()
+    }
+
+    /// What was on its way to the store may not have come there.
+    pub(super) fn touch_positions(&mut self) {
+        for external in &mut self.externals {
+            if let Source::Stream(reading) = &mut external.source {
+                reading.positions.touch();
+            }
+        }
     }
 
     /// The queue or stream of a subscription is gone. It may come back as the same.

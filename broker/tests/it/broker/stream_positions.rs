@@ -1,9 +1,12 @@
 //! How far a session has come in a stream: over connections, restarts and crashes, for as long as it is subscribed.
 
+use std::time::Duration;
+
 use weir_codec::{Packet, ProtocolVersion, Publish, QoS, ReasonCode};
+use weir_core::keyspace::tag;
 
 use super::client::{AtLeastOnce, AtMostOnce, Client, V5, V311, number, persistent, receive_maximum, text};
-use super::{TestBroker, memory, stream};
+use super::{TestBroker, faulty, memory, refused, stream};
 
 const STORED: &str = "weir_store_written_keys_total{record=\"session_position\"}";
 
@@ -279,5 +282,41 @@ async fn a_session_that_was_away_while_its_stream_was_made_anew_gets_all_of_it()
         let mut reader = broker.resume(persistent("r", version)).await;
         assert_eq!(texts(&mut reader, 4).await, ["0", "1", "2", "3"]);
         reader.quiet().await;
+    }
+}
+
+#[tokio::test]
+async fn a_disconnect_that_the_store_refuses_at_first_loses_no_position() {
+    for like in READERS {
+        let (store, faults) = faulty();
+        let broker = TestBroker::start_on(&store).await;
+        broker.declare(&[stream("log", "log/#")]).await;
+        publish(&broker, 0, 6).await;
+        let mut reader = read(&broker, like, AtLeastOnce).await;
+        let mut messages = Vec::new();
+        for _ in 0..4 {
+            messages.push(reader.message().await);
+        }
+        faults.fail_commits_matching(&[tag::SESSION], refused());
+        for message in &messages {
+            reader.puback(message, ReasonCode::Success).await;
+        }
+        reader.send(Packet::Disconnect(Box::default())).await;
+        let refused = async {
+            // What is tried but once has been.
+            while faults.injected() < 3 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), refused).await.expect("tries");
+        let stored = broker.metric(STORED).await;
+        faults.heal();
+        drop(reader);
+        // A connection that comes before that would not wait for it.
+        broker.metric_reaches(STORED, stored + 1.0).await;
+        let mut reader = broker.resume(persistent("r", like.0)).await;
+        assert_eq!(texts(&mut reader, 2).await, ["4", "5"]);
+        reader.quiet().await;
+        reader.disconnect().await;
     }
 }

@@ -175,6 +175,30 @@ async fn a_reader_that_does_not_read_costs_only_itself() {
 }
 
 #[tokio::test]
+async fn what_is_not_acknowledged_stops_no_stream_at_qos_0() {
+    // As many as may be in flight, and some that wait behind them.
+    const BEFORE: usize = 1_200;
+    let broker = TestBroker::start().await;
+    broker.declare(&[stream("slow", "slow/#"), stream("quick", "quick/#")]).await;
+    broker.publish("slow/1", &["x"; BEFORE]).await;
+    for (version, in_flight) in [(V5, 1), (V311, 1_024)] {
+        let connect = clean("r", version);
+        let connect = if version == V5 { receive_maximum(connect, 1) } else { connect };
+        let mut reader = broker.connect(connect).await;
+        reader.subscribed("$s/earliest/slow/#", AtLeastOnce).await;
+        for _ in 0..in_flight {
+            assert_eq!(text(&reader.message().await), "x");
+        }
+        reader.subscribed("$stream/quick", AtMostOnce).await;
+        for n in 0..3 {
+            broker.publish("quick/1", &[&n.to_string()]).await;
+            assert_eq!(text(&reader.message().await), n.to_string());
+        }
+        reader.quiet().await;
+    }
+}
+
+#[tokio::test]
 async fn a_reader_waits_for_its_stream_and_seeks() {
     let broker = TestBroker::start().await;
     let mut reader = broker.clean("r").await;
