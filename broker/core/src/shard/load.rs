@@ -175,7 +175,15 @@ pub async fn read_segments(
     from: u64,
     target_bytes: usize,
 ) -> Result<Vec<SegmentReader>> {
-    let mut tx = store.begin();
+    segments(&mut *store.begin(), log, from, target_bytes).await
+}
+
+async fn segments(
+    tx: &mut dyn Transaction,
+    log: &LogId,
+    from: u64,
+    target_bytes: usize,
+) -> Result<Vec<SegmentReader>> {
     let first = RangeQuery {
         begin: segment::key(log, 0).into(),
         end: segment::key(log, from.saturating_add(1)).into(),
@@ -205,11 +213,18 @@ pub async fn read_segments(
 /// # Errors
 /// If the store fails or chunks are missing.
 pub async fn load_blob(store: &SharedStore, log: &LogId, offset: u64, len: u32) -> Result<Bytes> {
+    blob(&mut *store.begin(), log, offset, len).await
+}
+
+/// The same at the version of `tx`, at which there are chunks of every record that there is.
+///
+/// # Errors
+/// If the store fails or chunks are missing.
+pub(crate) async fn blob(tx: &mut dyn Transaction, log: &LogId, offset: u64, len: u32) -> Result<Bytes> {
     let len = usize::try_from(len).unwrap_or(usize::MAX);
     let mut payload = BytesMut::new();
     let (begin, end) = log_blob::range(log, offset, offset.saturating_add(1));
-    let mut tx = store.begin();
-    for (_, chunk) in pages(&mut *tx, (begin, end)).await? {
+    for (_, chunk) in pages(tx, (begin, end)).await? {
         payload.extend_from_slice(&chunk);
     }
     if payload.len() < len {
@@ -228,10 +243,12 @@ pub(crate) async fn read_records(
     from: u64,
     target_bytes: usize,
 ) -> Result<ReadRecords> {
+    // All at one version: what is cut or deleted meanwhile has its payload to the end.
+    let mut tx = store.begin();
     let mut records = Vec::new();
     let mut end = from;
     let mut blob_bytes = 0;
-    for mut segment in read_segments(store, log, from, target_bytes).await? {
+    for mut segment in segments(&mut *tx, log, from, target_bytes).await? {
         while let Some((offset, mut record)) = segment.next_record()? {
             if offset < from {
                 continue;
@@ -241,7 +258,7 @@ pub(crate) async fn read_records(
                 if blob_bytes >= target_bytes {
                     return Ok((records, offset));
                 }
-                record.message.payload = load_blob(store, log, offset, len).await?;
+                record.message.payload = blob(&mut *tx, log, offset, len).await?;
                 blob_bytes += record.message.payload.len();
             }
             records.push((offset, Arc::new(record)));
@@ -282,7 +299,8 @@ pub(crate) async fn read_asides(
 ) -> Result<ReadRecords> {
     let (begin, end) = aside::range_from(log, from);
     let query = RangeQuery { begin: begin.into(), end: end.into(), limit: 0, target_bytes, reverse: false };
-    let page = store.begin().get_range(query, Isolation::Snapshot).await?;
+    let mut tx = store.begin();
+    let page = tx.get_range(query, Isolation::Snapshot).await?;
     let mut records = Vec::new();
     let mut blob_bytes = 0;
     let mut end = from;
@@ -294,7 +312,7 @@ pub(crate) async fn read_asides(
             if blob_bytes >= target_bytes {
                 return Ok((records, offset));
             }
-            record.message.payload = match load_blob(store, log, offset, len).await {
+            record.message.payload = match blob(&mut *tx, log, offset, len).await {
                 Ok(payload) => payload,
                 Err(Error::Record(_)) => continue,
                 Err(error) => return Err(error),

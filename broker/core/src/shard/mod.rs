@@ -58,8 +58,8 @@ pub use dead_letters::{
     DELIVERY_COUNT_PROPERTY, PublishLetters, QUEUE_PROPERTY, REASON_PROPERTY, TOPIC_PROPERTY, TopicLetter,
 };
 pub(crate) use dead_letters::{DeadLetter, DeadLetters, Sent};
+pub(crate) use load::{blob, read_asides, read_records};
 pub use load::{load_blob, read_segments};
-pub(crate) use load::{read_asides, read_records};
 pub(crate) use ops::{Operation, States};
 pub(crate) use owners::Owners;
 use positions::PendingPositions;

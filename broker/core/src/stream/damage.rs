@@ -10,11 +10,11 @@ use parking_lot::Mutex;
 use prometheus_client::metrics::counter::Counter;
 use weir_storage::{Isolation, RangeQuery, SharedStore, Transaction};
 
-use super::rows::load_chunks;
 use super::shard::PAGE_BYTES;
 use crate::error::{Error, Result};
 use crate::keyspace::segment::{self, SegmentReader};
 use crate::keyspace::{DecodeError, LogId, last_value, tag};
+use crate::shard::blob;
 
 /// Places that are remembered; with one more, all of them may be told again.
 const PLACES_MAX: usize = 10_000;
@@ -140,7 +140,7 @@ async fn damage_of(
             Err(why) => return Ok(Some((None, why))),
         };
         if let Some(len) = record.blob_len.filter(|_| offset >= from) {
-            match load_chunks(tx, log, offset, len).await {
+            match blob(tx, log, offset, len).await {
                 Ok(_) => {}
                 Err(Error::Record(why)) => return Ok(Some((Some(offset), why))),
                 Err(error) => return Err(error),
@@ -156,7 +156,7 @@ async fn in_rows(tx: &mut dyn Transaction, log: &LogId, from: u64) -> Result<Opt
         let at = last_value::offset_of_key(&key)?;
         let outcome = match last_value::decode(value) {
             Ok(row) => match row.blob_len {
-                Some(len) => load_chunks(tx, log, at, len).await.map(drop),
+                Some(len) => blob(tx, log, at, len).await.map(drop),
                 None => Ok(()),
             },
             Err(why) => Err(Error::Record(why)),

@@ -4,15 +4,14 @@
 
 use std::sync::Arc;
 
-use bytes::BytesMut;
 use weir_env::clock::Timestamp;
-use weir_storage::{Isolation, RangeQuery, SharedStore, Transaction};
+use weir_storage::{Isolation, RangeQuery, SharedStore};
 
-use crate::error::{Error, Result};
+use crate::error::Result;
+use crate::keyspace::LogId;
 use crate::keyspace::last_value;
 use crate::keyspace::log_state::LogState;
-use crate::keyspace::{DecodeError, LogId, log_blob};
-use crate::shard::{Extent, ReadRecords};
+use crate::shard::{Extent, ReadRecords, blob};
 
 /// Rows of `log` from offset `from` on with their payloads, about `target_bytes` of them, and where the next read
 /// begins: where nothing follows, at the end of the log.
@@ -41,7 +40,7 @@ pub(crate) async fn read_rows(
             if blob_bytes >= target_bytes {
                 return Ok((records, offset));
             }
-            record.message.payload = load_chunks(&mut *tx, log, offset, len).await?;
+            record.message.payload = blob(&mut *tx, log, offset, len).await?;
             blob_bytes += record.message.payload.len();
         }
         records.push((offset, Arc::new(record)));
@@ -53,30 +52,6 @@ pub(crate) async fn read_rows(
         next = next.max(state.next);
     }
     Ok((records, next))
-}
-
-/// The payload of a record that is stored in chunks, as `tx` sees it.
-pub(super) async fn load_chunks(
-    tx: &mut dyn Transaction,
-    log: &LogId,
-    offset: u64,
-    len: u32,
-) -> Result<bytes::Bytes> {
-    let len = usize::try_from(len).unwrap_or(usize::MAX);
-    let mut payload = BytesMut::new();
-    let (begin, end) = log_blob::range(log, offset, offset.saturating_add(1));
-    let mut next = Some(RangeQuery::new(begin, end));
-    while let Some(query) = next {
-        let page = tx.get_range(query.clone(), Isolation::Snapshot).await?;
-        page.pairs.iter().for_each(|(_, chunk)| payload.extend_from_slice(chunk));
-        next = query.after(&page);
-    }
-    if payload.len() < len {
-        return Err(Error::Record(DecodeError::Truncated("record payload")));
-    }
-    // A shorter record may have been written over a longer one that was never committed.
-    payload.truncate(len);
-    Ok(payload.freeze())
 }
 
 /// When the oldest message of the compacted `log` came, which is not below `from`; none if it has none.

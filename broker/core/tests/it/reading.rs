@@ -14,7 +14,7 @@ use weir_core::stream::{ReadBatch, ReadLimits, ReadOptions, Start, StreamReader}
 use weir_core::{Core, Error};
 use weir_env::clock::{Clock, Timestamp};
 use weir_env::seed::Seed;
-use weir_storage::{CommitFault, FaultStore, Meter, MeteredStore, Outcome, SharedStore};
+use weir_storage::{CommitFault, FaultRates, FaultStore, Meter, MeteredStore, Outcome, SharedStore};
 use weir_topic::TopicFilter;
 
 use crate::support::{definition, memory, message, open, publish, read, reader};
@@ -261,6 +261,33 @@ async fn a_reader_behind_the_end_of_a_deleted_stream_is_told() {
     let error = tokio::time::timeout(Duration::from_secs(60), told).await.expect("an end");
     assert!(matches!(error, Error::Closed), "{error}");
     core.close().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_cut_while_it_is_read_is_no_damage() {
+    for seed in 0..20 {
+        let (store, clock) = memory();
+        let store = FaultStore::wrap(store, Seed::fixed(seed));
+        let faults = store.handle();
+        let core = open(&(Arc::new(store) as SharedStore), clock, 1).await;
+        core.apply(&[definition(Kind::Stream, "s", "a/+", 1)]).await.unwrap();
+        let stream = core.catalog().view().find(Kind::Stream, "s").unwrap();
+        // Their payloads are apart from them.
+        for _ in 0..6 {
+            publish(&core, clock, "a/b", &"x".repeat(100_000)).await.unwrap();
+        }
+        let slow_max = Duration::from_millis(20);
+        faults.set_rates(FaultRates { read_slow: 1000, slow_max, ..FaultRates::NONE });
+        let mut reader = reader(&core, &stream, Start::Earliest).await;
+        let cut = async {
+            tokio::time::sleep(Duration::from_millis(2 * seed)).await;
+            core.trim(&stream, &Start::Latest, None, false).await.unwrap();
+            publish(&core, clock, "a/b", "last").await.unwrap();
+        };
+        let read = async { while reader.next().await.expect("nothing is damaged").next < 7 {} };
+        tokio::join!(cut, read);
+        core.close().await;
+    }
 }
 
 /// A core over a store whose cost is counted.
