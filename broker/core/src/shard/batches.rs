@@ -184,7 +184,7 @@ impl ShardOwner {
     }
 
     /// What this task remembers of the shard may be wrong: it is read again when next needed, and soon in any case.
-    fn lose_shard(&mut self, batch: Batch, error: Error) {
+    pub(super) fn lose_shard(&mut self, batch: Batch, error: Error) {
         let error = AppendError::Failed(error);
         let mut refused = batch.waiting.len() as u64;
         batch.answer(Err(error.clone()));

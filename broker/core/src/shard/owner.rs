@@ -405,7 +405,11 @@ impl ShardOwner {
         let (context, seen) = (self.context.clone(), Some(tenure.seen));
         match commit::commit(context, self.vs, tenure.owner, seen, batch).await.1 {
             Outcome::Committed(_) => Ok(()),
-            Outcome::Fenced => Err(Error::Fenced),
+            Outcome::Fenced => {
+                // The next attempt takes it over again.
+                self.lose_shard(Batch::default(), Error::Fenced);
+                Err(Error::Fenced)
+            }
             Outcome::Failed(error) | Outcome::Unknown(error) => Err(error),
         }
     }

@@ -1,5 +1,5 @@
-//! A consumer group under members that come, go, vanish and do not answer, under crashes, store faults, seeks and
-//! retention as they come: against what the outside knows. A run depends on its seed alone; a failing one prints it.
+//! A consumer group under members that come, go, vanish and do not answer, under crashes, store faults, seeks, deletion,
+//! expiry and retention as they come: against what the outside knows. A run depends on its seed alone; a failing one prints it.
 //!
 //! Every offset is given to some member, one member at a time has a shard, what was acknowledged does not come again
 //! while the broker lives, and after a crash at most what was acknowledged in the last second does.
@@ -30,6 +30,10 @@ const MEMBERS_MAX: usize = 5;
 const GROUP: &str = "g";
 /// After this time with a store that works, what was acknowledged is stored.
 const COMMIT: Duration = Duration::from_secs(1);
+/// A group without members is forgotten after this time, which all else in a run together does not take.
+const EXPIRY: Duration = Duration::from_secs(3600);
+/// And somewhat later at most.
+const EXPIRY_LATE: Duration = Duration::from_secs(900);
 
 #[derive(Clone, Copy, Debug)]
 struct Held {
@@ -79,6 +83,8 @@ struct World {
     next_id: u64,
     published: u64,
     has_group: bool,
+    /// It is to be deleted, and nobody knows whether it is.
+    is_deleting: bool,
     trace: String,
 }
 
@@ -103,6 +109,7 @@ impl World {
             next_id: 0,
             published: 0,
             has_group: false,
+            is_deleting: false,
             trace: String::new(),
             seed: seed.fork("world"),
         }
@@ -300,6 +307,65 @@ impl World {
         self.shards.iter_mut().for_each(|shard| shard.before_seek = None);
     }
 
+    /// Somebody deletes the group.
+    async fn delete(&mut self, core: &Core, stream: &Arc<Object>) {
+        self.listen(core, stream).await;
+        let mut force = self.seed.below(2) == 0;
+        loop {
+            let deleted = core.groups().delete(stream, GROUP, force).await;
+            self.note(&format!("delete, force {force}: {deleted:?}"));
+            match deleted {
+                Ok(()) => {
+                    assert!(force || self.members.is_empty());
+                    break;
+                }
+                Err(GroupError::Missing) => {
+                    assert!(!self.has_group || self.is_deleting);
+                    break;
+                }
+                Err(GroupError::InUse(_)) => {
+                    assert!(!force);
+                    return;
+                }
+                // It may be in effect, here or in the store: it is to be in both.
+                Err(GroupError::Failed(_)) => {
+                    self.faults.heal();
+                    self.faults.settle().await;
+                    tokio::time::sleep(COMMIT * 5).await;
+                    (force, self.is_deleting) = (true, true);
+                }
+            }
+        }
+        (self.has_group, self.is_deleting) = (false, false);
+        self.faults.set_rates(self.rates.unwrap_or_default());
+        for (id, mut member) in std::mem::take(&mut self.members) {
+            let mut last = None;
+            while let Ok(event) = member.events.try_recv() {
+                last = Some(event);
+            }
+            assert_eq!(last, Some(GroupEvent::Ended), "{id} is a member of nothing");
+        }
+    }
+
+    /// Time goes by: a group without members is forgotten, one that has some is not.
+    async fn idle(&mut self, core: &Core, stream: &Arc<Object>) {
+        // Those that left without a word are missed by then.
+        for _ in 0..3 {
+            self.settle(core, stream).await;
+        }
+        self.faults.heal();
+        // Whoever has not been asked for anything does not know of it.
+        core.groups().list(stream).await.unwrap();
+        tokio::time::sleep(EXPIRY + EXPIRY_LATE).await;
+        self.listen(core, stream).await;
+        let reports = core.groups().list(stream).await.unwrap();
+        let is_there = reports.iter().any(|report| report.name == GROUP);
+        self.note(&format!("idle, members {}, there {is_there}", self.members.len()));
+        assert_eq!(is_there, self.has_group && !self.members.is_empty());
+        self.has_group = is_there;
+        self.faults.set_rates(self.rates.unwrap_or_default());
+    }
+
     /// The store works for a while: what was acknowledged is in it.
     async fn settle(&mut self, core: &Core, stream: &Arc<Object>) {
         self.faults.heal();
@@ -351,6 +417,7 @@ impl World {
         let core = crate::support::open(&store, clock, 1).await;
         let shards = u8::try_from(self.shards.len()).unwrap();
         let mut s = definition(Kind::Stream, "s", "a/+", shards);
+        s.group_expiry_ms = u64::try_from(EXPIRY.as_millis()).unwrap();
         if self.seed.below(3) == 0 {
             s.retention = Retention { max_messages: 8 * u64::from(shards), ..Retention::default() };
         }
@@ -359,7 +426,7 @@ impl World {
         self.faults.set_rates(self.rates.unwrap_or_default());
         let (mut core, mut stream) = self.open().await;
         for _ in 0..STEPS {
-            match self.seed.below(20) {
+            match self.seed.below(22) {
                 0..=4 => {
                     self.published += 1;
                     let topic = format!("a/{}", self.seed.below(20));
@@ -374,6 +441,8 @@ impl World {
                 13 | 14 => {
                     tokio::time::sleep(Duration::from_millis(self.seed.below(1000))).await;
                 }
+                20 if self.seed.below(3) == 0 => self.delete(&core, &stream).await,
+                21 if self.seed.below(5) == 0 => self.idle(&core, &stream).await,
                 _ => self.consume(&core, &stream).await,
             }
             self.listen(&core, &stream).await;

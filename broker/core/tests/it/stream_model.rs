@@ -1,8 +1,9 @@
-//! A stream under publishers, readers of every kind, restarts, rivals and store faults as they come: against what the
-//! outside knows. A run depends on its seed alone; a failing one prints it.
+//! A stream under publishers, readers of every kind, trims, deletion, restarts, rivals and store faults as they come:
+//! against what the outside knows. A run depends on its seed alone; a failing one prints it.
 //!
 //! Whatever a reader was ever given for an offset is what every other is given for it, from memory or from the store,
-//! now or after a crash. Offsets are dense; what was acknowledged is there, or was cut as the limits say.
+//! now or after a crash. Offsets are dense; what was acknowledged is there, or was cut as the limits or a trim say. Of
+//! what is deleted nothing is left, and what has its name later has nothing of it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,15 +13,15 @@ use weir_core::catalog::Object;
 use weir_core::core::Options;
 use weir_core::definition::{Definition, Kind};
 use weir_core::key::Publisher;
-use weir_core::keyspace::PublishId;
 use weir_core::keyspace::segment::Record;
+use weir_core::keyspace::{LogId, PublishId, tag};
 use weir_core::metrics::Metrics;
 use weir_core::shard::read_segments;
 use weir_core::stream::{ReadLimits, ReadOptions, Start, StreamReader};
 use weir_core::{Core, Error};
 use weir_env::clock::{Clock, Timestamp};
 use weir_env::seed::{Seed, trials};
-use weir_storage::{FaultHandle, FaultRates, FaultStore, SharedStore};
+use weir_storage::{FaultHandle, FaultRates, FaultStore, Isolation, RangeQuery, SharedStore};
 use weir_topic::TopicFilter;
 
 use crate::model::{Trace, Weather, assert_replays, simulate};
@@ -34,6 +35,10 @@ const READERS_MAX: usize = 4;
 const READ_WAIT: Duration = Duration::from_millis(50);
 /// Of streams that are cut by age.
 const AGE: Duration = Duration::from_secs(30);
+/// Readers of what is deleted are told so within this time.
+const GONE_WAIT: Duration = Duration::from_secs(60);
+/// Attempts at a declaration until the store is made to work.
+const DECLARE_ATTEMPTS: usize = 20;
 
 #[derive(Debug)]
 struct Sent {
@@ -74,6 +79,12 @@ struct World {
     clock: Clock,
     definition: Definition,
     sent: BTreeMap<String, Sent>,
+    /// Of this stream and of those that had its name before.
+    sent_ever: u64,
+    /// Where trims have each shard begin: at least there, and at most.
+    trims: BTreeMap<u8, (u64, u64)>,
+    /// Logs of streams that were deleted with their records.
+    gone: Vec<LogId>,
     /// What was ever read, by shard and offset.
     seen: BTreeMap<(u8, u64), Arc<Record>>,
     given: Vec<Given>,
@@ -123,6 +134,9 @@ impl World {
             definition: shape(&seed.fork("shape")),
             seed: seed.fork("world"),
             sent: BTreeMap::new(),
+            sent_ever: 0,
+            trims: BTreeMap::new(),
+            gone: Vec::new(),
             seen: BTreeMap::new(),
             given: Vec::new(),
             readers: Vec::new(),
@@ -198,7 +212,8 @@ impl World {
             return (payload, true);
         }
         let topic = self.seed.below(TOPICS);
-        let payload = format!("t{topic}-{:05}", self.sent.len());
+        let payload = format!("t{topic}-{:05}", self.sent_ever);
+        self.sent_ever += 1;
         let size = match self.seed.below(20) {
             0 => 100_000,
             1..=4 => 30_000,
@@ -289,7 +304,7 @@ impl World {
         }
     }
 
-    fn fail(&mut self, error: &Error) {
+    fn fail(&mut self, error: &impl std::fmt::Display) {
         assert_ne!(self.weather, Weather::Fair, "{error}");
         self.note(error.to_string());
     }
@@ -341,6 +356,115 @@ impl World {
         given.offsets.extend(offsets);
     }
 
+    /// Somebody removes the oldest messages of a shard, or of all.
+    async fn trim(&mut self, core: &Core) {
+        let stream = Self::stream(core);
+        let before = self.place();
+        let shard = self.chance(2).then(|| u8::try_from(self.seed.below(u64::from(self.definition.shards))));
+        let shard = shard.map(Result::unwrap);
+        let is_dry = self.chance(4);
+        let result = core.trim(&stream, &before, shard, is_dry).await;
+        self.note(format!("trim {before:?} of {shard:?}, dry {is_dry}: {result:?}"));
+        match result {
+            Ok(_) if is_dry => {}
+            Ok(trimmed) => {
+                for cut in trimmed {
+                    let (least, most) = self.trims.entry(cut.shard).or_default();
+                    // Where no more was to go, it began there already.
+                    (*least, *most) = ((*least).max(cut.extent.start), (*most).max(cut.extent.start));
+                    // What was in flight when it was asked for may stand behind it.
+                    if let Start::Offset(asked) = before
+                        && self.weather == Weather::Fair
+                    {
+                        assert!(cut.extent.start >= asked.min(cut.extent.next), "{cut:?}");
+                    }
+                }
+            }
+            // It may be made, or not, or later.
+            Err(error) => {
+                self.fail(&error);
+                for log in stream.logs.iter().filter(|log| shard.is_none_or(|shard| log.shard == shard)) {
+                    self.trims.entry(log.shard).or_default().1 = u64::MAX;
+                }
+            }
+        }
+    }
+
+    /// Makes the catalog consist of `definitions`.
+    async fn declare(&mut self, core: &Core, definitions: &[Definition]) {
+        for _ in 0..DECLARE_ATTEMPTS {
+            match core.apply(definitions).await {
+                Ok(_) => return,
+                Err(error) => self.fail(&error),
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        self.faults.heal();
+        self.faults.settle().await;
+        core.apply(definitions).await.unwrap();
+    }
+
+    /// The stream is deleted and declared again: it comes back as it was, or, if its records went with it, another has
+    /// its name.
+    async fn remake(&mut self, core: &Core) {
+        let old = Self::stream(core);
+        self.definition.delete_data = self.chance(2);
+        let declared = self.definition.clone();
+        self.note(format!("deletion, with records {}", declared.delete_data));
+        self.declare(core, std::slice::from_ref(&declared)).await;
+        self.declare(core, &[]).await;
+        if declared.delete_data {
+            self.finish_deletion(core).await;
+            self.end_readers().await;
+        }
+        self.declare(core, std::slice::from_ref(&declared)).await;
+        let is_another = Self::stream(core).id != old.id;
+        assert_eq!(is_another, declared.delete_data);
+        for live in std::mem::take(&mut self.readers) {
+            self.resumable.extend(live.entries.values());
+        }
+        if is_another {
+            self.gone.extend(&old.logs);
+            self.sent.clear();
+            self.trims.clear();
+            self.seen.clear();
+            self.given.clear();
+            self.resumable.clear();
+        }
+    }
+
+    /// As a broker does from time to time: a deletion whose outcome was unknown has not removed anything.
+    async fn finish_deletion(&mut self, core: &Core) {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        for attempt in 0..DECLARE_ATTEMPTS * 10 {
+            let Err(error) = core.finish_deletions(self.clock.wall()).await else { return };
+            self.fail(&error);
+            if attempt == DECLARE_ATTEMPTS {
+                self.faults.heal();
+                self.faults.settle().await;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        panic!("a deletion is not finished although the store works");
+    }
+
+    /// Every reader is told that its stream is gone; what it has until then is of that.
+    async fn end_readers(&mut self) {
+        for mut live in std::mem::take(&mut self.readers) {
+            loop {
+                match tokio::time::timeout(GONE_WAIT, live.reader.next()).await {
+                    Ok(Ok(batch)) => self.take(&live, &batch),
+                    Ok(Err(Error::Closed)) => break,
+                    Ok(Err(error)) => self.fail(&error),
+                    Err(_) => {
+                        assert!(live.reader.is_ended(), "a reader is not told that its stream is gone");
+                        break;
+                    }
+                }
+            }
+        }
+    }
+
     /// Another broker takes the shards over for a moment.
     async fn rival(&mut self) {
         self.note("a rival".into());
@@ -361,7 +485,7 @@ impl World {
         let core = self.open().await;
         self.had_rival = self.has_crashed;
         for _ in 0..self.seed.below(STEPS) {
-            match self.seed.below(12) {
+            match self.seed.below(13) {
                 0..=3 => self.publish(&core).await,
                 4 | 5 => self.open_reader(&core).await,
                 6 if self.chance(3) => drop(self.readers.pop()),
@@ -370,6 +494,8 @@ impl World {
                     let time = self.seed.below(if self.chance(10) { 60_000 } else { 3_000 });
                     tokio::time::sleep(Duration::from_millis(time)).await;
                 }
+                9 if self.chance(3) => self.trim(&core).await,
+                10 if self.chance(20) => self.remake(&core).await,
                 _ => self.read().await,
             }
         }
@@ -422,7 +548,21 @@ impl World {
         self.publish(&core).await;
         tokio::time::sleep(AGE * 2 + Duration::from_secs(120)).await;
         self.check_limits(&core).await;
+        core.finish_deletions(self.clock.wall()).await.unwrap();
+        self.check_gone().await;
         core.close().await;
+    }
+
+    /// Nothing is left of what was deleted with its records.
+    async fn check_gone(&self) {
+        for log in &self.gone {
+            for tag in [tag::LOG_STATE, tag::SEGMENT, tag::TIME_INDEX, tag::LOG_BLOB] {
+                let (begin, end) = log.range(tag);
+                let query = RangeQuery::new(begin, end);
+                let page = self.store.begin().get_range(query, Isolation::Snapshot).await.unwrap();
+                assert_eq!(page.pairs, [], "{log:?}");
+            }
+        }
     }
 
     /// What was acknowledged is there once, in its order, or was cut.
@@ -448,12 +588,14 @@ impl World {
         let absent = self.sent.iter().filter(|(_, sent)| sent.accepted);
         let absent = absent.filter(|(payload, _)| !stored.contains_key(payload.as_str())).count() as u64;
         assert!(absent <= starts, "{absent} acknowledged are missing, {starts} were cut");
-        assert!(starts == 0 || self.definition.retention.is_limited());
-        for (shard, (start, _)) in extents {
+        for (shard, (start, end)) in extents {
+            let (least, most) = self.trims.get(shard).copied().unwrap_or_default();
+            assert!(*start >= least, "shard {shard} begins at {start}, trimmed to {least}");
+            assert!(*start <= most.min(*end) || self.definition.retention.is_limited(), "{start} of {shard}");
             let times = self.seen.range((*shard, 0)..=(*shard, u64::MAX));
             assert!(times.map(|(_, record)| record.message.published_at).is_sorted(), "times go back");
             if self.definition.retention.max_age_ms > 0 {
-                let cut = self.seen.range((*shard, 0)..(*shard, *start));
+                let cut = self.seen.range((*shard, most.min(*start))..(*shard, *start));
                 let too_young =
                     cut.filter(|(_, r)| r.message.published_at.saturating_add(AGE) > self.clock.wall());
                 assert_eq!(too_young.count(), 0, "cut before its time");
@@ -502,7 +644,11 @@ impl World {
                 .share(retention.max_messages, u8::try_from(shard).unwrap())
                 .filter(|_| kept > 0)
             {
-                assert_eq!(kept, most.min(extent.next), "{extent:?}");
+                let trimmed = self
+                    .trims
+                    .get(&u8::try_from(shard).unwrap())
+                    .is_some_and(|(_, cut)| *cut >= extent.start);
+                assert!(kept == most.min(extent.next) || trimmed && kept < most, "{extent:?}");
             }
             if let Some(most) = self.definition.share(retention.max_bytes, u8::try_from(shard).unwrap()) {
                 let log = &Self::stream(core).logs[shard];
