@@ -20,7 +20,7 @@ use weir_env::seed::{Seed, trials};
 use weir_storage::{FaultHandle, FaultRates, FaultStore, SharedStore};
 
 use crate::model::{Trace, Weather, assert_replays, simulate};
-use crate::support::{TestConsumer, definition, memory, message, text};
+use crate::support::{TestConsumer, definition, in_memory, memory, message, text};
 
 const SEEDS: u64 = 200;
 const STEPS: u64 = 60;
@@ -128,10 +128,10 @@ fn dead_letters() -> Definition {
 }
 
 impl World {
-    fn new(seed: u64) -> Self {
+    fn new(seed: u64, store: fn() -> (SharedStore, Clock)) -> Self {
         let weather = [Weather::Fair, Weather::Fair, Weather::Crashes, Weather::Storm]
             [usize::try_from(seed % 4).unwrap()];
-        let (store, clock) = memory();
+        let (store, clock) = store();
         let seed = Seed::fixed(seed);
         let store = FaultStore::wrap(store, seed.fork("faults"));
         Self {
@@ -511,8 +511,8 @@ impl World {
     }
 }
 
-async fn run(seed: u64) -> Vec<String> {
-    let mut world = World::new(seed);
+async fn run(seed: u64, store: fn() -> (SharedStore, Clock)) -> Vec<String> {
+    let mut world = World::new(seed, store);
     let core = world.open().await;
     let definitions = [world.definition.clone(), dead_letters()];
     core.apply(&definitions).await.unwrap();
@@ -528,11 +528,11 @@ async fn run(seed: u64) -> Vec<String> {
 #[test]
 fn every_message_ends_in_one_way_and_is_counted() {
     for trial in trials(SEEDS) {
-        simulate(run(trial.seed()));
+        simulate(run(trial.seed(), memory));
     }
 }
 
 #[test]
 fn the_same_seed_is_the_same_history() {
-    assert_replays(run);
+    assert_replays(|seed| run(seed, in_memory));
 }
