@@ -34,6 +34,7 @@ mod stream_export;
 mod stream_fetch;
 mod stream_groups;
 mod stream_groups_admin;
+mod stream_killed;
 mod stream_positions;
 mod stream_requests;
 mod streams;
