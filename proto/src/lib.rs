@@ -17,3 +17,17 @@ pub mod admin {
         include!("gen/weir.admin.v1.rs");
     }
 }
+
+/// `weir.store`: what brokers ask of the process that serves their store.
+pub mod store {
+    /// Version 1.
+    pub mod v1 {
+        #![expect(
+            unused_qualifications,
+            clippy::all,
+            clippy::allow_attributes_without_reason,
+            reason = "generated code"
+        )]
+        include!("gen/weir.store.v1.rs");
+    }
+}

@@ -6,9 +6,11 @@ use std::path::{Path, PathBuf};
 
 const REGENERATE: &str = "WEIR_REGENERATE=1 cargo test -p weir-proto";
 
+const CONTRACTS: [&str; 2] = ["weir/admin/v1/admin.proto", "weir/store/v1/store.proto"];
+
 fn generate(out: &Path) {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let files = protox::compile([root.join("weir/admin/v1/admin.proto")], [root]).unwrap();
+    let files = protox::compile(CONTRACTS.map(|file| root.join(file)), [root]).unwrap();
     tonic_prost_build::configure().bytes(".").out_dir(out).compile_fds(files).unwrap();
 }
 
