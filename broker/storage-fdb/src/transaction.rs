@@ -3,7 +3,6 @@
 //! FoundationDB's own transactions serve as a read version with reads and as a commit; neither sees the other. Reads
 //! leave no conflict ranges there, and writes none of what this transaction reads later.
 
-use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
@@ -91,29 +90,18 @@ impl FdbTransaction {
         add(&pending.write_conflicts, || ConflictRangeType::Write)?;
         let clear_range =
             |range: &KeyRange| writer.clear_range(&prefix.join(&range.begin), &prefix.join(&range.end));
-        // What is done again below would count twice against the size that FoundationDB takes.
-        let again = Again::of(&pending.stamped);
-        for range in pending.writes.cleared().filter(|range| !again.clears(range)) {
-            clear_range(&range);
-        }
-        for (key, value) in pending.writes.keys().filter(|(key, _)| !again.keys.contains(key)) {
-            match value {
-                Some(value) => writer.set(&prefix.join(key), value),
-                None => writer.clear(&prefix.join(key)),
-            }
-        }
-        for mutation in &pending.stamped {
+        for mutation in pending.mutations() {
             match mutation {
-                Mutation::Set(key, value) => writer.set(&prefix.join(key), value),
-                Mutation::Clear(key) => writer.clear(&prefix.join(key)),
-                Mutation::ClearRange(range) => clear_range(range),
+                Mutation::Set(key, value) => writer.set(&prefix.join(&key), &value),
+                Mutation::Clear(key) => writer.clear(&prefix.join(&key)),
+                Mutation::ClearRange(range) => clear_range(&range),
                 Mutation::StampedKey { key, offset, value } => {
-                    let key = with_offset(prefix.join(key), prefix.len() + offset);
-                    writer.atomic_op(&key, value, MutationType::SetVersionstampedKey);
+                    let key = with_offset(prefix.join(&key), prefix.len() + offset);
+                    writer.atomic_op(&key, &value, MutationType::SetVersionstampedKey);
                 }
                 Mutation::StampedValue { key, value, offset } => {
-                    let value = with_offset(value.clone(), *offset);
-                    writer.atomic_op(&prefix.join(key), &value, MutationType::SetVersionstampedValue);
+                    let value = with_offset(value, offset);
+                    writer.atomic_op(&prefix.join(&key), &value, MutationType::SetVersionstampedValue);
                 }
             }
         }
@@ -134,34 +122,6 @@ impl FdbTransaction {
         Shared::count(&shared.stats.batches, 1);
         Shared::count(&shared.stats.bytes, self.pending.writes.bytes());
         Ok(Committed { version: external(version)?, versionstamp: Some(stamp) })
-    }
-}
-
-/// What is written in the order of its calls, and so need not be written before.
-struct Again<'a> {
-    keys: BTreeSet<&'a Bytes>,
-    ranges: BTreeSet<(&'a Bytes, &'a Bytes)>,
-}
-
-impl<'a> Again<'a> {
-    fn of(mutations: &'a [Mutation]) -> Self {
-        let mut again = Self { keys: BTreeSet::new(), ranges: BTreeSet::new() };
-        for mutation in mutations {
-            match mutation {
-                Mutation::Set(key, _) | Mutation::Clear(key) => {
-                    again.keys.insert(key);
-                }
-                Mutation::ClearRange(range) => {
-                    again.ranges.insert((&range.begin, &range.end));
-                }
-                Mutation::StampedKey { .. } | Mutation::StampedValue { .. } => {}
-            }
-        }
-        again
-    }
-
-    fn clears(&self, range: &KeyRange) -> bool {
-        self.ranges.contains(&(&range.begin, &range.end))
     }
 }
 

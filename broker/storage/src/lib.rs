@@ -259,7 +259,7 @@ pub trait Store: Send + Sync + Debug + 'static {
 
     /// The store as it is now, kept readable for as long as the snapshot lives; `None` if the engine cannot keep a
     /// version longer than [`limits::LIFETIME`]. Call [`snapshot()`], which works on every engine.
-    fn hold(&self) -> Option<Result<Box<dyn Snapshot>>> {
+    async fn hold(&self) -> Option<Result<Box<dyn Snapshot>>> {
         None
     }
 

@@ -60,7 +60,7 @@ impl Store for MemoryStore {
         "memory"
     }
 
-    fn hold(&self) -> Option<Result<Box<dyn Snapshot>>> {
+    async fn hold(&self) -> Option<Result<Box<dyn Snapshot>>> {
         let held = HeldSnapshot::new(Arc::clone(&self.shared));
         Some(held.map(|held| Box::new(held) as Box<dyn Snapshot>))
     }

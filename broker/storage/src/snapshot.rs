@@ -39,7 +39,7 @@ pub trait Snapshot: Send + std::fmt::Debug {
 /// # Errors
 /// If the store does not answer.
 pub async fn snapshot(store: &SharedStore) -> Result<Box<dyn Snapshot>> {
-    match store.hold() {
+    match store.hold().await {
         Some(held) => held,
         None => Ok(Box::new(Stepping::begin(SharedStore::clone(store)).await?)),
     }

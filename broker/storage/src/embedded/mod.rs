@@ -121,7 +121,7 @@ impl Store for EmbeddedStore {
         Ok(vec![("format", folder::format().to_owned())])
     }
 
-    fn hold(&self) -> Option<Result<Box<dyn Snapshot>>> {
+    async fn hold(&self) -> Option<Result<Box<dyn Snapshot>>> {
         let held = HeldSnapshot::new(Arc::clone(&self.shared));
         Some(held.map(|held| Box::new(held) as Box<dyn Snapshot>))
     }

@@ -84,8 +84,8 @@ impl Store for FaultStore {
         self.inner.describe().await
     }
 
-    fn hold(&self) -> Option<Result<Box<dyn Snapshot>>> {
-        self.inner.hold()
+    async fn hold(&self) -> Option<Result<Box<dyn Snapshot>>> {
+        self.inner.hold().await
     }
 
     async fn advance(&self, version: Version) -> Result<()> {

@@ -204,8 +204,8 @@ impl Store for MeteredStore {
         self.inner.describe().await
     }
 
-    fn hold(&self) -> Option<Result<Box<dyn Snapshot>>> {
-        self.inner.hold()
+    async fn hold(&self) -> Option<Result<Box<dyn Snapshot>>> {
+        self.inner.hold().await
     }
 
     async fn advance(&self, version: Version) -> Result<()> {

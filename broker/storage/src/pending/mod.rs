@@ -7,6 +7,8 @@
 mod page;
 mod write_set;
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 
 pub use page::PageMerge;
@@ -162,6 +164,20 @@ impl Pending {
             .any(|mutation| matches!(mutation, Mutation::StampedValue { key: stamped, .. } if stamped == key))
     }
 
+    /// All writes in an order to do them in, for an engine that does them elsewhere. None counts twice against the
+    /// size, as it would if what was written after a versionstamped write were done before it too.
+    #[must_use]
+    pub fn mutations(&self) -> Vec<Mutation> {
+        let again = Again::of(&self.stamped);
+        let cleared = self.writes.cleared().filter(|range| !again.clears(range)).map(Mutation::ClearRange);
+        let keys = self.writes.keys().filter(|(key, _)| !again.keys.contains(key));
+        let keys = keys.map(|(key, value)| match value {
+            Some(value) => Mutation::Set(key.clone(), value.clone()),
+            None => Mutation::Clear(key.clone()),
+        });
+        cleared.chain(keys).chain(self.stamped.iter().cloned()).collect()
+    }
+
     /// Notes that `key` was read from the store.
     pub fn note_get(&mut self, key: &[u8], isolation: Isolation) {
         if isolation == Isolation::Serializable {
@@ -253,5 +269,33 @@ impl Pending {
                 self.write_conflicts.push(range);
             }
         }
+    }
+}
+
+/// What is written in the order of its calls, and so need not be written before.
+struct Again<'a> {
+    keys: BTreeSet<&'a Bytes>,
+    ranges: BTreeSet<(&'a Bytes, &'a Bytes)>,
+}
+
+impl<'a> Again<'a> {
+    fn of(mutations: &'a [Mutation]) -> Self {
+        let mut again = Self { keys: BTreeSet::new(), ranges: BTreeSet::new() };
+        for mutation in mutations {
+            match mutation {
+                Mutation::Set(key, _) | Mutation::Clear(key) => {
+                    again.keys.insert(key);
+                }
+                Mutation::ClearRange(range) => {
+                    again.ranges.insert((&range.begin, &range.end));
+                }
+                Mutation::StampedKey { .. } | Mutation::StampedValue { .. } => {}
+            }
+        }
+        again
+    }
+
+    fn clears(&self, range: &KeyRange) -> bool {
+        self.ranges.contains(&(&range.begin, &range.end))
     }
 }
