@@ -1,4 +1,5 @@
-//! Who may call the admin API: the server's TLS, and the token that every call must bring. Knows no calls.
+//! Who may call the admin API, or another one over gRPC: the server's TLS, and the token that every call must bring.
+//! Knows no calls.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -19,8 +20,8 @@ const TOKEN_BYTES_MIN: usize = 16;
 
 /// What is read from the files of an [`AdminAccess`].
 pub(crate) struct Access {
-    pub(super) tls: Option<ServerTlsConfig>,
-    pub(super) guard: Guard,
+    pub(crate) tls: Option<ServerTlsConfig>,
+    pub(crate) guard: Guard,
     token_file: Option<PathBuf>,
     /// How often the token is read again; zero: never.
     interval: Duration,
@@ -28,7 +29,7 @@ pub(crate) struct Access {
 
 /// Lets calls through that bring the token, or all if there is none. Its clones have the same token.
 #[derive(Clone)]
-pub(super) struct Guard(Option<Arc<ArcSwap<SecretString>>>);
+pub(crate) struct Guard(Option<Arc<ArcSwap<SecretString>>>);
 
 impl Access {
     /// Reads the files. The token is followed in this `interval`.
@@ -46,14 +47,14 @@ impl Access {
         };
         let token = config.token_file.as_deref().map(token).transpose()?;
         if token.is_some() && tls.is_none() {
-            tracing::info!("the token of the admin API is sent as it is, without TLS");
+            tracing::info!("the token of a gRPC API is sent as it is, without TLS");
         }
         let guard = Guard(token.map(|token| Arc::new(ArcSwap::from_pointee(token))));
         Ok(Self { tls, guard, token_file: config.token_file.clone(), interval })
     }
 
     /// Takes another token over as soon as the file has one, for ever. A file without one changes nothing.
-    pub(super) fn follow(&self) -> impl Future<Output = ()> + Send + use<> {
+    pub(crate) fn follow(&self) -> impl Future<Output = ()> + Send + use<> {
         let (guard, path, interval) = (self.guard.clone(), self.token_file.clone(), self.interval);
         async move {
             let (Guard(Some(current)), Some(path)) = (guard, path) else {
@@ -69,17 +70,14 @@ impl Access {
                 let Ok(read) = tokio::task::spawn_blocking(move || token(&path)).await else { continue };
                 let problem = read.as_ref().err().map(|error| format!("{error:#}"));
                 if problem.is_some() && problem != last_problem {
-                    tracing::error!(
-                        problem,
-                        "the token of the admin API is not read again; the last one stays"
-                    );
+                    tracing::error!(problem, "the token of a gRPC API is not read again; the last one stays");
                 }
                 last_problem = problem;
                 if let Ok(read) = read
                     && read.expose_secret() != current.load().expose_secret()
                 {
                     current.store(Arc::new(read));
-                    tracing::info!("the admin API has another token");
+                    tracing::info!("a gRPC API has another token");
                 }
             }
         }
@@ -110,7 +108,7 @@ impl Interceptor for Guard {
         if weir_auth::is_same_secret(sent, token.load().expose_secret().as_bytes()) {
             return Ok(request);
         }
-        tracing::info!("call of the admin API without the right token");
+        tracing::info!("call over gRPC without the right token");
         Err(Status::unauthenticated("the token is missing or wrong; `--token-file FILE` sends one"))
     }
 }

@@ -1,4 +1,4 @@
-//! Connections to the admin API, of which there are only so many at a time: whoever says nothing has no place among
+//! Connections over gRPC, to the admin API and others, of which there are only so many at a time: whoever says nothing has no place among
 //! them for long. Knows no calls.
 
 use std::io;
@@ -17,7 +17,7 @@ use tonic::transport::server::Connected;
 use super::KEEPALIVE;
 
 /// Connections there may be; others wait in the operating system.
-pub(super) const CONNECTIONS_MAX: usize = 64;
+pub(crate) const CONNECTIONS_MAX: usize = 64;
 /// Time a handshake of TLS may take, and until the first byte without TLS.
 pub(super) const FIRST_BYTES_WAIT: Duration = Duration::from_secs(5);
 /// Longest silence afterwards: whoever speaks HTTP/2 answers a ping within this.
@@ -26,23 +26,27 @@ const SILENCE_MAX: Duration = KEEPALIVE.saturating_mul(2);
 const ACCEPT_WAIT: Duration = Duration::from_millis(100);
 
 /// A connection and its place among those there may be.
-pub(super) struct Connection {
+pub(crate) struct Connection {
     stream: TcpStream,
     /// When it is over unless something comes.
     overdue: Pin<Box<Sleep>>,
     _permit: OwnedSemaphorePermit,
 }
 
-/// The connections that `listener` accepts, for ever.
-pub(super) fn incoming(listener: TcpListener) -> impl Stream<Item = io::Result<Connection>> {
-    let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+/// The connections that `listener` accepts, for ever, up to `max` at a time.
+pub(crate) fn incoming(listener: TcpListener, max: usize) -> impl Stream<Item = io::Result<Connection>> {
+    let permits = Arc::new(Semaphore::new(max));
     stream::unfold((listener, permits), |(listener, permits)| async move {
         let permit = Arc::clone(&permits).acquire_owned().await.ok()?;
         let stream = loop {
             match listener.accept().await {
-                Ok((stream, _)) => break stream,
+                Ok((stream, _)) => {
+                    // Answers are small and waited for.
+                    let _ = stream.set_nodelay(true);
+                    break stream;
+                }
                 Err(error) => {
-                    tracing::warn!(%error, "connection to the admin API not accepted");
+                    tracing::warn!(%error, "gRPC connection not accepted");
                     tokio::time::sleep(ACCEPT_WAIT).await;
                 }
             }

@@ -7,7 +7,7 @@
 mod access;
 mod backup;
 mod changes;
-mod connections;
+pub(crate) mod connections;
 mod convert;
 mod queue_ops;
 mod read;
@@ -84,7 +84,10 @@ pub(crate) async fn serve(
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))
         .add_service(service)
-        .serve_with_incoming_shutdown(connections::incoming(listener), shutdown.clone().cancelled_owned());
+        .serve_with_incoming_shutdown(
+            connections::incoming(listener, connections::CONNECTIONS_MAX),
+            shutdown.clone().cancelled_owned(),
+        );
     let overdue = async {
         shutdown.cancelled().await;
         tokio::time::sleep(SHUTDOWN_WAIT).await;

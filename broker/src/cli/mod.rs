@@ -1,7 +1,7 @@
 //! The `weir` command: its subcommands and how they fail.
 //!
 //! Results go to standard output, everything else to standard error. Exit code 0 is success, 1 failure, 2 a command
-//! line that is not understood. Except for `serve`, commands know a broker only from outside: over MQTT and the admin
+//! line that is not understood. Except for `serve` and `store serve`, commands know a broker only from outside: over MQTT and the admin
 //! API. `store` also opens the store itself.
 
 mod admin;
@@ -50,7 +50,7 @@ enum Command {
     /// Hash passwords, check access rules and explain their decisions
     #[command(subcommand)]
     Auth(auth::AuthCommand),
-    /// Check, back up and restore what a broker keeps
+    /// Check, back up and restore what a broker keeps, and serve it to several
     #[command(subcommand)]
     Store(store::StoreCommand),
     /// Measure throughput and latency of a broker
@@ -78,6 +78,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     // Servers and load generators want all cores, the others one thread.
     let mut runtime = match cli.command {
         Command::Serve(_) => tokio::runtime::Builder::new_multi_thread(),
+        Command::Store(ref command) if command.is_server() => tokio::runtime::Builder::new_multi_thread(),
         _ => tokio::runtime::Builder::new_current_thread(),
     };
     let runtime = runtime.enable_all().build()?;

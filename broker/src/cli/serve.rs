@@ -45,7 +45,7 @@ fn warn_about(config: &Config) {
 }
 
 /// Cancels `shutdown` at the first SIGTERM or SIGINT; returns, with an error, at the second.
-async fn stop_on_signals(shutdown: &CancellationToken) -> anyhow::Result<()> {
+pub(super) async fn stop_on_signals(shutdown: &CancellationToken) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
     for name in ["first", "second"] {
@@ -55,5 +55,5 @@ async fn stop_on_signals(shutdown: &CancellationToken) -> anyhow::Result<()> {
         }
         shutdown.cancel();
     }
-    anyhow::bail!("stopped by a second signal before the broker had shut down")
+    anyhow::bail!("stopped by a second signal before everything had shut down")
 }

@@ -10,6 +10,7 @@ mod fdb;
 mod file;
 mod limits;
 mod listeners;
+mod remote;
 mod settings;
 mod value;
 
@@ -26,6 +27,7 @@ pub use auth::{AuthConfig, JwtSettings};
 pub use fdb::FdbConfig;
 pub use limits::Limits;
 pub use listeners::{ClientAuth, ListenAt, Listener, TlsConfig, Transport};
+pub use remote::RemoteConfig;
 pub use settings::Flags;
 pub use value::ByteCount;
 pub(crate) use value::{parse_duration, show_duration, store as parse_store};
@@ -37,6 +39,8 @@ pub struct Config {
     pub store: StoreConfig,
     /// How a store in FoundationDB is used.
     pub fdb: FdbConfig,
+    /// How a store that another process serves is reached.
+    pub remote: RemoteConfig,
     /// Free space below which the embedded engine takes only what frees some.
     pub store_reserve: ByteCount,
     /// Where clients connect; never empty.
@@ -80,6 +84,8 @@ pub enum StoreConfig {
     Embedded(PathBuf),
     /// A FoundationDB cluster, by its cluster file.
     Fdb(PathBuf),
+    /// A store that `weir store serve` serves, by its `HOST:PORT`.
+    Remote(String),
     /// In memory; gone when the process ends.
     Memory,
 }
@@ -170,6 +176,7 @@ impl Default for Config {
         Self {
             store: StoreConfig::Embedded(PathBuf::from("./weir-data")),
             fdb: FdbConfig::default(),
+            remote: RemoteConfig::default(),
             store_reserve: ByteCount::mib(256),
             listeners: vec![Listener::tcp(loopback(1883))],
             tls: TlsConfig::default(),
@@ -206,6 +213,7 @@ impl Config {
             }));
         }
         messages.extend(self.admin_access.contradictions(self.admin));
+        messages.extend(self.remote.contradictions());
         messages.extend(self.auth.contradictions());
         if self.limits.outbox_bytes_per_client < self.limits.max_packet_size {
             messages.push(format!(
@@ -223,6 +231,7 @@ impl fmt::Display for StoreConfig {
         match self {
             Self::Embedded(dir) => write!(f, "embedded:{}", dir.display()),
             Self::Fdb(file) => write!(f, "fdb:{}", file.display()),
+            Self::Remote(address) => write!(f, "remote:{address}"),
             Self::Memory => f.write_str("memory:"),
         }
     }

@@ -7,7 +7,7 @@ use std::sync::LazyLock;
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
-use super::{ByteCount, Config, NamePattern, Problem, admin, auth, fdb, limits, listeners, value};
+use super::{ByteCount, Config, NamePattern, Problem, admin, auth, fdb, limits, listeners, remote, value};
 use crate::responses::ResponseInformation;
 
 /// One thing that can be set.
@@ -54,7 +54,7 @@ const GENERAL: &[Setting] = &[
         flag: "store",
         env: "WEIR_STORE",
         value_name: "STORE",
-        help: "Where messages live: embedded:DIR (durable, on this machine), fdb:CLUSTER_FILE (FoundationDB) or memory: (gone at exit)",
+        help: "Where messages live: embedded:DIR (durable, on this machine), fdb:CLUSTER_FILE (FoundationDB), remote:HOST:PORT (of `weir store serve`) or memory: (gone at exit)",
         set: |config, values| {
             config.store = value::store(one(values)?)?;
             Ok(())
@@ -252,6 +252,7 @@ pub(super) fn all() -> impl Iterator<Item = &'static Setting> {
     GENERAL
         .iter()
         .chain(fdb::SETTINGS)
+        .chain(remote::SETTINGS)
         .chain(listeners::TLS)
         .chain(admin::SETTINGS)
         .chain(auth::SETTINGS)

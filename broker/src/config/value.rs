@@ -70,8 +70,19 @@ pub(crate) fn store(text: &str) -> Result<StoreConfig, String> {
         Some(("embedded", dir)) if !dir.is_empty() => Ok(StoreConfig::Embedded(PathBuf::from(dir))),
         Some(("memory", "")) => Ok(StoreConfig::Memory),
         Some(("fdb", file)) if !file.is_empty() => Ok(StoreConfig::Fdb(PathBuf::from(file))),
-        _ => Err(format!("`{text}` is not allowed; allowed: embedded:DIR, fdb:CLUSTER_FILE, memory:")),
+        Some(("remote", address)) if is_host_and_port(address) => Ok(StoreConfig::Remote(address.to_owned())),
+        _ => Err(format!(
+            "`{text}` is not allowed; allowed: embedded:DIR, fdb:CLUSTER_FILE, remote:HOST:PORT, memory:"
+        )),
     }
+}
+
+/// Whether `text` can be where somebody listens, by name or by address.
+fn is_host_and_port(text: &str) -> bool {
+    let is_allowed = |c: char| c.is_ascii_alphanumeric() || "-._:[]".contains(c);
+    text.rsplit_once(':').is_some_and(|(host, port)| {
+        !host.is_empty() && host.chars().all(is_allowed) && port.parse::<u16>().is_ok_and(|port| port > 0)
+    })
 }
 
 pub(super) fn fdb_prefix(text: &str) -> Result<String, String> {

@@ -29,4 +29,4 @@ mod server;
 
 pub use client::RemoteStore;
 pub use options::{ClientTls, RemoteOptions};
-pub use server::{REQUEST_BYTES_MAX, SESSIONS_MAX, ServedStats, Served, WATCHES_MAX};
+pub use server::{Calls, REQUEST_BYTES_MAX, SESSIONS_MAX, Served, ServedStats, WATCHES_MAX};

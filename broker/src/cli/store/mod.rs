@@ -1,10 +1,12 @@
 //! `weir store`: looks at a store, backs it up and restores it. `check` and `restore` open the store themselves, so no
-//! broker may run on it if the engine lets in one process at a time; `backup` asks the running broker.
+//! broker may run on it if the engine lets in one process at a time; `backup` asks the running broker, and `serve` is what brokers with
+//! `--store remote:HOST:PORT` ask.
 
 mod backup;
 mod check;
 mod file;
 mod restore;
+mod serve;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -28,6 +30,15 @@ pub(super) enum StoreCommand {
     Backup(backup::BackupArgs),
     /// Put a backup into an empty store, of the same engine or another
     Restore(restore::RestoreArgs),
+    /// Let the brokers of several machines or processes share one store
+    Serve(serve::ServeArgs),
+}
+
+impl StoreCommand {
+    /// Whether it serves others, on all cores.
+    pub(super) const fn is_server(&self) -> bool {
+        matches!(self, Self::Serve(_))
+    }
 }
 
 pub(super) async fn run(command: &StoreCommand) -> anyhow::Result<()> {
@@ -36,6 +47,7 @@ pub(super) async fn run(command: &StoreCommand) -> anyhow::Result<()> {
         StoreCommand::Check(args) => check::run(args, &mut output).await,
         StoreCommand::Backup(args) => backup::run(args, &mut output).await,
         StoreCommand::Restore(args) => restore::run(args, &mut output).await,
+        StoreCommand::Serve(args) => serve::run(args).await,
     }
 }
 
@@ -78,7 +90,7 @@ async fn open_existing(config: &Config, clock: Clock) -> anyhow::Result<SharedSt
                 );
             }
         }
-        StoreConfig::Fdb(_) => {}
+        StoreConfig::Fdb(_) | StoreConfig::Remote(_) => {}
     }
     crate::store::open(config, clock).await.with_context(|| config.store.to_string())
 }

@@ -36,13 +36,16 @@ impl Backoff {
 /// Why a call was not answered.
 pub(super) struct Refusal {
     pub(super) error: Error,
+    /// The reason alone.
+    pub(super) said: String,
     /// Asking again does not help.
     pub(super) is_final: bool,
 }
 
 /// What a status says. Answers of the store are in messages, so this is about the way there.
 pub(super) fn refusal(address: &str, status: &Status) -> Refusal {
-    let unavailable = |what: String| Error::Unavailable(format!("the store server at {address} {what}").into());
+    let unavailable =
+        |what: String| Error::Unavailable(format!("the store server at {address} {what}").into());
     let said = text(status);
     let (error, is_final) = match status.code() {
         Code::Unauthenticated | Code::PermissionDenied => {
@@ -52,7 +55,9 @@ pub(super) fn refusal(address: &str, status: &Status) -> Refusal {
         Code::InvalidArgument | Code::OutOfRange | Code::FailedPrecondition => {
             (unavailable(format!("refuses a call: {said}")), true)
         }
-        Code::ResourceExhausted => (Error::Busy(format!("the store server at {address}: {said}").into()), true),
+        Code::ResourceExhausted => {
+            (Error::Busy(format!("the store server at {address}: {said}").into()), true)
+        }
         Code::Ok
         | Code::Cancelled
         | Code::Unknown
@@ -64,7 +69,7 @@ pub(super) fn refusal(address: &str, status: &Status) -> Refusal {
         | Code::Unavailable
         | Code::DataLoss => (unavailable(format!("can't be reached: {said}")), false),
     };
-    Refusal { error, is_final }
+    Refusal { error, said, is_final }
 }
 
 /// What a status says, with its cause.
@@ -116,7 +121,7 @@ impl Shared {
                     Ok(answer) => return Ok(answer.into_inner()),
                     Err(status) => match refusal(&self.address, &status) {
                         Refusal { error, is_final: true } => return Err(error),
-                        Refusal { .. } => problem = Some(text(&status)),
+                        Refusal { said, .. } => problem = Some(said),
                     },
                 }
                 backoff.pause().await;

@@ -41,12 +41,20 @@ pub(super) async fn run(shared: Arc<Shared>) {
                     shared.link.send_replace(link);
                     let _end = End(&session);
                     let problem = follow(&session, &up_tx, down).await;
-                    tracing::warn!(server = shared.address, problem, "the session with the store server has ended");
+                    tracing::warn!(
+                        server = shared.address,
+                        problem,
+                        "the session with the store server has ended"
+                    );
                     shared.link.send_replace(Link { problem: Some(problem.into()), ..Link::default() });
                 }
-                Err(Refusal { error, is_final }) => {
-                    let problem = Some(error.to_string().into());
-                    shared.link.send_replace(Link { session: None, problem, is_refused: is_final });
+                Err(Refusal { error: Error::Unavailable(problem), is_final: true, .. }) => {
+                    let link = Link { session: None, problem: Some(problem), is_refused: true };
+                    shared.link.send_replace(link);
+                }
+                Err(Refusal { said, .. }) => {
+                    let problem = Some(said.into());
+                    shared.link.send_replace(Link { session: None, problem, is_refused: false });
                 }
             }
             backoff.pause().await;
@@ -84,11 +92,12 @@ async fn attach(shared: &Shared) -> std::result::Result<Attached, Refusal> {
         let mut down = client.attach(said).await?.into_inner();
         Ok((down.message().await?, down))
     };
-    let silent = || Refusal { error: shared.silent(None), is_final: false };
-    let attached = tokio::time::timeout(shared.timeout, attached).await.map_err(|_| silent())?;
+    let silent = |why: &str| Refusal { error: shared.silent(None), said: why.to_owned(), is_final: false };
+    let attached = tokio::time::timeout(shared.timeout, attached);
+    let attached = attached.await.map_err(|_| silent("it says nothing"))?;
     let (first, down) = attached.map_err(|status| refusal(&shared.address, &status))?;
     let Some(name) = first.and_then(|first| first.session) else {
-        return Err(silent());
+        return Err(silent("it has ended the session at once"));
     };
     Ok((Arc::new(Session::new(name)), up_tx, down))
 }

@@ -97,7 +97,8 @@ impl RemoteStore {
 }
 
 fn client(options: &RemoteOptions) -> Result<Client> {
-    let unusable = |what: &str| Error::Unavailable(format!("store server {}: {what}", options.address).into());
+    let unusable =
+        |what: &str| Error::Unavailable(format!("store server {}: {what}", options.address).into());
     let scheme = if options.tls.is_some() { "https" } else { "http" };
     let mut endpoint = Endpoint::from_shared(format!("{scheme}://{}", options.address))
         .map_err(|_| unusable("the address is not HOST:PORT"))?
@@ -112,8 +113,9 @@ fn client(options: &RemoteOptions) -> Result<Client> {
         if let Some((certificate, key)) = &tls.identity {
             config = config.identity(Identity::from_pem(certificate, key.expose_secret()));
         }
-        endpoint =
-            endpoint.tls_config(config).map_err(|_| unusable("the authorities or certificate can't be used"))?;
+        endpoint = endpoint
+            .tls_config(config)
+            .map_err(|_| unusable("the authorities or certificate can't be used"))?;
     }
     let token = match &options.token {
         None => None,

@@ -124,7 +124,8 @@ impl Transaction for RemoteTransaction {
             return Ok(RangePage::default());
         }
         let _entered = self.shared.enter()?;
-        let page = read_page(&self.shared, &query, &self.pending.writes, &mut self.read_version, None).await?;
+        let page =
+            read_page(&self.shared, &query, &self.pending.writes, &mut self.read_version, None).await?;
         self.pending.note_page(&query, &page, isolation);
         Ok(page)
     }

@@ -12,8 +12,8 @@ use weir_proto::store::v1::settle_response::State;
 use weir_proto::store::v1::store_server::Store as StoreCalls;
 use weir_storage::{Committed, Error, Isolation, Transaction, Version, Watch, snapshot};
 
-use super::sessions::{Known, Outcome, Refused, Session};
 use super::Shared;
+use super::sessions::{Known, Outcome, Refused, Session};
 use crate::convert;
 
 /// Longest wait for a commit that is under way, of whoever asks how it ended; below the patience of a client.
@@ -59,7 +59,8 @@ impl Shared {
         Self::count(&self.stats.reads);
         let session = self.sessions.find(held.session.as_ref());
         let snapshot = session.and_then(|session| session.held(held.number));
-        let snapshot = snapshot.ok_or_else(|| Error::Unavailable("the snapshot is not held any more".into()))?;
+        let snapshot =
+            snapshot.ok_or_else(|| Error::Unavailable("the snapshot is not held any more".into()))?;
         let mut snapshot = snapshot.lock().await;
         let page = snapshot.get_range(query).await?;
         Ok(convert::page(snapshot.version(), page))
@@ -184,16 +185,14 @@ impl StoreCalls for Calls {
         // Either of the two ends it: whichever notices first.
         let attached = || Attached { shared: Arc::clone(shared), session: Arc::clone(&session) };
         shared.tasks.spawn(attached().listen(request.into_inner()));
-        let messages = stream::unfold(
-            (attached(), fired_rx, Some(name)),
-            |(attached, mut fired_rx, name)| async move {
+        let messages =
+            stream::unfold((attached(), fired_rx, Some(name)), |(attached, mut fired_rx, name)| async move {
                 let message = match name {
                     Some(name) => name,
                     None => attached.next(&mut fired_rx).await?,
                 };
                 Some((Ok(message), (attached, fired_rx, None)))
-            },
-        );
+            });
         Ok(Response::new(Box::pin(messages)))
     }
 
