@@ -183,6 +183,7 @@ async fn answer(
     let stop = CancellationToken::new();
     let server = builder
         .concurrency_limit_per_connection(CALLS_PER_CONNECTION_MAX)
+        .max_concurrent_streams(u32::try_from(2 * CALLS_PER_CONNECTION_MAX).ok())
         .initial_stream_window_size(WINDOWS_BYTES.0)
         .initial_connection_window_size(WINDOWS_BYTES.1)
         .http2_keepalive_interval(Some(KEEPALIVE))

@@ -120,7 +120,7 @@ impl Shared {
                 match call(self.client.clone()).await {
                     Ok(answer) => return Ok(answer.into_inner()),
                     Err(status) => match refusal(&self.address, &status) {
-                        Refusal { error, is_final: true } => return Err(error),
+                        Refusal { error, is_final: true, .. } => return Err(error),
                         Refusal { said, .. } => problem = Some(said),
                     },
                 }
@@ -151,7 +151,7 @@ impl Shared {
             let response = match tokio::time::timeout_at(deadline, call).await {
                 Ok(Ok(response)) => response.into_inner(),
                 Ok(Err(status)) => match refusal(&self.address, &status) {
-                    Refusal { error, is_final: true } => return Err(error),
+                    Refusal { error, is_final: true, .. } => return Err(error),
                     Refusal { .. } => return self.settle(&session, ticket.number).await,
                 },
                 Err(_) => return self.settle(&session, ticket.number).await,

@@ -7,19 +7,18 @@ use std::sync::Arc;
 use futures_util::stream;
 use tempfile::TempDir;
 use tokio::net::TcpListener;
-use tokio::task::JoinHandle;
+use tokio::task::JoinSet;
 use tonic::transport::Server as Transport;
 use weir_env::clock::Clock;
 use weir_env::seed::Seed;
 use weir_storage::{EmbeddedOptions, EmbeddedStore, MemoryStore, SharedStore};
 use weir_storage_remote::{RemoteOptions, RemoteStore, Served};
 
-/// A server in this process, cut off when dropped.
+/// A server in this process.
 pub(crate) struct Server {
     pub(crate) address: SocketAddr,
-    pub(crate) store: SharedStore,
-    pub(crate) served: Served,
-    serving: JoinHandle<()>,
+    /// Cut off when dropped.
+    _serving: JoinSet<()>,
     _dir: Option<TempDir>,
 }
 
@@ -46,8 +45,9 @@ impl Server {
             Some((accepted, listener))
         });
         let serving = Transport::builder().add_service(served.calls()).serve_with_incoming(incoming);
-        let serving = tokio::task::spawn(async move { serving.await.unwrap() });
-        Self { address, store, served, serving, _dir: dir }
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move { serving.await.unwrap() });
+        Self { address, _serving: tasks, _dir: dir }
     }
 
     pub(crate) fn options(&self) -> RemoteOptions {
@@ -56,12 +56,6 @@ impl Server {
 
     pub(crate) async fn client(&self) -> SharedStore {
         Arc::new(RemoteStore::open(&self.options(), Clock::system()).await.unwrap())
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.serving.abort();
     }
 }
 
