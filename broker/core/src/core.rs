@@ -6,6 +6,7 @@ use std::time::Duration;
 use futures_util::future::try_join_all;
 use smallvec::SmallVec;
 use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
 use weir_env::clock::{Clock, Timestamp};
 use weir_env::seed::Seed;
 use weir_storage::{Isolation, RangeQuery, SharedStore, transact};
@@ -13,6 +14,7 @@ use weir_topic::TopicName;
 
 use crate::activity::{Activities, StreamReport};
 use crate::catalog::{Applied, ApplyError, Catalog, Object};
+use crate::cluster::{Cluster, ClusterOptions};
 use crate::controls::{Asked, is_ordered};
 use crate::definition::{Definition, Kind};
 use crate::error::{Error, Result};
@@ -38,12 +40,14 @@ const LOGS_PER_SWEEP: usize = 500;
 const MARKS_PER_SWEEP: usize = 2000;
 
 /// What a core may hold, and when it moves things.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Options {
     /// When messages of queues are moved out of their log.
     pub lag: Lag,
     /// What readers of streams hold in memory.
     pub reading: ReadLimits,
+    /// How this pod takes part in a cluster; none: it is alone.
+    pub cluster: Option<ClusterOptions>,
 }
 
 /// Queues, streams and their shards in one pod. Cheap to share.
@@ -116,15 +120,37 @@ impl Core {
     ) -> Result<Self> {
         let pod = PodId(seed.fork("pod").next_id());
         let format = open_format(&store, seed).await?;
+        let cluster = match options.cluster {
+            Some(options) => {
+                let (store, counters) = (Arc::clone(&store), metrics.cluster.clone());
+                Some(Cluster::join(store, clock, pod, format.virtual_shards, options, counters).await?)
+            }
+            None => None,
+        };
         let catalog = Arc::new(Catalog::load(Arc::clone(&store), format.virtual_shards).await?);
         let owners = Arc::new_cyclic(|owners| {
             let dead_letters = Arc::new(DeadLetters::new(Arc::clone(&catalog), Weak::clone(owners)));
             let reading = ReadMemory::new(options.reading, &metrics);
             let (seed, lag, activities) = (seed.fork("shards"), options.lag, Activities::default());
-            let context =
-                Context { store, clock, seed, metrics, pod, lag, reading, activities, dead_letters };
+            let (cluster, closed) = (cluster.clone(), CancellationToken::new());
+            let context = Context {
+                store,
+                clock,
+                seed,
+                metrics,
+                pod,
+                lag,
+                reading,
+                activities,
+                dead_letters,
+                cluster,
+                closed,
+            };
             Owners::new(context, format.virtual_shards)
         });
+        if let Some(cluster) = cluster {
+            owners.follow_cluster(cluster, Arc::clone(&catalog));
+        }
         let context = owners.context().clone();
         let groups = Groups::new(Arc::clone(&owners));
         Ok(Self { context, format, catalog, owners, groups })
@@ -145,6 +171,12 @@ impl Core {
     #[must_use]
     pub fn pod(&self) -> PodId {
         self.context.pod
+    }
+
+    /// The pods of which this is one; none if it is alone.
+    #[must_use]
+    pub fn cluster(&self) -> Option<&Cluster> {
+        self.context.cluster.as_ref()
     }
 
     /// Where everything is kept.
@@ -365,6 +397,10 @@ impl Core {
     /// If a shard cannot be taken over or read, the first of them, after all others were; calling again goes on.
     pub async fn take_up_queues(&self) -> Result<()> {
         let mut outcome = Ok(());
+        if self.context.cluster.is_some() {
+            // With the ownership of their shards.
+            return outcome;
+        }
         for queue in self.catalog.view().all(Kind::Queue) {
             let taken_up = self.describe(queue).await.map(drop);
             outcome = outcome.and(told(taken_up, queue, "take up"));
@@ -391,6 +427,10 @@ impl Core {
     /// As [`Core::take_up_queues`].
     pub async fn take_up_streams(&self, pace: Duration) -> Result<()> {
         let mut outcome = Ok(());
+        if self.context.cluster.is_some() {
+            // With the ownership of their shards.
+            return outcome;
+        }
         let view = self.catalog.view();
         let goes_by_itself = |stream: &&Arc<Object>| {
             stream.definition.retention.max_age_ms > 0 || stream.definition.last_value
@@ -457,15 +497,36 @@ impl Core {
     pub async fn failed(&self) -> Arc<str> {
         tokio::select! {
             why = self.context.store.failed() => why,
+            why = cluster_failed(self.context.cluster.as_ref()) => why,
             () = self.owners.panicked() => "the owner of a shard panicked".into(),
             () = self.groups.panicked() => "the coordinator of consumer groups panicked".into(),
         }
     }
 
-    /// Commits what is in line and ends the owner tasks. The store stays open.
+    /// Hands all shards to other pods of the cluster, if there are any: this one is about to stop, and gets no more.
+    /// Clients go on meanwhile. Returns how many there were.
+    ///
+    /// # Errors
+    /// If the store fails, or this pod is no member any more.
+    pub async fn hand_over_all(&self) -> Result<usize> {
+        match &self.context.cluster {
+            Some(cluster) => self.owners.hand_over_all(cluster).await,
+            None => Ok(0),
+        }
+    }
+
+    /// Commits what is in line, hands it on to other pods if there are any, and ends the owner tasks. The store stays open.
     pub async fn close(&self) {
         self.groups.close().await;
+        if let Err(error) = self.hand_over_all().await {
+            tracing::warn!(%error, "hand virtual shards over; other pods take them over");
+        }
         self.owners.close().await;
+        if let Some(cluster) = &self.context.cluster
+            && let Err(error) = cluster.leave().await
+        {
+            tracing::warn!(%error, "leave the cluster; other pods find out");
+        }
     }
 
     /// Time.
@@ -475,6 +536,14 @@ impl Core {
 
     pub(crate) fn shard(&self, vs: VirtualShard) -> Result<&ShardHandle> {
         self.owners.get(vs)
+    }
+}
+
+/// Waits until this pod is no member of its cluster any more; for ever if it is alone.
+async fn cluster_failed(cluster: Option<&Cluster>) -> Arc<str> {
+    match cluster {
+        Some(cluster) => cluster.failed().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -1,6 +1,7 @@
 //! What can go wrong in this crate.
 
 use crate::keyspace::DecodeError;
+use crate::keyspace::owner::Owner;
 use crate::stream::Damage;
 
 /// A failed operation.
@@ -18,6 +19,9 @@ pub enum Error {
     /// Another pod has taken over what this one thought it owned.
     #[error("taken over by another owner")]
     Fenced,
+    /// A pod that lives owns the shard.
+    #[error("pod {} owns the shard", .0.pod)]
+    NotOwner(Owner),
     /// A limit that its owner set is reached; what it is of.
     #[error("limit of {0} is reached")]
     Full(&'static str),

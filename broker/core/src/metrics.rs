@@ -1,5 +1,6 @@
 //! Counters of this crate, under names that begin with `weir_`.
 
+mod cluster;
 mod groups;
 mod names;
 mod peers;
@@ -13,6 +14,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
+pub use cluster::{ClusterMetrics, Takeover};
 pub use groups::{GROUPS_NAMED_MAX, GroupMetrics, GroupShare};
 pub use names::OTHERS;
 pub(crate) use peers::{LaneSeries, PeerSeries};
@@ -98,6 +100,8 @@ pub struct Metrics {
     pub shards_owned: Gauge,
     /// Segments or records found damaged.
     pub damaged: Counter,
+    /// What goes on among the pods.
+    pub cluster: ClusterMetrics,
     /// What each queue holds and does.
     pub queues: QueueMetrics,
     /// What reading streams costs.
@@ -161,6 +165,7 @@ impl Metrics {
         registry.register("append_refused", "Appends refused", self.append_refused.clone());
         let waiting = self.dead_letters_waiting.clone();
         registry.register("queue_dead_letters_waiting", "Messages on their way to the dead letters", waiting);
+        self.cluster.register(registry);
         self.queues.register(registry);
         self.reading.register(registry);
         self.groups.register(registry);

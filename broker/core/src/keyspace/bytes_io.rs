@@ -176,8 +176,11 @@ impl Reader {
         Ok(self.0.split_to(n))
     }
 
-    /// Fixed fields are copied out: a slice of the buffer would count as one more owner of it.
-    fn array<const N: usize>(&mut self, what: &'static str) -> Result<[u8; N], DecodeError> {
+    /// The next `N` bytes. They are copied out: a slice of the buffer would count as one more owner of it.
+    ///
+    /// # Errors
+    /// If there are fewer.
+    pub fn array<const N: usize>(&mut self, what: &'static str) -> Result<[u8; N], DecodeError> {
         let array = *self.0.first_chunk().ok_or(DecodeError::Truncated(what))?;
         self.0.advance(N);
         Ok(array)

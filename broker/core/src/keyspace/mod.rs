@@ -8,6 +8,7 @@
 pub mod aside;
 mod bytes_io;
 pub mod catalog;
+pub mod change;
 pub mod dedup;
 pub mod delayed;
 pub mod format;
@@ -20,6 +21,7 @@ mod log_id;
 pub mod log_state;
 pub mod mark;
 pub mod owner;
+pub mod pod;
 pub mod queue;
 pub mod record;
 pub mod retained;
@@ -42,6 +44,10 @@ pub mod tag {
     pub const CATALOG: u8 = b'C';
     /// Pods.
     pub const POD: u8 = b'm';
+    /// Signs of life of pods.
+    pub const HEARTBEAT: u8 = b'h';
+    /// The change feed.
+    pub const CHANGE: u8 = b'c';
     /// Owners of virtual shards: the fences.
     pub const OWNER: u8 = b'o';
     /// Routes of persistent sessions.

@@ -32,6 +32,12 @@ kinds! {
     Format = "format",
     /// Definitions of queues and streams.
     Catalog = "catalog",
+    /// Members of the cluster.
+    Pod = "pod",
+    /// Their signs of life.
+    Heartbeat = "heartbeat",
+    /// What has changed lately.
+    Change = "change",
     /// Fences of virtual shards.
     Owner = "owner",
     /// Messages of queues and streams.
@@ -104,6 +110,9 @@ impl RecordKind {
         match key.first().copied() {
             Some(tag::FORMAT) => Self::Format,
             Some(tag::CATALOG) => Self::Catalog,
+            Some(tag::POD) => Self::Pod,
+            Some(tag::HEARTBEAT) => Self::Heartbeat,
+            Some(tag::CHANGE) => Self::Change,
             Some(tag::OWNER) => Self::Owner,
             Some(tag::SEGMENT) => Self::Segment,
             Some(tag::LOG_BLOB) => Self::LogBlob,
@@ -173,7 +182,8 @@ mod tests {
     use crate::keyspace::last_value::{self, Newest, Tombstone};
     use crate::keyspace::log_state::LogState;
     use crate::keyspace::mark::Mark;
-    use crate::keyspace::owner::Owner;
+    use crate::keyspace::owner::{Owner, PodId};
+    use crate::keyspace::pod::{Heartbeat, Pod};
     use crate::keyspace::queue::{AckBlock, Attempts, QueueFloor};
     use crate::keyspace::session::{ClientKeys, Incarnation, SessionRoute};
     use crate::keyspace::timer::{Timer, TimerId, TimerKind};
@@ -204,6 +214,9 @@ mod tests {
         for (key, kind) in [
             (KeyspaceFormat::key(), RecordKind::Format),
             (CatalogEntry::key(crate::definition::Kind::Queue, "q"), RecordKind::Catalog),
+            (Pod::key(PodId([7; 16])), RecordKind::Pod),
+            (Heartbeat::key(PodId([7; 16])), RecordKind::Heartbeat),
+            (crate::keyspace::change::tick_key(), RecordKind::Change),
             (Owner::key(log.vs), RecordKind::Owner),
             (segment::key(&log, 7), RecordKind::Segment),
             (LogState::key(&log), RecordKind::LogState),

@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use weir_env::clock::Instant;
 
-use super::AppendError;
 use super::batch::{self, Batch};
 use super::commit::{self, Outcome};
 use super::compaction::Compacted;
@@ -12,6 +11,7 @@ use super::fence::Tenure;
 use super::log::{Kept, Log};
 use super::logs::key_of;
 use super::owner::ShardOwner;
+use super::{AppendError, Command};
 use crate::error::Error;
 use crate::queue::QueueShard;
 
@@ -26,14 +26,14 @@ impl ShardOwner {
     /// Starts a commit of all that waits, unless one is in flight. True if there was nothing to commit since all was
     /// refused: repeats of what was refused have their turn then.
     pub(super) fn start_batch(&mut self, now: Instant) -> bool {
-        if self.committing.is_some() || (self.retry_at.is_some_and(|at| at > now) && self.closing.is_none()) {
+        if self.committing.is_some() || (self.retry_at.is_some_and(|at| at > now) && !self.is_ending()) {
             return false;
         }
         self.retry_at = None;
         if !self.logs.has_dirty() {
             self.acks_due = None;
         }
-        let acks_wait = self.acks_due.is_some_and(|due| due > now) && self.closing.is_none();
+        let acks_wait = self.acks_due.is_some_and(|due| due > now) && !self.is_ending();
         if !self.logs.has_writable() && (!self.logs.has_dirty() || acks_wait) {
             return false;
         }
@@ -177,6 +177,8 @@ impl ShardOwner {
         self.settle(&batch, false);
         self.count_refused(error.label(), batch.waiting.len() as u64);
         batch.answer(Err(error));
+        // It stays the owner: what it has to write is not written.
+        self.leaving = None;
         if self.closing.is_some() {
             // There is no later: what was not written is forgotten as in a crash.
             drop(self.logs.take_all());
@@ -185,21 +187,40 @@ impl ShardOwner {
 
     /// What this task remembers of the shard may be wrong: it is read again when next needed, and soon in any case.
     pub(super) fn lose_shard(&mut self, batch: Batch, error: Error) {
-        let error = AppendError::Failed(error);
-        let mut refused = batch.waiting.len() as u64;
-        batch.answer(Err(error.clone()));
+        let refused = batch.waiting.len() as u64;
+        let failed = AppendError::Failed(error.clone());
+        let label = failed.label();
+        batch.answer(Err(failed));
         self.context.metrics.shards_lost.inc();
         self.context.metrics.shards_owned.dec_by(i64::from(self.tenure.take().is_some()));
         (self.checked_at, self.acks_due, self.retry_at) = (None, None, None);
+        let refused = refused + self.let_go(&error);
+        self.count_refused(label, refused);
+        self.is_lost = self.context.cluster.is_some();
+        if !self.kept.is_empty() {
+            self.retake_at = Some(self.context.clock.now() + RETAKE_WAIT);
+        }
+    }
+
+    /// Forgets the logs, and keeps those who wait for them. In a cluster what is in line stays in line; alone its
+    /// publishers are told: how many.
+    pub(super) fn let_go(&mut self, error: &Error) -> u64 {
+        let mut refused = 0;
+        let stays = self.context.cluster.is_some();
         for mut log in self.logs.take_all() {
-            if let AppendError::Failed(error) = &error {
-                log.refuse_trims(error);
-            }
-            let Log { id, object, extent, tail, queue, pending, .. } = log;
+            log.refuse_trims(error);
+            let Log { id, object, extent, tail, queue, pending, positions, .. } = log;
             tail.clear();
-            refused += pending.iter().filter(|pending| pending.reply.is_some()).count() as u64;
-            for pending in pending {
-                pending.answer(Err(error.clone()));
+            // What nobody waits for is in the store, and comes again.
+            let pending = pending.into_iter().filter(|pending| pending.reply.is_some());
+            if stays {
+                self.carried.extend(pending.map(Command::Append));
+                self.carried.extend(positions.into_iter().map(Command::Positions));
+            } else {
+                for pending in pending {
+                    refused += 1;
+                    pending.answer(Err(AppendError::Failed(error.clone())));
+                }
             }
             let consumers = queue.map(QueueShard::into_consumers).unwrap_or_default();
             // Consumers of a shard are those of all its priorities. Also without any, what happens by itself goes on:
@@ -209,10 +230,7 @@ impl ShardOwner {
                 self.kept.insert(key_of(&id), kept);
             }
         }
-        self.count_refused(error.label(), refused);
-        if !self.kept.is_empty() {
-            self.retake_at = Some(self.context.clock.now() + RETAKE_WAIT);
-        }
+        refused
     }
 
     /// The publishes of `batch` have their answer: repeats of them need not wait any longer. What waits for its time is

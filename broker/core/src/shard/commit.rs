@@ -82,7 +82,12 @@ async fn commit_mutations(
             Error::Store(weir_storage::Error::Busy(_)) => {}
             Error::Store(weir_storage::Error::UnknownSettled) => unknown = Some(error),
             Error::Store(weir_storage::Error::UnknownOpen) => return Outcome::Unknown(error),
-            Error::Store(_) | Error::Record(_) | Error::Damaged(_) | Error::Closed | Error::Full(_) => {
+            Error::Store(_)
+            | Error::Record(_)
+            | Error::Damaged(_)
+            | Error::NotOwner(_)
+            | Error::Closed
+            | Error::Full(_) => {
                 return if unknown.is_some() { Outcome::Unknown(error) } else { Outcome::Failed(error) };
             }
         }

@@ -5,9 +5,10 @@ use std::time::Duration;
 use weir_storage::{ConflictKind, Isolation, Transaction, Version, transact};
 
 use super::Context;
+use crate::cluster::membership::is_member;
 use crate::error::{Error, Result};
 use crate::keyspace::VirtualShard;
-use crate::keyspace::owner::{Epoch, Owner};
+use crate::keyspace::owner::{Epoch, Owner, PodId};
 
 /// Proof that this pod owned a shard at a version of the store.
 #[derive(Clone, Copy, Debug)]
@@ -26,7 +27,8 @@ const REPEAT_WAIT: Duration = Duration::from_millis(20);
 /// what this pod remembers of the shard is still true.
 ///
 /// # Errors
-/// [`Error::Fenced`] if another pod has; nothing is written then.
+/// [`Error::Fenced`] if another pod has, or this one is no member of its cluster any more; [`Error::NotOwner`] if a living
+/// pod has the shard. Nothing is written then.
 pub(crate) async fn take_over(
     context: &Context,
     vs: VirtualShard,
@@ -61,14 +63,38 @@ async fn try_take_over(context: &Context, vs: VirtualShard, previous: Option<Own
             if previous.is_some_and(|previous| !is_ours(previous)) {
                 return Ok(Err(Error::Fenced));
             }
+            if let Some(cluster) = &context.cluster
+                && let Err(error) = may_take_over(tx, cluster.me(), found).await?
+            {
+                return Ok(Err(error));
+            }
             let epoch = found.map_or(Epoch::default(), |owner| owner.epoch);
             let owner = Owner { epoch: Epoch(epoch.0 + 1), pod };
-            tx.set(key, &owner.encode());
+            match &context.cluster {
+                Some(cluster) => cluster.write_owner(tx, vs, &owner),
+                None => tx.set(key, &owner.encode()),
+            }
             Ok(Ok(owner))
         })
     });
     let (owner, committed) = body.await?;
     Ok(Tenure { owner: owner?, seen: committed.version })
+}
+
+/// In a cluster only a member takes a shard over, and from nobody who is one. Both are read, so that neither can change
+/// before the takeover is committed.
+async fn may_take_over(
+    tx: &mut dyn Transaction,
+    me: PodId,
+    found: Option<Owner>,
+) -> weir_storage::Result<Result<()>> {
+    if !is_member(tx, me).await? {
+        return Ok(Err(Error::Fenced));
+    }
+    match found.filter(|owner| owner.pod != me) {
+        Some(owner) if is_member(tx, owner.pod).await? => Ok(Err(Error::NotOwner(owner))),
+        _ => Ok(Ok(())),
+    }
 }
 
 /// Adds the fence to `tx`: without a read if the tenure is recent, by reading the owner record otherwise.

@@ -15,10 +15,12 @@ mod compaction;
 mod dead_letters;
 mod delays;
 mod fence;
+mod handed;
 mod horizon;
 mod load;
 mod log;
 mod logs;
+mod moves;
 mod mutations;
 mod ops;
 mod owner;
@@ -27,6 +29,7 @@ mod positions;
 mod repeats;
 mod retention;
 mod rows;
+mod seat;
 mod stats;
 mod trims;
 mod upkeep;
@@ -34,6 +37,7 @@ mod upkeep;
 use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use weir_env::clock::{Clock, Timestamp};
 use weir_env::seed::Seed;
@@ -41,6 +45,7 @@ use weir_storage::SharedStore;
 
 use crate::activity::Activities;
 use crate::catalog::Object;
+use crate::cluster::Cluster;
 use crate::controls::{ControlError, Wishes};
 use crate::error::{Error, Result};
 use crate::keyspace::delayed::DelayedId;
@@ -58,6 +63,7 @@ pub use dead_letters::{
     DELIVERY_COUNT_PROPERTY, PublishLetters, QUEUE_PROPERTY, REASON_PROPERTY, TOPIC_PROPERTY, TopicLetter,
 };
 pub(crate) use dead_letters::{DeadLetter, DeadLetters, Sent};
+pub(crate) use handed::Offer;
 pub(crate) use load::{blob, read_asides, read_records};
 pub use load::{load_blob, read_segments};
 pub(crate) use ops::{Operation, States};
@@ -95,6 +101,10 @@ pub struct Context {
     pub(crate) activities: Activities,
     /// The way of dead letters to their targets.
     pub(crate) dead_letters: Arc<DeadLetters>,
+    /// Where there are other pods.
+    pub(crate) cluster: Option<Cluster>,
+    /// Cancelled when shards are closed: what cannot be finished is not waited for.
+    pub(crate) closed: CancellationToken,
 }
 
 /// Why a record was not appended.
@@ -277,6 +287,10 @@ pub(crate) enum Command {
         below: u64,
         reply: TrimReply,
     },
+    /// Somebody is about to give the shard to another pod: what came before is committed, and the owner stops.
+    HandOver {
+        reply: oneshot::Sender<Offer>,
+    },
     Close {
         reply: oneshot::Sender<()>,
     },
@@ -321,11 +335,12 @@ pub struct ShardHandle {
 }
 
 impl ShardHandle {
-    /// Starts the owner task of `vs` on `tasks`, watched by `panics`; it takes the shard over when it first has to.
+    /// Starts the task of `vs` on `tasks`, watched by `panics`; alone it takes the shard over when it first has to, in a
+    /// cluster at once if it is this pod's.
     #[must_use]
     pub fn spawn(context: Context, vs: VirtualShard, tasks: &TaskTracker, panics: &Panics) -> Self {
         let (commands, inbox) = mpsc::channel(COMMANDS_MAX);
-        tasks.spawn(panics.watch(owner::ShardOwner::new(context, vs, inbox).run()));
+        tasks.spawn(panics.watch(seat::run(context, vs, inbox)));
         Self { commands, bytes: Arc::new(Semaphore::new(APPEND_BYTES_MAX)) }
     }
 

@@ -20,6 +20,7 @@ use super::classes::log_of;
 use super::commit::{self, Outcome};
 use super::delays::{self, Delays};
 use super::fence::{self, Tenure};
+use super::handed::{Carried, Handed, Offer, Offering};
 use super::log::{ACKNOWLEDGED_MAX, Kept, Log};
 use super::logs::{LogKey, Logs, base_of, key_of};
 use super::repeats::{Repeats, Seen};
@@ -63,19 +64,34 @@ pub(crate) struct ShardOwner {
     pub(super) kept: BTreeMap<LogKey, Kept>,
     pub(super) retake_at: Option<Instant>,
     pub(super) closing: Option<oneshot::Sender<()>>,
+    /// Who wants to give the shard to another pod. No more commands are taken.
+    pub(super) leaving: Option<oneshot::Sender<Offer>>,
+    /// In a cluster: another pod has the shard, so this task ends.
+    pub(super) is_lost: bool,
+    /// What was not done, to be gone on with by who comes after this task.
+    pub(super) carried: VecDeque<Command>,
     /// What is in line may have been put there before the shard was taken over: meanwhile another owner may have stored
     /// a repeat of it.
     in_doubt: bool,
 }
 
 impl ShardOwner {
-    pub(crate) fn new(context: Context, vs: VirtualShard, commands: mpsc::Receiver<Command>) -> Self {
+    /// In a cluster it has a tenure, and ends with it.
+    pub(crate) fn new(
+        context: Context,
+        vs: VirtualShard,
+        commands: mpsc::Receiver<Command>,
+        carried: Carried,
+        tenure: Option<Tenure>,
+    ) -> Self {
+        let now = context.clock.now();
+        context.metrics.shards_owned.inc_by(i64::from(tenure.is_some()));
         Self {
             context,
             vs,
             commands,
-            tenure: None,
-            checked_at: None,
+            tenure,
+            checked_at: tenure.map(|_| now),
             logs: Logs::default(),
             repeats: VecDeque::new(),
             committing: None,
@@ -83,15 +99,21 @@ impl ShardOwner {
             background: FuturesUnordered::new(),
             acks_due: None,
             retry_at: None,
-            kept: BTreeMap::new(),
-            retake_at: None,
+            retake_at: (!carried.kept.is_empty()).then_some(now),
+            kept: carried.kept,
             closing: None,
-            in_doubt: false,
+            leaving: None,
+            is_lost: false,
+            carried: carried.commands,
+            in_doubt: tenure.is_some(),
         }
     }
 
-    pub(crate) async fn run(mut self) {
-        loop {
+    pub(crate) async fn run(mut self) -> Handed {
+        for command in std::mem::take(&mut self.carried) {
+            self.handle(command).await;
+        }
+        while !self.is_lost {
             let now = self.context.clock.now();
             let mut due = self.next_timeout();
             if due.is_some_and(|at| at <= now) {
@@ -105,7 +127,7 @@ impl ShardOwner {
             if self.start_batch(now) && !self.repeats.is_empty() {
                 continue;
             }
-            if self.committing.is_none() && self.closing.is_some() {
+            if self.committing.is_none() && self.is_ending() {
                 break;
             }
             due = self.next_timeout();
@@ -118,20 +140,38 @@ impl ShardOwner {
                 Some(done) = self.background.next(), if !self.background.is_empty() => {
                     self.finish_background(done);
                     // Reads may end faster than they are asked for.
-                    if self.closing.is_none() {
+                    if !self.is_ending() {
                         self.handle_waiting_commands().await;
                     }
                 }
-                command = self.commands.recv(), if self.closing.is_none() => {
+                command = self.commands.recv(), if !self.is_ending() => {
                     let Some(command) = command else { break };
                     self.handle_commands(command).await;
                 }
                 () = tokio::time::sleep_until(due.unwrap_or(now)), if due.is_some() => {}
             }
         }
+        self.hand_on()
+    }
+
+    /// Whether it takes no more commands, and ends with the commits that are under way or due.
+    pub(super) fn is_ending(&self) -> bool {
+        self.closing.is_some() || self.leaving.is_some()
+    }
+
+    /// What is left when the task ends.
+    fn hand_on(mut self) -> Handed {
         self.context.metrics.shards_owned.dec_by(i64::from(self.tenure.is_some()));
-        if let Some(reply) = self.closing {
-            let _ = reply.send(());
+        if self.leaving.is_some() {
+            self.let_go(&Error::Fenced);
+        }
+        self.carried.extend(self.repeats.drain(..).map(Command::Append));
+        let owner = self.tenure.map(|tenure| tenure.owner);
+        Handed {
+            commands: self.commands,
+            carried: Carried { commands: self.carried, kept: self.kept },
+            closing: self.closing,
+            offer: self.leaving.map(|reply| Offering { owner, reply }),
         }
     }
 
@@ -148,6 +188,9 @@ impl ShardOwner {
 
     async fn handle_waiting_commands(&mut self) {
         for _ in 0..COMMANDS_PER_TURN {
+            if self.is_lost || self.leaving.is_some() {
+                break;
+            }
             let Ok(command) = self.commands.try_recv() else { break };
             self.handle(command).await;
         }
@@ -198,6 +241,7 @@ impl ShardOwner {
             Command::Operate { object, log, operation } => self.operate(&object, log, operation).await,
             Command::Positions(pending) => self.write_positions(pending).await,
             Command::Trim { object, log, below, reply } => self.trim(&object, log, below, reply).await,
+            Command::HandOver { reply } => self.leaving = Some(reply),
             Command::Close { reply } => self.closing = Some(reply),
         }
     }
@@ -310,6 +354,9 @@ impl ShardOwner {
 
     async fn take_over(&mut self) -> Result<()> {
         if self.tenure.is_none() {
+            if self.context.cluster.is_some() {
+                return Err(Error::Fenced);
+            }
             let tenure = fence::take_over(&self.context, self.vs, None).await?;
             self.checked_at = Some(self.context.clock.now());
             self.tenure = Some(tenure);

@@ -54,6 +54,11 @@ impl Owners {
         Ok(slot.get_or_init(|| ShardHandle::spawn(self.context.clone(), vs, &self.tasks, &self.panics)))
     }
 
+    /// Starts a task that ends when the shards are closed.
+    pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.tasks.spawn(self.panics.watch(task));
+    }
+
     /// Waits until an owner panicked. Cancel-safe.
     pub(crate) async fn panicked(&self) {
         self.panics.panicked().await;
@@ -62,6 +67,7 @@ impl Owners {
     /// Lets every owner commit what is in line, and waits for their ends.
     pub(crate) async fn close(&self) {
         *self.is_closed.lock() = true;
+        self.context.closed.cancel();
         self.tasks.close();
         let mut closed = Vec::new();
         for handle in self.handles.iter().filter_map(OnceLock::get) {

@@ -1,0 +1,179 @@
+//! The transactions of membership: joining, signs of life, declaring a pod dead, leaving, handing shards over.
+//!
+//! A sign of life reads the pod's own record, and whoever declares it dead clears that record having read the last sign of
+//! life: of the two, one commits. So no clock is part of safety.
+
+use std::time::Duration;
+
+use weir_storage::{Isolation, Transaction, Version, Versionstamp, transact};
+
+use super::Inner;
+use crate::error::{Error, Result};
+use crate::keyspace::VirtualShard;
+use crate::keyspace::change::Change;
+use crate::keyspace::owner::{Epoch, Owner, PodId};
+use crate::keyspace::pod::{Heartbeat, Pod};
+
+/// How often what may be done twice is repeated after an unknown outcome.
+const REPEATS_MAX: u32 = 5;
+/// Wait between repeats.
+const REPEAT_WAIT: Duration = Duration::from_millis(20);
+
+/// A virtual shard that goes from its owner to another pod.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Move {
+    pub(crate) vs: VirtualShard,
+    /// The owner, as it knows itself.
+    pub(crate) from: Owner,
+    pub(crate) to: PodId,
+}
+
+/// Repeats `attempt` while its outcome is unknown: doing it twice is as good as once.
+async fn repeated<T>(attempt: impl AsyncFn() -> Result<T>) -> Result<T> {
+    let mut repeats = 0;
+    loop {
+        match attempt().await {
+            Err(Error::Store(error)) if error.may_have_committed() && repeats < REPEATS_MAX => {
+                repeats += 1;
+                tokio::time::sleep(REPEAT_WAIT).await;
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
+/// Whether `pod` is a member. Conflicts with its end.
+pub(crate) async fn is_member(tx: &mut dyn Transaction, pod: PodId) -> weir_storage::Result<bool> {
+    Ok(tx.get(&Pod::key(pod), Isolation::Serializable).await?.is_some())
+}
+
+/// Makes this pod a member, or changes what it says of itself.
+pub(super) async fn write_pod(inner: &Inner, is_draining: bool, is_new: bool) -> Result<()> {
+    let me = inner.me;
+    let pod = &Pod { info: inner.options.info.clone(), is_draining };
+    let beat = &inner.heartbeat(0);
+    let write = async || {
+        let body = transact(&*inner.store, |tx| {
+            Box::pin(async move {
+                if !is_new && !is_member(tx, me).await? {
+                    return Ok(false);
+                }
+                tx.set(&Pod::key(me), &pod.encode());
+                if is_new {
+                    tx.set(&Heartbeat::key(me), &beat.encode());
+                }
+                let change = if is_new { Change::PodJoined(me) } else { Change::PodChanged(me) };
+                inner.feed.write(tx, &change);
+                Ok(true)
+            })
+        });
+        let (is_member, _) = body.await?;
+        if is_member { Ok(()) } else { Err(Error::Fenced) }
+    };
+    repeated(write).await
+}
+
+/// Writes a sign of life. False if this pod is no member any more.
+pub(super) async fn beat(inner: &Inner, counter: u64) -> Result<bool> {
+    let me = inner.me;
+    let beat = &inner.heartbeat(counter);
+    let body = transact(&*inner.store, |tx| {
+        Box::pin(async move {
+            let lives = is_member(tx, me).await?;
+            if lives {
+                tx.set(&Heartbeat::key(me), &beat.encode());
+            }
+            Ok(lives)
+        })
+    });
+    Ok(body.await?.0)
+}
+
+/// Declares `pod` dead, unless it has given a sign of life after `counter` or this pod is no member itself. Whether it is
+/// gone now.
+pub(super) async fn declare_dead(inner: &Inner, pod: PodId, counter: u64) -> Result<bool> {
+    let me = inner.me;
+    let body = transact(&*inner.store, |tx| {
+        Box::pin(async move {
+            let stored = tx.get(&Heartbeat::key(pod), Isolation::Serializable).await?;
+            // A record that cannot be read is no sign of life.
+            let lives =
+                stored.and_then(|value| Heartbeat::decode(value).ok()).is_some_and(|b| b.counter != counter);
+            if lives || !is_member(tx, pod).await? || !is_member(tx, me).await? {
+                return Ok(false);
+            }
+            remove(inner, tx, pod);
+            Ok(true)
+        })
+    });
+    Ok(body.await?.0)
+}
+
+/// Ends the membership of this pod.
+pub(super) async fn leave(inner: &Inner) -> Result<()> {
+    let me = inner.me;
+    let write = async || {
+        let body = transact(&*inner.store, |tx| {
+            Box::pin(async move {
+                if is_member(tx, me).await? {
+                    remove(inner, tx, me);
+                }
+                Ok(())
+            })
+        });
+        Ok(body.await?.0)
+    };
+    repeated(write).await
+}
+
+fn remove(inner: &Inner, tx: &mut dyn Transaction, pod: PodId) {
+    tx.clear(&Pod::key(pod));
+    tx.clear(&Heartbeat::key(pod));
+    inner.feed.write(tx, &Change::PodGone(pod));
+}
+
+/// Gives shards of this pod to others, all or none. Returns the owners there are then.
+///
+/// # Errors
+/// [`Error::Fenced`] if one of them is not this pod's, or is to go to a pod that is gone. An unknown outcome is returned.
+pub(super) async fn hand_over(inner: &Inner, moves: &[Move]) -> Result<Vec<(VirtualShard, Owner)>> {
+    let body = transact(&*inner.store, |tx| {
+        Box::pin(async move {
+            let mut owners = Vec::with_capacity(moves.len());
+            for Move { vs, from, to } in moves {
+                let key = Owner::key(*vs);
+                let stored = tx.get(&key, Isolation::Serializable).await?;
+                let is_ours = stored.and_then(|value| Owner::decode(value).ok()) == Some(*from);
+                if !is_ours || !is_member(tx, *to).await? {
+                    return Ok(Err(Error::Fenced));
+                }
+                let owner = Owner { epoch: Epoch(from.epoch.0 + 1), pod: *to };
+                write_owner(inner, tx, *vs, &owner);
+                owners.push((*vs, owner));
+            }
+            Ok(Ok(owners))
+        })
+    });
+    body.await?.0
+}
+
+/// Writes who owns `vs`.
+pub(super) fn write_owner(inner: &Inner, tx: &mut dyn Transaction, vs: VirtualShard, owner: &Owner) {
+    let Owner { epoch, pod } = *owner;
+    tx.set(&Owner::key(vs), &owner.encode());
+    inner.feed.write(tx, &Change::Owner { vs, epoch, pod });
+}
+
+impl Inner {
+    /// The sign of life with this counter.
+    fn heartbeat(&self, counter: u64) -> Heartbeat {
+        let ttl_ms = u32::try_from(self.options.ttl.as_millis()).unwrap_or(u32::MAX);
+        let applied = self.applied();
+        Heartbeat { counter, ttl_ms, applied: stamp(applied) }
+    }
+}
+
+/// All changes up to `version`, as a place in the feed.
+pub(super) fn stamp(version: Version) -> Versionstamp {
+    Versionstamp::new(version, u16::MAX)
+}

@@ -1,0 +1,171 @@
+//! Which other pods are dead: their counters as this pod sees them, on its own clock. Without IO.
+//!
+//! A counter that has not changed for the pod's TTL says so, or one that has not changed for a while since the link to
+//! the pod broke. That is only a suspicion: the transaction that declares a pod dead reads its counter again.
+
+use std::time::Duration;
+
+use weir_env::clock::Instant;
+use weir_env::seed::HashMap;
+use weir_storage::Version;
+
+use crate::keyspace::owner::PodId;
+use crate::keyspace::pod::Heartbeat;
+
+/// What is known of the signs of life of other pods.
+#[derive(Debug)]
+pub(super) struct Pods {
+    /// After a link broke, as long without a sign of life is death.
+    suspect_after: Duration,
+    lives: HashMap<PodId, Life>,
+}
+
+#[derive(Debug)]
+struct Life {
+    counter: u64,
+    ttl: Duration,
+    /// When the counter was first seen.
+    since: Instant,
+    /// When the link broke.
+    suspected: Option<Instant>,
+    applied: Version,
+}
+
+impl Pods {
+    pub(super) fn new(suspect_after: Duration) -> Self {
+        Self { suspect_after, lives: HashMap::default() }
+    }
+
+    /// Only `is_member` pods count.
+    pub(super) fn retain(&mut self, is_member: impl Fn(PodId) -> bool) {
+        self.lives.retain(|pod, _| is_member(*pod));
+    }
+
+    /// The sign of life of `pod` as it is in the store `now`.
+    pub(super) fn observe(&mut self, pod: PodId, beat: &Heartbeat, now: Instant) {
+        let ttl = Duration::from_millis(u64::from(beat.ttl_ms));
+        let Heartbeat { counter, .. } = *beat;
+        let applied = version_of(beat);
+        let life =
+            self.lives.entry(pod).or_insert(Life { counter, ttl, since: now, suspected: None, applied });
+        if life.counter != counter {
+            (life.counter, life.since) = (counter, now);
+        }
+        (life.ttl, life.applied) = (ttl, life.applied.max(applied));
+    }
+
+    /// The link to `pod` broke, or is there again.
+    pub(super) fn suspect(&mut self, pod: PodId, broke: Option<Instant>) {
+        if let Some(life) = self.lives.get_mut(&pod) {
+            life.suspected = broke;
+        }
+    }
+
+    /// This pod was not well itself: what it did not see until `now` says nothing of others.
+    pub(super) fn begin_again(&mut self, now: Instant) {
+        for life in self.lives.values_mut() {
+            life.since = now;
+        }
+    }
+
+    /// `pod` says that it has applied all changes up to `version`.
+    pub(super) fn has_applied(&mut self, pod: PodId, version: Version) {
+        if let Some(life) = self.lives.get_mut(&pod) {
+            life.applied = life.applied.max(version);
+        }
+    }
+
+    /// Whether all of `pods` have applied all changes up to `version`, as far as is known.
+    pub(super) fn have_applied(&self, mut pods: impl Iterator<Item = PodId>, version: Version) -> bool {
+        pods.all(|pod| self.lives.get(&pod).is_some_and(|life| life.applied >= version))
+    }
+
+    /// Every other pod, and its counter.
+    pub(super) fn all(&self) -> Vec<(PodId, u64)> {
+        let mut all: Vec<_> = self.lives.iter().map(|(pod, life)| (*pod, life.counter)).collect();
+        all.sort_unstable();
+        all
+    }
+
+    /// Who seems dead, as seen at `now`, and the counter that says so.
+    pub(super) fn dead(&self, now: Instant) -> Vec<(PodId, u64)> {
+        let is_dead = |life: &Life| {
+            let silent = |since: Instant| now.saturating_duration_since(since);
+            silent(life.since) >= life.ttl
+                || life.suspected.is_some_and(|broke| silent(broke.max(life.since)) >= self.suspect_after)
+        };
+        let mut dead: Vec<_> = self
+            .lives
+            .iter()
+            .filter(|(_, life)| is_dead(life))
+            .map(|(pod, life)| (*pod, life.counter))
+            .collect();
+        dead.sort_unstable();
+        dead
+    }
+}
+
+/// The version up to which the pod of `beat` has applied all changes.
+fn version_of(beat: &Heartbeat) -> Version {
+    let bytes = beat.applied.0.first_chunk().copied().unwrap_or_default();
+    Version(u64::from_be_bytes(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use weir_env::clock::Clock;
+    use weir_storage::Versionstamp;
+
+    use super::*;
+
+    const POD: PodId = PodId([1; 16]);
+
+    fn beat(counter: u64) -> Heartbeat {
+        let applied = Versionstamp::new(Version(counter), u16::MAX);
+        Heartbeat { counter, ttl_ms: 5000, applied }
+    }
+
+    fn ms(n: u64) -> Duration {
+        Duration::from_millis(n)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn silence_is_death_after_the_ttl_or_soon_after_the_link_broke() {
+        let start = Clock::system().now();
+        let mut pods = Pods::new(ms(600));
+        pods.observe(POD, &beat(1), start);
+        pods.observe(POD, &beat(1), start + ms(4900));
+        assert_eq!(pods.dead(start + ms(4999)), []);
+        assert_eq!(pods.dead(start + ms(5000)), [(POD, 1)]);
+        pods.observe(POD, &beat(2), start + ms(5000));
+        assert_eq!(pods.dead(start + ms(9999)), []);
+        // The link breaks long after the last change that was seen.
+        pods.suspect(POD, Some(start + ms(6000)));
+        assert_eq!(pods.dead(start + ms(6599)), []);
+        assert_eq!(pods.dead(start + ms(6600)), [(POD, 2)]);
+        // It beats on: as long as it does it lives.
+        pods.observe(POD, &beat(3), start + ms(6600));
+        assert_eq!(pods.dead(start + ms(7199)), []);
+        assert_eq!(pods.dead(start + ms(7200)), [(POD, 3)]);
+        pods.suspect(POD, None);
+        assert_eq!(pods.dead(start + ms(7200)), []);
+        assert_eq!(pods.dead(start + ms(11_600)), [(POD, 3)]);
+        pods.begin_again(start + ms(11_600));
+        assert_eq!(pods.dead(start + ms(16_599)), []);
+        pods.retain(|_| false);
+        assert_eq!(pods.dead(start + ms(99_999)), []);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_pods_have_applied_only_grows() {
+        let now = Clock::system().now();
+        let mut pods = Pods::new(ms(600));
+        let all = |pods: &Pods, version| pods.have_applied([POD].into_iter(), Version(version));
+        assert!(!all(&pods, 0), "nothing is known of it");
+        pods.observe(POD, &beat(5), now);
+        assert!(all(&pods, 5) && !all(&pods, 6));
+        pods.has_applied(POD, Version(8));
+        pods.observe(POD, &beat(6), now);
+        assert!(all(&pods, 8) && !all(&pods, 9));
+    }
+}

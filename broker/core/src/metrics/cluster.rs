@@ -1,0 +1,76 @@
+//! What goes on among the pods of a cluster. All is zero where there is one pod alone.
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+/// Why a virtual shard was taken over: a bounded label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Takeover {
+    /// `new`: nobody had it; `dead`: its owner is gone; `given`: its owner has handed it over; `own`: this pod had it.
+    pub reason: &'static str,
+}
+
+/// Members, their signs of life, and the change feed, as this pod sees them. Clones share the counters.
+#[derive(Clone, Debug, Default)]
+pub struct ClusterMetrics {
+    /// Members known, this pod included.
+    pub members: Gauge,
+    /// Pods that this one has declared dead.
+    pub declared_dead: Counter,
+    /// Signs of life that the store did not take.
+    pub missed_beats: Counter,
+    /// Age of the last sign of life, in milliseconds.
+    pub beat_age_ms: Gauge,
+    /// 1 while nothing is delivered because there was no sign of life for too long.
+    pub quiet: Gauge,
+    /// Changes read from the feed.
+    pub changes: Counter,
+    /// Times that everything was read again, the first included.
+    pub reloads: Counter,
+    /// Changes that wait for the slowest follower in this pod.
+    pub waiting: Gauge,
+    /// Times that a record of the feed, of a member or of an owner could not be read.
+    pub unreadable: Counter,
+    /// Virtual shards taken over.
+    pub takeovers: Family<Takeover, Counter>,
+    /// Virtual shards handed to other pods.
+    pub handed_over: Counter,
+}
+
+impl ClusterMetrics {
+    pub(super) fn register(&self, registry: &mut Registry) {
+        registry.register("cluster_members", "Members of the cluster", self.members.clone());
+        registry.register(
+            "cluster_declared_dead",
+            "Pods declared dead by this one",
+            self.declared_dead.clone(),
+        );
+        let missed = self.missed_beats.clone();
+        registry.register("cluster_missed_heartbeats", "Signs of life that the store did not take", missed);
+        let age = self.beat_age_ms.clone();
+        registry.register("cluster_heartbeat_age_milliseconds", "Age of the last sign of life", age);
+        let help = "1 while nothing is delivered because signs of life are missing";
+        registry.register("cluster_quiet", help, self.quiet.clone());
+        registry.register("cluster_changes", "Changes read from the change feed", self.changes.clone());
+        let reloads = self.reloads.clone();
+        registry.register(
+            "cluster_reloads",
+            "Times that everything was read again, the first included",
+            reloads,
+        );
+        let waiting = self.waiting.clone();
+        registry.register("cluster_changes_waiting", "Changes that wait for the slowest cache", waiting);
+        let unreadable = self.unreadable.clone();
+        registry.register(
+            "cluster_unreadable",
+            "Reads that met with a record that cannot be read",
+            unreadable,
+        );
+        registry.register("cluster_takeovers", "Virtual shards taken over", self.takeovers.clone());
+        let handed_over = self.handed_over.clone();
+        registry.register("cluster_handed_over", "Virtual shards handed to other pods", handed_over);
+    }
+}
