@@ -570,7 +570,7 @@ pub(crate) fn reason_of(error: &Error) -> ReasonCode {
     match error {
         Error::Full(_) => ReasonCode::QuotaExceeded,
         Error::Closed => ReasonCode::ServerShuttingDown,
-        Error::Store(_) | Error::Record(_) | Error::Damaged(_) | Error::Fenced => {
+        Error::Store(_) | Error::Record(_) | Error::Damaged(_) | Error::Fenced | Error::NotOwner(_) => {
             ReasonCode::ImplementationSpecificError
         }
     }

@@ -38,7 +38,12 @@ impl Reports {
             Error::Record(damage) => {
                 Some(Self { shards: Vec::new(), damage: Some(format!("read stored record: {damage}")) })
             }
-            Error::Store(_) | Error::Damaged(_) | Error::Fenced | Error::Full(_) | Error::Closed => None,
+            Error::Store(_)
+            | Error::Damaged(_)
+            | Error::Fenced
+            | Error::NotOwner(_)
+            | Error::Full(_)
+            | Error::Closed => None,
         }
     }
 
@@ -158,7 +163,7 @@ pub(super) fn status(error: &Error, object: &Object) -> Status {
         Error::Record(_) => damaged(),
         // It says what to do.
         Error::Damaged(_) => Status::data_loss(format!("{word} `{name}`: {error}")),
-        Error::Fenced => retry(),
+        Error::Fenced | Error::NotOwner(_) => retry(),
         Error::Full(_) => Status::resource_exhausted(format!("{word} `{name}`: {error}")),
         Error::Closed => shutting_down(),
     }

@@ -121,7 +121,8 @@ pub(super) async fn leave(inner: &Inner) -> Result<()> {
                 Ok(())
             })
         });
-        Ok(body.await?.0)
+        body.await?;
+        Ok(())
     };
     repeated(write).await
 }

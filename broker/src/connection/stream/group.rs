@@ -200,9 +200,12 @@ impl Connection {
         }
         let reason = match &error {
             Error::Full(_) => ReasonCode::QuotaExceeded,
-            Error::Store(_) | Error::Record(_) | Error::Damaged(_) | Error::Fenced | Error::Closed => {
-                ReasonCode::UnspecifiedError
-            }
+            Error::Store(_)
+            | Error::Record(_)
+            | Error::Damaged(_)
+            | Error::Fenced
+            | Error::NotOwner(_)
+            | Error::Closed => ReasonCode::UnspecifiedError,
         };
         Err(Refusal { reason, text: format!("{text}: join the consumer group: {error}") })
     }
