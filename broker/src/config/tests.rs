@@ -188,7 +188,7 @@ fn wrong_values_name_their_source_and_what_is_allowed() {
 
 #[test]
 fn a_store_is_named_by_its_engine_and_its_place() {
-    let allowed = "is not allowed; allowed: embedded:DIR, fdb:CLUSTER_FILE, memory:";
+    let allowed = "is not allowed; allowed: embedded:DIR, fdb:CLUSTER_FILE, remote:HOST:PORT, memory:";
     for store in ["disk", "fdb:", "fdb", "embedded:"] {
         check_refused("", &[], &["--store", store], &[&format!("`{store}` {allowed}")]);
     }

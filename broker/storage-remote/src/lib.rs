@@ -26,6 +26,7 @@ mod client;
 mod convert;
 mod options;
 mod server;
+pub mod testing;
 
 pub use client::RemoteStore;
 pub use options::{ClientTls, RemoteOptions};

@@ -267,3 +267,61 @@ impl Session {
         drop(released);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sessions() -> Sessions {
+        Sessions::new(Clock::system(), &Seed::fixed(1))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn ended_sessions_are_remembered_for_a_while_and_make_room() {
+        let sessions = sessions();
+        let open: Vec<_> = (0..SESSIONS_MAX).map(|_| sessions.open().unwrap()).collect();
+        assert!(sessions.open().is_none(), "one too many");
+        let (ended, _) = &open[3];
+        let name = sessions.name(ended);
+        sessions.end(ended);
+        assert!(sessions.find(Some(&name)).is_some(), "to say how commits ended");
+        assert!(sessions.open().is_some());
+        assert!(sessions.find(Some(&name)).is_none(), "its place was needed");
+        assert!(sessions.open().is_none());
+
+        let (ended, _) = &open[5];
+        let name = sessions.name(ended);
+        sessions.end(ended);
+        tokio::time::sleep(REMEMBERED).await;
+        sessions.forget_old();
+        assert!(sessions.find(Some(&name)).is_none());
+        assert_eq!(sessions.count(), (SESSIONS_MAX - 1, 0));
+    }
+
+    #[test]
+    fn an_ended_session_takes_no_commits_and_says_how_they_ended() {
+        let (sessions, now) = (sessions(), Clock::system().now());
+        let (session, _fired_rx) = sessions.open().unwrap();
+        let told_tx = session.begin_commit(1, 0).ok().unwrap();
+        sessions.end(&session);
+        assert!(session.over.is_cancelled());
+        assert!(matches!(session.begin_commit(2, 0), Err(Refused::Detached)));
+        assert!(matches!(session.settle(2, now), Known::Never));
+        told_tx.send_replace(Some(wire::CommitResponse::default()));
+        assert!(matches!(session.settle(1, now), Known::Begun(outcome) if outcome.borrow().is_some()));
+    }
+
+    #[test]
+    fn whoever_is_never_heard_of_again_has_a_bound() {
+        let (sessions, now) = (sessions(), Clock::system().now());
+        let (session, _fired_rx) = sessions.open().unwrap();
+        let begun: Vec<_> =
+            (0..COMMITS_MAX as u64).map(|n| session.begin_commit(n, 0).ok().unwrap()).collect();
+        let one_more = COMMITS_MAX as u64;
+        assert!(matches!(session.begin_commit(one_more, 0), Err(Refused::TooMany)));
+        assert!(session.begin_commit(one_more, 1).is_ok(), "one of them is settled");
+        drop(begun);
+        assert!(matches!(session.settle(one_more + 1, now), Known::Never));
+        assert!(matches!(session.begin_commit(one_more + 1, 0), Err(Refused::Detached)), "it has ended");
+    }
+}

@@ -29,6 +29,7 @@ mod regressions;
 mod sessions;
 mod shutdown;
 mod slow;
+mod store_server;
 mod stream_admin;
 mod stream_export;
 mod stream_fetch;
@@ -90,10 +91,11 @@ pub(super) struct TestBroker {
 /// `hostile`, in which tests fail that expect success.
 const FAULTS_VARIABLE: &str = "WEIR_TEST_FAULTS";
 
-/// An empty store: in memory, or in FoundationDB if `FDB_CLUSTER_FILE` names a cluster for tests.
+/// An empty store: in memory, in FoundationDB if `FDB_CLUSTER_FILE` names a cluster for tests, or behind a server if
+/// `WEIR_TEST_STORE` is `remote`.
 pub(super) fn memory() -> SharedStore {
-    let store =
-        weir_storage_fdb::testing::store().unwrap_or_else(|| Arc::new(MemoryStore::new(Clock::system())));
+    let elsewhere = weir_storage_fdb::testing::store().or_else(weir_storage_remote::testing::store);
+    let store = elsewhere.unwrap_or_else(|| Arc::new(MemoryStore::new(Clock::system())));
     let rates = match std::env::var(FAULTS_VARIABLE).as_deref() {
         Err(_) => return store,
         Ok("calm") => FaultRates { settled_committed: 0, settled_lost: 0, ..FaultRates::calm() },
