@@ -57,6 +57,7 @@ async fn serve() -> SharedStore {
         let serving = server.add_service(served.calls()).serve_with_incoming(incoming);
         serving.await.expect("a server in memory does not fail");
     });
-    let opened = RemoteStore::open(&RemoteOptions::new(address.to_string()), Clock::system());
-    Arc::new(opened.await.expect("a server on this machine"))
+    let options = RemoteOptions::new(address.to_string());
+    let opened = RemoteStore::open(&options, Clock::system()).await;
+    Arc::new(opened.expect("a server on this machine"))
 }

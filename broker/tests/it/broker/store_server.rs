@@ -147,8 +147,12 @@ async fn a_store_server_knows_its_brokers_by_certificate_and_token() {
 
 #[tokio::test]
 async fn a_store_that_anybody_could_change_is_not_served() {
-    let failure = weir(&["store", "serve", "--store", "memory:", "--listen", "0.0.0.0:0"], "").await.failure();
-    assert!(failure.contains("reachable from other machines") && failure.contains("--token-file"), "{failure}");
+    let failure =
+        weir(&["store", "serve", "--store", "memory:", "--listen", "0.0.0.0:0"], "").await.failure();
+    assert!(
+        failure.contains("reachable from other machines") && failure.contains("--token-file"),
+        "{failure}"
+    );
     let failure = weir(&["store", "serve", "--store", "remote:127.0.0.1:9"], "").await.failure();
     assert!(failure.contains("brokers use this one directly"), "{failure}");
 }
