@@ -93,10 +93,13 @@ impl Shared {
     pub(super) fn silent(&self, problem: Option<&str>) -> Error {
         let (address, timeout) = (&self.address, self.timeout);
         let problem = problem.map(|problem| format!(" ({problem})")).unwrap_or_default();
+        // The cause that a server names to TLS often comes too late to be read.
+        let unnamed =
+            if self.is_unnamed { "; it may want a certificate, of which this process has none" } else { "" };
         Error::Unavailable(
             format!(
                 "the store server at {address} has not answered within {timeout:?}{problem}; \
-                 `weir store serve` is what should run there"
+                 `weir store serve` is what should run there{unnamed}"
             )
             .into(),
         )

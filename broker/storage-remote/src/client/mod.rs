@@ -47,6 +47,8 @@ pub struct RemoteStore {
 pub(crate) struct Shared {
     client: Client,
     address: String,
+    /// TLS is spoken, and no certificate of this process shown.
+    is_unnamed: bool,
     timeout: Duration,
     clock: Clock,
     stats: Arc<StoreStats>,
@@ -71,6 +73,7 @@ impl RemoteStore {
         let shared = Arc::new(Shared {
             client,
             address: options.address.clone(),
+            is_unnamed: options.tls.as_ref().is_some_and(|tls| tls.identity.is_none()),
             timeout: options.timeout,
             clock,
             stats: Arc::default(),
