@@ -31,3 +31,17 @@ pub mod store {
         include!("gen/weir.store.v1.rs");
     }
 }
+
+/// `weir.peer`: what pods of one cluster say to each other.
+pub mod peer {
+    /// Version 1.
+    pub mod v1 {
+        #![expect(
+            unused_qualifications,
+            clippy::all,
+            clippy::allow_attributes_without_reason,
+            reason = "generated code"
+        )]
+        include!("gen/weir.peer.v1.rs");
+    }
+}
