@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use weir_storage::{Isolation, Transaction, Version, Versionstamp, transact};
 
 use super::Inner;
@@ -29,7 +30,7 @@ pub(crate) struct Move {
 }
 
 /// Repeats `attempt` while its outcome is unknown: doing it twice is as good as once.
-async fn repeated<T>(attempt: impl AsyncFn() -> Result<T>) -> Result<T> {
+async fn repeated<'a, T>(attempt: impl Fn() -> BoxFuture<'a, Result<T>>) -> Result<T> {
     let mut repeats = 0;
     loop {
         match attempt().await {
@@ -52,23 +53,25 @@ pub(super) async fn write_pod(inner: &Inner, is_draining: bool, is_new: bool) ->
     let me = inner.me;
     let pod = &Pod { info: inner.options.info.clone(), is_draining };
     let beat = &inner.heartbeat(0);
-    let write = async || {
-        let body = transact(&*inner.store, |tx| {
-            Box::pin(async move {
-                if !is_new && !is_member(tx, me).await? {
-                    return Ok(false);
-                }
-                tx.set(&Pod::key(me), &pod.encode());
-                if is_new {
-                    tx.set(&Heartbeat::key(me), &beat.encode());
-                }
-                let change = if is_new { Change::PodJoined(me) } else { Change::PodChanged(me) };
-                inner.feed.write(tx, &change);
-                Ok(true)
-            })
-        });
-        let (is_member, _) = body.await?;
-        if is_member { Ok(()) } else { Err(Error::Fenced) }
+    let write = move || -> BoxFuture<'_, Result<()>> {
+        Box::pin(async move {
+            let body = transact(&*inner.store, |tx| {
+                Box::pin(async move {
+                    if !is_new && !is_member(tx, me).await? {
+                        return Ok(false);
+                    }
+                    tx.set(&Pod::key(me), &pod.encode());
+                    if is_new {
+                        tx.set(&Heartbeat::key(me), &beat.encode());
+                    }
+                    let change = if is_new { Change::PodJoined(me) } else { Change::PodChanged(me) };
+                    inner.feed.write(tx, &change);
+                    Ok(true)
+                })
+            });
+            let (is_member, _) = body.await?;
+            if is_member { Ok(()) } else { Err(Error::Fenced) }
+        })
     };
     repeated(write).await
 }
@@ -112,17 +115,19 @@ pub(super) async fn declare_dead(inner: &Inner, pod: PodId, counter: u64) -> Res
 /// Ends the membership of this pod.
 pub(super) async fn leave(inner: &Inner) -> Result<()> {
     let me = inner.me;
-    let write = async || {
-        let body = transact(&*inner.store, |tx| {
-            Box::pin(async move {
-                if is_member(tx, me).await? {
-                    remove(inner, tx, me);
-                }
-                Ok(())
-            })
-        });
-        body.await?;
-        Ok(())
+    let write = move || -> BoxFuture<'_, Result<()>> {
+        Box::pin(async move {
+            let body = transact(&*inner.store, |tx| {
+                Box::pin(async move {
+                    if is_member(tx, me).await? {
+                        remove(inner, tx, me);
+                    }
+                    Ok(())
+                })
+            });
+            body.await?;
+            Ok(())
+        })
     };
     repeated(write).await
 }
