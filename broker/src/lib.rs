@@ -19,6 +19,7 @@ pub mod listen;
 mod mailbox;
 mod manifests;
 pub mod metrics;
+mod peer;
 mod persistent;
 mod process;
 pub mod responses;

@@ -13,6 +13,8 @@ use tokio::sync::{Semaphore, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use weir_core::Core;
+use weir_core::cluster::links::Links;
+use weir_core::cluster::network::Identity;
 use weir_core::core::Options;
 use weir_core::inbox::{Inbox, InboxLimits, InboxMetrics, InboxOptions, InboxWriter};
 use weir_core::panics::Panics;
@@ -38,7 +40,7 @@ use crate::persistent::Persistent;
 use crate::router::Router;
 use crate::sys::{self, Sys};
 use crate::under_way::UnderWay;
-use crate::{admin, disk, manifests, process, store};
+use crate::{admin, disk, manifests, peer, process, store};
 
 /// Wait before queues that could not be read are tried again.
 const TAKE_UP_RETRY: Duration = Duration::from_secs(10);
@@ -282,8 +284,15 @@ async fn build(
         tail_bytes: config.limits.stream_tail_bytes.0,
     };
     let options = Options { reading, ..Options::default() };
+    let peer_metrics = core_metrics.peers.clone();
     let core = Core::open_with(Arc::clone(&store), clock, seed, core_metrics, options);
     let core = core.await.context("open keyspace")?;
+    if let Some(entrance) = peer::Entrance::open(config, tasks)? {
+        peer_metrics.register(registry);
+        let me = Identity { pod: core.pod(), cluster: core.format().cluster_id };
+        let links = Links::new(me, entrance.network(), clock, seed, &peer_metrics, entrance.link_options());
+        tasks.spawn(entrance.serve(links, stop.child_token()));
+    }
     core.groups().limit(config.limits.stream_groups as usize, config.limits.stream_group_members as usize);
     let virtual_shards = core.format().virtual_shards;
     let sessions = Sessions::new(Arc::clone(&store), clock, seed, core.pod().0, virtual_shards);

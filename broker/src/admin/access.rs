@@ -84,6 +84,13 @@ impl Access {
     }
 }
 
+impl Guard {
+    /// What a caller sends as `authorization` that has the token, if there is one.
+    pub(crate) fn bearer(&self) -> Option<String> {
+        self.0.as_ref().map(|token| format!("Bearer {}", token.load().expose_secret()))
+    }
+}
+
 fn file(path: &Path) -> anyhow::Result<String> {
     std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))
 }

@@ -12,7 +12,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Sleep;
-use tonic::transport::server::Connected;
+use tonic::transport::server::{Connected, TcpConnectInfo};
 
 use super::KEEPALIVE;
 
@@ -57,9 +57,11 @@ pub(crate) fn incoming(listener: TcpListener, max: usize) -> impl Stream<Item = 
 }
 
 impl Connected for Connection {
-    type ConnectInfo = ();
+    type ConnectInfo = TcpConnectInfo;
 
-    fn connect_info(&self) -> Self::ConnectInfo {}
+    fn connect_info(&self) -> TcpConnectInfo {
+        self.stream.connect_info()
+    }
 }
 
 impl AsyncRead for Connection {

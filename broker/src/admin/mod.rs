@@ -35,7 +35,7 @@ use weir_core::definition::Kind;
 use weir_proto::admin::v1 as wire;
 use weir_proto::admin::v1::admin_server::{Admin, AdminServer};
 
-pub(crate) use access::Access;
+pub(crate) use access::{Access, Guard};
 use convert::{Reports, status};
 use read::Reading;
 

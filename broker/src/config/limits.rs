@@ -118,6 +118,10 @@ limits! {
     /// Bytes of the newest messages of streams kept in memory for those who read them as they come
     stream_tail_bytes: ByteCount = ByteCount::mib(64), ByteCount(0)..=ByteCount::gib(64);
         "limits.streamTailBytes", "stream-tail-bytes", "WEIR_STREAM_TAIL_BYTES";
+    /// Bytes of messages that may wait for one other pod of a cluster, and as many that came from it and are not handled
+    /// yet; beyond, publishers wait, and QoS 0 is dropped and counted
+    peer_bytes: ByteCount = ByteCount::mib(16), ByteCount::mib(1)..=ByteCount::gib(1);
+        "limits.peerBytes", "peer-bytes", "WEIR_PEER_BYTES";
     /// Time a graceful shutdown may take before what is left is cut off
     shutdown_grace: Duration = Duration::from_secs(10), Duration::from_millis(100)..=Duration::from_mins(5);
         "limits.shutdownGrace", "shutdown-grace", "WEIR_SHUTDOWN_GRACE";

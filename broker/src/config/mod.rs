@@ -10,6 +10,7 @@ mod fdb;
 mod file;
 mod limits;
 mod listeners;
+mod peer;
 mod remote;
 mod settings;
 mod value;
@@ -27,6 +28,7 @@ pub use auth::{AuthConfig, JwtSettings};
 pub use fdb::FdbConfig;
 pub use limits::Limits;
 pub use listeners::{ClientAuth, ListenAt, Listener, TlsConfig, Transport};
+pub use peer::PeerConfig;
 pub use remote::RemoteConfig;
 pub use settings::Flags;
 pub use value::ByteCount;
@@ -53,6 +55,8 @@ pub struct Config {
     pub admin: SocketAddr,
     /// Who may call it.
     pub admin_access: AdminAccess,
+    /// Other pods of a cluster.
+    pub peer: PeerConfig,
     /// Folder of `MessageQueue` and `Stream` manifests to follow.
     pub manifests: Option<PathBuf>,
     /// Clients may connect without saying who they are, also from other machines.
@@ -183,6 +187,7 @@ impl Default for Config {
             http: loopback(8080),
             admin: loopback(8081),
             admin_access: AdminAccess::default(),
+            peer: PeerConfig::default(),
             manifests: None,
             allow_anonymous: false,
             auth: AuthConfig::default(),
@@ -214,6 +219,7 @@ impl Config {
         }
         messages.extend(self.admin_access.contradictions(self.admin));
         messages.extend(self.remote.contradictions());
+        messages.extend(self.peer.contradictions());
         messages.extend(self.auth.contradictions());
         if self.limits.outbox_bytes_per_client < self.limits.max_packet_size {
             messages.push(format!(

@@ -7,7 +7,9 @@ use std::sync::LazyLock;
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
-use super::{ByteCount, Config, NamePattern, Problem, admin, auth, fdb, limits, listeners, remote, value};
+use super::{
+    ByteCount, Config, NamePattern, Problem, admin, auth, fdb, limits, listeners, peer, remote, value,
+};
 use crate::responses::ResponseInformation;
 
 /// One thing that can be set.
@@ -255,6 +257,7 @@ pub(super) fn all() -> impl Iterator<Item = &'static Setting> {
         .chain(remote::SETTINGS)
         .chain(listeners::TLS)
         .chain(admin::SETTINGS)
+        .chain(peer::SETTINGS)
         .chain(auth::SETTINGS)
         .chain(limits::SETTINGS)
 }
@@ -335,6 +338,8 @@ impl Setting {
             Some("TLS")
         } else if self.key.starts_with("admin") && self.key != "admin" {
             Some("Admin API")
+        } else if self.key.starts_with("peer") {
+            Some("Other pods of a cluster")
         } else if self.key.starts_with("auth.") {
             Some("Who may do what")
         } else if self.key.starts_with("log.") || self.key == "otlpEndpoint" {

@@ -69,14 +69,14 @@ pub struct Forward {
     #[prost(string, repeated, tag = "3")]
     pub groups: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct SessionMessage {
-    #[prost(oneof = "session_message::Message", tags = "1, 2, 3")]
+    #[prost(oneof = "session_message::Message", tags = "1, 2, 3, 4")]
     pub message: ::core::option::Option<session_message::Message>,
 }
 /// Nested message and enum types in `SessionMessage`.
 pub mod session_message {
-    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
     pub enum Message {
         #[prost(message, tag = "1")]
         Kick(super::Kick),
@@ -84,6 +84,8 @@ pub mod session_message {
         Kicked(super::Kicked),
         #[prost(message, tag = "3")]
         InboxChanged(super::InboxChanged),
+        #[prost(message, tag = "4")]
+        AllInboxesChanged(super::AllInboxesChanged),
     }
 }
 /// A client has connected elsewhere: end its connection. Answered by Kicked once it has ended.
@@ -95,16 +97,31 @@ pub struct Kick {
     /// Client id.
     #[prost(string, tag = "2")]
     pub client: ::prost::alloc::string::String,
-    /// The connection that is to end; a younger one stays.
+    /// Of which of its sessions.
     #[prost(uint64, tag = "3")]
+    pub incarnation: u64,
+    /// The connection that is to end, and no other.
+    #[prost(uint64, tag = "4")]
     pub epoch: u64,
 }
 /// The connection has ended, or there was none.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Kicked {
     /// Which question this answers.
     #[prost(uint64, tag = "1")]
     pub request: u64,
+    /// QoS 2 publishes of the session that were answered and not released.
+    #[prost(message, repeated, tag = "2")]
+    pub received: ::prost::alloc::vec::Vec<ReceivedPublish>,
+}
+/// A QoS 2 publish of a client.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReceivedPublish {
+    #[prost(uint32, tag = "1")]
+    pub packet_id: u32,
+    /// Names it in the store (16 bytes).
+    #[prost(bytes = "bytes", tag = "2")]
+    pub publish: ::prost::bytes::Bytes,
 }
 /// There are new rows in the inboxes of clients.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -113,6 +130,9 @@ pub struct InboxChanged {
     #[prost(string, repeated, tag = "1")]
     pub clients: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
+/// There are new rows in the inboxes of so many clients that they are not named.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AllInboxesChanged {}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ShardMessage {
     /// Which shard.
