@@ -145,14 +145,16 @@ fn remove(inner: &Inner, tx: &mut dyn Transaction, pod: PodId) {
 pub(super) async fn hand_over(inner: &Inner, moves: &[Move]) -> Result<Vec<(VirtualShard, Owner)>> {
     let body = transact(&*inner.store, |tx| {
         Box::pin(async move {
-            let mut owners = Vec::with_capacity(moves.len());
+            // What is written is committed also if an error is returned: so all is looked at before.
             for Move { vs, from, to } in moves {
-                let key = Owner::key(*vs);
-                let stored = tx.get(&key, Isolation::Serializable).await?;
+                let stored = tx.get(&Owner::key(*vs), Isolation::Serializable).await?;
                 let is_ours = stored.and_then(|value| Owner::decode(value).ok()) == Some(*from);
                 if !is_ours || !is_member(tx, *to).await? {
                     return Ok(Err(Error::Fenced));
                 }
+            }
+            let mut owners = Vec::with_capacity(moves.len());
+            for Move { vs, from, to } in moves {
                 let owner = Owner { epoch: Epoch(from.epoch.0 + 1), pod: *to };
                 write_owner(inner, tx, *vs, &owner);
                 owners.push((*vs, owner));
@@ -182,4 +184,80 @@ impl Inner {
 /// All changes up to `version`, as a place in the feed.
 pub(super) fn stamp(version: Version) -> Versionstamp {
     Versionstamp::new(version, u16::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use weir_env::clock::{Clock, Timestamp};
+    use weir_env::seed::Seed;
+    use weir_storage::{FaultRates, FaultStore, MemoryStore, SharedStore};
+
+    use super::*;
+    use crate::cluster::{Cluster, ClusterOptions, PodInfo};
+    use crate::metrics::ClusterMetrics;
+
+    async fn pod(store: &SharedStore, clock: Clock, id: u8) -> Cluster {
+        let options = ClusterOptions::new(PodInfo::default());
+        let (store, metrics) = (Arc::clone(store), ClusterMetrics::default());
+        let pod = Cluster::join(store, clock, PodId([id; 16]), 4, options, metrics).await.unwrap();
+        // The test beats itself.
+        pod.stop().await;
+        pod
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn of_a_sign_of_life_and_a_declaration_of_death_one_commits() {
+        let (mut lived, mut died) = (0, 0);
+        for seed in 0..200 {
+            let clock = Clock::simulated(Timestamp::from_micros(1_700_000_000_000_000));
+            let store = FaultStore::wrap(Arc::new(MemoryStore::new(clock)), Seed::fixed(seed));
+            let slow_max = Duration::from_millis(5);
+            let rates =
+                FaultRates { read_slow: 500_000, commit_slow: 500_000, slow_max, ..FaultRates::default() };
+            store.handle().set_rates(rates);
+            let store: SharedStore = Arc::new(store);
+            let (a, b) = (pod(&store, clock, 1).await, pod(&store, clock, 2).await);
+            let counter = 1000;
+            assert!(beat(&a.inner, counter).await.unwrap());
+            // It reads more, so it takes longer.
+            let ahead = Duration::from_millis(Seed::fixed(seed).below(15));
+            let late = async {
+                tokio::time::sleep(ahead).await;
+                beat(&a.inner, counter + 1).await
+            };
+            let (lives, dead) = tokio::join!(late, declare_dead(&b.inner, a.me(), counter));
+            let (lives, dead) = (lives.unwrap(), dead.unwrap());
+            assert!(lives != dead, "seed {seed}: lives {lives}, dead {dead}");
+            assert_eq!(beat(&a.inner, counter + 2).await.unwrap(), lives);
+            lived += u32::from(lives);
+            died += u32::from(dead);
+            // The dead declare nobody dead.
+            assert!(!declare_dead(&a.inner, b.me(), 0).await.unwrap() || lives);
+        }
+        assert!(lived > 20 && died > 20, "{lived} lived, {died} died");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_not_ours_is_not_handed_over_nor_to_a_pod_that_is_gone() {
+        let clock = Clock::simulated(Timestamp::from_micros(1_700_000_000_000_000));
+        let store: SharedStore = Arc::new(MemoryStore::new(clock));
+        let (a, b) = (pod(&store, clock, 1).await, pod(&store, clock, 2).await);
+        let from = Owner { epoch: Epoch(3), pod: a.me() };
+        let mut tx = store.begin();
+        for vs in [0, 1] {
+            write_owner(&a.inner, &mut *tx, VirtualShard(vs), &from);
+        }
+        tx.commit().await.unwrap();
+        let to = |vs, pod: &Cluster| Move { vs: VirtualShard(vs), from, to: pod.me() };
+        let stale = Move { from: Owner { epoch: Epoch(2), pod: a.me() }, ..to(1, &b) };
+        let outcome = hand_over(&a.inner, &[to(0, &b), stale]).await;
+        assert!(matches!(outcome, Err(Error::Fenced)), "{outcome:?}");
+        let handed = hand_over(&a.inner, &[to(0, &b)]).await.unwrap();
+        assert_eq!(handed, [(VirtualShard(0), Owner { epoch: Epoch(4), pod: b.me() })]);
+        leave(&b.inner).await.unwrap();
+        let outcome = hand_over(&a.inner, &[to(1, &b)]).await;
+        assert!(matches!(outcome, Err(Error::Fenced)), "{outcome:?}");
+    }
 }

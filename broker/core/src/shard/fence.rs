@@ -117,3 +117,74 @@ pub(crate) async fn fence(
     }
     Ok(tx.read_version().await?)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use weir_env::clock::{Clock, Timestamp};
+    use weir_env::seed::Seed;
+    use weir_storage::{MemoryStore, SharedStore};
+
+    use super::*;
+    use crate::cluster::{ClusterOptions, PodInfo};
+    use crate::core::{Core, Options};
+    use crate::metrics::Metrics;
+
+    const VS: VirtualShard = VirtualShard(7);
+
+    async fn pod(store: &SharedStore, clock: Clock, seed: u64) -> Core {
+        let cluster = Some(ClusterOptions::new(PodInfo::default()));
+        let options = Options { cluster, ..Options::default() };
+        let seed = Seed::fixed(seed);
+        Core::open_with(Arc::clone(store), clock, &seed, Metrics::default(), options).await.unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_shard_is_taken_from_nobody_who_lives_and_by_nobody_who_is_dead() {
+        let clock = Clock::simulated(Timestamp::from_micros(1_700_000_000_000_000));
+        let store: SharedStore = Arc::new(MemoryStore::new(clock));
+        let (a, b) = (pod(&store, clock, 1).await, pod(&store, clock, 2).await);
+        let first = take_over(&a.context, VS, None).await.unwrap();
+        let refused = take_over(&b.context, VS, None).await.unwrap_err();
+        assert!(matches!(refused, Error::NotOwner(owner) if owner == first.owner), "{refused}");
+        let again = take_over(&a.context, VS, Some(first.owner)).await.unwrap();
+        assert_eq!(again.owner.epoch, Epoch(first.owner.epoch.0 + 1));
+        a.cluster().unwrap().leave().await.unwrap();
+        let refused = take_over(&a.context, VS, Some(again.owner)).await.unwrap_err();
+        assert!(matches!(refused, Error::Fenced), "{refused}");
+        let taken = take_over(&b.context, VS, None).await.unwrap();
+        assert_eq!((taken.owner.pod, taken.owner.epoch), (b.pod(), Epoch(again.owner.epoch.0 + 1)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn of_two_that_want_a_dead_pods_shard_one_gets_it() {
+        for seed in 0..50 {
+            let clock = Clock::simulated(Timestamp::from_micros(1_700_000_000_000_000));
+            let store: SharedStore = Arc::new(MemoryStore::new(clock));
+            let dead = pod(&store, clock, seed * 10).await;
+            take_over(&dead.context, VS, None).await.unwrap();
+            let slow = weir_storage::FaultStore::wrap(Arc::clone(&store), Seed::fixed(seed));
+            let wait = Duration::from_millis(5);
+            let rates = weir_storage::FaultRates {
+                read_slow: 500_000,
+                commit_slow: 500_000,
+                slow_max: wait,
+                ..weir_storage::FaultRates::default()
+            };
+            slow.handle().set_rates(rates);
+            let slow: SharedStore = Arc::new(slow);
+            let (a, b) = (pod(&slow, clock, seed * 10 + 1).await, pod(&slow, clock, seed * 10 + 2).await);
+            dead.cluster().unwrap().leave().await.unwrap();
+            let outcomes = tokio::join!(take_over(&a.context, VS, None), take_over(&b.context, VS, None));
+            let (winner, loser) = match outcomes {
+                (Ok(winner), Err(loser)) | (Err(loser), Ok(winner)) => (winner, loser),
+                other => panic!("seed {seed}: {other:?}"),
+            };
+            assert!(matches!(loser, Error::NotOwner(owner) if owner == winner.owner), "seed {seed}: {loser}");
+            for core in [&a, &b] {
+                core.cluster().unwrap().stop().await;
+            }
+        }
+    }
+}

@@ -4,6 +4,7 @@
 mod acks;
 mod asides;
 mod catalog;
+mod cluster_members;
 mod compacted;
 mod compacted_model;
 mod controls;
