@@ -189,11 +189,13 @@ fn wrong_values_name_their_source_and_what_is_allowed() {
 #[test]
 fn a_store_is_named_by_its_engine_and_its_place() {
     let allowed = "is not allowed; allowed: embedded:DIR, fdb:CLUSTER_FILE, remote:HOST:PORT, memory:";
-    for store in ["disk", "fdb:", "fdb", "embedded:"] {
+    for store in ["disk", "fdb:", "fdb", "embedded:", "remote:", "remote:host", "remote::1", "remote:a b:1"] {
         check_refused("", &[], &["--store", store], &[&format!("`{store}` {allowed}")]);
     }
     let name = "`a/b` is not allowed; allowed: 1 to 32 letters, digits, `-`, `_` and `.`";
     check_refused("", &[], &["--fdb-prefix", "a/b"], &[name]);
+    let half = "remote.certificateFile and remote.keyFile go together";
+    check_refused("", &[], &["--remote-key-file", "key.pem"], &[half]);
     check_refused("[fdb]\ntimeout = '10ms'", &[], &[], &["fdb.timeout: `10ms` is not allowed"]);
 }
 
