@@ -6,31 +6,38 @@
 //! deleted beside it (`change`); a set retires only what a set has declared.
 
 mod change;
+mod refresh;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::RwLock;
 use smallvec::SmallVec;
 use tokio::sync::watch;
 use weir_env::clock::Timestamp;
 use weir_env::seed::HashMap;
-use weir_storage::{Isolation, RangeQuery, SharedStore, Transaction, transact};
+use weir_storage::{Isolation, RangeQuery, SharedStore, Transaction, Version, transact};
 use weir_topic::{MatchTrie, TopicFilter, TopicName};
 
+use crate::cluster::Cluster;
 use crate::definition::{Definition, Kind};
 use crate::error::{Error, Result};
 use crate::key::KeyExpression;
 use crate::keyspace::LogId;
+use crate::keyspace::change::Change;
 use crate::keyspace::catalog::{self, CatalogEntry, EntryState, Removal};
 
 pub use crate::keyspace::catalog::Origin;
 pub use change::{ChangeError, Deleted};
+pub use refresh::Refreshed;
 
 /// Queues and streams there may be.
 pub const OBJECTS_MAX: usize = 10_000;
 /// Bytes of entries that one transaction changes, about.
 const CHANGED_BYTES: usize = 1_000_000;
+/// Longest wait for other pods to know of a change before whoever made it is told.
+const KNOWN_WAIT_MAX: Duration = Duration::from_secs(5);
 /// Shards one may have.
 pub const SHARDS_MAX: u8 = 64;
 
@@ -156,6 +163,8 @@ pub struct Catalog {
     /// All entries, orphaned ones included. Held while they change: views follow each other as the transactions did.
     entries: tokio::sync::Mutex<Entries>,
     changes: watch::Sender<u64>,
+    /// The other pods, if there may be any: each change is told them.
+    cluster: Option<Cluster>,
 }
 
 impl Catalog {
@@ -164,6 +173,18 @@ impl Catalog {
     /// # Errors
     /// If the store fails or an entry is damaged.
     pub async fn load(store: SharedStore, virtual_shards: u16) -> Result<Self> {
+        Self::load_in(None, store, virtual_shards).await
+    }
+
+    /// As [`Catalog::load`], in one pod of `cluster`.
+    ///
+    /// # Errors
+    /// As [`Catalog::load`].
+    pub async fn load_in(
+        cluster: Option<Cluster>,
+        store: SharedStore,
+        virtual_shards: u16,
+    ) -> Result<Self> {
         let mut tx = store.begin();
         let entries = read_entries(&mut *tx, Isolation::Snapshot).await??;
         let catalog = Self {
@@ -172,6 +193,7 @@ impl Catalog {
             view: RwLock::new(Arc::new(CatalogView::default())),
             entries: tokio::sync::Mutex::default(),
             changes: watch::Sender::new(0),
+            cluster,
         };
         catalog.publish(&entries);
         *catalog.entries.lock().await = entries;
@@ -214,7 +236,8 @@ impl Catalog {
         let before = entries.clone();
         let mut deleted = Vec::new();
         loop {
-            let (made, _) = transact(&*self.store, |tx| Box::pin(apply_in(tx, definitions, now)))
+            let tell = Tell(self.cluster.as_ref());
+            let (made, committed) = transact(&*self.store, |tx| Box::pin(apply_in(tx, definitions, now, tell)))
                 .await
                 .map_err(|error| ApplyError::Failed(Error::Store(error)))?;
             let made = made?;
@@ -222,8 +245,21 @@ impl Catalog {
             *entries = made.entries;
             deleted.extend(made.deleted.iter().map(|entry| self.object(entry)));
             if !made.more {
-                return Ok(Applied { deleted, ..self.changed(&before, &entries) });
+                let applied = Applied { deleted, ..self.changed(&before, &entries) };
+                drop(entries);
+                if !applied.is_empty() {
+                    self.known_everywhere(committed.version).await;
+                }
+                return Ok(applied);
             }
+        }
+    }
+
+    /// Waits until every pod knows of a change of `version`, or some seconds.
+    async fn known_everywhere(&self, version: Version) {
+        let Some(cluster) = &self.cluster else { return };
+        if tokio::time::timeout(KNOWN_WAIT_MAX, cluster.wait_everywhere(version)).await.is_err() {
+            tracing::warn!("a pod has not heard of a queue or stream in time: its publishes may not reach it yet");
         }
     }
 
@@ -373,6 +409,7 @@ async fn apply_in(
     tx: &mut dyn Transaction,
     definitions: &[Definition],
     now: Timestamp,
+    tell: Tell<'_>,
 ) -> weir_storage::Result<std::result::Result<Made, ApplyError>> {
     let stored = match read_entries(tx, Isolation::Serializable).await? {
         Ok(entries) => entries,
@@ -386,7 +423,7 @@ async fn apply_in(
         Ok(plan) => plan,
         Err(error) => return Ok(Err(error)),
     };
-    Ok(Ok(carry_out(tx, plan, stored, first_free, now)))
+    Ok(Ok(carry_out(tx, plan, stored, first_free, (now, tell))))
 }
 
 /// What `definitions` make of what is `stored`.
@@ -412,7 +449,13 @@ fn planned(
 }
 
 /// Does of `plan` what fits into a transaction.
-fn carry_out(tx: &mut dyn Transaction, plan: Plan, stored: Entries, first_free: u32, now: Timestamp) -> Made {
+fn carry_out(
+    tx: &mut dyn Transaction,
+    plan: Plan,
+    stored: Entries,
+    first_free: u32,
+    (now, tell): (Timestamp, Tell<'_>),
+) -> Made {
     let mut made = Made { entries: stored, deleted: Vec::new(), more: false };
     let (mut left, mut next_id) = (CHANGED_BYTES, first_free);
     for key in plan.created.iter().chain(&plan.changed) {
@@ -425,6 +468,7 @@ fn carry_out(tx: &mut dyn Transaction, plan: Plan, stored: Entries, first_free: 
         left -= value.len();
         next_id = next_id.max(entry.id.saturating_add(1));
         tx.set(&CatalogEntry::key(key.0, &key.1), &value);
+        tell.others(tx, key.0, &key.1);
         made.entries.insert(key.clone(), entry.clone());
     }
     for entry in plan.deleted {
@@ -435,6 +479,7 @@ fn carry_out(tx: &mut dyn Transaction, plan: Plan, stored: Entries, first_free: 
         }
         left -= size;
         remove(tx, &entry, now);
+        tell.others(tx, entry.definition.kind, &entry.definition.name);
         made.entries.remove(&(entry.definition.kind, entry.definition.name.clone()));
         made.deleted.push(entry);
     }
@@ -442,6 +487,18 @@ fn carry_out(tx: &mut dyn Transaction, plan: Plan, stored: Entries, first_free: 
         tx.set(&catalog::next_id_key(), &catalog::encode_next_id(next_id));
     }
     made
+}
+
+/// Tells other pods, if there may be any, of a change with the transaction that makes it.
+#[derive(Clone, Copy, Debug)]
+struct Tell<'a>(Option<&'a Cluster>);
+
+impl Tell<'_> {
+    fn others(self, tx: &mut dyn Transaction, kind: Kind, name: &str) {
+        if let Some(cluster) = self.0 {
+            cluster.feed().write(tx, &Change::Catalog { kind, name: name.into() });
+        }
+    }
 }
 
 async fn read_next_id(tx: &mut dyn Transaction) -> weir_storage::Result<Result<u32>> {

@@ -127,7 +127,8 @@ impl Core {
             }
             None => None,
         };
-        let catalog = Arc::new(Catalog::load(Arc::clone(&store), format.virtual_shards).await?);
+        let catalog = Catalog::load_in(cluster.clone(), Arc::clone(&store), format.virtual_shards).await?;
+        let catalog = Arc::new(catalog);
         let owners = Arc::new_cyclic(|owners| {
             let dead_letters = Arc::new(DeadLetters::new(Arc::clone(&catalog), Weak::clone(owners)));
             let reading = ReadMemory::new(options.reading, &metrics);

@@ -4,15 +4,23 @@
 //! it half-way, it is finished later. The catalog and the shard owners hold all state.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use tokio_util::sync::CancellationToken;
 use weir_env::clock::Timestamp;
 
-use crate::catalog::{ChangeError, Deleted, Object, Origin};
+use crate::catalog::{ChangeError, Deleted, Object, Origin, Refreshed};
+use crate::cluster::{Change, FeedEvent, Topic};
 use crate::core::{Core, told};
 use crate::definition::{Definition, Kind};
 use crate::error::Result;
 use crate::keyspace::catalog::EntryState;
 use crate::shard::Command;
+
+/// Changes of other pods taken up at once.
+const EVENTS_MAX: usize = 1_000;
+/// Wait before a store that failed is read again.
+const REFRESH_RETRY: Duration = Duration::from_millis(500);
 
 impl Core {
     /// Makes a queue or stream.
@@ -108,6 +116,57 @@ impl Core {
             }
         }
         outcome
+    }
+
+    /// Takes up what other pods do to queues and streams, until `stop`. Ends at once without other pods.
+    pub async fn follow_others(&self, stop: &CancellationToken) {
+        let Some(cluster) = self.cluster() else { return };
+        let mut receiver = cluster.feed().subscribe(&[Topic::Catalog]);
+        while let Some(events) = stop.run_until_cancelled(receiver.next_many(EVENTS_MAX)).await {
+            let mut names = Some(Vec::new());
+            for event in &events {
+                match event {
+                    FeedEvent::Reload { .. } => names = None,
+                    FeedEvent::Change { change, .. } => {
+                        if let (Some(names), Change::Catalog { kind, name }) = (&mut names, &**change) {
+                            names.push((*kind, name.to_string()));
+                        }
+                    }
+                }
+            }
+            while let Err(error) = self.refresh(names.as_deref()).await {
+                tracing::warn!(%error, "changes of queues and streams wait: the store does not answer");
+                if stop.run_until_cancelled(tokio::time::sleep(REFRESH_RETRY)).await.is_none() {
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Takes up what another pod has done to these queues and streams, or to any of them.
+    ///
+    /// # Errors
+    /// If the store fails or an entry is damaged; calling again goes on.
+    pub async fn refresh(&self, changed: Option<&[(Kind, String)]>) -> Result<()> {
+        let Refreshed { updated, deleted } = match changed {
+            Some(names) => self.catalog().refresh(names).await?,
+            None => self.catalog().reload().await?,
+        };
+        for object in &deleted {
+            self.groups().forget(object).await;
+        }
+        let owns = |vs| self.cluster().is_none_or(|cluster| cluster.owner_of(vs) == Some(cluster.me()));
+        for object in &updated {
+            if object.definition.kind == Kind::Stream {
+                self.groups().follow(object).await;
+            }
+            // Other shards hear it from their owners.
+            for log in object.logs.iter().filter(|log| owns(log.vs)) {
+                let update = Command::Update { object: Arc::clone(object), log: *log };
+                self.shard(log.vs)?.send(update).await?;
+            }
+        }
+        Ok(())
     }
 
     /// Tells the shards of a changed queue or stream.

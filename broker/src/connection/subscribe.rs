@@ -290,7 +290,7 @@ impl Connection {
         }
         let stored: Vec<(ByteString, StoredSubscription)> =
             grants.iter().map(|grant| (grant.text.clone(), stored(&grant.wish, &grant.request))).collect();
-        self.broker.sessions.subscribe_anew(&self.stored, &stored, &anew).await
+        self.broker.sessions.subscribe_anew(&self.stored, &stored, &anew).await.map(drop)
     }
 
     /// Makes a granted subscription work. Returns the retained messages it asks for.

@@ -8,8 +8,8 @@ use weir_env::clock::Timestamp;
 use weir_storage::{Isolation, RangeQuery, Transaction, transact};
 
 use super::{
-    ApplyError, Catalog, OBJECTS_MAX, Object, Plan, check, invalid, kind_name, owner, plan_one, read_next_id,
-    remove,
+    ApplyError, Catalog, OBJECTS_MAX, Object, Plan, Tell, check, invalid, kind_name, owner, plan_one,
+    read_next_id, remove,
 };
 use crate::definition::{Definition, Kind};
 use crate::error::Error;
@@ -180,13 +180,19 @@ impl Catalog {
         }
         // What an attempt made whose outcome was unknown: the next one must know its own work.
         let attempted = Mutex::new(None);
-        let changed = transact(&*self.store, |tx| Box::pin(change_in(tx, kind, name, &op, &attempted))).await;
-        let change = changed.map_err(|error| ApplyError::from(Error::Store(error)))?.0?;
+        let tell = Tell(self.cluster.as_ref());
+        let changed = transact(&*self.store, |tx| {
+            Box::pin(change_in(tx, (kind, name), &op, &attempted, tell))
+        });
+        let (change, committed) = changed.await.map_err(|error| ApplyError::from(Error::Store(error)))?;
+        let change = change?;
         match &change {
             Change::Kept(entry) => entries.insert((kind, name.to_owned()), entry.clone()),
             Change::Removed(_) => entries.remove(&(kind, name.to_owned())),
         };
         self.publish(&entries);
+        drop(entries);
+        self.known_everywhere(committed.version).await;
         Ok(change)
     }
 
@@ -198,10 +204,10 @@ impl Catalog {
 
 async fn change_in(
     tx: &mut dyn Transaction,
-    kind: Kind,
-    name: &str,
+    (kind, name): (Kind, &str),
     op: &Op<'_>,
     attempted: &Mutex<Option<Change>>,
+    tell: Tell<'_>,
 ) -> weir_storage::Result<Changed> {
     let key = CatalogEntry::key(kind, name);
     let damaged = |error| ApplyError::from(error).into();
@@ -228,6 +234,9 @@ async fn change_in(
         (Ok(Change::Kept(entry)), _) => tx.set(&key, &entry.encode()),
         (Ok(Change::Removed(entry)), Op::Delete { now, .. }) => remove(tx, entry, *now),
         (Ok(Change::Removed(_)), Op::Create { .. } | Op::Update { .. } | Op::Pause { .. }) | (Err(_), _) => {}
+    }
+    if changed.is_ok() {
+        tell.others(tx, kind, name);
     }
     *attempted.lock() = changed.as_ref().ok().cloned();
     Ok(changed)

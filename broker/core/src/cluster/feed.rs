@@ -218,17 +218,36 @@ impl FeedReceiver {
         }
     }
 
+    /// The next events, `max` at most and one at least. Asking for them says that all earlier ones have been applied, of
+    /// these none. Cancel-safe.
+    pub async fn next_many(&mut self, max: usize) -> Vec<FeedEvent> {
+        loop {
+            let events = self.take(max.max(1));
+            if !events.is_empty() {
+                return events;
+            }
+            self.arrived.notified().await;
+        }
+    }
+
     /// The next event if there is one. Asking for it says that all earlier ones have been applied.
     pub fn try_next(&mut self) -> Option<FeedEvent> {
+        self.take(1).pop()
+    }
+
+    fn take(&mut self, max: usize) -> Vec<FeedEvent> {
         let mut state = self.shared.state.lock();
         let tail = state.tail;
-        let follower = state.followers.iter_mut().find(|follower| follower.id == self.id)?;
+        let Some(follower) = state.followers.iter_mut().find(|follower| follower.id == self.id) else {
+            return Vec::new();
+        };
         follower.is_busy = false;
         follower.settle(tail);
-        let event = follower.waiting.pop_front();
-        follower.is_busy = event.is_some();
+        let count = follower.waiting.len().min(max);
+        let events: Vec<FeedEvent> = follower.waiting.drain(..count).collect();
+        follower.is_busy = !events.is_empty();
         self.shared.tell_applied(&state);
-        event
+        events
     }
 }
 
@@ -290,6 +309,19 @@ mod tests {
         drop(pods);
         assert_eq!((next(&mut owners), next(&mut owners)), (Some((true, 20)), None));
         assert_eq!(*applied.borrow(), Version(20));
+    }
+
+    #[tokio::test]
+    async fn what_is_taken_together_is_applied_together() {
+        let feed = Feed::default();
+        let mut pods = feed.subscribe(&[Topic::Pods]);
+        (1..=3).for_each(|version| deliver(&feed, version));
+        assert_eq!(pods.next_many(3).await.len(), 3);
+        assert_eq!(*feed.applied().borrow(), Version(0));
+        assert_eq!(pods.next_many(9).await.len(), 1);
+        assert_eq!(*feed.applied().borrow(), Version(2));
+        assert_eq!(next(&mut pods), None);
+        assert_eq!(*feed.applied().borrow(), Version(3));
     }
 
     #[test]

@@ -1,15 +1,22 @@
 //! How much is in each inbox, nearly: counted in memory, so that an inbox can be bounded without reading it.
 //!
-//! The map has one entry per persistent session that has been written to; it goes when the session ends.
+//! The map has one entry per persistent session that has been written to; it goes when the session ends. What another
+//! pod takes out of an inbox is not seen here: before one of those counts as full it is counted anew.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytestring::ByteString;
 use parking_lot::Mutex;
+use weir_env::clock::Instant;
 use weir_env::seed::HashMap;
 
 use crate::keyspace::inbox::InboxId;
 use crate::keyspace::session::Incarnation;
+
+/// How long the count of an inbox that was found half full is good enough to call it full, though another pod takes
+/// from it.
+const RECOUNT_AFTER: Duration = Duration::from_secs(10);
 
 /// What happens to a message for a full inbox.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -85,6 +92,8 @@ struct Counted {
     trimmed: Option<InboxId>,
     /// While it is being counted what was there before: how many messages have gone meanwhile, of those or of others.
     gone: Option<u64>,
+    /// When what was there before was counted, and what was found.
+    found: Option<(Instant, InboxUsage)>,
 }
 
 impl Counted {
@@ -155,8 +164,15 @@ impl InboxCounters {
     }
 
     /// Adds what was found when the inbox was counted, and takes off what has gone since.
-    pub(super) fn add_counted(&self, client_id: &ByteString, incarnation: Incarnation, found: InboxUsage) {
+    pub(super) fn add_counted(
+        &self,
+        client_id: &ByteString,
+        incarnation: Incarnation,
+        found: InboxUsage,
+        now: Instant,
+    ) {
         self.change(client_id, incarnation, |counted| {
+            counted.found = Some((now, found));
             counted.usage = counted.usage.plus(found);
             let gone = counted.gone.take().unwrap_or(0);
             counted.usage = counted.usage.without(gone);
@@ -220,7 +236,26 @@ impl InboxCounters {
         }
     }
 
-    /// Forgets an inbox: its session has ended.
+    /// Forgets the count of an inbox that seems to hold too much, because another pod may have taken from it since it
+    /// was counted: the next message has it counted anew. One that was found half full then is left for a while, so
+    /// that large inboxes are not read all the time. Whether it was forgotten.
+    pub(super) fn recount(
+        &self,
+        client_id: &ByteString,
+        incarnation: Incarnation,
+        now: Instant,
+        limits: &InboxLimits,
+    ) -> bool {
+        let mut inboxes = self.inboxes.lock();
+        let inbox = (client_id.clone(), incarnation);
+        let is_old = inboxes.get(&inbox).is_some_and(|counted| match counted.found {
+            Some((at, found)) => !found.plus(found).is_over(limits) || now >= at + RECOUNT_AFTER,
+            None => false,
+        });
+        is_old && inboxes.remove(&inbox).is_some()
+    }
+
+    /// Forgets an inbox: its session has ended, or another pod takes from it from here on.
     pub(crate) fn forget(&self, client_id: &ByteString, incarnation: Incarnation) {
         self.inboxes.lock().remove(&(client_id.clone(), incarnation));
     }
@@ -235,6 +270,10 @@ impl InboxCounters {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn now() -> Instant {
+        weir_env::clock::Clock::system().now()
+    }
 
     fn id(n: u8) -> InboxId {
         InboxId([n; 12])
@@ -251,10 +290,10 @@ mod tests {
         assert_eq!(add(30), Admission::Admitted);
         assert_eq!(add(10), Admission::Admitted);
         assert_eq!(add(0), Admission::Full);
-        counters.add_counted(&client, Incarnation(1), InboxUsage::default());
+        counters.add_counted(&client, Incarnation(1), InboxUsage::default(), now());
         counters.remove(&client, Incarnation(1), (1..=3).map(id));
         assert_eq!(counters.usage(&client, Incarnation(1)), Some(InboxUsage::default()));
-        counters.add_counted(&client, Incarnation(1), InboxUsage { messages: 3, bytes: 9 });
+        counters.add_counted(&client, Incarnation(1), InboxUsage { messages: 3, bytes: 9 }, now());
         assert_eq!(add(0), Admission::Full);
         counters.undo(&client, Incarnation(1), 3);
         assert_eq!(add(3), Admission::Admitted);
@@ -274,7 +313,7 @@ mod tests {
         }
         let one = InboxUsage { messages: 1, bytes: 10 };
         assert_eq!(counters.usage(&client, Incarnation(1)), Some(one));
-        counters.add_counted(&client, Incarnation(1), InboxUsage::default());
+        counters.add_counted(&client, Incarnation(1), InboxUsage::default(), now());
         assert_eq!(counters.usage(&client, Incarnation(1)), Some(one));
     }
 
@@ -289,7 +328,7 @@ mod tests {
             counters.add(&client, Incarnation(1), 10, &limits);
         }
         assert_eq!(counters.excess(&client, Incarnation(1), &limits), None, "it is not known yet");
-        counters.add_counted(&client, Incarnation(1), InboxUsage { messages: 7, bytes: 70 });
+        counters.add_counted(&client, Incarnation(1), InboxUsage { messages: 7, bytes: 70 }, now());
         let usage = InboxUsage { messages: 21 + 7 - 3, bytes: 250 };
         assert_eq!(counters.usage(&client, Incarnation(1)), Some(usage));
         let excess = InboxUsage { messages: 16, bytes: 150 };
@@ -312,7 +351,7 @@ mod tests {
         let counters = InboxCounters::default();
         let client = ByteString::from("c");
         counters.add(&client, Incarnation(1), 10, &limits);
-        counters.add_counted(&client, Incarnation(1), InboxUsage::default());
+        counters.add_counted(&client, Incarnation(1), InboxUsage::default(), now());
         for n in 1..4 {
             assert_ne!(counters.add(&client, Incarnation(1), 10, &limits), Admission::Full, "{n}");
         }
@@ -326,5 +365,27 @@ mod tests {
         assert_eq!(counters.usage(&client, Incarnation(1)), Some(left));
         counters.remove(&client, Incarnation(1), (3..=3).map(id));
         assert_eq!(counters.usage(&client, Incarnation(1)), Some(InboxUsage { messages: 1, bytes: 10 }));
+    }
+
+    #[test]
+    fn an_inbox_that_another_pod_takes_from_is_counted_again_before_it_is_full() {
+        let limits = InboxLimits { messages_max: 4, bytes_max: 1_000, ..InboxLimits::default() };
+        let counters = InboxCounters::default();
+        let (client, session, start) = (ByteString::from("c"), Incarnation(1), now());
+        let add = || counters.add(&client, session, 1, &limits);
+        let recount = |at| counters.recount(&client, session, at, &limits);
+        assert!(!recount(start), "there is nothing to forget");
+        assert_eq!(add(), Admission::First);
+        assert!(!recount(start), "it is being counted");
+        counters.add_counted(&client, session, InboxUsage { messages: 2, bytes: 2 }, start);
+        assert_eq!(add(), Admission::Admitted);
+        assert_eq!(add(), Admission::Full);
+        assert!(recount(start), "it was nearly empty when it was counted");
+        assert_eq!(add(), Admission::First);
+        counters.add_counted(&client, session, InboxUsage { messages: 3, bytes: 3 }, start);
+        assert_eq!(add(), Admission::Full);
+        assert!(!recount(start), "a full one is not read again at once");
+        assert!(recount(start + RECOUNT_AFTER));
+        assert_eq!(counters.usage(&client, session), None);
     }
 }

@@ -239,7 +239,11 @@ impl Task {
         let bytes = pending.encoded_len();
         let mut uncounted = Vec::new();
         let mut admit = |target: &InboxTarget| {
-            let admission = counters.add(&target.client_id, target.incarnation, bytes, &self.limits);
+            let add = || counters.add(&target.client_id, target.incarnation, bytes, &self.limits);
+            let mut admission = add();
+            if admission == Admission::Full && self.may_be_emptier(target) {
+                admission = add();
+            }
             if admission == Admission::First {
                 uncounted.push((target.client_id.clone(), target.incarnation));
             }
@@ -261,13 +265,14 @@ impl Task {
             false
         };
         if !uncounted.is_empty() {
+            let now = self.sessions.shared.clock.now();
             // What is in those inboxes now: not this message, which has counted itself.
             match self.sessions.shared.store.begin().read_version().await {
                 Ok(version) => self.spawn_count(uncounted, version),
                 Err(error) => {
                     tracing::warn!(%error, "inboxes are not counted, their limits come late");
                     for (client_id, incarnation) in uncounted {
-                        counters.add_counted(&client_id, incarnation, InboxUsage::default());
+                        counters.add_counted(&client_id, incarnation, InboxUsage::default(), now);
                     }
                 }
             }
@@ -278,6 +283,14 @@ impl Task {
         } else if let Some(pending) = pending.prepare(&self.sessions.shared.seed) {
             queue.push_back(pending);
         }
+    }
+
+    /// Whether an inbox that seems to be full is counted anew, because another pod takes from it.
+    fn may_be_emptier(&self, target: &InboxTarget) -> bool {
+        let shared = &*self.sessions.shared;
+        let (client_id, incarnation) = (&target.client_id, target.incarnation);
+        shared.is_read_elsewhere(client_id)
+            && shared.counters.recount(client_id, incarnation, shared.clock.now(), &self.limits)
     }
 
     /// Leaves out the targets that a repeated publish has reached before, where the others may be refused: what is
@@ -359,7 +372,9 @@ impl Task {
     async fn trim(&self, targets: impl Iterator<Item = &InboxTarget>) {
         for target in targets {
             let (client_id, incarnation) = (&target.client_id, target.incarnation);
-            if self.sessions.shared.counters.excess(client_id, incarnation, &self.limits).is_none() {
+            if self.sessions.shared.counters.excess(client_id, incarnation, &self.limits).is_none()
+                || self.may_be_emptier(target)
+            {
                 continue;
             }
             let _trimming = self.trimming.lock().await;
@@ -388,13 +403,15 @@ impl Task {
         let counted = async move {
             for (client_id, incarnation) in inboxes {
                 let _permit = counting.acquire().await;
-                match count(&sessions, &client_id, incarnation, &limits, version).await {
-                    Ok(usage) => sessions.shared.counters.add_counted(&client_id, incarnation, usage),
+                let usage = match count(&sessions, &client_id, incarnation, &limits, version).await {
+                    Ok(usage) => usage,
                     Err(error) => {
                         tracing::warn!(%error, "an inbox is not counted, its limit comes late");
-                        sessions.shared.counters.add_counted(&client_id, incarnation, InboxUsage::default());
+                        InboxUsage::default()
                     }
-                }
+                };
+                let now = sessions.shared.clock.now();
+                sessions.shared.counters.add_counted(&client_id, incarnation, usage, now);
             }
         };
         self.tracker.spawn(async move { stop.run_until_cancelled(counted).await });

@@ -8,8 +8,8 @@
 //! * 1 pod joined, 2 pod changed, 3 pod gone: pod (16)
 //! * 4 owner: virtual shard u16, epoch u64, pod (16)
 //! * 5 interest: pod (16), members varint (0: none any more), group bytes (empty: a plain filter), filter bytes
-//! * 6 route: client bytes, filter bytes, incarnation u64, then as the value of a subscription; nothing: removed
-//! * 7 session: client bytes, epoch u64, incarnation u64, then pod (16); nothing: ended
+//! * 6 route: pod (16), client bytes, filter bytes, incarnation u64, then as the value of a subscription; nothing: removed
+//! * 7 session: pod (16), client bytes, epoch u64, incarnation u64, phase u8 (0 clean, 1 connected, 2 away, 3 ended)
 //! * 8 catalog: `q` or `s`, name bytes
 //!
 //! A change is written in the transaction of what it tells of.
@@ -60,6 +60,8 @@ pub enum Change {
     },
     /// A subscription of a persistent session.
     Route {
+        /// The pod that has changed it.
+        pod: PodId,
         /// Whose.
         client: ByteString,
         /// To what.
@@ -69,16 +71,18 @@ pub enum Change {
         /// How; none if it is gone.
         subscription: Option<StoredSubscription>,
     },
-    /// Where the session of a client is.
+    /// What has become of the session of a client.
     Session {
+        /// The pod that has brought it about.
+        pod: PodId,
         /// Whose.
         client: ByteString,
         /// Of the connection.
         epoch: SessionEpoch,
         /// Of the session.
         incarnation: Incarnation,
-        /// The pod of the connection; none if the session has ended.
-        pod: Option<PodId>,
+        /// What has become of it.
+        now: SessionPhase,
     },
     /// A queue or stream has come, changed or gone.
     Catalog {
@@ -87,6 +91,19 @@ pub enum Change {
         /// Its name.
         name: ByteString,
     },
+}
+
+/// What has become of a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SessionPhase {
+    /// A connection has it, and it ends with that.
+    Clean,
+    /// A connection has it, and it goes on without.
+    Connected,
+    /// It goes on without a connection.
+    Away,
+    /// It has ended, one that goes on without a connection.
+    Ended,
 }
 
 /// What a change is of: who follows the feed says which it wants.
@@ -135,19 +152,22 @@ impl Change {
                 .varint(u64::from(*members))
                 .bytes(group.as_deref().unwrap_or_default().as_bytes())
                 .bytes(filter.as_bytes()),
-            Self::Route { client, filter, incarnation, subscription } => {
-                let out = out.u8(6).bytes(client.as_bytes()).bytes(filter.as_bytes()).u64(incarnation.0);
+            Self::Route { pod, client, filter, incarnation, subscription } => {
+                let out = out.u8(6).raw(&pod.0).bytes(client.as_bytes()).bytes(filter.as_bytes());
+                let out = out.u64(incarnation.0);
                 match subscription {
                     Some(subscription) => out.raw(&subscription.encode()),
                     None => out,
                 }
             }
-            Self::Session { client, epoch, incarnation, pod } => {
-                let out = out.u8(7).bytes(client.as_bytes()).u64(epoch.0).u64(incarnation.0);
-                match pod {
-                    Some(pod) => out.raw(&pod.0),
-                    None => out,
-                }
+            Self::Session { pod, client, epoch, incarnation, now } => {
+                let out = out.u8(7).raw(&pod.0).bytes(client.as_bytes());
+                out.u64(epoch.0).u64(incarnation.0).u8(match now {
+                    SessionPhase::Clean => 0,
+                    SessionPhase::Connected => 1,
+                    SessionPhase::Away => 2,
+                    SessionPhase::Ended => 3,
+                })
             }
             Self::Catalog { kind, name } => {
                 let kind = match kind {
@@ -189,18 +209,26 @@ impl Change {
                 }
             }
             6 => {
+                let pod = pod(&mut reader)?;
                 let (client, filter) = (reader.string("client id")?, reader.string("filter")?);
                 let incarnation = Incarnation(reader.u64("incarnation")?);
                 let rest = Some(reader.rest()).filter(|rest| !rest.is_empty());
                 let subscription = rest.map(StoredSubscription::decode).transpose()?;
-                Self::Route { client, filter, incarnation, subscription }
+                Self::Route { pod, client, filter, incarnation, subscription }
             }
             7 => {
+                let pod = pod(&mut reader)?;
                 let client = reader.string("client id")?;
                 let epoch = SessionEpoch(reader.u64("session epoch")?);
                 let incarnation = Incarnation(reader.u64("incarnation")?);
-                let pod = if reader.remaining() > 0 { Some(pod(&mut reader)?) } else { None };
-                Self::Session { client, epoch, incarnation, pod }
+                let now = match reader.u8("phase of a session")? {
+                    0 => SessionPhase::Clean,
+                    1 => SessionPhase::Connected,
+                    2 => SessionPhase::Away,
+                    3 => SessionPhase::Ended,
+                    _ => return Err(DecodeError::Invalid("phase of a session")),
+                };
+                Self::Session { pod, client, epoch, incarnation, now }
             }
             8 => {
                 let kind = match reader.u8("queue or stream")? {
@@ -292,6 +320,11 @@ mod tests {
         let subscription = StoredSubscription { qos: 1, ..StoredSubscription::default() };
         let with_pod = |head: &[u8]| [head, &[9; 16]].concat();
         let client: ByteString = "c".into();
+        let session = |now, phase: u8| {
+            let (client, epoch, incarnation) = (client.clone(), SessionEpoch(1), Incarnation(2));
+            let rest = [b"\x01c\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\0\x02", &[phase][..]].concat();
+            (Change::Session { pod, client, epoch, incarnation, now }, [with_pod(b"\x01\x07"), rest].concat())
+        };
         for (change, bytes) in [
             (Change::PodJoined(pod), with_pod(b"\x01\x01")),
             (Change::PodChanged(pod), with_pod(b"\x01\x02")),
@@ -310,35 +343,28 @@ mod tests {
             ),
             (
                 Change::Route {
+                    pod,
                     client: client.clone(),
                     filter: "a".into(),
                     incarnation: Incarnation(2),
                     subscription: Some(subscription),
                 },
-                b"\x01\x06\x01c\x01a\0\0\0\0\0\0\0\x02\x01\x01\0\0".to_vec(),
+                [with_pod(b"\x01\x06"), b"\x01c\x01a\0\0\0\0\0\0\0\x02\x01\x01\0\0".to_vec()].concat(),
             ),
             (
                 Change::Route {
+                    pod,
                     client: client.clone(),
                     filter: "a".into(),
                     incarnation: Incarnation(2),
                     subscription: None,
                 },
-                b"\x01\x06\x01c\x01a\0\0\0\0\0\0\0\x02".to_vec(),
+                [with_pod(b"\x01\x06"), b"\x01c\x01a\0\0\0\0\0\0\0\x02".to_vec()].concat(),
             ),
-            (
-                Change::Session {
-                    client: client.clone(),
-                    epoch: SessionEpoch(1),
-                    incarnation: Incarnation(2),
-                    pod: Some(pod),
-                },
-                with_pod(b"\x01\x07\x01c\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\0\x02"),
-            ),
-            (
-                Change::Session { client, epoch: SessionEpoch(1), incarnation: Incarnation(2), pod: None },
-                b"\x01\x07\x01c\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\0\x02".to_vec(),
-            ),
+            session(SessionPhase::Clean, 0),
+            session(SessionPhase::Connected, 1),
+            session(SessionPhase::Away, 2),
+            session(SessionPhase::Ended, 3),
             (Change::Catalog { kind: Kind::Queue, name: "q".into() }, b"\x01\x08q\x01q".to_vec()),
             (Change::Catalog { kind: Kind::Stream, name: "s".into() }, b"\x01\x08s\x01s".to_vec()),
         ] {

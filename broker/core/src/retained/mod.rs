@@ -160,6 +160,18 @@ impl Usage {
     }
 }
 
+impl Shared {
+    async fn read_usage(&self) -> Result<()> {
+        let mut tx = self.store.begin();
+        for bucket in 0..RetainedUsage::BUCKETS {
+            if let Some(value) = tx.get(&RetainedUsage::key(bucket), Isolation::Snapshot).await? {
+                self.usage.set(bucket, RetainedUsage::decode(value)?);
+            }
+        }
+        Ok(())
+    }
+}
+
 impl fmt::Debug for Retained {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Retained").field("usage", &self.usage()).finish_non_exhaustive()
@@ -194,15 +206,9 @@ impl Retained {
     ) -> Result<Self> {
         let RetainedContext { store, clock, seed, virtual_shards } = context;
         let (usage, seed) = (Usage::default(), seed.fork("retained"));
-        let mut tx = store.begin();
-        for bucket in 0..RetainedUsage::BUCKETS {
-            if let Some(value) = tx.get(&RetainedUsage::key(bucket), Isolation::Snapshot).await? {
-                usage.set(bucket, RetainedUsage::decode(value)?);
-            }
-        }
-        drop(tx);
         let metrics = metrics.clone();
         let shared = Arc::new(Shared { store, clock, seed, virtual_shards, options, metrics, usage });
+        shared.read_usage().await?;
         // Each bucket belongs to one task, so that tasks do not conflict about its usage.
         let lines = (0..options.tasks.clamp(1, RetainedUsage::BUCKETS)).map(|_| {
             let (task_tx, task_rx) = mpsc::channel(QUEUE_MAX);
@@ -266,6 +272,14 @@ impl Retained {
             // A task that has stopped does no more.
             let _ = line.done_rx.clone().wait_for(|done| done >= taken).await;
         }
+    }
+
+    /// Reads again how much is retained: other pods retain too.
+    ///
+    /// # Errors
+    /// If the store fails, or a record is damaged.
+    pub async fn refresh_usage(&self) -> Result<()> {
+        self.shared.read_usage().await
     }
 
     /// How much is retained.

@@ -12,9 +12,12 @@ use weir_storage::{Isolation, RangeQuery, Transaction};
 use super::doubt::Fate;
 use super::open::rows;
 use super::{EndedSession, Retry, SessionRef, Sessions, Shared, check_fence, read_fence};
+use crate::keyspace::change::{Change, SessionPhase};
 use crate::keyspace::inbox::InboxMark;
+use crate::keyspace::owner::PodId;
+use crate::keyspace::pod::Pod;
 use crate::keyspace::session::{
-    ClientKeys, Fence, Incarnation, OutgoingEntry, SessionRoute, SessionState, SessionStatus,
+    ClientKeys, Fence, Incarnation, OutgoingEntry, SessionEpoch, SessionRoute, SessionState, SessionStatus,
     decode_incoming, suffix,
 };
 use crate::keyspace::session_position::SessionPosition;
@@ -250,6 +253,9 @@ async fn close_all(
 ) -> Result<()> {
     let now = shared.clock.wall();
     for id in orphans {
+        if lives(shared, tx, PodId(id.pod)).await? {
+            continue;
+        }
         let keys = shared.keys(&id.client_id);
         let fence = read_fence(tx, &keys).await?;
         let is_latest = |fence: &Fence| {
@@ -268,10 +274,20 @@ async fn close_all(
             None => 0,
         };
         wills::release(shared, tx, id, expiry_seconds, now, false).await?;
+        if !fence.persistent {
+            // It has nothing else, and ends with its connection.
+            tx.clear(&keys.fence());
+            continue;
+        }
         let wipe = Wipe { shared, keys: &keys, client_id: &id.client_id };
         wipe.disconnect(tx, expiry_seconds, now);
     }
     Ok(())
+}
+
+/// Whether `pod` is a member of the cluster, whatever this pod has heard.
+async fn lives(shared: &Shared, tx: &mut dyn Transaction, pod: PodId) -> Result<bool> {
+    Ok(shared.cluster.is_some() && tx.get(&Pod::key(pod), Isolation::Serializable).await?.is_some())
 }
 
 struct Closing<'a> {
@@ -316,6 +332,13 @@ impl Closing<'_> {
             }
         } else {
             wipe.disconnect(tx, expiry_seconds, now);
+            self.shared.tell(tx, || Change::Session {
+                pod: PodId(self.shared.pod),
+                client: self.session.client_id.clone(),
+                incarnation: self.session.incarnation,
+                epoch: self.session.epoch,
+                now: SessionPhase::Away,
+            });
             for entry in &self.options.outgoing {
                 tx.set(&self.keys.outgoing(entry.packet_id), &entry.encode());
             }
@@ -382,6 +405,13 @@ impl Wipe<'_> {
         let drain = Timer::InboxDrain(self.client_id.clone(), incarnation);
         let id = self.shared.timer_at(now.saturating_add(DRAIN_AFTER));
         tx.set(&Timer::key(self.keys.shard(), drain.kind(), id), &drain.encode());
+        self.shared.tell(tx, || Change::Session {
+            pod: PodId(self.shared.pod),
+            client: self.client_id.clone(),
+            incarnation,
+            epoch: SessionEpoch::default(),
+            now: SessionPhase::Ended,
+        });
         Ok(true)
     }
 

@@ -17,6 +17,7 @@ mod retry;
 #[cfg(test)]
 mod tests;
 mod update;
+mod whereabouts;
 
 use std::sync::Arc;
 
@@ -26,12 +27,15 @@ use weir_env::seed::Seed;
 use weir_storage::{Isolation, SharedStore, Transaction};
 
 pub use close::{CloseOptions, Closed, WillAction};
-pub use open::{OpenOptions, Opened};
+pub use open::{Holder, OpenOptions, Opened};
 pub(crate) use retry::Retry;
 pub use update::{RouteCursor, RoutePage, SessionOp};
+pub use whereabouts::{Place, Whereabouts};
 
 use self::doubt::Doubts;
+use crate::cluster::Cluster;
 use crate::inbox::InboxCounters;
+use crate::keyspace::change::{Change, SessionPhase};
 use crate::keyspace::session::{ClientKeys, Fence, Incarnation, SessionEpoch};
 use crate::keyspace::timer::TimerId;
 use crate::keyspace::will::WillId;
@@ -76,6 +80,10 @@ pub(crate) struct Shared {
     pub(crate) pod: [u8; 16],
     pub(crate) virtual_shards: u16,
     pub(crate) counters: Arc<InboxCounters>,
+    /// The other pods, if there may be any.
+    pub(crate) cluster: Option<Cluster>,
+    /// Where the clients of persistent sessions are connected; unused without other pods.
+    pub(crate) whereabouts: Whereabouts,
     doubts: Doubts,
 }
 
@@ -83,13 +91,71 @@ impl Sessions {
     /// The sessions in `store`, as pod `pod` (an id that is new with each start of the process) sees them.
     #[must_use]
     pub fn new(store: SharedStore, clock: Clock, seed: &Seed, pod: [u8; 16], virtual_shards: u16) -> Self {
+        Self::new_in(None, store, clock, seed, pod, virtual_shards)
+    }
+
+    /// As [`Sessions::new`], as one pod of `cluster`.
+    #[must_use]
+    pub fn new_in(
+        cluster: Option<Cluster>,
+        store: SharedStore,
+        clock: Clock,
+        seed: &Seed,
+        pod: [u8; 16],
+        virtual_shards: u16,
+    ) -> Self {
         let seed = seed.fork("sessions");
-        let (counters, doubts) = (Arc::default(), Doubts::default());
-        Self { shared: Arc::new(Shared { store, clock, seed, pod, virtual_shards, counters, doubts }) }
+        let (counters, whereabouts, doubts) = (Arc::default(), Whereabouts::default(), Doubts::default());
+        let shared =
+            Shared { store, clock, seed, pod, virtual_shards, counters, cluster, whereabouts, doubts };
+        Self { shared: Arc::new(shared) }
+    }
+}
+
+impl Sessions {
+    /// Takes note of what the change feed says of persistent sessions; of nothing else.
+    pub fn follow(&self, change: &Change) {
+        let Shared { whereabouts, counters, .. } = &*self.shared;
+        let Change::Session { client, incarnation, pod, now, .. } = change else { return };
+        match now {
+            SessionPhase::Clean => return,
+            SessionPhase::Connected => whereabouts.note(client, *incarnation, Some(*pod)),
+            SessionPhase::Away => whereabouts.note(client, *incarnation, None),
+            SessionPhase::Ended => whereabouts.forget(client, *incarnation),
+        }
+        // Who takes from the inbox has changed: what is counted here is worth nothing.
+        counters.forget(client, *incarnation);
+    }
+
+    /// Forgets what the change feed has said: some of it was missed.
+    pub fn follow_anew(&self) {
+        self.shared.whereabouts.clear();
+    }
+
+    /// Where the client of a persistent session is connected, as far as is known.
+    #[must_use]
+    pub fn whereabouts(&self, client_id: &str) -> Place {
+        self.shared.whereabouts.of(client_id)
     }
 }
 
 impl Shared {
+    /// Tells the other pods of a change, with the transaction that makes it. Nobody is told without other pods.
+    pub(crate) fn tell(&self, tx: &mut dyn Transaction, change: impl FnOnce() -> Change) {
+        if let Some(cluster) = &self.cluster {
+            cluster.feed().write(tx, &change());
+        }
+    }
+
+    /// Whether somebody else than this pod takes messages out of the inbox of `client_id`, as far as is known.
+    pub(crate) fn is_read_elsewhere(&self, client_id: &str) -> bool {
+        self.cluster.as_ref().is_some_and(|cluster| match self.whereabouts.of(client_id) {
+            Place::Unknown => true,
+            Place::Away => false,
+            Place::At(pod) => pod != cluster.me(),
+        })
+    }
+
     pub(crate) fn keys(&self, client_id: &str) -> ClientKeys {
         ClientKeys::new(client_id, self.virtual_shards)
     }

@@ -2,12 +2,14 @@
 
 use bytestring::ByteString;
 use weir_env::clock::Timestamp;
-use weir_storage::{Isolation, RangeQuery, Transaction};
+use weir_storage::{Isolation, RangeQuery, Transaction, Version};
 
 use super::close::Wipe;
 use super::{EndedSession, Retry, SessionRef, Sessions, Shared, read_fence};
 use crate::Result;
+use crate::keyspace::change::{Change, SessionPhase};
 use crate::keyspace::PublishId;
+use crate::keyspace::owner::PodId;
 use crate::keyspace::session::{
     ClientKeys, Fence, Incarnation, OutgoingEntry, SessionEpoch, SessionState, SessionStatus,
     StoredSubscription, decode_incoming, suffix,
@@ -46,6 +48,28 @@ pub struct Opened {
     pub incoming: Vec<(u16, PublishId)>,
     /// The session of the client that has ended by this.
     pub replaced: Option<EndedSession>,
+    /// The connection that the fence named before: it may not know yet that it has lost the session.
+    pub previous: Option<Holder>,
+    /// The version of the store in which it was opened.
+    pub version: Version,
+}
+
+/// A connection that holds, or has held, the session of a client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Holder {
+    /// The pod that it is, or was, connected to.
+    pub pod: PodId,
+    /// Of the session.
+    pub incarnation: Incarnation,
+    /// Of the connection.
+    pub epoch: SessionEpoch,
+}
+
+impl From<&Fence> for Holder {
+    fn from(fence: &Fence) -> Self {
+        let Fence { pod, incarnation, epoch, .. } = *fence;
+        Self { pod: PodId(pod), incarnation, epoch }
+    }
 }
 
 /// What one transaction came to.
@@ -83,7 +107,8 @@ impl Sessions {
                 None => {}
                 Some(Err(error)) => return Err(error),
                 Some(Ok((Step::Wiping, _))) => retry = Retry::new(shared.clock),
-                Some(Ok((Step::Done(mut opened), _))) => {
+                Some(Ok((Step::Done(mut opened), committed))) => {
+                    opened.version = committed.version;
                     // An attempt in vain may have met another session than the one that is open now.
                     let replaced = replaced.filter(|replaced| *replaced != opened.session.incarnation);
                     opened.replaced = replaced.map(|replaced| shared.end(client_id, replaced));
@@ -91,6 +116,16 @@ impl Sessions {
                 }
             }
         }
+    }
+
+    /// The connection that opened the session of `client_id` last, if the store knows of one. It may have ended.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub async fn holder(&self, client_id: &str) -> Result<Option<Holder>> {
+        let keys = self.shared.keys(client_id);
+        let fence = read_fence(&mut *self.shared.store.begin(), &keys).await?;
+        Ok(fence.as_ref().map(Holder::from))
     }
 }
 
@@ -147,7 +182,8 @@ impl Opening<'_> {
         let present = incarnation != self.fresh;
         let persistent = self.options.expiry_seconds > 0 || present;
         let session = SessionRef { client_id: self.client_id.clone(), epoch, incarnation, persistent };
-        self.begin(tx, session, fence.is_some(), present).await
+        let previous = fence.filter(|_| !is_own).as_ref().map(Holder::from);
+        self.begin(tx, session, fence.is_some(), present, previous).await
     }
 
     /// Writes the records of the open session and reads what it has.
@@ -157,14 +193,23 @@ impl Opening<'_> {
         mut session: SessionRef,
         had_fence: bool,
         present: bool,
+        previous: Option<Holder>,
     ) -> Result<Step> {
         let persistent = session.persistent;
         let has_will = self.options.will.is_some();
-        if persistent || has_will {
+        // Where there are other pods, each connection has a fence: they must know whom it takes the place of.
+        if persistent || has_will || self.shared.cluster.is_some() {
             let (epoch, incarnation) = (session.epoch, session.incarnation);
             let (pod, connection) = (self.shared.pod, self.connection);
             let fence = Fence { epoch, pod, connection, incarnation, persistent, has_will };
             tx.set(&self.keys.fence(), &fence.encode());
+            self.shared.tell(tx, || Change::Session {
+                pod: PodId(pod),
+                client: self.client_id.clone(),
+                incarnation,
+                epoch,
+                now: if persistent { SessionPhase::Connected } else { SessionPhase::Clean },
+            });
             let id = self.shared.will_id(&session);
             wills::store(tx, &id, self.keys.shard(), self.options.will.as_ref());
         } else {
@@ -186,6 +231,8 @@ impl Opening<'_> {
             outgoing: Vec::new(),
             incoming: Vec::new(),
             replaced: None,
+            previous,
+            version: Version::default(),
         };
         if present {
             self.load(tx, &mut opened).await?;

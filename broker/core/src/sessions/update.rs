@@ -3,12 +3,14 @@
 use bytes::Bytes;
 use bytestring::ByteString;
 use weir_env::clock::Timestamp;
-use weir_storage::{Isolation, RangeQuery, Transaction, key_after};
+use weir_storage::{Isolation, RangeQuery, Transaction, Version, key_after};
 
 use super::{Retry, SessionRef, Sessions, Shared, check_fence};
 use crate::Result;
 use crate::inbox;
+use crate::keyspace::change::Change;
 use crate::keyspace::inbox::{InboxId, InboxMark};
+use crate::keyspace::owner::PodId;
 use crate::keyspace::session::{
     ClientKeys, OutgoingEntry, OutgoingPhase, SessionRoute, StoredSubscription, decode_incoming,
     encode_incoming,
@@ -56,7 +58,8 @@ pub struct RoutePage {
 
 impl Sessions {
     /// Stores subscriptions, or replaces those to the same filters. Does nothing for a session that isn't
-    /// persistent. More than fits into one transaction is stored in several.
+    /// persistent. More than fits into one transaction is stored in several; returns
+    /// the version of the last one.
     ///
     /// # Errors
     /// [`Error::Fenced`](crate::Error::Fenced), or if the store fails; then some may have been stored.
@@ -64,7 +67,7 @@ impl Sessions {
         &self,
         session: &SessionRef,
         subscriptions: &[(ByteString, StoredSubscription)],
-    ) -> Result<()> {
+    ) -> Result<Option<Version>> {
         self.subscribe_anew(session, subscriptions, &[]).await
     }
 
@@ -78,12 +81,13 @@ impl Sessions {
         session: &SessionRef,
         subscriptions: &[(ByteString, StoredSubscription)],
         anew: &[ByteString],
-    ) -> Result<()> {
+    ) -> Result<Option<Version>> {
+        let mut version = None;
         let size = |(filter, subscription): &(ByteString, StoredSubscription)| {
             filter.len() + subscription.extra.len() + 100
         };
         for page in pages(subscriptions, size) {
-            self.fenced(session, |shared, tx, keys| {
+            let stored = self.fenced(session, |shared, tx, keys| {
                 for (filter, subscription) in page {
                     tx.set(&keys.subscription(filter), &subscription.encode());
                     if anew.contains(filter) {
@@ -91,29 +95,36 @@ impl Sessions {
                     }
                     let route = SessionRoute::key(&session.client_id, filter, shared.virtual_shards);
                     tx.set(&route, &SessionRoute::value(session.incarnation, subscription));
+                    shared.tell(tx, || route_change(shared.pod, session, filter, Some(subscription)));
                 }
-            })
-            .await?;
+            });
+            version = stored.await?.or(version);
         }
-        Ok(())
+        Ok(version)
     }
 
-    /// Removes subscriptions with their positions, also ones that do not exist.
+    /// Removes subscriptions with their positions, also ones that do not exist; returns as [`Sessions::subscribe`].
     ///
     /// # Errors
     /// As [`Sessions::subscribe`].
-    pub async fn unsubscribe(&self, session: &SessionRef, filters: &[ByteString]) -> Result<()> {
+    pub async fn unsubscribe(
+        &self,
+        session: &SessionRef,
+        filters: &[ByteString],
+    ) -> Result<Option<Version>> {
+        let mut version = None;
         for page in pages(filters, |filter| filter.len() + 100) {
-            self.fenced(session, |shared, tx, keys| {
+            let removed = self.fenced(session, |shared, tx, keys| {
                 for filter in page {
                     tx.clear(&keys.subscription(filter));
                     tx.clear(&keys.position(filter));
                     tx.clear(&SessionRoute::key(&session.client_id, filter, shared.virtual_shards));
+                    shared.tell(tx, || route_change(shared.pod, session, filter, None));
                 }
-            })
-            .await?;
+            });
+            version = removed.await?.or(version);
         }
-        Ok(())
+        Ok(version)
     }
 
     /// Blind writes under the fence.
@@ -121,9 +132,9 @@ impl Sessions {
         &self,
         session: &SessionRef,
         write: impl Fn(&Shared, &mut dyn Transaction, &ClientKeys) + Send + Sync,
-    ) -> Result<()> {
+    ) -> Result<Option<Version>> {
         if !session.persistent {
-            return Ok(());
+            return Ok(None);
         }
         let shared = &*self.shared;
         let keys = shared.keys(&session.client_id);
@@ -135,7 +146,7 @@ impl Sessions {
                 write(shared, &mut *tx, &keys);
             }
             if let Some(outcome) = retry.commit(tx, outcome).await {
-                return outcome.map(drop);
+                return outcome.map(|(_, committed)| Some(committed.version));
             }
         }
     }
@@ -214,7 +225,8 @@ impl Sessions {
 }
 
 impl Shared {
-    /// Timers of `kind` due at `now`, at most `limit`, from all virtual shards.
+    /// Timers of `kind` due at `now`, at most `limit`, from all virtual shards that are this pod's to look after. Another
+    /// pod may hold some of them to be its own as well: each timer is handled in a transaction that reads it.
     pub(crate) async fn due_timers(
         &self,
         kind: TimerKind,
@@ -223,7 +235,8 @@ impl Shared {
     ) -> Result<Vec<(VirtualShard, TimerId, Timer)>> {
         let mut due = Vec::new();
         let mut tx = self.store.begin();
-        for shard in (0..self.virtual_shards).map(VirtualShard) {
+        let shards = (0..self.virtual_shards).map(VirtualShard);
+        for shard in shards.filter(|shard| self.cluster.as_ref().is_none_or(|c| c.should_own(*shard))) {
             let (begin, end) = Timer::due(shard, kind, now);
             let query = RangeQuery::new(begin, end).limit(limit - due.len());
             for (key, value) in tx.get_range(query, Isolation::Snapshot).await?.pairs {
@@ -234,6 +247,21 @@ impl Shared {
             }
         }
         Ok(due)
+    }
+}
+
+fn route_change(
+    pod: [u8; 16],
+    session: &SessionRef,
+    filter: &ByteString,
+    subscription: Option<&StoredSubscription>,
+) -> Change {
+    Change::Route {
+        pod: PodId(pod),
+        client: session.client_id.clone(),
+        incarnation: session.incarnation,
+        filter: filter.clone(),
+        subscription: subscription.cloned(),
     }
 }
 

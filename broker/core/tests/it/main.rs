@@ -25,6 +25,7 @@ mod queue_model;
 mod queues;
 mod reading;
 mod retention;
+mod session_moves;
 mod sessions;
 mod stream_damage;
 mod stream_model;
