@@ -165,9 +165,11 @@ async fn a_pod_without_signs_of_life_is_dead_after_its_ttl_or_soon_after_its_lin
 async fn an_outage_of_the_store_kills_nobody() {
     let (store, clock) = in_memory();
     let (a, b) = (Pod::join(&store, clock, 1).await, Pod::join(&store, clock, 2).await);
-    for pod in [&a, &b] {
-        pod.faults.unavailable(true);
-    }
+    tokio::time::sleep(ms(2000)).await;
+    b.faults.unavailable(true);
+    // The last that `a` has seen of `b` is older than its TTL when the store is there again.
+    tokio::time::sleep(ms(500)).await;
+    a.faults.unavailable(true);
     let quiet = a.cluster().quiet();
     within(ms(3500), || *quiet.borrow()).await;
     tokio::time::sleep(Duration::from_secs(20)).await;
