@@ -387,7 +387,7 @@ impl Inner {
         if was != is_quiet {
             self.metrics.quiet.set(i64::from(is_quiet));
             if is_quiet {
-                tracing::warn!(pod = %self.me, "no sign of life for too long: nothing is delivered or acknowledged");
+                tracing::warn!(pod = %self.me, "no sign of life for too long: other pods may declare this one dead");
             } else {
                 tracing::info!(pod = %self.me, "signs of life again");
             }

@@ -24,7 +24,7 @@ pub struct ClusterMetrics {
     pub missed_beats: Counter,
     /// Age of the last sign of life, in milliseconds.
     pub beat_age_ms: Gauge,
-    /// 1 while nothing is delivered because there was no sign of life for too long.
+    /// 1 while there was no sign of life for so long that others may be about to declare this pod dead.
     pub quiet: Gauge,
     /// Changes read from the feed.
     pub changes: Counter,
@@ -52,7 +52,7 @@ impl ClusterMetrics {
         registry.register("cluster_missed_heartbeats", "Signs of life that the store did not take", missed);
         let age = self.beat_age_ms.clone();
         registry.register("cluster_heartbeat_age_milliseconds", "Age of the last sign of life", age);
-        let help = "1 while nothing is delivered because signs of life are missing";
+        let help = "1 while signs of life are missing for so long that others may declare this pod dead";
         registry.register("cluster_quiet", help, self.quiet.clone());
         registry.register("cluster_changes", "Changes read from the change feed", self.changes.clone());
         let reloads = self.reloads.clone();
