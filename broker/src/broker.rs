@@ -570,8 +570,12 @@ pub(crate) fn reason_of(error: &Error) -> ReasonCode {
     match error {
         Error::Full(_) => ReasonCode::QuotaExceeded,
         Error::Closed => ReasonCode::ServerShuttingDown,
-        Error::Store(_) | Error::Record(_) | Error::Damaged(_) | Error::Fenced | Error::NotOwner(_) => {
-            ReasonCode::ImplementationSpecificError
-        }
+        Error::Store(_)
+        | Error::Record(_)
+        | Error::Damaged(_)
+        | Error::Fenced
+        | Error::NotOwner(_)
+        | Error::Remote(_)
+        | Error::NoOwner => ReasonCode::ImplementationSpecificError,
     }
 }

@@ -7,6 +7,7 @@ use futures_util::future::try_join_all;
 use smallvec::SmallVec;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use weir_env::clock::{Clock, Timestamp};
 use weir_env::seed::Seed;
 use weir_storage::{Isolation, RangeQuery, SharedStore, transact};
@@ -14,7 +15,10 @@ use weir_topic::TopicName;
 
 use crate::activity::{Activities, StreamReport};
 use crate::catalog::{Applied, ApplyError, Catalog, Object};
-use crate::cluster::{Cluster, ClusterOptions};
+use crate::cluster::links::{LinkOptions, Links};
+use crate::cluster::message::Lane;
+use crate::cluster::network::{Identity, Network};
+use crate::cluster::{Cluster, ClusterOptions, meeting};
 use crate::controls::{Asked, is_ordered};
 use crate::definition::{Definition, Kind};
 use crate::error::{Error, Result};
@@ -28,9 +32,11 @@ use crate::keyspace::segment::{Record, RecordKey};
 use crate::keyspace::{LogId, PublishId, VirtualShard, placement_hash};
 use crate::message::Message;
 use crate::metrics::{Metrics, Reason};
+use crate::panics::Panics;
 use crate::queue::{Consumer, ConsumerId, Handout, Lag, Lost, Verdict};
 use crate::shard::{
-    AppendError, AppendReply, Command, Context, DeadLetters, LogReport, Owners, PublishLetters, ShardHandle,
+    AppendError, AppendReply, Command, Context, DeadLetters, LogReport, Owners, PublishLetters, Remote,
+    ShardHandle,
 };
 use crate::stream::{Opening, ReadLimits, ReadMemory, ReadOptions, ShardReader, Shared, StreamReader};
 
@@ -48,6 +54,17 @@ pub struct Options {
     pub reading: ReadLimits,
     /// How this pod takes part in a cluster; none: it is alone.
     pub cluster: Option<ClusterOptions>,
+    /// The way to the other pods of the cluster; none: this one talks to nobody.
+    pub network: Option<PeerNetwork>,
+}
+
+/// The way to other pods.
+#[derive(Clone, Debug)]
+pub struct PeerNetwork {
+    /// How they are reached.
+    pub network: Arc<dyn Network>,
+    /// How links behave.
+    pub links: LinkOptions,
 }
 
 /// Queues, streams and their shards in one pod. Cheap to share.
@@ -58,6 +75,15 @@ pub struct Core {
     catalog: Arc<Catalog>,
     owners: Arc<Owners>,
     groups: Groups,
+    meeting: Meeting,
+}
+
+/// The task that keeps links to other pods.
+#[derive(Debug, Default)]
+struct Meeting {
+    tasks: TaskTracker,
+    stop: CancellationToken,
+    panics: Panics,
 }
 
 /// What a publish waits for: an answer of every target.
@@ -127,6 +153,13 @@ impl Core {
             }
             None => None,
         };
+        let links = match (&cluster, options.network) {
+            (Some(_), Some(PeerNetwork { network, links })) => {
+                let me = Identity { pod, cluster: format.cluster_id };
+                Some(Links::new(me, network, clock, seed, &metrics.peers, links))
+            }
+            _ => None,
+        };
         let catalog = Catalog::load_in(cluster.clone(), Arc::clone(&store), format.virtual_shards).await?;
         let catalog = Arc::new(catalog);
         let owners = Arc::new_cyclic(|owners| {
@@ -134,6 +167,9 @@ impl Core {
             let reading = ReadMemory::new(options.reading, &metrics);
             let (seed, lag, activities) = (seed.fork("shards"), options.lag, Activities::default());
             let (cluster, closed) = (cluster.clone(), CancellationToken::new());
+            let remote = cluster.clone().zip(links).map(|(cluster, links)| {
+                Remote::new(cluster, links, clock, Arc::clone(&catalog), Weak::clone(owners))
+            });
             let context = Context {
                 store,
                 clock,
@@ -144,6 +180,7 @@ impl Core {
                 reading,
                 activities,
                 dead_letters,
+                remote,
                 cluster,
                 closed,
             };
@@ -154,7 +191,7 @@ impl Core {
         }
         let context = owners.context().clone();
         let groups = Groups::new(Arc::clone(&owners));
-        Ok(Self { context, format, catalog, owners, groups })
+        Ok(Self { context, format, catalog, owners, groups, meeting: Meeting::default() })
     }
 
     /// Says who publishes dead letters whose target is a topic. Until then they stay where they are.
@@ -178,6 +215,23 @@ impl Core {
     #[must_use]
     pub fn cluster(&self) -> Option<&Cluster> {
         self.context.cluster.as_ref()
+    }
+
+    /// The links to other pods; none if this one talks to nobody.
+    #[must_use]
+    pub fn links(&self) -> Option<&Links> {
+        self.context.remote.as_ref().map(|remote| remote.links())
+    }
+
+    /// Has links to all other pods of the cluster from now on. To be called once, when whoever handles their messages is
+    /// registered with [`Core::links`].
+    pub fn meet(&self) {
+        let (Some(cluster), Some(remote)) = (&self.context.cluster, &self.context.remote) else { return };
+        remote.links().handle_with(Lane::Shard, remote.handler());
+        remote.follow_members();
+        let stop = self.meeting.stop.clone();
+        let meeting = meeting::run(cluster.clone(), remote.links().clone(), stop);
+        self.meeting.tasks.spawn(self.meeting.panics.watch(meeting));
     }
 
     /// Where everything is kept.
@@ -269,6 +323,9 @@ impl Core {
     /// # Errors
     /// If a shard cannot be taken over or read; the consumer is then attached to none.
     pub async fn attach(&self, queue: &Arc<Object>, consumer: &Consumer) -> Result<()> {
+        if let Some(remote) = &self.context.remote {
+            remote.attached(queue, consumer);
+        }
         for log in &queue.logs {
             let (object, consumer) = (Arc::clone(queue), consumer.clone());
             let id = consumer.id;
@@ -287,6 +344,9 @@ impl Core {
     /// # Errors
     /// [`Error::Closed`] at shutdown.
     pub async fn detach(&self, queue: &Object, consumer: ConsumerId, lost: Lost) -> Result<()> {
+        if let Some(remote) = &self.context.remote {
+            remote.detached(consumer);
+        }
         for log in &queue.logs {
             self.shard(log.vs)?.send(Command::Detach { log: *log, consumer, lost }).await?;
         }
@@ -500,6 +560,7 @@ impl Core {
             why = self.context.store.failed() => why,
             why = cluster_failed(self.context.cluster.as_ref()) => why,
             () = self.owners.panicked() => "the owner of a shard panicked".into(),
+            () = self.peers_panicked() => "a task that talks to other pods panicked".into(),
             () = self.groups.panicked() => "the coordinator of consumer groups panicked".into(),
         }
     }
@@ -516,6 +577,15 @@ impl Core {
         }
     }
 
+    async fn peers_panicked(&self) {
+        let Some(remote) = &self.context.remote else { return std::future::pending().await };
+        tokio::select! {
+            () = self.meeting.panics.panicked() => {}
+            () = remote.panicked() => {}
+            () = remote.links().panicked() => {}
+        }
+    }
+
     /// Commits what is in line, hands it on to other pods if there are any, and ends the owner tasks. The store stays open.
     pub async fn close(&self) {
         self.groups.close().await;
@@ -523,6 +593,13 @@ impl Core {
             tracing::warn!(%error, "hand virtual shards over; other pods take them over");
         }
         self.owners.close().await;
+        self.meeting.stop.cancel();
+        self.meeting.tasks.close();
+        self.meeting.tasks.wait().await;
+        if let Some(remote) = &self.context.remote {
+            remote.close().await;
+            remote.links().close().await;
+        }
         if let Some(cluster) = &self.context.cluster
             && let Err(error) = cluster.leave().await
         {

@@ -1,5 +1,7 @@
 //! What can go wrong in this crate.
 
+use std::sync::Arc;
+
 use crate::keyspace::DecodeError;
 use crate::keyspace::owner::Owner;
 use crate::stream::Damage;
@@ -25,6 +27,12 @@ pub enum Error {
     /// A limit that its owner set is reached; what it is of.
     #[error("limit of {0} is reached")]
     Full(&'static str),
+    /// The pod that owns a shard did not do it; its words.
+    #[error("the shard's owner: {0}")]
+    Remote(Arc<str>),
+    /// The pod that owns a shard did not answer in time, or there is none: it may have done it.
+    #[error("no answer from the shard's owner")]
+    NoOwner,
     /// The core is shutting down.
     #[error("shutting down")]
     Closed,

@@ -42,6 +42,8 @@ impl Reports {
             | Error::Damaged(_)
             | Error::Fenced
             | Error::NotOwner(_)
+            | Error::Remote(_)
+            | Error::NoOwner
             | Error::Full(_)
             | Error::Closed => None,
         }
@@ -163,7 +165,8 @@ pub(super) fn status(error: &Error, object: &Object) -> Status {
         Error::Record(_) => damaged(),
         // It says what to do.
         Error::Damaged(_) => Status::data_loss(format!("{word} `{name}`: {error}")),
-        Error::Fenced | Error::NotOwner(_) => retry(),
+        Error::Fenced | Error::NotOwner(_) | Error::NoOwner => retry(),
+        Error::Remote(_) => Status::internal(format!("{word} `{name}`: {error}")),
         Error::Full(_) => Status::resource_exhausted(format!("{word} `{name}`: {error}")),
         Error::Closed => shutting_down(),
     }

@@ -10,6 +10,7 @@
 mod beat;
 pub mod feed;
 pub mod links;
+pub(crate) mod meeting;
 pub(crate) mod membership;
 pub mod message;
 pub mod network;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering};
 
 use bytestring::ByteString;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use weir_env::clock::Timestamp;
 
 use crate::keyspace::LogId;
@@ -23,6 +23,8 @@ pub struct Window {
     size: AtomicU32,
     free: AtomicI64,
     starved: AtomicBool,
+    /// Told when the window is starved.
+    starving: Option<Arc<Notify>>,
 }
 
 impl Window {
@@ -30,7 +32,12 @@ impl Window {
     #[must_use]
     pub fn new(size: u32) -> Self {
         let free = AtomicI64::new(i64::from(size));
-        Self { size: AtomicU32::new(size), free, starved: AtomicBool::new(false) }
+        Self { size: AtomicU32::new(size), free, starved: AtomicBool::new(false), starving: None }
+    }
+
+    /// A window without room, of a consumer on another pod; `starving` is told when somebody looks for some in vain.
+    pub(crate) fn remote(starving: Arc<Notify>) -> Self {
+        Self { starving: Some(starving), ..Self::new(0) }
     }
 
     /// Gives the window another size; what is taken stays taken, though it may be more than there is room for now. True
@@ -52,6 +59,9 @@ impl Window {
         // Either whoever gives room back sees the mark, or the second look sees the room: that takes one
         // order of both variables for everybody.
         self.starved.store(true, Ordering::SeqCst);
+        if let Some(starving) = &self.starving {
+            starving.notify_one();
+        }
         self.free.fetch_update(Ordering::SeqCst, Ordering::SeqCst, take).is_ok()
     }
 
@@ -64,6 +74,26 @@ impl Window {
     #[must_use]
     pub fn give_back(&self) -> bool {
         self.free.fetch_add(1, Ordering::SeqCst) >= 0 && self.starved.swap(false, Ordering::SeqCst)
+    }
+
+    /// Gives room for `room` messages more, to a window whose consumer is on another pod and holds `taken` messages.
+    pub(crate) fn grant(&self, room: u32, taken: u32) {
+        // What it has given room for counts as taken there.
+        self.size.store(taken, Ordering::Relaxed);
+        self.free.fetch_add(i64::from(room), Ordering::SeqCst);
+    }
+
+    /// Takes all room there is: how much.
+    pub(crate) fn take_all(&self) -> u32 {
+        let taken = self.free.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |free| Some(free.min(0)));
+        let free = taken.unwrap_or_else(|free| free).max(0);
+        self.size.fetch_sub(u32::try_from(free).unwrap_or(0), Ordering::Relaxed);
+        u32::try_from(free).unwrap_or(u32::MAX)
+    }
+
+    /// Whether somebody found no room since this was last asked.
+    pub(crate) fn was_starved(&self) -> bool {
+        self.starved.swap(false, Ordering::SeqCst)
     }
 
     /// Undoes a taking. Whoever waits for room goes on waiting for the next that is given back.

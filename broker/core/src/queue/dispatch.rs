@@ -34,6 +34,11 @@ impl QueueShard {
                 self.forget(&next);
                 continue;
             }
+            if let Some(claim) = self.claims.take(next.offset) {
+                self.forget(&next);
+                self.resume_lease(next.offset, next.record, claim);
+                continue;
+            }
             let expires = self.expiry(&next.record);
             if expires.is_some_and(|at| at <= wall) {
                 self.forget(&next);

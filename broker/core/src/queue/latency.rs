@@ -42,6 +42,22 @@ impl AckLatency {
         self.samples = self.buckets.iter().map(|n| u32::from(*n)).sum();
     }
 
+    /// Deliveries by latency, for another pod.
+    pub fn counts(&self) -> impl Iterator<Item = u16> {
+        self.buckets.iter().copied()
+    }
+
+    /// What [`AckLatency::counts`] gave.
+    #[must_use]
+    pub fn of_counts(counts: impl IntoIterator<Item = u16>) -> Self {
+        let mut latency = Self::default();
+        for (bucket, count) in latency.buckets.iter_mut().zip(counts) {
+            *bucket = count;
+        }
+        latency.samples = latency.buckets.iter().map(|n| u32::from(*n)).sum();
+        latency
+    }
+
     /// The latency that `percent` of the deliveries do not exceed; `None` if there were none.
     #[must_use]
     pub fn percentile(&self, percent: u32) -> Option<Duration> {

@@ -5,6 +5,7 @@
 
 mod acks;
 mod aside;
+mod claims;
 mod consumer;
 mod dispatch;
 mod dying;
@@ -26,6 +27,7 @@ mod update;
 
 pub(crate) use aside::AsideChange;
 pub use aside::Lag;
+pub use claims::Held;
 pub use consumer::{Consumer, ConsumerId, Handout, QueueDelivery, Window};
 pub use ends::{DeadReason, End};
 pub(crate) use expiring::SWEEP_INTERVAL;

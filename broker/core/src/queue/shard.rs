@@ -16,6 +16,7 @@ use weir_env::clock::{Instant, Timestamp};
 use weir_env::seed::{HashMap, Seed};
 
 use super::aside::{AsideChange, Asides, Lag};
+use super::claims::Claims;
 use super::dying::Dying;
 use super::ends::counter;
 use super::expiring::Expiring;
@@ -174,6 +175,8 @@ pub struct QueueShard {
     /// When each message of `delayed` is due.
     pub(super) delayed_until: BTreeMap<u64, Instant>,
     pub(super) leases: HashMap<u64, Lease>,
+    /// What consumers hold from before this owner.
+    pub(super) claims: Claims,
     /// Acknowledged before they were read: what they cost is taken off when they are. No more than consumers held
     /// when the shard was lost.
     owed: BTreeSet<u64>,
@@ -240,6 +243,7 @@ impl QueueShard {
             delayed_bytes: 0,
             delayed_until: BTreeMap::new(),
             leases: HashMap::default(),
+            claims: Claims::default(),
             expiring,
             owed: BTreeSet::new(),
             dying: Dying::new(metrics.dead_letters_waiting.clone()),
@@ -480,6 +484,7 @@ impl QueueShard {
     pub fn detach(&mut self, id: ConsumerId, lost: Lost) {
         let Ok(at) = self.find(id) else { return };
         self.consumers.remove(at);
+        self.claims.forget(id);
         let mut held: Vec<u64> =
             self.leases.iter().filter(|(_, lease)| lease.consumer == id).map(|(offset, _)| *offset).collect();
         held.sort_unstable();
@@ -514,6 +519,7 @@ impl QueueShard {
     /// late refusal says nothing of a later delivery.
     pub fn settle(&mut self, handout: Handout, verdict: Verdict, now: Instant, wall: Timestamp) {
         let Handout { consumer, offset, delivery_count, .. } = handout;
+        self.claims.settle(offset, consumer, delivery_count);
         let is_this = |lease: &&Lease| lease.consumer == consumer && lease.delivery_count == delivery_count;
         let lease = self.leases.get(&offset).filter(is_this);
         let (held, took) = (lease.is_some(), lease.map(|lease| now.saturating_duration_since(lease.at)));
@@ -588,6 +594,7 @@ impl QueueShard {
         if self.attempts.remove(&offset).is_some() {
             self.attempts_dirty.push(offset);
         }
+        self.claims.take(offset);
         self.counters.floor = self.acks.floor();
         // An empty queue is right again, whatever was not at hand when it was acknowledged.
         let empty = self.counters.floor == self.next && self.asides.is_empty();

@@ -110,6 +110,7 @@ fn pending(log: &Log, n: u64) -> PendingAppend {
         }),
         publish: Some((PublishId(u128::from(n).to_be_bytes()), false)),
         wishes: Wishes { delay, ..Wishes::default() },
+        is_foreign: false,
         moved: None,
         reply: None,
         permit: None,

@@ -3,17 +3,18 @@
 use std::time::Duration;
 
 use weir_env::clock::Instant;
+use weir_env::seed::HashMap;
 
 use super::batch::{self, Batch};
 use super::commit::{self, Outcome};
 use super::compaction::Compacted;
 use super::fence::Tenure;
 use super::log::{Kept, Log};
-use super::logs::key_of;
+use super::logs::{LogKey, base_of, key_of};
 use super::owner::ShardOwner;
 use super::{AppendError, Command};
 use crate::error::Error;
-use crate::queue::QueueShard;
+use crate::queue::{Consumer, ConsumerId, Held, QueueShard};
 
 /// How often ownership is checked by a read, well below the age at which the store forgets a version.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
@@ -207,7 +208,10 @@ impl ShardOwner {
     pub(super) fn let_go(&mut self, error: &Error) -> u64 {
         let mut refused = 0;
         let stays = self.context.cluster.is_some();
-        for mut log in self.logs.take_all() {
+        let logs: Vec<Log> = self.logs.take_all().collect();
+        // Alone, what they hold is handed out again: nobody else has had the shard meanwhile.
+        let mut held = if stays { held_of(&logs) } else { HashMap::default() };
+        for mut log in logs {
             log.refuse_trims(error);
             let Log { id, object, extent, tail, queue, pending, positions, .. } = log;
             tail.clear();
@@ -226,8 +230,14 @@ impl ShardOwner {
             // Consumers of a shard are those of all its priorities. Also without any, what happens by itself goes on:
             // expiry, retention, dead letters.
             if id.class == 0 {
+                let key = key_of(&id);
+                let with_held = |consumer: Consumer| {
+                    let held = held.remove(&(key, consumer.id)).unwrap_or_default();
+                    (consumer, held)
+                };
+                let consumers = consumers.into_iter().map(with_held).collect();
                 let kept = Kept { object, id, extent, tail, consumers, acknowledged: Vec::new() };
-                self.kept.insert(key_of(&id), kept);
+                self.kept.insert(key, kept);
             }
         }
         refused
@@ -259,4 +269,15 @@ impl ShardOwner {
             self.logs.list(*key);
         }
     }
+}
+
+/// What consumers hold of `logs`, by shard and consumer.
+fn held_of(logs: &[Log]) -> HashMap<(LogKey, ConsumerId), Vec<Held>> {
+    let mut all: HashMap<(LogKey, ConsumerId), Vec<Held>> = HashMap::default();
+    for (log, queue) in logs.iter().filter_map(|log| Some((log, log.queue.as_ref()?))) {
+        for (consumer, held) in queue.held() {
+            all.entry((base_of(key_of(&log.id)), consumer)).or_default().push(held);
+        }
+    }
+    all
 }

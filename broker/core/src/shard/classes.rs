@@ -68,6 +68,7 @@ impl ShardOwner {
                         record: Arc::new(record),
                         publish: None,
                         wishes: Wishes::default(),
+                        is_foreign: false,
                         moved: Some(delayed),
                         reply: None,
                         permit: None,
@@ -107,7 +108,7 @@ impl ShardOwner {
 
     /// Hands out messages of the shard of `key`: those of a lower priority wait for those of a higher one to be read.
     pub(super) fn pump_shard(&mut self, key: LogKey, now: Instant) {
-        let mut is_held = false;
+        let mut is_held = self.roll.is_some();
         for key in self.logs.classes(key) {
             self.pump_log(key, now, is_held);
             is_held |= self.logs.get(key).is_some_and(|log| {

@@ -86,6 +86,8 @@ async fn commit_mutations(
             | Error::Record(_)
             | Error::Damaged(_)
             | Error::NotOwner(_)
+            | Error::Remote(_)
+            | Error::NoOwner
             | Error::Closed
             | Error::Full(_) => {
                 return if unknown.is_some() { Outcome::Unknown(error) } else { Outcome::Failed(error) };

@@ -22,8 +22,8 @@ use crate::keyspace::LogId;
 use crate::keyspace::log_state::LogState;
 use crate::keyspace::time_index::IndexEntry;
 use crate::metrics::StreamGauges;
-use crate::queue::{Consumer, Handout, QueueShard};
-use crate::stream::Tail;
+use crate::queue::{Consumer, Handout, Held, QueueShard};
+use crate::stream::{Tail, Tails};
 
 /// A log, its committed state, and what waits to be appended.
 #[derive(Debug)]
@@ -95,9 +95,25 @@ pub(crate) struct Kept {
     pub(crate) id: LogId,
     pub(crate) extent: watch::Sender<Extent>,
     pub(crate) tail: Arc<Tail>,
-    pub(crate) consumers: Vec<Consumer>,
+    /// Each with what it holds: the next owner leaves it that.
+    pub(crate) consumers: Vec<(Consumer, Vec<Held>)>,
     /// Messages that they have acknowledged since; [`ACKNOWLEDGED_MAX`] at most, what is beyond is delivered again.
     pub(crate) acknowledged: Vec<Handout>,
+}
+
+impl Kept {
+    /// Of a log that nobody reads.
+    pub(super) fn new(object: Arc<Object>, id: LogId, tails: &Arc<Tails>) -> Self {
+        let (extent, tail) = (watch::Sender::new(Extent::default()), Tail::new(tails));
+        Self { object, id, extent, tail, consumers: Vec::new(), acknowledged: Vec::new() }
+    }
+
+    /// A consumer has said what becomes of a message: it does not hold it any more.
+    pub(super) fn settled(&mut self, handout: &Handout) {
+        let is_it = |held: &Held| (held.class, held.offset) == (handout.log.class, handout.offset);
+        let of_its = self.consumers.iter_mut().filter(|(consumer, _)| consumer.id == handout.consumer);
+        of_its.for_each(|(_, held)| held.retain(|held| !is_it(held)));
+    }
 }
 
 /// Batches after which retention is looked at at once: a store may remove segment by segment what is cut, and all who

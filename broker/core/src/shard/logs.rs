@@ -129,6 +129,12 @@ impl Logs {
         elsewhere
     }
 
+    /// All are to be looked at before the next batch.
+    pub(super) fn touch_all(&mut self) {
+        let keys: Vec<LogKey> = self.by_key.keys().copied().collect();
+        keys.into_iter().for_each(|key| self.touch(key));
+    }
+
     /// The shard of `key` is to be looked at before the next batch.
     pub(crate) fn touch(&mut self, key: LogKey) {
         let key = base_of(key);

@@ -26,8 +26,10 @@ mod ops;
 mod owner;
 mod owners;
 mod positions;
+pub(crate) mod remote;
 mod repeats;
 mod retention;
+mod roll;
 mod rows;
 mod seat;
 mod stats;
@@ -56,7 +58,7 @@ use crate::keyspace::segment::Record;
 use crate::keyspace::{LogId, VirtualShard};
 use crate::metrics::Metrics;
 use crate::panics::Panics;
-use crate::queue::{Consumer, ConsumerId, ConsumerReport, Handout, Lag, Lost, Rates, Verdict};
+use crate::queue::{Consumer, ConsumerId, ConsumerReport, Handout, Held, Lag, Lost, Rates, Verdict};
 use crate::stream::{ReadMemory, TailReader};
 
 pub use dead_letters::{
@@ -70,6 +72,7 @@ pub(crate) use ops::{Operation, States};
 pub(crate) use owners::Owners;
 use positions::PendingPositions;
 pub(crate) use positions::write_positions;
+pub(crate) use remote::Remote;
 pub use repeats::DEDUP_IDS_MAX;
 use repeats::Names;
 pub use rows::TOMBSTONE_KEPT;
@@ -101,6 +104,8 @@ pub struct Context {
     pub(crate) activities: Activities,
     /// The way of dead letters to their targets.
     pub(crate) dead_letters: Arc<DeadLetters>,
+    /// Shards of other pods; none if there can be no others.
+    pub(crate) remote: Option<Arc<Remote>>,
     /// Where there are other pods.
     pub(crate) cluster: Option<Cluster>,
     /// Cancelled when shards are closed: what cannot be finished is not waited for.
@@ -287,6 +292,22 @@ pub(crate) enum Command {
         below: u64,
         reply: TrimReply,
     },
+    /// Another pod's consumer comes, or comes back: with what it holds, which nobody else gets, and what it was called
+    /// before.
+    Resume {
+        object: Arc<Object>,
+        log: LogId,
+        consumer: Consumer,
+        held: Vec<Held>,
+        replaces: Option<ConsumerId>,
+        reply: oneshot::Sender<Result<()>>,
+    },
+    /// Another pod has announced its consumers.
+    Present {
+        pod: PodId,
+    },
+    /// Asked by another pod: for the owner alone, never to be sent on.
+    Foreign(Box<Self>),
     /// Somebody is about to give the shard to another pod: what came before is committed, and the owner stops.
     HandOver {
         reply: oneshot::Sender<Offer>,
@@ -320,6 +341,8 @@ pub(crate) struct PendingAppend {
     /// Set for publishes that may be repeated; `true` if this is a repeat.
     pub(crate) publish: Option<(PublishId, bool)>,
     pub(crate) wishes: Wishes,
+    /// It comes from another pod: never to be sent on.
+    pub(crate) is_foreign: bool,
     /// Set for a message that has waited for its time, of which nobody wants to hear.
     pub(crate) moved: Option<DelayedId>,
     pub(crate) reply: Option<oneshot::Sender<std::result::Result<(), AppendError>>>,
@@ -354,6 +377,30 @@ impl ShardHandle {
         publish: Option<(PublishId, bool)>,
         wishes: Wishes,
     ) -> Result<AppendReply> {
+        self.put_in_line(object, log, Arc::new(record), publish, wishes, false).await
+    }
+
+    /// The same for a record that another pod has: only an owner takes it, else there is no reply.
+    pub(crate) async fn append_foreign(
+        &self,
+        object: Arc<Object>,
+        log: LogId,
+        record: Arc<Record>,
+        publish: Option<(PublishId, bool)>,
+        wishes: Wishes,
+    ) -> Result<AppendReply> {
+        self.put_in_line(object, log, record, publish, wishes, true).await
+    }
+
+    async fn put_in_line(
+        &self,
+        object: Arc<Object>,
+        log: LogId,
+        record: Arc<Record>,
+        publish: Option<(PublishId, bool)>,
+        wishes: Wishes,
+        is_foreign: bool,
+    ) -> Result<AppendReply> {
         let cost = record.message.size();
         let permits = u32::try_from(cost.min(APPEND_BYTES_MAX)).unwrap_or(u32::MAX);
         let bytes = Arc::clone(&self.bytes).acquire_many_owned(permits).await;
@@ -362,9 +409,10 @@ impl ShardHandle {
         self.send(Command::Append(PendingAppend {
             object,
             log,
-            record: Arc::new(record),
+            record,
             publish,
             wishes,
+            is_foreign,
             moved: None,
             reply: Some(reply),
             permit: Some(permit),

@@ -24,6 +24,7 @@ use super::handed::{Carried, Handed, Offer, Offering};
 use super::log::{ACKNOWLEDGED_MAX, Kept, Log};
 use super::logs::{LogKey, Logs, base_of, key_of};
 use super::repeats::{Repeats, Seen};
+use super::roll::Roll;
 use super::upkeep::Done;
 use super::{AppendError, Command, Context, PendingAppend, Watched, load, upkeep};
 use crate::catalog::Object;
@@ -32,7 +33,7 @@ use crate::error::{Error, Result};
 use crate::keyspace::segment::RECORD_BYTES_MAX;
 use crate::keyspace::{LogId, VirtualShard};
 use crate::metrics::Reason;
-use crate::queue::{Consumer, Handout, QueueShard, StoredQueue, Verdict};
+use crate::queue::{Consumer, ConsumerId, Handout, Held, Lost, QueueShard, StoredQueue, Verdict};
 use crate::stream::TailReader;
 
 /// Commands handled between two looks at everything else.
@@ -64,6 +65,8 @@ pub(crate) struct ShardOwner {
     pub(super) kept: BTreeMap<LogKey, Kept>,
     pub(super) retake_at: Option<Instant>,
     pub(super) closing: Option<oneshot::Sender<()>>,
+    /// Nothing is handed out before other pods have announced their consumers.
+    pub(super) roll: Option<Roll>,
     /// Who wants to give the shard to another pod. No more commands are taken.
     pub(super) leaving: Option<oneshot::Sender<Offer>>,
     /// In a cluster: another pod has the shard, so this task ends.
@@ -102,6 +105,7 @@ impl ShardOwner {
             retake_at: (!carried.kept.is_empty()).then_some(now),
             kept: carried.kept,
             closing: None,
+            roll: None,
             leaving: None,
             is_lost: false,
             carried: carried.commands,
@@ -110,6 +114,7 @@ impl ShardOwner {
     }
 
     pub(crate) async fn run(mut self) -> Handed {
+        self.call_roll();
         for command in std::mem::take(&mut self.carried) {
             self.handle(command).await;
         }
@@ -166,6 +171,7 @@ impl ShardOwner {
             self.let_go(&Error::Fenced);
         }
         self.carried.extend(self.repeats.drain(..).map(Command::Append));
+        self.carried.extend(self.settling.drain(..).map(|reply| Command::Settled { reply }));
         let owner = self.tenure.map(|tenure| tenure.owner);
         Handed {
             commands: self.commands,
@@ -198,6 +204,10 @@ impl ShardOwner {
     }
 
     async fn handle(&mut self, command: Command) {
+        let command = match command {
+            Command::Foreign(command) => *command,
+            command => command,
+        };
         match command {
             Command::Append(pending) => self.handle_append(pending).await,
             Command::Watch { object, log, reply } => {
@@ -213,10 +223,17 @@ impl ShardOwner {
                 let result = self.attach(&object, log, consumer).await;
                 let _ = reply.send(result);
             }
+            Command::Resume { object, log, consumer, held, replaces, reply } => {
+                let result = self.resume(&object, log, consumer, &held, replaces).await;
+                let _ = reply.send(result);
+            }
+            Command::Present { pod } => self.answer_roll(pod),
+            // What another pod asks for is never asked by another in its turn.
+            Command::Foreign(_) => {}
             Command::Detach { log, consumer, lost } => {
                 self.with_queues(log, |queue, _| queue.detach(consumer, lost));
                 if let Some(kept) = self.kept.get_mut(&key_of(&log)) {
-                    kept.consumers.retain(|attached| attached.id != consumer);
+                    kept.consumers.retain(|(attached, _)| attached.id != consumer);
                 }
             }
             Command::Settle { handout, verdict } => {
@@ -377,14 +394,33 @@ impl ShardOwner {
         for handout in kept.acknowledged {
             self.settle_one(handout, Verdict::Acknowledged);
         }
-        for consumer in kept.consumers {
-            self.with_queues(id, |queue, _| queue.attach(consumer.clone()));
+        for (consumer, held) in kept.consumers {
+            self.with_queues(id, |queue, _| queue.attach_holding(consumer.clone(), &held));
         }
     }
 
     async fn attach(&mut self, object: &Arc<Object>, id: LogId, consumer: Consumer) -> Result<()> {
         self.log_mut(object, id).await?;
         self.with_queues(id, |queue, _| queue.attach(consumer.clone()));
+        Ok(())
+    }
+
+    /// A consumer of another pod comes, with what it holds.
+    async fn resume(
+        &mut self,
+        object: &Arc<Object>,
+        id: LogId,
+        consumer: Consumer,
+        held: &[Held],
+        replaces: Option<ConsumerId>,
+    ) -> Result<()> {
+        self.log_mut(object, id).await?;
+        self.with_queues(id, |queue, _| {
+            if let Some(replaces) = replaces {
+                queue.detach(replaces, Lost::Left);
+            }
+            queue.attach_holding(consumer.clone(), held);
+        });
         Ok(())
     }
 
@@ -395,6 +431,9 @@ impl ShardOwner {
             && kept.acknowledged.len() < ACKNOWLEDGED_MAX
         {
             kept.acknowledged.push(handout);
+        }
+        if let Some(kept) = self.kept.get_mut(&base_of(key_of(&handout.log))) {
+            kept.settled(&handout);
         }
         let wall = self.context.clock.wall();
         self.with_queue(handout.log, |queue, now| queue.settle(handout, verdict, now, wall));

@@ -59,6 +59,11 @@ impl Owners {
         self.tasks.spawn(self.panics.watch(task));
     }
 
+    /// Whether `vs` has a task.
+    pub(crate) fn is_running(&self, vs: VirtualShard) -> bool {
+        self.handles.get(usize::from(vs.0)).is_some_and(|slot| slot.get().is_some())
+    }
+
     /// Waits until an owner panicked. Cancel-safe.
     pub(crate) async fn panicked(&self) {
         self.panics.panicked().await;

@@ -20,10 +20,10 @@ use crate::keyspace::group::GroupPosition;
 /// Positions in one log, by group; without one, that of the group is cleared.
 #[derive(Debug)]
 pub(crate) struct PendingPositions {
-    object: Arc<Object>,
-    log: LogId,
-    rows: Vec<(ByteString, Option<GroupPosition>)>,
-    reply: oneshot::Sender<Result<()>>,
+    pub(super) object: Arc<Object>,
+    pub(super) log: LogId,
+    pub(super) rows: Vec<(ByteString, Option<GroupPosition>)>,
+    pub(super) reply: oneshot::Sender<Result<()>>,
 }
 
 /// Has the owner of `log`, a shard of `stream`, write positions; waits until they are durable.

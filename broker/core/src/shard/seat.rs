@@ -10,6 +10,7 @@ use tokio::sync::mpsc;
 use super::fence::{self, Tenure};
 use super::handed::{Carried, Handed};
 use super::owner::ShardOwner;
+use super::remote::Forwarder;
 use super::{Command, Context};
 use crate::cluster::Cluster;
 use crate::error::Error;
@@ -44,7 +45,13 @@ pub(super) async fn run(context: Context, vs: VirtualShard, commands: mpsc::Rece
                 None => Handed { commands, carried, closing: None, offer: None },
             }
         } else {
-            Box::pin(stand_by(&context, &cluster, vs, commands, carried)).await
+            match context.remote.clone() {
+                Some(remote) => {
+                    let forwarder = Forwarder::new(context.clone(), remote, vs, commands, carried);
+                    Box::pin(forwarder.run()).await
+                }
+                None => Box::pin(stand_by(&context, &cluster, vs, commands, carried)).await,
+            }
         };
         if handed.closing.is_some() || handed.commands.is_closed() || context.closed.is_cancelled() {
             finish(handed);

@@ -109,7 +109,7 @@ impl ShardOwner {
             Some(_) => None,
             None => self.retry_at.or(self.acks_due),
         };
-        [commit, self.retake_at, self.logs.next_timeout()].into_iter().flatten().min()
+        [commit, self.retake_at, self.roll_due(), self.logs.next_timeout()].into_iter().flatten().min()
     }
 
     pub(super) async fn handle_timeout(&mut self, now: Instant) {
@@ -129,6 +129,9 @@ impl ShardOwner {
             }
             self.maintain(key, now);
             self.logs.touch(key);
+        }
+        if self.roll_due().is_some_and(|at| at <= now) {
+            self.end_roll();
         }
         if self.retake_at.is_some_and(|at| at <= now) {
             self.retake().await;

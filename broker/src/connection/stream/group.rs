@@ -205,6 +205,8 @@ impl Connection {
             | Error::Damaged(_)
             | Error::Fenced
             | Error::NotOwner(_)
+            | Error::Remote(_)
+            | Error::NoOwner
             | Error::Closed => ReasonCode::UnspecifiedError,
         };
         Err(Refusal { reason, text: format!("{text}: join the consumer group: {error}") })

@@ -1,0 +1,159 @@
+//! Queues and streams over several pods: what one pod asks for is done by the one that owns the shard.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use weir_core::Core;
+use weir_core::core::Receipt;
+use weir_core::definition::Kind;
+use weir_core::key::Publisher;
+use weir_core::stream::Start;
+use weir_env::clock::Clock;
+
+use crate::cluster_support::Pods;
+use crate::support::{definition, message, publish, read, reader};
+
+async fn put(core: &Core, clock: Clock, topic: &str, payload: &str) -> Receipt {
+    let message = message(clock, topic, payload);
+    let targets = core.targets(&message.topic);
+    core.append(&targets, &message, &Publisher::default(), None).await.unwrap()
+}
+
+/// Payloads of a stream as a pod reads them, by shard in order.
+async fn all(
+    core: &Core,
+    stream: &std::sync::Arc<weir_core::catalog::Object>,
+    count: usize,
+) -> Vec<(u64, String)> {
+    let mut reader = reader(core, stream, Start::Earliest).await;
+    tokio::time::timeout(Duration::from_secs(60), read(&mut reader, count)).await.unwrap()
+}
+
+/// The numbers of the messages of each publisher, in the order in which they were read.
+fn by_publisher(read: &[(u64, String)]) -> BTreeMap<String, Vec<u32>> {
+    let mut numbers: BTreeMap<String, Vec<u32>> = BTreeMap::new();
+    for (_, payload) in read {
+        let (publisher, number) = payload.split_once(' ').unwrap();
+        numbers.entry(publisher.to_owned()).or_default().push(number.parse().unwrap());
+    }
+    numbers
+}
+
+#[tokio::test(start_paused = true)]
+async fn messages_of_every_pod_are_stored_once_and_in_order() {
+    const COUNT: u32 = 50;
+    let pods = Pods::open(3, 1, &[definition(Kind::Stream, "s", "a/#", 8)]).await;
+    let mut receipts = Vec::new();
+    for n in 0..COUNT {
+        for (pod, core) in pods.cores.iter().enumerate() {
+            for topic in 0..8 {
+                let payload = format!("{pod}/{topic} {n}");
+                receipts.push(put(core, pods.clock, &format!("a/{topic}"), &payload).await);
+            }
+        }
+    }
+    for receipt in receipts {
+        assert!(receipt.settled().await.is_empty());
+    }
+    let expected: Vec<u32> = (0..COUNT).collect();
+    for pod in 0..3 {
+        let stream = pods.find(pod, Kind::Stream, "s");
+        let numbers = by_publisher(&all(&pods.cores[pod], &stream, 24 * COUNT as usize).await);
+        assert_eq!(numbers.len(), 24);
+        assert!(numbers.values().all(|numbers| *numbers == expected), "{numbers:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_acknowledged_is_lost_with_the_owner() {
+    for seed in 0..5 {
+        let mut pods = Pods::open(3, seed, &[definition(Kind::Stream, "s", "a/#", 1)]).await;
+        let stream = pods.find(0, Kind::Stream, "s");
+        let owner = pods.owner(&stream, 0);
+        let from = pods.other(&stream, 0);
+        let mut receipts = Vec::new();
+        for n in 0..400 {
+            receipts.push((n, put(&pods.cores[from], pods.clock, "a/b", &format!("p {n}")).await));
+            if n % 20 == 0 {
+                tokio::time::sleep(Duration::from_micros(300)).await;
+            }
+            if n == 200 {
+                let dead = pods.network.clone();
+                dead.kill(pods.cores[owner].pod());
+            }
+        }
+        let dead = pods.cores[owner].pod();
+        let _dead = pods.kill(owner).await;
+        let mut acknowledged = Vec::new();
+        for (n, receipt) in receipts {
+            if receipt.settled().await.is_empty() {
+                acknowledged.push(n);
+            }
+        }
+        assert_eq!(acknowledged.len(), 400, "seed {seed}: all are sent again to the next owner");
+        assert_ne!(pods.cores[pods.owner(&stream, 0)].pod(), dead);
+        let read = all(&pods.cores[0], &stream, 400).await;
+        let mut numbers = by_publisher(&read).remove("p").unwrap();
+        numbers.sort_unstable();
+        numbers.dedup();
+        assert_eq!(numbers, acknowledged, "seed {seed}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_owner_that_leaves_fails_no_publish_and_repeats_none() {
+    let mut pods = Pods::open(3, 7, &[definition(Kind::Stream, "s", "a/#", 4)]).await;
+    let stream = pods.find(0, Kind::Stream, "s");
+    let leaver = pods.owner(&stream, 0);
+    let leaver = pods.cores.remove(leaver);
+    let (leave, left) = tokio::sync::oneshot::channel();
+    let publishing = async {
+        let (mut leave, mut receipts) = (Some(leave), Vec::new());
+        for n in 0..300 {
+            for (pod, core) in pods.cores.iter().enumerate() {
+                receipts.push(put(core, pods.clock, "a/b", &format!("{pod} {n}")).await);
+            }
+            if n % 10 == 0 {
+                tokio::time::sleep(Duration::from_micros(200)).await;
+            }
+            if n == 100 {
+                leave.take().unwrap().send(()).unwrap();
+            }
+        }
+        for receipt in receipts {
+            assert!(receipt.settled().await.is_empty());
+        }
+    };
+    let leaving = async {
+        left.await.unwrap();
+        leaver.close().await;
+    };
+    tokio::join!(publishing, leaving);
+    let numbers = by_publisher(&all(&pods.cores[0], &stream, 600).await);
+    for (publisher, numbers) in numbers {
+        let odd = numbers.windows(2).find(|two| two[1] != two[0] + 1);
+        assert_eq!((numbers.len(), odd), (300, None), "publisher {publisher}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reader_follows_the_tail_over_a_failover() {
+    let mut pods = Pods::open(3, 11, &[definition(Kind::Stream, "s", "a/#", 1)]).await;
+    let stream = pods.find(0, Kind::Stream, "s");
+    let (owner, at) = (pods.owner(&stream, 0), pods.other(&stream, 0));
+    let mut reading = reader(&pods.cores[at], &stream, Start::Latest).await;
+    for n in 0..20 {
+        publish(&pods.cores[at], pods.clock, "a/b", &n.to_string()).await.unwrap();
+    }
+    let mut seen = read(&mut reading, 20).await;
+    let third = (0..3).find(|pod| ![owner, at].contains(pod)).unwrap();
+    let third = pods.cores[third].pod();
+    let _dead = pods.kill(owner).await;
+    let third = pods.cores.iter().position(|core| core.pod() == third).unwrap();
+    for n in 20..40 {
+        publish(&pods.cores[third], pods.clock, "a/b", &n.to_string()).await.unwrap();
+    }
+    seen.extend(tokio::time::timeout(Duration::from_secs(20), read(&mut reading, 20)).await.unwrap());
+    let expected: Vec<(u64, String)> = (0..40).map(|n| (n, n.to_string())).collect();
+    assert_eq!(seen, expected);
+}
