@@ -133,17 +133,17 @@ pub struct InboxChanged {
 /// There are new rows in the inboxes of so many clients that they are not named.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct AllInboxesChanged {}
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ShardMessage {
     /// Which shard.
     #[prost(uint32, tag = "1")]
     pub vs: u32,
-    #[prost(oneof = "shard_message::Message", tags = "2, 3")]
+    #[prost(oneof = "shard_message::Message", tags = "2, 3, 4, 5")]
     pub message: ::core::option::Option<shard_message::Message>,
 }
 /// Nested message and enum types in `ShardMessage`.
 pub mod shard_message {
-    #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Oneof)]
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
     pub enum Message {
         /// From a new owner: whoever has consumers of it announces them.
         #[prost(message, tag = "2")]
@@ -151,12 +151,716 @@ pub mod shard_message {
         /// There is nobody to announce.
         #[prost(message, tag = "3")]
         Absent(super::Absent),
+        /// To the pod that owns it, or is to.
+        #[prost(message, tag = "4")]
+        ToOwner(super::ToOwner),
+        /// From the pod that is taken for its owner.
+        #[prost(message, tag = "5")]
+        FromOwner(super::FromOwner),
     }
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RollCall {}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Absent {}
+/// Said to the owner. The sender opens a talk under a number that grows; what is said in an older one counts no more.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ToOwner {
+    #[prost(uint64, tag = "1")]
+    pub talk: u64,
+    #[prost(oneof = "to_owner::Words", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11")]
+    pub words: ::core::option::Option<to_owner::Words>,
+}
+/// Nested message and enum types in `ToOwner`.
+pub mod to_owner {
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Words {
+        #[prost(message, tag = "2")]
+        Append(super::Append),
+        #[prost(message, tag = "3")]
+        Ask(super::Ask),
+        #[prost(message, tag = "4")]
+        Attach(super::Attach),
+        #[prost(message, tag = "5")]
+        Present(super::Present),
+        #[prost(message, tag = "6")]
+        Detach(super::Detach),
+        #[prost(message, tag = "7")]
+        Settle(super::Settle),
+        #[prost(message, tag = "8")]
+        Credit(super::Credit),
+        /// Nobody reads this log any more.
+        #[prost(message, tag = "9")]
+        Unwatch(super::LogId),
+        #[prost(message, tag = "10")]
+        Update(super::Update),
+        #[prost(message, tag = "11")]
+        Parted(super::Parted),
+    }
+}
+/// Said by the owner, in the talk that the receiver has opened.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct FromOwner {
+    #[prost(uint64, tag = "1")]
+    pub talk: u64,
+    #[prost(oneof = "from_owner::Words", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10")]
+    pub words: ::core::option::Option<from_owner::Words>,
+}
+/// Nested message and enum types in `FromOwner`.
+pub mod from_owner {
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Words {
+        #[prost(message, tag = "2")]
+        Appended(super::Appended),
+        #[prost(message, tag = "3")]
+        Answered(super::Answered),
+        #[prost(message, tag = "4")]
+        NotOwner(super::NotOwner),
+        #[prost(message, tag = "5")]
+        Deliver(super::Deliver),
+        #[prost(message, tag = "6")]
+        Wanted(super::Wanted),
+        #[prost(message, tag = "7")]
+        Unused(super::Unused),
+        /// It has heard all settlements up to this number.
+        #[prost(uint64, tag = "8")]
+        SettledTo(u64),
+        #[prost(message, tag = "9")]
+        Extent(super::LogExtent),
+        /// This log is gone.
+        #[prost(message, tag = "10")]
+        Gone(super::LogId),
+    }
+}
+/// A shard of a queue or stream, in one priority class.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LogId {
+    /// Virtual shard.
+    #[prost(uint32, tag = "1")]
+    pub vs: u32,
+    /// Catalog id.
+    #[prost(uint32, tag = "2")]
+    pub object: u32,
+    #[prost(uint32, tag = "3")]
+    pub shard: u32,
+    #[prost(uint32, tag = "4")]
+    pub class: u32,
+}
+/// A queue or stream, as a pod knows it that may be ahead of another, or behind.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ObjectRef {
+    /// Catalog id.
+    #[prost(uint32, tag = "1")]
+    pub id: u32,
+    /// It has changed so many times.
+    #[prost(uint64, tag = "2")]
+    pub generation: u64,
+}
+/// A message and its key.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Record {
+    #[prost(message, optional, tag = "1")]
+    pub message: ::core::option::Option<Message>,
+    /// Length of a payload that is still in chunks in the store.
+    #[prost(uint32, optional, tag = "4")]
+    pub blob_len: ::core::option::Option<u32>,
+    #[prost(oneof = "record::Key", tags = "2, 3")]
+    pub key: ::core::option::Option<record::Key>,
+}
+/// Nested message and enum types in `Record`.
+pub mod record {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Key {
+        /// The key is the topic.
+        #[prost(message, tag = "2")]
+        Topic(super::KeyIsTopic),
+        #[prost(bytes, tag = "3")]
+        Bytes(::prost::bytes::Bytes),
+    }
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct KeyIsTopic {}
+/// Store a record. Answered by Appended.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Append {
+    #[prost(uint64, tag = "1")]
+    pub request: u64,
+    #[prost(message, optional, tag = "2")]
+    pub object: ::core::option::Option<ObjectRef>,
+    #[prost(message, optional, tag = "3")]
+    pub log: ::core::option::Option<LogId>,
+    #[prost(message, optional, tag = "4")]
+    pub record: ::core::option::Option<Record>,
+    /// Names a publish that may be repeated (16 bytes).
+    #[prost(bytes = "bytes", optional, tag = "5")]
+    pub publish: ::core::option::Option<::prost::bytes::Bytes>,
+    /// This is a repeat.
+    #[prost(bool, tag = "6")]
+    pub is_repeat: bool,
+    /// How long it is kept from consumers.
+    #[prost(uint64, tag = "7")]
+    pub delay_ms: u64,
+    #[prost(uint32, tag = "8")]
+    pub priority: u32,
+    /// Messages of one id are stored once (16 bytes).
+    #[prost(bytes = "bytes", optional, tag = "9")]
+    pub dedup: ::core::option::Option<::prost::bytes::Bytes>,
+}
+/// Answered by Answered.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Ask {
+    #[prost(uint64, tag = "1")]
+    pub request: u64,
+    /// None where it may be deleted.
+    #[prost(message, optional, tag = "2")]
+    pub object: ::core::option::Option<ObjectRef>,
+    #[prost(message, optional, tag = "3")]
+    pub log: ::core::option::Option<LogId>,
+    #[prost(oneof = "ask::Question", tags = "4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15")]
+    pub question: ::core::option::Option<ask::Question>,
+}
+/// Nested message and enum types in `Ask`.
+pub mod ask {
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Question {
+        #[prost(message, tag = "4")]
+        Describe(super::Describe),
+        #[prost(message, tag = "5")]
+        Watch(super::Watch),
+        #[prost(message, tag = "6")]
+        Settled(super::Settled),
+        #[prost(message, tag = "7")]
+        Classes(super::Classes),
+        #[prost(message, tag = "8")]
+        Delete(super::Delete),
+        /// Cut a stream's log so that it begins at this offset.
+        #[prost(uint64, tag = "9")]
+        Trim(u64),
+        #[prost(message, tag = "10")]
+        Positions(super::Positions),
+        /// Where messages are.
+        #[prost(message, tag = "11")]
+        States(super::Offsets),
+        /// End all messages below an offset.
+        #[prost(uint64, tag = "12")]
+        PurgeBelow(u64),
+        #[prost(message, tag = "13")]
+        Purge(super::Purge),
+        /// Take messages out to be moved elsewhere.
+        #[prost(message, tag = "14")]
+        TakeOut(super::TakeOut),
+        /// What became of messages that were taken out.
+        #[prost(message, tag = "15")]
+        Moved(super::Moved),
+    }
+}
+/// What there is in a log.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Describe {}
+/// Where a stream's log begins and ends, now and whenever that changes.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Watch {}
+/// Answered once nothing is in flight.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Settled {}
+/// Logs of all priorities.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Classes {}
+/// Remove all that is stored of the log.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Delete {}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Offsets {
+    #[prost(uint64, repeated, tag = "1")]
+    pub offsets: ::prost::alloc::vec::Vec<u64>,
+}
+/// Write positions of consumer groups.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Positions {
+    #[prost(message, repeated, tag = "1")]
+    pub positions: ::prost::alloc::vec::Vec<Position>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Position {
+    #[prost(string, tag = "1")]
+    pub group: ::prost::alloc::string::String,
+    /// As it is stored; none: to be cleared.
+    #[prost(bytes = "bytes", optional, tag = "2")]
+    pub position: ::core::option::Option<::prost::bytes::Bytes>,
+}
+/// End messages in some state.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Purge {
+    #[prost(message, repeated, tag = "1")]
+    pub costs: ::prost::alloc::vec::Vec<Cost>,
+    #[prost(enumeration = "StateFilter", tag = "2")]
+    pub filter: i32,
+}
+/// What a message counts as.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Cost {
+    #[prost(uint64, tag = "1")]
+    pub offset: u64,
+    #[prost(uint64, tag = "2")]
+    pub bytes: u64,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct TakeOut {
+    #[prost(message, repeated, tag = "1")]
+    pub records: ::prost::alloc::vec::Vec<TakenOut>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct TakenOut {
+    #[prost(uint64, tag = "1")]
+    pub offset: u64,
+    #[prost(message, optional, tag = "2")]
+    pub record: ::core::option::Option<Record>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Moved {
+    #[prost(message, repeated, tag = "1")]
+    pub results: ::prost::alloc::vec::Vec<MovedTo>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct MovedTo {
+    #[prost(uint64, tag = "1")]
+    pub offset: u64,
+    /// It is at its target.
+    #[prost(bool, tag = "2")]
+    pub is_moved: bool,
+}
+/// Here is a consumer, without credit. Answered by Answered.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Attach {
+    #[prost(uint64, tag = "1")]
+    pub request: u64,
+    #[prost(message, optional, tag = "2")]
+    pub object: ::core::option::Option<ObjectRef>,
+    #[prost(message, optional, tag = "3")]
+    pub log: ::core::option::Option<LogId>,
+    /// As the pod of its client calls it.
+    #[prost(uint64, tag = "4")]
+    pub consumer: u64,
+    #[prost(string, tag = "5")]
+    pub client_id: ::prost::alloc::string::String,
+    /// When it began to consume: microseconds since the Unix epoch.
+    #[prost(uint64, tag = "6")]
+    pub since_us: u64,
+    /// Its deliveries take room in its connection.
+    #[prost(bool, tag = "7")]
+    pub acknowledges: bool,
+    /// What it holds: nobody else gets that.
+    #[prost(message, repeated, tag = "8")]
+    pub held: ::prost::alloc::vec::Vec<InFlight>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct InFlight {
+    #[prost(uint32, tag = "1")]
+    pub class: u32,
+    #[prost(uint64, tag = "2")]
+    pub offset: u64,
+    #[prost(uint32, tag = "3")]
+    pub delivery_count: u32,
+    /// How long it has been held.
+    #[prost(uint64, tag = "4")]
+    pub age_ms: u64,
+}
+/// All consumers are announced.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Present {}
+/// It has heard that the pod does not own the shard.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Parted {}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Detach {
+    #[prost(message, optional, tag = "1")]
+    pub log: ::core::option::Option<LogId>,
+    #[prost(uint64, tag = "2")]
+    pub consumer: u64,
+    /// It vanished: what it held counts as a failed attempt.
+    #[prost(bool, tag = "3")]
+    pub is_vanished: bool,
+}
+/// What a consumer says of a message.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Settle {
+    /// Counts them, over all talks.
+    #[prost(uint64, tag = "1")]
+    pub seq: u64,
+    #[prost(message, optional, tag = "2")]
+    pub log: ::core::option::Option<LogId>,
+    #[prost(uint64, tag = "3")]
+    pub consumer: u64,
+    #[prost(uint64, tag = "4")]
+    pub offset: u64,
+    #[prost(uint32, tag = "5")]
+    pub delivery_count: u32,
+    #[prost(enumeration = "Verdict", tag = "6")]
+    pub verdict: i32,
+}
+/// A consumer has room for so many messages more.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Credit {
+    #[prost(message, optional, tag = "1")]
+    pub log: ::core::option::Option<LogId>,
+    #[prost(uint64, tag = "2")]
+    pub consumer: u64,
+    #[prost(uint32, tag = "3")]
+    pub room: u32,
+    /// Messages of all logs that it holds, or has given credit for elsewhere.
+    #[prost(uint32, tag = "4")]
+    pub taken: u32,
+}
+/// A queue or stream has changed.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Update {
+    #[prost(message, optional, tag = "1")]
+    pub object: ::core::option::Option<ObjectRef>,
+    #[prost(message, optional, tag = "2")]
+    pub log: ::core::option::Option<LogId>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Appended {
+    #[prost(message, repeated, tag = "1")]
+    pub answers: ::prost::alloc::vec::Vec<AppendAnswer>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AppendAnswer {
+    #[prost(uint64, tag = "1")]
+    pub request: u64,
+    /// None: it is stored.
+    #[prost(message, optional, tag = "2")]
+    pub refusal: ::core::option::Option<Refusal>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Refusal {
+    #[prost(oneof = "refusal::Refusal", tags = "1, 2, 3")]
+    pub refusal: ::core::option::Option<refusal::Refusal>,
+}
+/// Nested message and enum types in `Refusal`.
+pub mod refusal {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Refusal {
+        #[prost(message, tag = "1")]
+        Full(super::Full),
+        /// There is no such thing any more, or the pod shuts down.
+        #[prost(message, tag = "2")]
+        Closed(super::Closed),
+        /// Something went wrong; the text says what.
+        #[prost(string, tag = "3")]
+        Failed(::prost::alloc::string::String),
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Full {
+    /// Of the queue or stream.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// Which limit.
+    #[prost(string, tag = "2")]
+    pub what: ::prost::alloc::string::String,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Closed {}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Answered {
+    #[prost(uint64, tag = "1")]
+    pub request: u64,
+    #[prost(oneof = "answered::Answer", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10")]
+    pub answer: ::core::option::Option<answered::Answer>,
+}
+/// Nested message and enum types in `Answered`.
+pub mod answered {
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Answer {
+        #[prost(message, tag = "2")]
+        Refusal(super::Refusal),
+        #[prost(message, tag = "3")]
+        Done(super::Done),
+        #[prost(message, tag = "4")]
+        Extent(super::Extent),
+        #[prost(message, tag = "5")]
+        Report(super::LogReport),
+        #[prost(message, tag = "6")]
+        Logs(super::Logs),
+        #[prost(message, tag = "7")]
+        States(super::States),
+        #[prost(message, tag = "8")]
+        Purged(super::Purged),
+        #[prost(uint64, tag = "9")]
+        Count(u64),
+        #[prost(message, tag = "10")]
+        Offsets(super::Offsets),
+    }
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Done {}
+/// The readable part of a log.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Extent {
+    #[prost(uint64, tag = "1")]
+    pub start: u64,
+    #[prost(uint64, tag = "2")]
+    pub next: u64,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Logs {
+    #[prost(message, repeated, tag = "1")]
+    pub logs: ::prost::alloc::vec::Vec<LogId>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct States {
+    #[prost(message, repeated, tag = "1")]
+    pub states: ::prost::alloc::vec::Vec<State>,
+}
+/// Where a message is.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct State {
+    #[prost(uint64, tag = "1")]
+    pub offset: u64,
+    /// Deliveries without success.
+    #[prost(uint32, tag = "2")]
+    pub failed: u32,
+    #[prost(oneof = "state::State", tags = "3, 4, 5, 6")]
+    pub state: ::core::option::Option<state::State>,
+}
+/// Nested message and enum types in `State`.
+pub mod state {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum State {
+        #[prost(message, tag = "3")]
+        Ready(super::Ready),
+        #[prost(message, tag = "4")]
+        Held(super::HeldBy),
+        /// It waits so many milliseconds to be delivered again.
+        #[prost(uint64, tag = "5")]
+        WaitingMs(u64),
+        #[prost(message, tag = "6")]
+        Leaving(super::Leaving),
+    }
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Ready {}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HeldBy {
+    #[prost(string, tag = "1")]
+    pub client_id: ::prost::alloc::string::String,
+    /// Milliseconds until it counts as not acknowledged.
+    #[prost(uint64, tag = "2")]
+    pub left_ms: u64,
+}
+/// It is on its way to the dead letters.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Leaving {}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Purged {
+    #[prost(uint64, tag = "1")]
+    pub count: u64,
+    #[prost(bool, tag = "2")]
+    pub more: bool,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NotOwner {
+    /// Who is, as far as is known (16 bytes).
+    #[prost(bytes = "bytes", optional, tag = "1")]
+    pub owner: ::core::option::Option<::prost::bytes::Bytes>,
+}
+/// A message for a consumer, which takes one of its credits.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Deliver {
+    #[prost(message, optional, tag = "1")]
+    pub log: ::core::option::Option<LogId>,
+    #[prost(uint64, tag = "2")]
+    pub consumer: u64,
+    #[prost(uint64, tag = "3")]
+    pub offset: u64,
+    #[prost(uint32, tag = "4")]
+    pub delivery_count: u32,
+    #[prost(message, optional, tag = "5")]
+    pub record: ::core::option::Option<Record>,
+}
+/// There are messages for a consumer that has no credit.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Wanted {
+    #[prost(message, optional, tag = "1")]
+    pub log: ::core::option::Option<LogId>,
+    #[prost(uint64, tag = "2")]
+    pub consumer: u64,
+}
+/// Credit that nothing came to use.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Unused {
+    #[prost(message, optional, tag = "1")]
+    pub log: ::core::option::Option<LogId>,
+    #[prost(uint64, tag = "2")]
+    pub consumer: u64,
+    #[prost(uint32, tag = "3")]
+    pub room: u32,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LogExtent {
+    #[prost(message, optional, tag = "1")]
+    pub log: ::core::option::Option<LogId>,
+    #[prost(message, optional, tag = "2")]
+    pub extent: ::core::option::Option<Extent>,
+}
+/// What an owner says of one of its logs.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct LogReport {
+    #[prost(message, optional, tag = "1")]
+    pub extent: ::core::option::Option<Extent>,
+    #[prost(uint64, tag = "2")]
+    pub bytes: u64,
+    #[prost(uint64, tag = "3")]
+    pub messages: u64,
+    #[prost(uint64, tag = "4")]
+    pub last_ts_us: u64,
+    #[prost(uint64, tag = "5")]
+    pub readers: u64,
+    /// When the first message came.
+    #[prost(uint64, optional, tag = "6")]
+    pub oldest_us: ::core::option::Option<u64>,
+    #[prost(message, optional, tag = "7")]
+    pub queue: ::core::option::Option<QueueReport>,
+}
+/// What an owner says of one shard of a queue.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct QueueReport {
+    #[prost(uint64, tag = "1")]
+    pub floor: u64,
+    #[prost(uint64, tag = "2")]
+    pub depth: u64,
+    #[prost(uint64, tag = "3")]
+    pub bytes: u64,
+    #[prost(uint64, tag = "4")]
+    pub delayed: u64,
+    #[prost(uint64, tag = "5")]
+    pub inflight: u64,
+    #[prost(uint64, tag = "6")]
+    pub aside: u64,
+    /// As they are stored.
+    #[prost(bytes = "bytes", tag = "7")]
+    pub counters: ::prost::bytes::Bytes,
+    #[prost(uint64, tag = "8")]
+    pub dying: u64,
+    /// Why dead letters cannot leave.
+    #[prost(string, optional, tag = "9")]
+    pub dead_letter_blocked: ::core::option::Option<::prost::alloc::string::String>,
+    #[prost(uint64, tag = "10")]
+    pub waiting: u64,
+    #[prost(uint64, optional, tag = "11")]
+    pub oldest_us: ::core::option::Option<u64>,
+    #[prost(uint64, tag = "12")]
+    pub delivered: u64,
+    #[prost(uint64, tag = "13")]
+    pub redelivered: u64,
+    #[prost(message, optional, tag = "14")]
+    pub rates: ::core::option::Option<Rates>,
+    #[prost(message, repeated, tag = "15")]
+    pub consumers: ::prost::alloc::vec::Vec<ConsumerReport>,
+}
+/// Things that happened a second.
+#[derive(Clone, Copy, PartialEq, ::prost::Message)]
+pub struct Rates {
+    #[prost(double, tag = "1")]
+    pub published: f64,
+    #[prost(double, tag = "2")]
+    pub delivered: f64,
+    #[prost(double, tag = "3")]
+    pub redelivered: f64,
+    #[prost(double, tag = "4")]
+    pub acknowledged: f64,
+}
+/// A consumer as its shard knows it.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ConsumerReport {
+    #[prost(uint64, tag = "1")]
+    pub id: u64,
+    #[prost(string, tag = "2")]
+    pub client_id: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "3")]
+    pub since_us: u64,
+    #[prost(uint32, tag = "4")]
+    pub inflight: u32,
+    #[prost(sint64, tag = "5")]
+    pub free: i64,
+    #[prost(uint64, tag = "6")]
+    pub delivered: u64,
+    #[prost(uint64, tag = "7")]
+    pub acknowledged: u64,
+    #[prost(uint64, tag = "8")]
+    pub rejected: u64,
+    /// Deliveries by how long they took to be acknowledged.
+    #[prost(uint32, repeated, tag = "9")]
+    pub latency: ::prost::alloc::vec::Vec<u32>,
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum StateFilter {
+    Unspecified = 0,
+    Any = 1,
+    Ready = 2,
+    InFlight = 3,
+    Waiting = 4,
+}
+impl StateFilter {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "STATE_FILTER_UNSPECIFIED",
+            Self::Any => "STATE_FILTER_ANY",
+            Self::Ready => "STATE_FILTER_READY",
+            Self::InFlight => "STATE_FILTER_IN_FLIGHT",
+            Self::Waiting => "STATE_FILTER_WAITING",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "STATE_FILTER_UNSPECIFIED" => Some(Self::Unspecified),
+            "STATE_FILTER_ANY" => Some(Self::Any),
+            "STATE_FILTER_READY" => Some(Self::Ready),
+            "STATE_FILTER_IN_FLIGHT" => Some(Self::InFlight),
+            "STATE_FILTER_WAITING" => Some(Self::Waiting),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum Verdict {
+    Unspecified = 0,
+    Acknowledged = 1,
+    Rejected = 2,
+    Returned = 3,
+}
+impl Verdict {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "VERDICT_UNSPECIFIED",
+            Self::Acknowledged => "VERDICT_ACKNOWLEDGED",
+            Self::Rejected => "VERDICT_REJECTED",
+            Self::Returned => "VERDICT_RETURNED",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "VERDICT_UNSPECIFIED" => Some(Self::Unspecified),
+            "VERDICT_ACKNOWLEDGED" => Some(Self::Acknowledged),
+            "VERDICT_REJECTED" => Some(Self::Rejected),
+            "VERDICT_RETURNED" => Some(Self::Returned),
+            _ => None,
+        }
+    }
+}
 /// What the pod that dials sends.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct LinkRequest {

@@ -1,8 +1,10 @@
 //! What pods say to each other, to protobuf and back: once, at the edge. Whatever another pod sends is checked here.
 
+mod answer;
 mod feed;
 mod live;
 mod message;
+mod question;
 mod session;
 mod shard;
 
