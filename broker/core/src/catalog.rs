@@ -25,8 +25,8 @@ use crate::definition::{Definition, Kind};
 use crate::error::{Error, Result};
 use crate::key::KeyExpression;
 use crate::keyspace::LogId;
-use crate::keyspace::change::Change;
 use crate::keyspace::catalog::{self, CatalogEntry, EntryState, Removal};
+use crate::keyspace::change::Change;
 
 pub use crate::keyspace::catalog::Origin;
 pub use change::{ChangeError, Deleted};
@@ -180,11 +180,7 @@ impl Catalog {
     ///
     /// # Errors
     /// As [`Catalog::load`].
-    pub async fn load_in(
-        cluster: Option<Cluster>,
-        store: SharedStore,
-        virtual_shards: u16,
-    ) -> Result<Self> {
+    pub async fn load_in(cluster: Option<Cluster>, store: SharedStore, virtual_shards: u16) -> Result<Self> {
         let mut tx = store.begin();
         let entries = read_entries(&mut *tx, Isolation::Snapshot).await??;
         let catalog = Self {
@@ -237,9 +233,10 @@ impl Catalog {
         let mut deleted = Vec::new();
         loop {
             let tell = Tell(self.cluster.as_ref());
-            let (made, committed) = transact(&*self.store, |tx| Box::pin(apply_in(tx, definitions, now, tell)))
-                .await
-                .map_err(|error| ApplyError::Failed(Error::Store(error)))?;
+            let (made, committed) =
+                transact(&*self.store, |tx| Box::pin(apply_in(tx, definitions, now, tell)))
+                    .await
+                    .map_err(|error| ApplyError::Failed(Error::Store(error)))?;
             let made = made?;
             self.publish(&made.entries);
             *entries = made.entries;
@@ -259,7 +256,9 @@ impl Catalog {
     async fn known_everywhere(&self, version: Version) {
         let Some(cluster) = &self.cluster else { return };
         if tokio::time::timeout(KNOWN_WAIT_MAX, cluster.wait_everywhere(version)).await.is_err() {
-            tracing::warn!("a pod has not heard of a queue or stream in time: its publishes may not reach it yet");
+            tracing::warn!(
+                "a pod has not heard of a queue or stream in time: its publishes may not reach it yet"
+            );
         }
     }
 

@@ -181,9 +181,8 @@ impl Catalog {
         // What an attempt made whose outcome was unknown: the next one must know its own work.
         let attempted = Mutex::new(None);
         let tell = Tell(self.cluster.as_ref());
-        let changed = transact(&*self.store, |tx| {
-            Box::pin(change_in(tx, (kind, name), &op, &attempted, tell))
-        });
+        let changed =
+            transact(&*self.store, |tx| Box::pin(change_in(tx, (kind, name), &op, &attempted, tell)));
         let (change, committed) = changed.await.map_err(|error| ApplyError::from(Error::Store(error)))?;
         let change = change?;
         match &change {

@@ -36,6 +36,8 @@ struct Shared {
 struct State {
     /// All changes up to this version have been handed to the followers.
     tail: Version,
+    /// When something last changed.
+    newest: Version,
     followers: Vec<Follower>,
     next_id: u64,
 }
@@ -136,6 +138,9 @@ impl Feed {
     pub(super) fn deliver(&self, changes: &[(Version, Arc<Change>)], version: Version) {
         let mut state = self.shared.state.lock();
         state.tail = state.tail.max(version);
+        if let Some((version, _)) = changes.last() {
+            state.newest = state.newest.max(*version);
+        }
         let tail = state.tail;
         for follower in &mut state.followers {
             for (version, change) in changes {
@@ -152,11 +157,17 @@ impl Feed {
     pub(super) fn reload(&self, version: Version) {
         let mut state = self.shared.state.lock();
         state.tail = state.tail.max(version);
+        state.newest = state.newest.max(version);
         for follower in &mut state.followers {
             follower.waiting.clear();
             follower.push(FeedEvent::Reload { version });
         }
         self.shared.tell_applied(&state);
+    }
+
+    /// The version of the newest change that was read.
+    pub(super) fn newest(&self) -> Version {
+        self.shared.state.lock().newest
     }
 
     /// Changes that wait for the follower that has most to do.

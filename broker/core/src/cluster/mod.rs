@@ -18,6 +18,7 @@ mod owners;
 mod pods;
 pub mod rendezvous;
 mod tail;
+mod telling;
 pub mod testing;
 mod view;
 
@@ -38,6 +39,8 @@ pub use self::view::{Member, View};
 pub use crate::keyspace::change::{Change, Topic};
 pub use crate::keyspace::pod::PodInfo;
 
+use self::links::Links;
+use self::message::Lane;
 use self::owners::OwnerCache;
 use self::pods::Pods;
 use crate::error::Result;
@@ -231,6 +234,14 @@ impl Cluster {
     pub fn peer_applied(&self, pod: PodId, version: Version) {
         self.inner.pods.lock().has_applied(pod, version);
         self.inner.progressed();
+    }
+
+    /// Tells other members over `links` what this pod has applied, and hears it of them. To be called once, before there are
+    /// peers. Without it they find out by signs of life.
+    pub fn talk_over(&self, links: &Links) {
+        links.handle_with(Lane::Feed, telling::handler(self.clone()));
+        let telling = telling::run(self.clone(), links.clone(), self.inner.stopped.clone());
+        self.inner.tasks.spawn(self.inner.panics.watch(telling));
     }
 
     /// Waits until every member has applied all changes up to `version`, which a commit of this pod has returned. A pod that

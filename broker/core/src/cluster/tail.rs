@@ -17,7 +17,7 @@ use super::{Inner, membership};
 use crate::error::{Error, Result};
 use crate::keyspace::change::{self, Change, Floor, Topic};
 use crate::keyspace::owner::{Owner, PodId};
-use crate::keyspace::pod::{Heartbeat, Pod};
+use crate::keyspace::pod::{Heartbeat, Pod, PodInfo};
 use crate::keyspace::{DecodeError, VirtualShard, tag};
 
 /// Rows in one page.
@@ -303,30 +303,44 @@ async fn rows(
     Ok(Some(rows))
 }
 
+/// What was read; none and a warning if it cannot be.
+fn readable<T>(what: &str, record: std::result::Result<T, DecodeError>) -> Option<T> {
+    record.inspect_err(|error| tracing::warn!(what, %error, "a record of the cluster cannot be read")).ok()
+}
+
 async fn all_rows(tx: &mut dyn Transaction, range: (Vec<u8>, Vec<u8>)) -> Result<Vec<(Bytes, Bytes)>> {
     Ok(rows(tx, range, usize::MAX).await?.unwrap_or_default())
 }
 
 async fn members(tx: &mut dyn Transaction) -> Result<Vec<Member>> {
     let rows = all_rows(tx, Pod::range()).await?;
-    let member = |(key, value)| {
-        let Pod { info, is_draining } = Pod::decode(value)?;
-        Ok(Member { id: Pod::of_key(&key)?, info, is_draining })
+    // One of a version of Weir that is not known here is a member all the same, which nobody can reach.
+    let member = |(key, value): (Bytes, Bytes)| {
+        let id = readable("pod", Pod::of_key(&key))?;
+        let pod = readable("pod", Pod::decode(value));
+        let Pod { info, is_draining } = pod.unwrap_or(Pod { info: PodInfo::default(), is_draining: true });
+        Some(Member { id, info, is_draining })
     };
-    rows.into_iter().map(member).collect()
+    Ok(rows.into_iter().filter_map(member).collect())
 }
 
 async fn lives(tx: &mut dyn Transaction) -> Result<Vec<(PodId, Heartbeat)>> {
     let rows = all_rows(tx, Heartbeat::range()).await?;
-    rows.into_iter().map(|(key, value)| Ok((Heartbeat::of_key(&key)?, Heartbeat::decode(value)?))).collect()
+    let life = |(key, value): (Bytes, Bytes)| {
+        Heartbeat::of_key(&key).and_then(|pod| Ok((pod, Heartbeat::decode(value)?)))
+    };
+    // What cannot be read is no sign of life.
+    Ok(rows.into_iter().filter_map(|row| life(row).ok()).collect())
 }
 
 async fn owners(tx: &mut dyn Transaction) -> Result<Vec<(VirtualShard, Owner)>> {
     let range = (vec![tag::OWNER], weir_storage::prefix_end(&[tag::OWNER]));
-    let owner = |(key, value): (Bytes, Bytes)| -> Result<_> {
+    let owner = |(key, value): (Bytes, Bytes)| {
         let vs = key.get(1..).and_then(|vs| vs.try_into().ok()).map(u16::from_be_bytes);
         let vs = vs.ok_or(DecodeError::Truncated("virtual shard"))?;
         Ok((VirtualShard(vs), Owner::decode(value)?))
     };
-    all_rows(tx, range).await?.into_iter().map(owner).collect()
+    // Whoever is to take such a shard over says what is wrong with it.
+    let rows = all_rows(tx, range).await?.into_iter();
+    Ok(rows.filter_map(|row| readable("shard owner", owner(row))).collect())
 }

@@ -32,7 +32,7 @@ pub struct ClusterMetrics {
     pub reloads: Counter,
     /// Changes that wait for the slowest follower in this pod.
     pub waiting: Gauge,
-    /// Times that a record of the feed, of a member or of an owner could not be read.
+    /// Times that a change in the feed could not be read.
     pub unreadable: Counter,
     /// Virtual shards taken over.
     pub takeovers: Family<Takeover, Counter>,
@@ -66,7 +66,7 @@ impl ClusterMetrics {
         let unreadable = self.unreadable.clone();
         registry.register(
             "cluster_unreadable",
-            "Reads that met with a record that cannot be read",
+            "Times that a change in the feed could not be read",
             unreadable,
         );
         registry.register("cluster_takeovers", "Virtual shards taken over", self.takeovers.clone());

@@ -7,8 +7,8 @@ use weir_storage::{Isolation, RangeQuery, Transaction, Version};
 use super::close::Wipe;
 use super::{EndedSession, Retry, SessionRef, Sessions, Shared, read_fence};
 use crate::Result;
-use crate::keyspace::change::{Change, SessionPhase};
 use crate::keyspace::PublishId;
+use crate::keyspace::change::{Change, SessionPhase};
 use crate::keyspace::owner::PodId;
 use crate::keyspace::session::{
     ClientKeys, Fence, Incarnation, OutgoingEntry, SessionEpoch, SessionState, SessionStatus,

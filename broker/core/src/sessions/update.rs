@@ -107,11 +107,7 @@ impl Sessions {
     ///
     /// # Errors
     /// As [`Sessions::subscribe`].
-    pub async fn unsubscribe(
-        &self,
-        session: &SessionRef,
-        filters: &[ByteString],
-    ) -> Result<Option<Version>> {
+    pub async fn unsubscribe(&self, session: &SessionRef, filters: &[ByteString]) -> Result<Option<Version>> {
         let mut version = None;
         for page in pages(filters, |filter| filter.len() + 100) {
             let removed = self.fenced(session, |shared, tx, keys| {

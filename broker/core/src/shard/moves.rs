@@ -25,7 +25,9 @@ use crate::keyspace::{LogId, VirtualShard};
 /// Time between two looks, also if nothing seems to have changed, and between two batches of moves.
 const INTERVAL: Duration = Duration::from_millis(250);
 /// How long a shard may take to commit what is in line before it stays where it is.
-const OFFER_TIME: Duration = Duration::from_secs(5);
+const OFFER_TIME: Duration = Duration::from_secs(1);
+/// How long a pod that is to leave waits until it reads so itself.
+const DRAIN_TIME: Duration = Duration::from_secs(5);
 /// How often a handover of all shards is tried: a pod that was to get some may die meanwhile.
 const ATTEMPTS_MAX: u32 = 5;
 
@@ -50,7 +52,8 @@ impl Owners {
         cluster.drain().await?;
         let mut members = cluster.members();
         let drains = |pods: &crate::cluster::View| pods.member(cluster.me()).is_none_or(|me| me.is_draining);
-        if members.wait_for(|view| drains(view)).await.is_err() {
+        // Until then it may take shards over.
+        if tokio::time::timeout(DRAIN_TIME, members.wait_for(|view| drains(view))).await.is_err() {
             return Ok(0);
         }
         let mut count = 0;

@@ -7,13 +7,16 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use weir_core::Core;
 use weir_core::catalog::Object;
+use weir_core::cluster::links::{LinkOptions, Links};
+use weir_core::cluster::network::{Identity, Peer};
+use weir_core::cluster::testing::MemoryNetwork;
 use weir_core::cluster::{Change, Cluster, ClusterOptions, FeedEvent, PodInfo, Topic};
 use weir_core::core::Options;
 use weir_core::definition::Kind;
 use weir_core::keyspace::VirtualShard;
 use weir_core::keyspace::change::{self, Floor};
 use weir_core::keyspace::owner::{Owner, PodId};
-use weir_core::metrics::Metrics;
+use weir_core::metrics::{Metrics, PeerMetrics};
 use weir_core::shard::read_segments;
 use weir_env::clock::Clock;
 use weir_env::seed::{Seed, trials};
@@ -71,6 +74,15 @@ impl Pod {
 
     fn has_failed(&self) -> bool {
         self.core.failed().now_or_never().is_some()
+    }
+
+    fn link(&self, network: &MemoryNetwork, clock: Clock) -> Links {
+        let me = Identity { pod: self.id(), cluster: self.core.format().cluster_id };
+        let (over, seed) = (Arc::new(network.clone()), Seed::fixed(9));
+        let links = Links::new(me, over, clock, &seed, &PeerMetrics::default(), LinkOptions::default());
+        network.attach(&links);
+        self.cluster().talk_over(&links);
+        links
     }
 
     /// Dead from one moment to the next.
@@ -333,6 +345,60 @@ async fn changes_come_in_order_and_who_has_missed_some_reads_again() {
     b.faults.unavailable(false);
     assert!(matches!(catalog.next().await, FeedEvent::Reload { version: of } if of > version));
     assert_eq!(b.metrics.cluster.reloads.get(), reloads + 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn links_tell_at_once_what_signs_of_life_would() {
+    let (store, clock) = in_memory();
+    let (a, b) = (Pod::join(&store, clock, 1).await, Pod::join(&store, clock, 2).await);
+    let network = MemoryNetwork::new(clock, &Seed::fixed(1));
+    let linked: Vec<Links> = [&a, &b].map(|pod| pod.link(&network, clock)).into();
+    within(ms(1000), || a.sees().len() == 2).await;
+    let peers: Vec<Peer> =
+        [&a, &b].map(|pod| Peer { pod: pod.id(), address: pod.id().to_string() }).into_iter().collect();
+    linked.iter().for_each(|links| links.set_peers(&peers));
+    within(ms(1000), || linked[0].is_up(b.id())).await;
+    let mut catalog = b.cluster().feed().subscribe(&[Topic::Catalog]);
+    catalog.next().await;
+    assert_eq!(catalog.next().now_or_never().map(drop), None);
+    for n in 0..20 {
+        tokio::time::sleep(ms(13)).await;
+        let mut tx = store.begin();
+        let name = n.to_string().into();
+        a.cluster().feed().write(&mut *tx, &Change::Catalog { kind: Kind::Queue, name });
+        let version = tx.commit().await.unwrap().version;
+        let applying = async {
+            catalog.next().await;
+            assert_eq!(catalog.next().now_or_never().map(drop), None);
+        };
+        let everywhere = tokio::time::timeout(ms(15), a.cluster().wait_everywhere(version));
+        assert!(tokio::join!(applying, everywhere).1.is_ok(), "round {n}: no sign of life is waited for");
+    }
+    for links in linked {
+        links.close().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn records_that_cannot_be_read_stop_nobody() {
+    let (store, clock) = in_memory();
+    let a = Pod::join(&store, clock, 1).await;
+    let mut catalog = a.cluster().feed().subscribe(&[Topic::Catalog]);
+    catalog.next().await;
+    let mut tx = store.begin();
+    let stranger = PodId([7; 16]);
+    tx.set(&weir_core::keyspace::pod::Pod::key(stranger), b"\xffnewer");
+    tx.set(&weir_core::keyspace::pod::Heartbeat::key(stranger), b"\xffnewer");
+    tx.set(b"m-no-pod", b"x");
+    tx.set(&Owner::key(VirtualShard(3)), b"\xff");
+    tx.set_versionstamped_key(b"ce\0\0\0\0\0\0\0\0\0\0\0\0\0\0", 2, b"\xff");
+    a.cluster().feed().write(&mut *tx, &Change::PodJoined(stranger));
+    tx.commit().await.unwrap();
+    assert!(matches!(catalog.next().await, FeedEvent::Reload { .. }), "what was missed is not known");
+    assert!(a.sees().contains(&stranger) && a.metrics.cluster.unreadable.get() == 1);
+    let b = Pod::join(&store, clock, 2).await;
+    within(ms(8000), || a.sees() == ids(&[&a, &b]) && b.sees() == ids(&[&a, &b])).await;
+    assert!((0..256).all(|vs| a.cluster().view().assigned(VirtualShard(vs)) != Some(stranger)));
 }
 
 #[tokio::test(start_paused = true)]
