@@ -7,6 +7,10 @@ use weir_core::Core;
 use weir_core::core::Receipt;
 use weir_core::definition::Kind;
 use weir_core::key::Publisher;
+use weir_core::keyspace::placement_hash;
+use weir_core::operations::{Peek, Purge};
+use weir_core::queue::StateFilter;
+use weir_core::shard::{APPEND_BYTES_MAX, AppendError};
 use weir_core::stream::Start;
 use weir_env::clock::Clock;
 
@@ -156,4 +160,79 @@ async fn a_reader_follows_the_tail_over_a_failover() {
     seen.extend(tokio::time::timeout(Duration::from_secs(20), read(&mut reading, 20)).await.unwrap());
     let expected: Vec<(u64, String)> = (0..40).map(|n| (n, n.to_string())).collect();
     assert_eq!(seen, expected);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_owner_that_does_not_answer_stops_its_publishers_and_no_others() {
+    const SIZE: usize = 64 * 1024;
+    let definitions = [definition(Kind::Stream, "s", "a/#", 1), definition(Kind::Stream, "t", "b/#", 8)];
+    let pods = Pods::open(2, 13, &definitions).await;
+    let (stream, other) = (pods.find(0, Kind::Stream, "s"), pods.find(0, Kind::Stream, "t"));
+    let (owner, from) = (pods.owner(&stream, 0), pods.other(&stream, 0));
+    let core = &pods.cores[from];
+    publish(core, pods.clock, "a/b", "first").await.unwrap();
+    pods.network.partition(core.pod(), pods.cores[owner].pod());
+    let payload = "x".repeat(SIZE);
+    let mut receipts = Vec::new();
+    // Shorter than what breaks the connection.
+    while let Ok(receipt) =
+        tokio::time::timeout(Duration::from_millis(100), put(core, pods.clock, "a/b", &payload)).await
+    {
+        receipts.push(receipt);
+        assert!(receipts.len() * SIZE <= APPEND_BYTES_MAX, "it is bounded by bytes");
+    }
+    assert!(receipts.len() * SIZE > APPEND_BYTES_MAX / 2, "{} in line", receipts.len());
+    let own = (0..8).find(|shard| pods.owner(&other, *shard) == from).unwrap();
+    let is_own = |topic: &String| placement_hash(topic.as_bytes()) % 8 == own as u64;
+    let topic = (0..).map(|n| format!("b/{n}")).find(is_own).unwrap();
+    publish(core, pods.clock, &topic, "m").await.unwrap();
+    pods.network.heal();
+    for receipt in receipts {
+        assert!(receipt.settled().await.is_empty());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_publish_that_reaches_no_owner_fails_after_its_time() {
+    let pods = Pods::open(2, 14, &[definition(Kind::Stream, "s", "a/#", 1)]).await;
+    let stream = pods.find(0, Kind::Stream, "s");
+    let (owner, from) = (pods.owner(&stream, 0), pods.other(&stream, 0));
+    publish(&pods.cores[from], pods.clock, "a/b", "first").await.unwrap();
+    // Both live, as the store knows.
+    pods.network.partition(pods.cores[from].pod(), pods.cores[owner].pod());
+    let begin = pods.clock.now();
+    let error = publish(&pods.cores[from], pods.clock, "a/b", "m").await.unwrap_err();
+    let took = pods.clock.now() - begin;
+    assert!(matches!(error, AppendError::Failed(weir_core::Error::NoOwner)), "{error}");
+    assert!((Duration::from_secs(30)..Duration::from_secs(31)).contains(&took), "{took:?}");
+    pods.network.heal();
+    pods.settle().await;
+    publish(&pods.cores[from], pods.clock, "a/b", "again").await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_people_do_to_a_queue_or_stream_they_do_from_any_pod() {
+    let definitions = [definition(Kind::Queue, "q", "a/#", 4), definition(Kind::Stream, "s", "b/#", 1)];
+    let pods = Pods::open(3, 15, &definitions).await;
+    for n in 0..20 {
+        publish(&pods.cores[0], pods.clock, &format!("a/{n}"), &n.to_string()).await.unwrap();
+        publish(&pods.cores[0], pods.clock, "b/x", &n.to_string()).await.unwrap();
+    }
+    for (pod, core) in pods.cores.iter().enumerate() {
+        let queue = pods.find(pod, Kind::Queue, "q");
+        let peek = Peek { count: 100, payload_max: 10, ..Peek::default() };
+        let peeked = core.peek(&queue, &peek).await.unwrap();
+        assert_eq!((peeked.messages.len(), peeked.next), (20, None));
+        let reports = core.describe(&queue).await.unwrap();
+        let depth: u64 = reports.into_iter().map(|report| report.queue.unwrap().depth).sum();
+        assert_eq!(depth, 20, "pod {pod}");
+    }
+    let stream = pods.find(1, Kind::Stream, "s");
+    let away = pods.other(&stream, 0);
+    let trimmed = pods.cores[away].trim(&stream, &Start::Offset(5), None, false).await.unwrap();
+    assert_eq!(trimmed.len(), 1);
+    assert_eq!(all(&pods.cores[0], &stream, 15).await[0], (5, "5".to_owned()));
+    let queue = pods.find(2, Kind::Queue, "q");
+    let purge = Purge { from: None, before: None, filter: StateFilter::Any };
+    assert_eq!(pods.cores[2].purge(&queue, &purge).await.unwrap().purged, 20);
 }
