@@ -23,7 +23,7 @@ use weir_core::sessions::{EndedSession, Sessions};
 use weir_core::shard::AppendError;
 use weir_core::wills::{DueWill, Wills};
 use weir_core::{Core, Error};
-use weir_env::clock::{Clock, Timestamp};
+use weir_env::clock::{Clock, Instant, Timestamp};
 use weir_env::seed::Seed;
 use weir_topic::{Subscription, TopicFilter};
 
@@ -154,7 +154,7 @@ struct Durable {
     inbound: Inbound,
     live: Option<Box<Live>>,
     appends: weir_core::core::Receipt,
-    inbox: Option<(InboxAppend, Completion)>,
+    inbox: Option<Box<(InboxAppend, Completion)>>,
     retained: Option<Completion>,
     under_way: UnderWayGuard,
 }
@@ -168,7 +168,7 @@ fn dropped_because(refused: bool) -> Dropped {
 #[derive(Default)]
 struct Failures {
     appends: SmallVec<[(Arc<Object>, AppendError); 1]>,
-    inbox: Option<(InboxAppend, Error)>,
+    inbox: Option<Box<(InboxAppend, Error)>>,
     retained: Option<Error>,
 }
 
@@ -247,7 +247,7 @@ impl Broker {
                     let commit = tracing::debug_span!(parent: &parent, "commit");
                     Accepted::Pending(
                         durable.under_way.bytes(),
-                        Box::pin(durable.settle().instrument(commit)),
+                        Box::pin(Box::new(durable).settle().instrument(commit)),
                     )
                 }
                 Err(error) => refused(&error),
@@ -286,7 +286,7 @@ impl Broker {
             let mark = inbound.publish.map(|(id, _)| id);
             let append = InboxAppend { message: Arc::clone(&message), targets: inboxes, mark };
             let completion = self.inbox_writer.append(append.clone()).await?;
-            Some((append, completion))
+            Some(Box::new((append, completion)))
         };
         Ok(Durable { broker: Arc::clone(self), message, inbound, live, appends, inbox, retained, under_way })
     }
@@ -467,23 +467,36 @@ fn whole_seconds(duration: Duration) -> u16 {
 }
 
 impl Durable {
-    async fn settle(self) -> Outcome {
-        let Self { broker, message, inbound, live, appends, inbox, retained, under_way } = self;
-        let started = broker.clock.now();
-        let mut failures = Failures { appends: appends.settled().await, ..Failures::default() };
-        if let Some((append, completion)) = inbox {
-            failures.inbox = completion.await.err().map(|error| (append, error));
+    /// What a publish costs while it waits is mostly this future: what only a failure needs is in boxes of its own.
+    async fn settle(mut self: Box<Self>) -> Outcome {
+        let started = self.broker.clock.now();
+        let mut failures =
+            Failures { appends: std::mem::take(&mut self.appends).settled().await, ..Failures::default() };
+        if let Some((append, completion)) = self.inbox.take().map(|inbox| *inbox) {
+            failures.inbox = completion.await.err().map(|error| Box::new((append, error)));
         }
-        if let Some(completion) = retained {
+        if let Some(completion) = self.retained.take() {
             failures.retained = completion.await.err();
         }
-        let patient = !inbound.version.is_v5() && inbound.qos != QoS::AtMostOnce;
+        let is_patient = !self.inbound.version.is_v5() && self.inbound.qos != QoS::AtMostOnce;
+        if is_patient && failures.reason().is_some() {
+            failures = Box::pin(self.try_again(failures, started)).await;
+        }
+        self.outcome(&failures, started)
+    }
+
+    async fn try_again(&self, mut failures: Failures, started: Instant) -> Failures {
         let mut wait = RETRY_WAIT;
-        while patient && failures.reason().is_some() && broker.clock.now() - started < PATIENCE {
+        while failures.reason().is_some() && self.broker.clock.now() - started < PATIENCE {
             tokio::time::sleep(wait).await;
             wait = (wait * 2).min(RETRY_WAIT_MAX);
-            failures = failures.retry(&broker, &message, &inbound).await;
+            failures = failures.retry(&self.broker, &self.message, &self.inbound).await;
         }
+        failures
+    }
+
+    fn outcome(self, failures: &Failures, started: Instant) -> Outcome {
+        let Self { broker, inbound, live, .. } = self;
         let reason = failures.reason();
         let took = broker.clock.now() - started;
         broker.metrics.publish_commit_seconds.observe(took.as_secs_f64());
@@ -496,7 +509,6 @@ impl Durable {
         if reason.is_some() && inbound.qos == QoS::AtMostOnce {
             broker.metrics.messages_dropped.inc(dropped_because(failures.refusal().is_some()));
         }
-        drop(under_way);
         Outcome {
             live: live.filter(|_| reason.is_none()),
             retained: failures.retained.is_none(),
@@ -515,7 +527,7 @@ impl Failures {
             AppendError::Invalid { .. } => ReasonCode::ImplementationSpecificError,
             AppendError::Failed(error) => reason_of(error),
         });
-        let others = [self.inbox.as_ref().map(|(_, error)| error), self.retained.as_ref()];
+        let others = [self.inbox.as_deref().map(|(_, error)| error), self.retained.as_ref()];
         let all: SmallVec<[ReasonCode; 4]> =
             appends.chain(others.into_iter().flatten().map(reason_of)).collect();
         all.iter().copied().find(|reason| *reason != ReasonCode::QuotaExceeded).or(all.first().copied())
@@ -548,12 +560,12 @@ impl Failures {
                 left.appends = failed.collect();
             }
         }
-        if let Some((append, _)) = self.inbox {
+        if let Some((append, _)) = self.inbox.map(|inbox| *inbox) {
             let result = match broker.inbox_writer.append(append.clone()).await {
                 Ok(completion) => completion.await,
                 Err(error) => Err(error),
             };
-            left.inbox = result.err().map(|error| (append, error));
+            left.inbox = result.err().map(|error| Box::new((append, error)));
         }
         if self.retained.is_some() {
             left.retained = match broker.retained.set(Arc::clone(message)).await {
