@@ -13,8 +13,6 @@ use tokio::sync::{Semaphore, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use weir_core::Core;
-use weir_core::cluster::links::Links;
-use weir_core::cluster::network::Identity;
 use weir_core::core::Options;
 use weir_core::inbox::{Inbox, InboxLimits, InboxMetrics, InboxOptions, InboxWriter};
 use weir_core::panics::Panics;
@@ -227,6 +225,8 @@ pub(crate) async fn begin(
     parts: Background<'_>,
 ) -> anyhow::Result<Arc<Broker>> {
     let broker = build(config, store, clock, seed, parts).await?;
+    // All who take what other pods say are there.
+    broker.core.meet();
     recover(&broker).await.context("read the store")?;
     Ok(broker)
 }
@@ -283,14 +283,15 @@ async fn build(
         read_bytes: config.limits.stream_read_bytes.0,
         tail_bytes: config.limits.stream_tail_bytes.0,
     };
-    let options = Options { reading, ..Options::default() };
-    let peer_metrics = core_metrics.peers.clone();
+    let entrance = peer::Entrance::open(config, tasks)?;
+    let (cluster, network) = entrance.as_ref().map(|it| it.part_in_cluster(config, clock)).unzip();
+    if entrance.is_some() {
+        core_metrics.peers.register(registry);
+    }
+    let options = Options { reading, cluster, network, ..Options::default() };
     let core = Core::open_with(Arc::clone(&store), clock, seed, core_metrics, options);
     let core = core.await.context("open keyspace")?;
-    if let Some(entrance) = peer::Entrance::open(config, tasks)? {
-        peer_metrics.register(registry);
-        let me = Identity { pod: core.pod(), cluster: core.format().cluster_id };
-        let links = Links::new(me, entrance.network(), clock, seed, &peer_metrics, entrance.link_options());
+    if let Some((entrance, links)) = entrance.zip(core.links().cloned()) {
         tasks.spawn(entrance.serve(links, stop.child_token()));
     }
     core.groups().limit(config.limits.stream_groups as usize, config.limits.stream_group_members as usize);

@@ -38,6 +38,7 @@ pub mod peer {
     pub mod v1 {
         #![expect(
             unused_qualifications,
+            clippy::all,
             clippy::allow_attributes_without_reason,
             reason = "generated code"
         )]

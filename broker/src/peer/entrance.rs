@@ -4,10 +4,13 @@
 use std::sync::Arc;
 
 use anyhow::Context;
+use bytestring::ByteString;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use weir_core::cluster::links::{LinkOptions, Links};
-use weir_core::cluster::network::Network;
+use weir_core::cluster::{ClusterOptions, PodInfo};
+use weir_core::core::PeerNetwork;
+use weir_env::clock::Clock;
 
 use super::network::GrpcNetwork;
 use super::security::Security;
@@ -17,6 +20,7 @@ use crate::listen;
 
 /// The address is taken; nobody is served yet.
 pub(crate) struct Entrance {
+    advertised: String,
     network: GrpcNetwork,
     links: LinkOptions,
     server: PeerServer,
@@ -41,17 +45,21 @@ impl Entrance {
         let peer_bytes = usize::try_from(config.limits.peer_bytes.0).unwrap_or(usize::MAX);
         let links = LinkOptions { peer_bytes, ..LinkOptions::default() };
         let server = PeerServer::new(listener, security);
-        Ok(Some(Self { network, links, server }))
+        Ok(Some(Self { advertised, network, links, server }))
     }
 
-    /// The way to other pods.
-    pub(crate) fn network(&self) -> Arc<dyn Network> {
-        Arc::new(self.network.clone())
-    }
-
-    /// How links behave.
-    pub(crate) fn link_options(&self) -> LinkOptions {
-        self.links
+    /// How this pod takes part in the cluster, and its way to the others.
+    pub(crate) fn part_in_cluster(&self, config: &Config, clock: Clock) -> (ClusterOptions, PeerNetwork) {
+        let info = PodInfo {
+            peer: self.advertised.as_str().into(),
+            admin: config.admin.to_string().into(),
+            server_reference: ByteString::new(),
+            zone: ByteString::new(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            started: clock.wall(),
+        };
+        let network = PeerNetwork { network: Arc::new(self.network.clone()), links: self.links };
+        (ClusterOptions::new(info), network)
     }
 
     /// Gives `links` what other pods dial, until `stop`.

@@ -39,9 +39,10 @@ pub(super) fn to_wire(question: Question) -> Wire {
             Wire::Purge(wire::Purge { costs: costs.collect(), filter: filter.into() })
         }
         Question::TakeOut(records) => {
-            let records = records
-                .iter()
-                .map(|(offset, record)| wire::TakenOut { offset: *offset, record: Some(record_to_wire(record)) });
+            let records = records.iter().map(|(offset, record)| wire::TakenOut {
+                offset: *offset,
+                record: Some(record_to_wire(record)),
+            });
             Wire::TakeOut(wire::TakeOut { records: records.collect() })
         }
         Question::Moved(results) => {
@@ -79,8 +80,9 @@ pub(super) fn from_wire(question: Wire) -> Result<Question, Malformed> {
             Question::Purge(purge.costs.into_iter().map(|cost| (cost.offset, cost.bytes)).collect(), filter)
         }
         Wire::TakeOut(wire::TakeOut { records }) => {
-            let records =
-                records.into_iter().map(|taken| Ok((taken.offset, Arc::new(record_from_wire(taken.record)?))));
+            let records = records
+                .into_iter()
+                .map(|taken| Ok((taken.offset, Arc::new(record_from_wire(taken.record)?))));
             Question::TakeOut(records.collect::<Result<_, _>>()?)
         }
         Wire::Moved(wire::Moved { results }) => {

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use weir_core::cluster::message::ShardMessage;
 use weir_core::cluster::message::shard::{
     FromOwner, InFlight, ObjectRef, Refusal, RemoteAppend, RemoteConsumer, ToOwner,
@@ -187,10 +186,9 @@ fn from_owner_to_wire(words: FromOwner) -> wire::from_owner::Words {
             Words::Unused(wire::Unused { log: log_to_wire(log), consumer: consumer.0, room })
         }
         FromOwner::SettledTo(seq) => Words::SettledTo(seq),
-        FromOwner::Extent { log, extent } => Words::Extent(wire::LogExtent {
-            log: log_to_wire(log),
-            extent: Some(extent_to_wire(extent)),
-        }),
+        FromOwner::Extent { log, extent } => {
+            Words::Extent(wire::LogExtent { log: log_to_wire(log), extent: Some(extent_to_wire(extent)) })
+        }
         FromOwner::Gone { log } => Words::Gone(a_log(log)),
     }
 }
@@ -205,10 +203,9 @@ fn from_owner_from_wire(words: wire::from_owner::Words) -> Result<FromOwner, Mal
             });
             FromOwner::Appended(answers.collect::<Result<_, _>>()?)
         }
-        Words::Answered(wire::Answered { request, answer }) => FromOwner::Answer {
-            request,
-            answer: answer::from_wire(answer.ok_or(Malformed("answer"))?)?,
-        },
+        Words::Answered(wire::Answered { request, answer }) => {
+            FromOwner::Answer { request, answer: answer::from_wire(answer.ok_or(Malformed("answer"))?)? }
+        }
         Words::NotOwner(wire::NotOwner { owner }) => {
             let owner = owner.map(|owner| id_from_wire(&owner, "owner")).transpose()?;
             FromOwner::NotOwner { owner: owner.map(PodId) }
@@ -307,12 +304,7 @@ pub(super) fn record_from_wire(record: Option<wire::Record>) -> Result<Record, M
 }
 
 pub(super) fn a_log(log: LogId) -> wire::LogId {
-    wire::LogId {
-        vs: log.vs.0.into(),
-        object: log.object,
-        shard: log.shard.into(),
-        class: log.class.into(),
-    }
+    wire::LogId { vs: log.vs.0.into(), object: log.object, shard: log.shard.into(), class: log.class.into() }
 }
 
 pub(super) fn log_to_wire(log: LogId) -> Option<wire::LogId> {
@@ -370,6 +362,7 @@ pub(super) fn millis(time: Duration) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
     use weir_core::cluster::message::PeerMessage;
     use weir_core::cluster::message::shard::{Answer, Question};
     use weir_core::keyspace::group::GroupPosition;

@@ -16,6 +16,7 @@ mod limits;
 mod listeners;
 mod messages;
 mod patience;
+mod pods;
 mod queue_admin;
 mod queue_consumers;
 mod queue_controls;

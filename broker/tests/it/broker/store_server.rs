@@ -19,14 +19,14 @@ use crate::authority::Authority;
 use crate::cli::weir;
 
 /// `weir store serve` on a folder.
-struct StoreProcess {
+pub(super) struct StoreProcess {
     child: Child,
-    addr: SocketAddr,
+    pub(super) addr: SocketAddr,
     log: Option<std::thread::JoinHandle<Vec<String>>>,
 }
 
 impl StoreProcess {
-    async fn start(dir: &Path, listen: &str, args: &[&str]) -> Self {
+    pub(super) async fn start(dir: &Path, listen: &str, args: &[&str]) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_weir"))
             .args(["store", "serve", "--store", &format!("embedded:{}", dir.display()), "--listen", listen])
             .args(args)
