@@ -228,6 +228,7 @@ impl Core {
     pub fn meet(&self) {
         let (Some(cluster), Some(remote)) = (&self.context.cluster, &self.context.remote) else { return };
         remote.links().handle_with(Lane::Shard, remote.handler());
+        cluster.talk_over(remote.links());
         remote.follow_members();
         let stop = self.meeting.stop.clone();
         let meeting = meeting::run(cluster.clone(), remote.links().clone(), stop);
