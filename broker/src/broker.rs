@@ -17,6 +17,7 @@ use weir_core::catalog::Object;
 use weir_core::inbox::{Completion, Inbox, InboxAppend, InboxTarget, InboxWriter};
 use weir_core::key::Publisher;
 use weir_core::keyspace::PublishId;
+use weir_core::keyspace::session::SessionRoute;
 use weir_core::message::Message;
 use weir_core::retained::Retained;
 use weir_core::sessions::{EndedSession, Sessions};
@@ -30,10 +31,11 @@ use weir_topic::{Subscription, TopicFilter};
 use crate::auth::Auth;
 use crate::auto_create::AutoCreate;
 use crate::clients::Clients;
+use crate::cluster::takeover::Elsewhere;
 use crate::config::Limits;
 use crate::convert;
 use crate::metrics::{Dropped, DurableOutcome, Metrics};
-use crate::persistent::Persistent;
+use crate::persistent::{Persistent, Removed};
 use crate::responses::ResponseInformation;
 use crate::router::{Matched, Router, Subscriber, SubscriberId, Wish};
 use crate::sys::Sys;
@@ -67,6 +69,8 @@ pub(crate) struct Broker {
     pub(crate) under_way: UnderWay,
     pub(crate) clients: Arc<Clients>,
     pub(crate) persistent: Persistent,
+    /// What there is of sessions at other pods, if there may be any.
+    pub(crate) elsewhere: Option<Arc<Elsewhere>>,
     pub(crate) metrics: Metrics,
     pub(crate) clock: Clock,
     pub(crate) seed: Seed,
@@ -387,16 +391,20 @@ impl Broker {
 
     /// Forgets a session that has ended.
     pub(crate) fn forget(&self, ended: &EndedSession) {
-        let Some(subscriber) = self.persistent.remove(&ended.client_id, ended.incarnation) else { return };
-        for filter in &ended.filters {
+        let Some(Removed { subscriber, filters }) =
+            self.persistent.remove(&ended.client_id, ended.incarnation)
+        else {
+            return;
+        };
+        for filter in ended.filters.iter().chain(&filters) {
             if let Ok(from) = Subscription::parse(filter.clone()) {
                 self.router.unsubscribe(subscriber.id, filter, &from);
             }
         }
     }
 
-    /// Reads the subscriptions of all persistent sessions into the router.
-    pub(crate) async fn load_routes(&self) -> Result<usize, Error> {
+    /// Reads the subscriptions of all persistent sessions into the router; `reading` is larger with each time.
+    pub(crate) async fn load_routes(&self, reading: u64) -> Result<usize, Error> {
         let mut count = 0;
         let mut cursor = None;
         loop {
@@ -405,6 +413,10 @@ impl Broker {
                 let Ok(to) = Subscription::parse(route.filter.clone()) else { continue };
                 let subscriber = self.persistent_subscriber(&route.client_id, route.incarnation);
                 self.router.subscribe(&subscriber, &route.filter, &to, wish_of(&route.subscription));
+                if self.elsewhere.is_some() {
+                    let SessionRoute { client_id, incarnation, filter, .. } = &route;
+                    self.persistent.note_filter(client_id, *incarnation, filter, reading);
+                }
                 count += 1;
             }
             cursor = page.next;

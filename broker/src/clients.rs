@@ -8,6 +8,7 @@ use bytestring::ByteString;
 use parking_lot::Mutex;
 use weir_env::seed::HashMap;
 
+use crate::cluster::holds::Hold;
 use crate::mailbox::{Eviction, Mailbox};
 
 /// Longest wait for a connection that has been told to end. Its session is fenced off in the store anyway.
@@ -34,6 +35,15 @@ pub(crate) struct Place {
     client_id: ByteString,
     id: u64,
     mailbox: Arc<Mailbox>,
+    /// With other pods: its entry there, which goes with the place.
+    hold: Option<Hold>,
+}
+
+impl Place {
+    /// Gives `hold` up with the place.
+    pub(crate) fn keep(&mut self, hold: Option<Hold>) {
+        self.hold = hold;
+    }
 }
 
 impl Clients {
@@ -50,6 +60,7 @@ impl Clients {
             client_id: client_id.clone(),
             id: entry.id,
             mailbox: Arc::clone(mailbox),
+            hold: None,
         };
         let older = self.by_id.lock().insert(client_id.clone(), entry);
         if let Some(older) = older {
@@ -83,6 +94,11 @@ impl Clients {
         if let Some(mailbox) = mailbox {
             mailbox.inbox_changed();
         }
+    }
+
+    /// Tells all connections that their inboxes may have more.
+    pub(crate) fn notify_inboxes(&self) {
+        self.by_id.lock().values().for_each(|entry| entry.mailbox.inbox_changed());
     }
 }
 

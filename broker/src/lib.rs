@@ -7,6 +7,7 @@ mod broker;
 pub mod cli;
 pub mod client;
 mod clients;
+mod cluster;
 pub mod config;
 mod connection;
 mod convert;

@@ -88,6 +88,8 @@ pub struct Inner {
     pub sessions_connected: Gauge,
     /// Sessions that ended because their client stayed away too long.
     pub sessions_expired: Counter,
+    /// Subscriptions acknowledged before every pod knew of them.
+    pub routes_late: Counter,
     /// Subscriptions of all sessions.
     pub subscriptions: Gauge,
     /// Shared ones among them.
@@ -444,6 +446,11 @@ impl Metrics {
             sessions: gauge(r, "sessions", "Sessions, connected or not"),
             sessions_connected: gauge(r, "sessions_connected", "Persistent sessions connected now"),
             sessions_expired: counter(r, "sessions_expired", "Persistent sessions that expired"),
+            routes_late: counter(
+                r,
+                "routes_late",
+                "Subscriptions acknowledged before every pod knew of them",
+            ),
             subscriptions: gauge(r, "subscriptions", "Subscriptions of all sessions"),
             shared_subscriptions: gauge(r, "shared_subscriptions", "Shared subscriptions of all sessions"),
             retained_messages: gauge(r, "retained_messages", "Retained messages"),

@@ -66,6 +66,12 @@ impl Subscriber {
         self.received.lock().remove(&packet_id);
     }
 
+    /// What has been delivered to everybody and not released: from now on another pod knows it.
+    pub(crate) fn take_received(&self) -> Vec<(u16, PublishId)> {
+        let received = std::mem::take(&mut *self.received.lock());
+        received.into_iter().map(|(id, publish)| (id.get(), publish)).collect()
+    }
+
     /// Whether this publish has been delivered to everybody.
     pub(crate) fn has_received(&self, packet_id: PacketId, publish: PublishId) -> bool {
         self.received.lock().get(&packet_id) == Some(&publish)

@@ -7,14 +7,19 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use anyhow::Context;
+use futures_util::future::BoxFuture;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use weir_core::Core;
-use weir_core::core::Options;
+use weir_core::cluster::ClusterOptions;
+use weir_core::cluster::links::Links;
+use weir_core::cluster::message::Lane;
+use weir_core::core::{Options, PeerNetwork};
 use weir_core::inbox::{Inbox, InboxLimits, InboxMetrics, InboxOptions, InboxWriter};
+use weir_core::keyspace::VirtualShard;
 use weir_core::panics::Panics;
 use weir_core::retained::{Retained, RetainedContext, RetainedMetrics, RetainedOptions};
 use weir_core::sessions::Sessions;
@@ -29,6 +34,9 @@ use crate::auth::{Auth, Method};
 use crate::auto_create::AutoCreate;
 use crate::broker::{Broker, session_limits};
 use crate::clients::Clients;
+use crate::cluster::follow::SessionFollower;
+use crate::cluster::orphans;
+use crate::cluster::takeover::{Elsewhere, SessionHandler};
 use crate::config::{self, Config};
 use crate::dead_letters::LetterPublisher;
 use crate::http::{self, Readiness, ReadyState};
@@ -70,6 +78,25 @@ pub struct Started {
     pub core: Arc<Core>,
 }
 
+/// What a broker can be given that no configuration names.
+#[derive(Default)]
+pub struct Extras {
+    /// Methods of enhanced authentication besides the built-in one.
+    pub methods: Vec<Arc<dyn Method>>,
+    /// How it is one of many pods on its store; none: it is alone.
+    pub peering: Option<Peering>,
+}
+
+/// How a broker is one of many pods.
+pub struct Peering {
+    /// As what it takes part.
+    pub options: ClusterOptions,
+    /// The way to the other pods.
+    pub network: PeerNetwork,
+    /// Told of its links before there are any: has other pods reach it.
+    pub attach: Box<dyn FnOnce(&Links) + Send>,
+}
+
 /// Runs a broker on the store that `config` names until `shutdown`, then stops it in order and closes the store.
 ///
 /// # Errors
@@ -105,10 +132,10 @@ pub async fn run_on(
     shutdown: CancellationToken,
     started: oneshot::Sender<Started>,
 ) -> anyhow::Result<()> {
-    run_with(config, store, clock, seed, shutdown, started, Vec::new()).await
+    run_with(config, store, clock, seed, shutdown, started, Extras::default()).await
 }
 
-/// As [`run_on`], with methods of enhanced authentication besides the built-in one.
+/// As [`run_on`], with what no configuration names.
 ///
 /// # Errors
 /// If it cannot start, or stopped because it cannot go on: the message says what to do. Not cancel-safe.
@@ -119,13 +146,13 @@ pub async fn run_with(
     seed: &Seed,
     shutdown: CancellationToken,
     started: oneshot::Sender<Started>,
-    methods: Vec<Arc<dyn Method>>,
+    extras: Extras,
 ) -> anyhow::Result<()> {
     let background = TaskTracker::new();
     let stop_background = CancellationToken::new();
     // A child: a broker that stops by itself does not stop its caller.
     let shutdown = shutdown.child_token();
-    let background_of = (&background, &stop_background, methods);
+    let background_of = (&background, &stop_background, extras);
     let result = serve(config, store, clock, seed, shutdown, started, background_of).await;
     // Also after a start that failed, so that nothing is left behind.
     stop_background.cancel();
@@ -143,12 +170,12 @@ async fn serve(
     seed: &Seed,
     shutdown: CancellationToken,
     started: oneshot::Sender<Started>,
-    (background, stop_background, methods): (&TaskTracker, &CancellationToken, Vec<Arc<dyn Method>>),
+    (background, stop_background, extras): (&TaskTracker, &CancellationToken, Extras),
 ) -> anyhow::Result<()> {
     let mut registry = Registry::default();
     let readiness = Readiness::default();
     readiness.set(ReadyState::Starting("reading the store"));
-    let parts = (&mut registry, background, stop_background, methods);
+    let parts = (&mut registry, background, stop_background, extras);
     let broker = begin(config, store, clock, seed, parts).await?;
     let mut watcher = config.manifests.as_ref().map(|dir| Watcher::new(dir, MANIFEST_INTERVAL));
     if let Some(watcher) = &mut watcher {
@@ -200,6 +227,7 @@ async fn serve(
         () = shutdown.cancelled() => None,
         why = broker.core.failed() => Some(why),
         () = panics.panicked() => Some("the task that ends sessions and publishes wills panicked".into()),
+        () = others_panicked(&broker) => Some("a task that follows what other pods do panicked".into()),
     };
     if let Some(why) = &failure {
         tracing::error!(why = &**why, "the broker cannot go on");
@@ -224,10 +252,11 @@ pub(crate) async fn begin(
     seed: &Seed,
     parts: Background<'_>,
 ) -> anyhow::Result<Arc<Broker>> {
+    let stop = parts.2.clone();
     let broker = build(config, store, clock, seed, parts).await?;
     // All who take what other pods say are there.
     broker.core.meet();
-    recover(&broker).await.context("read the store")?;
+    recover(&broker, &stop).await.context("read the store")?;
     Ok(broker)
 }
 
@@ -261,18 +290,17 @@ pub(crate) async fn wind_down(broker: &Broker, clients: &TaskTracker, grace: Dur
     }
 }
 
-pub(crate) type Background<'a> =
-    (&'a mut Registry, &'a TaskTracker, &'a CancellationToken, Vec<Arc<dyn Method>>);
+pub(crate) type Background<'a> = (&'a mut Registry, &'a TaskTracker, &'a CancellationToken, Extras);
 
 async fn build(
     config: &Config,
     store: SharedStore,
     clock: Clock,
     seed: &Seed,
-    (registry, tasks, stop, methods): Background<'_>,
+    (registry, tasks, stop, extras): Background<'_>,
 ) -> anyhow::Result<Arc<Broker>> {
     let metrics = Metrics::register(registry);
-    let auth = Auth::open(config, methods, metrics.clone(), clock)?;
+    let auth = Auth::open(config, extras.methods, metrics.clone(), clock)?;
     process::register(registry);
     let registry = registry.sub_registry_with_prefix("weir");
     disk::register(registry, store.engine_stats());
@@ -283,20 +311,28 @@ async fn build(
         read_bytes: config.limits.stream_read_bytes.0,
         tail_bytes: config.limits.stream_tail_bytes.0,
     };
-    let entrance = peer::Entrance::open(config, tasks)?;
-    let (cluster, network) = entrance.as_ref().map(|it| it.part_in_cluster(config, clock)).unzip();
-    if entrance.is_some() {
+    let peering = match (extras.peering, peer::Entrance::open(config, tasks)?) {
+        (Some(peering), _) => Some(peering),
+        (None, Some(entrance)) => Some(entrance.peering(config, clock, (tasks, stop))),
+        (None, None) => None,
+    };
+    let (cluster, network, attach) = match peering {
+        Some(Peering { options, network, attach }) => (Some(options), Some(network), Some(attach)),
+        None => (None, None, None),
+    };
+    if cluster.is_some() {
         core_metrics.peers.register(registry);
     }
     let options = Options { reading, cluster, network, ..Options::default() };
     let core = Core::open_with(Arc::clone(&store), clock, seed, core_metrics, options);
     let core = core.await.context("open keyspace")?;
-    if let Some((entrance, links)) = entrance.zip(core.links().cloned()) {
-        tasks.spawn(entrance.serve(links, stop.child_token()));
-    }
     core.groups().limit(config.limits.stream_groups as usize, config.limits.stream_group_members as usize);
     let virtual_shards = core.format().virtual_shards;
-    let sessions = Sessions::new(Arc::clone(&store), clock, seed, core.pod().0, virtual_shards);
+    let cluster = core.cluster().cloned();
+    let sessions =
+        Sessions::new_in(cluster.clone(), Arc::clone(&store), clock, seed, core.pod().0, virtual_shards);
+    let elsewhere = cluster.zip(core.links().cloned());
+    let elsewhere = elsewhere.map(|(cluster, links)| Arc::new(Elsewhere::new(cluster, links)));
     let inbox_metrics = InboxMetrics::default();
     inbox_metrics.register(registry);
     let clients = Arc::new(Clients::default());
@@ -309,8 +345,13 @@ async fn build(
         ..InboxOptions::default()
     };
     let notify = {
-        let clients = Arc::clone(&clients);
-        Arc::new(move |target: &weir_core::inbox::InboxTarget| clients.notify_inbox(&target.client_id))
+        let (clients, sessions, elsewhere) = (Arc::clone(&clients), sessions.clone(), elsewhere.clone());
+        Arc::new(move |target: &weir_core::inbox::InboxTarget| {
+            clients.notify_inbox(&target.client_id);
+            if let Some(elsewhere) = &elsewhere {
+                elsewhere.inbox_changed(&sessions, target);
+            }
+        })
     };
     let inbox_writer = InboxWriter::spawn(&sessions, inbox_options, &inbox_metrics, notify, tasks, stop);
     let retained_metrics = RetainedMetrics::default();
@@ -342,6 +383,7 @@ async fn build(
         ),
         clients,
         persistent: Persistent::new(metrics.clone()),
+        elsewhere,
         metrics,
         clock,
         seed: seed.fork("broker"),
@@ -353,15 +395,28 @@ async fn build(
         next_consumer: AtomicU64::new(1),
     });
     broker.core.publish_letters_with(Arc::new(LetterPublisher::new(&broker)));
+    if let (Some(links), Some(attach)) = (broker.core.links(), attach) {
+        links.handle_with(Lane::Session, Arc::new(SessionHandler::new(&broker)));
+        attach(links);
+    }
     Ok(broker)
 }
 
-/// Takes up what earlier processes left: on an exclusive store every one of them is gone.
-async fn recover(broker: &Arc<Broker>) -> weir_core::Result<()> {
-    let pod = broker.core.pod().0;
-    let orphans = broker.sessions.close_orphans(|other| *other != pod).await?;
-    broker.core.finish_deletions(Timestamp::from_micros(u64::MAX)).await?;
-    let routes = broker.load_routes().await?;
+/// Takes up what earlier processes left: on an exclusive store every one of them is gone. Among other pods, those that
+/// are no members.
+async fn recover(broker: &Arc<Broker>, stop: &CancellationToken) -> weir_core::Result<()> {
+    let (orphans, routes) = match SessionFollower::start(broker).await? {
+        None => {
+            let pod = broker.core.pod().0;
+            let orphans = broker.sessions.close_orphans(|other| *other != pod).await?;
+            broker.core.finish_deletions(Timestamp::from_micros(u64::MAX)).await?;
+            (orphans, broker.load_routes(0).await?)
+        }
+        Some((follower, routes)) => {
+            follow_others(broker, follower, stop);
+            (0, routes)
+        }
+    };
     tracing::info!(
         subscriptions = routes,
         sessions = broker.persistent.len(),
@@ -370,6 +425,26 @@ async fn recover(broker: &Arc<Broker>) -> weir_core::Result<()> {
         "store is read"
     );
     Ok(())
+}
+
+/// Waits until a task that follows what other pods do has panicked; for ever without other pods. Cancel-safe.
+async fn others_panicked(broker: &Broker) {
+    match &broker.elsewhere {
+        Some(elsewhere) => elsewhere.panics.panicked().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Follows what other pods do until `stop`.
+fn follow_others(broker: &Arc<Broker>, follower: SessionFollower, stop: &CancellationToken) {
+    let Some(elsewhere) = broker.elsewhere.clone() else { return };
+    let spawn = |task: BoxFuture<'static, ()>| drop(broker.tasks.spawn(elsewhere.panics.watch(task)));
+    spawn(Box::pin(follower.run(stop.clone())));
+    spawn(Box::pin(orphans::follow(Arc::clone(broker), Arc::clone(&elsewhere), stop.clone())));
+    let (core, stopped) = (Arc::clone(&broker.core), stop.clone());
+    spawn(Box::pin(async move { core.follow_others(&stopped).await }));
+    let (teller, stop) = (Arc::clone(&elsewhere), stop.clone());
+    spawn(Box::pin(async move { teller.notices.run(&teller.links, &stop).await }));
 }
 
 async fn serve_admin(
@@ -462,8 +537,19 @@ async fn maintain_once(broker: &Arc<Broker>, now: Timestamp, sweep: bool) -> wei
     });
     let inboxes = broker.inbox.sweep(now).await.map(|_| ());
     broker.metrics.retained_messages.set(i64::try_from(broker.retained.usage().messages).unwrap_or(i64::MAX));
-    let swept = if sweep { sweep_once(broker, now).await } else { Ok(()) };
-    wills.and(expired).and(settled).and(inboxes).and(swept)
+    let retained = match &broker.elsewhere {
+        Some(_) => broker.retained.refresh_usage().await,
+        None => Ok(()),
+    };
+    let elsewhere = broker.elsewhere.as_ref();
+    if elsewhere.is_some_and(|elsewhere| !elsewhere.hears_all()) {
+        // What a pod without a link has added to inboxes is told to nobody.
+        broker.clients.notify_inboxes();
+    }
+    // One pod does for all.
+    let sweeps = elsewhere.is_none_or(|elsewhere| elsewhere.cluster.should_own(VirtualShard(0)));
+    let swept = if sweep && sweeps { sweep_once(broker, now).await } else { Ok(()) };
+    wills.and(expired).and(settled).and(inboxes).and(retained).and(swept)
 }
 
 /// As [`maintain_once`]: what fails keeps nothing else from being done.

@@ -18,7 +18,7 @@ use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use weir::config::{Config, Listener};
-use weir::server;
+use weir::server::{self, Extras};
 use weir_core::keyspace::format::KeyspaceFormat;
 use weir_env::clock::Clock;
 use weir_env::seed::Seed;
@@ -169,7 +169,7 @@ fn forwarding_to_one_more_subscriber_allocates_nothing_and_idle_connections_are_
         async move {
             let store = store_of_one_shard().await;
             let (clock, seed) = (Clock::system(), Seed::from_entropy());
-            server::run_with(&config, store, clock, &seed, shutdown, started_tx, Vec::new()).await
+            server::run_with(&config, store, clock, &seed, shutdown, started_tx, Extras::default()).await
         }
     });
     let started = async { tokio::time::timeout(DEADLINE, started).await };

@@ -96,7 +96,7 @@ pub(super) async fn accept(
     if !settled && !broker.clients.is_connected(&client_id) {
         return Err(refuse_for_room(&mut wire, version, &client_id).await);
     }
-    let Some(place) = broker.clients.admit(&client_id, &mailbox).await else {
+    let Some(mut place) = broker.clients.admit(&client_id, &mailbox).await else {
         refuse(&mut wire, version, ReasonCode::SessionTakenOver, None).await;
         return Err(Closed::TakenOver);
     };
@@ -115,8 +115,11 @@ pub(super) async fn accept(
         refuse(&mut wire, version, ReasonCode::QuotaExceeded, Some(text.into())).await;
         return Err(Closed::Refused);
     }
-    let opened = match broker.sessions.open(&client_id, &options).await {
-        Ok(opened) => opened,
+    let opened = match broker.open_session(&client_id, &options, &mailbox).await {
+        Ok((opened, hold)) => {
+            place.keep(hold);
+            opened
+        }
         Err(error) => {
             tracing::warn!(client = %client_id, %error, "session could not be opened");
             let text = "the session could not be opened; connect again".into();

@@ -290,7 +290,9 @@ impl Connection {
         }
         let stored: Vec<(ByteString, StoredSubscription)> =
             grants.iter().map(|grant| (grant.text.clone(), stored(&grant.wish, &grant.request))).collect();
-        self.broker.sessions.subscribe_anew(&self.stored, &stored, &anew).await.map(drop)
+        let version = self.broker.sessions.subscribe_anew(&self.stored, &stored, &anew).await?;
+        self.broker.known_everywhere(version).await;
+        Ok(())
     }
 
     /// Makes a granted subscription work. Returns the retained messages it asks for.
@@ -317,11 +319,14 @@ impl Connection {
         if !self.forget_positions(|text| unsubscribe.filters.iter().any(|filter| *filter == *text)).await {
             return;
         }
-        if self.stored.persistent
-            && let Err(error) = self.broker.sessions.unsubscribe(&self.stored, &unsubscribe.filters).await
-        {
-            self.fail(&error);
-            return;
+        if self.stored.persistent {
+            match self.broker.sessions.unsubscribe(&self.stored, &unsubscribe.filters).await {
+                Ok(version) => self.broker.known_everywhere(version).await,
+                Err(error) => {
+                    self.fail(&error);
+                    return;
+                }
+            }
         }
         let mut reasons = Vec::with_capacity(unsubscribe.filters.len());
         for text in &unsubscribe.filters {

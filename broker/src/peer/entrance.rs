@@ -17,9 +17,11 @@ use super::security::Security;
 use super::server::PeerServer;
 use crate::config::Config;
 use crate::listen;
+use crate::server::Peering;
 
 /// The address is taken; nobody is served yet.
 pub(crate) struct Entrance {
+    /// Where other pods find it.
     advertised: String,
     network: GrpcNetwork,
     links: LinkOptions,
@@ -49,7 +51,7 @@ impl Entrance {
     }
 
     /// How this pod takes part in the cluster, and its way to the others.
-    pub(crate) fn part_in_cluster(&self, config: &Config, clock: Clock) -> (ClusterOptions, PeerNetwork) {
+    fn part_in_cluster(&self, config: &Config, clock: Clock) -> (ClusterOptions, PeerNetwork) {
         let info = PodInfo {
             peer: self.advertised.as_str().into(),
             admin: config.admin.to_string().into(),
@@ -62,8 +64,21 @@ impl Entrance {
         (ClusterOptions::new(info), network)
     }
 
+    /// The same, and what brings other pods here once there are links: tasks of `tasks`, until `stop`.
+    pub(crate) fn peering(
+        self,
+        config: &Config,
+        clock: Clock,
+        (tasks, stop): (&TaskTracker, &CancellationToken),
+    ) -> Peering {
+        let (options, network) = self.part_in_cluster(config, clock);
+        let (tasks, stop) = (tasks.clone(), stop.child_token());
+        let attach = move |links: &Links| drop(tasks.spawn(self.serve(links.clone(), stop)));
+        Peering { options, network, attach: Box::new(attach) }
+    }
+
     /// Gives `links` what other pods dial, until `stop`.
-    pub(crate) async fn serve(self, links: Links, stop: CancellationToken) {
+    async fn serve(self, links: Links, stop: CancellationToken) {
         if let Err(error) = self.server.run(links, stop).await {
             tracing::error!(
                 error = %format!("{error:#}"),

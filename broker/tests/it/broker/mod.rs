@@ -16,6 +16,7 @@ mod limits;
 mod listeners;
 mod messages;
 mod patience;
+mod pod_sessions;
 mod pods;
 mod queue_admin;
 mod queue_consumers;
@@ -63,8 +64,12 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use weir::auth::Method;
 use weir::config::{Config, Listener};
-use weir::server::{self, Started};
+use weir::server::{self, Extras, Peering, Started};
 use weir_core::Core;
+use weir_core::cluster::links::LinkOptions;
+use weir_core::cluster::testing::MemoryNetwork;
+use weir_core::cluster::{ClusterOptions, PodInfo};
+use weir_core::core::PeerNetwork;
 use weir_core::definition::{Definition, DispatchSettings, Kind, Retention};
 use weir_env::clock::Clock;
 use weir_env::seed::Seed;
@@ -145,14 +150,26 @@ impl TestBroker {
         store: &SharedStore,
         methods: Vec<Arc<dyn Method>>,
     ) -> Self {
-        Self::start_on_threads(2, config, store, methods).await
+        Self::start_on_threads(2, config, store, Extras { methods, peering: None }).await
+    }
+
+    /// One of several on `store`, which reach each other through `network`.
+    pub(super) async fn start_pod(store: &SharedStore, network: &MemoryNetwork) -> Self {
+        let (attached, links) = (network.clone(), LinkOptions::default());
+        let peering = Peering {
+            options: ClusterOptions::new(PodInfo::default()),
+            network: PeerNetwork { network: Arc::new(network.clone()), links },
+            attach: Box::new(move |links| attached.attach(links)),
+        };
+        let extras = Extras { methods: Vec::new(), peering: Some(peering) };
+        Self::start_on_threads(2, config(), store, extras).await
     }
 
     pub(super) async fn start_on_threads(
         threads: usize,
         config: Config,
         store: &SharedStore,
-        methods: Vec<Arc<dyn Method>>,
+        extras: Extras,
     ) -> Self {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build().unwrap();
@@ -162,7 +179,7 @@ impl TestBroker {
             let (store, shutdown) = (Arc::clone(store), shutdown.clone());
             async move {
                 let seed = Seed::from_entropy();
-                server::run_with(&config, store, Clock::system(), &seed, shutdown, started_tx, methods).await
+                server::run_with(&config, store, Clock::system(), &seed, shutdown, started_tx, extras).await
             }
         });
         let started = tokio::time::timeout(DEADLINE, started).await.expect("a start in time");

@@ -9,7 +9,7 @@ use weir_core::inbox::InboxOverflow;
 use super::client::{
     AtLeastOnce, AtMostOnce, ExactlyOnce, V5, clean, persistent, publish, receive_maximum, text,
 };
-use super::{DEADLINE, TestBroker, config, memory, queue};
+use super::{DEADLINE, Extras, TestBroker, config, memory, queue};
 
 const TOO_SLOW: &str = "weir_connections_closed_total{reason=\"too_slow\"}";
 const SHED: &str = "weir_messages_dropped_total{reason=\"client_shed\"}";
@@ -56,7 +56,7 @@ async fn messages_for_a_client_that_does_not_read_are_dropped_and_counted() {
 async fn a_reader_that_keeps_up_has_its_turn_before_a_publisher_fills_its_mailbox() {
     let mut config = config();
     config.limits.outbox_bytes_per_client = ByteCount::mib(1);
-    let broker = TestBroker::start_on_threads(1, config, &memory(), Vec::new()).await;
+    let broker = TestBroker::start_on_threads(1, config, &memory(), Extras::default()).await;
     let mut publisher = broker.clean("p").await;
     let payload = "x".repeat(16 << 10);
     for round in 0..8 {

@@ -1,0 +1,126 @@
+//! Tells other pods whose inboxes have more: gathered while it is sent, each client once. What cannot be sent is not kept:
+//! a pod looks at all inboxes of its clients when a link comes up.
+
+use std::time::Duration;
+
+use bytestring::ByteString;
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use weir_core::cluster::Cluster;
+use weir_core::cluster::links::{Links, TrySendError};
+use weir_core::cluster::message::SessionMessage;
+use weir_core::keyspace::owner::PodId;
+use weir_core::sessions::{Place, Sessions};
+use weir_env::seed::{HashMap, HashSet};
+
+/// Clients named in one message.
+const CLIENTS_PER_MESSAGE: usize = 1_000;
+/// Clients that wait to be named to one pod; with more it is told to look at all of its clients' inboxes.
+const CLIENTS_MAX: usize = 10_000;
+/// Wait before a pod whose lane is full is told.
+const FULL_WAIT: Duration = Duration::from_millis(5);
+
+/// What is to be told.
+#[derive(Debug, Default)]
+pub(crate) struct Notices {
+    by_pod: Mutex<HashMap<PodId, Waiting>>,
+    arrived: Notify,
+}
+
+#[derive(Debug)]
+enum Waiting {
+    Some(HashSet<ByteString>),
+    All,
+}
+
+impl Waiting {
+    fn add(&mut self, client_id: &ByteString) {
+        match self {
+            Self::Some(clients) if clients.len() < CLIENTS_MAX => {
+                clients.insert(client_id.clone());
+            }
+            Self::Some(_) => *self = Self::All,
+            Self::All => {}
+        }
+    }
+
+    /// Some of the clients, as a message names them.
+    fn first(&self) -> Vec<ByteString> {
+        match self {
+            Self::All => Vec::new(),
+            Self::Some(clients) => clients.iter().take(CLIENTS_PER_MESSAGE).cloned().collect(),
+        }
+    }
+
+    /// Forgets clients that have been named; whether that were all.
+    fn named(&mut self, clients: &[ByteString]) -> bool {
+        match self {
+            Self::All => true,
+            Self::Some(waiting) => {
+                for client in clients {
+                    waiting.remove(client);
+                }
+                waiting.is_empty()
+            }
+        }
+    }
+}
+
+impl Notices {
+    /// The inbox of `client_id` has more: has the pod told where it is connected, if that is not this one.
+    pub(crate) fn add(&self, cluster: &Cluster, sessions: &Sessions, client_id: &ByteString) {
+        let to = match sessions.whereabouts(client_id) {
+            Place::Away => return,
+            Place::At(pod) if pod == cluster.me() => return,
+            Place::At(pod) => Some(pod),
+            Place::Unknown => None,
+        };
+        let view = cluster.view();
+        let mut by_pod = self.by_pod.lock();
+        let mut add = |pod| {
+            by_pod.entry(pod).or_insert_with(|| Waiting::Some(HashSet::default())).add(client_id);
+        };
+        match to {
+            Some(pod) => add(pod),
+            None => view.pods.iter().map(|pod| pod.id).filter(|pod| *pod != cluster.me()).for_each(add),
+        }
+        drop(by_pod);
+        self.arrived.notify_one();
+    }
+
+    /// Sends what there is until `stop`.
+    pub(crate) async fn run(&self, links: &Links, stop: &CancellationToken) {
+        while stop.run_until_cancelled(self.arrived.notified()).await.is_some() {
+            while self.send(links) && stop.run_until_cancelled(tokio::time::sleep(FULL_WAIT)).await.is_some()
+            {
+            }
+        }
+    }
+
+    /// Sends what can be sent; whether something is left.
+    fn send(&self, links: &Links) -> bool {
+        let pods: Vec<PodId> = self.by_pod.lock().keys().copied().collect();
+        pods.into_iter().map(|pod| self.send_to(pod, links)).fold(false, |any, left| any | left)
+    }
+
+    fn send_to(&self, pod: PodId, links: &Links) -> bool {
+        loop {
+            let mut by_pod = self.by_pod.lock();
+            let Some(waiting) = by_pod.get_mut(&pod) else { return false };
+            let clients = waiting.first();
+            let message = match waiting {
+                Waiting::All => SessionMessage::AllInboxesChanged,
+                Waiting::Some(_) => SessionMessage::InboxChanged { clients: clients.clone() },
+            };
+            match links.try_send(pod, message) {
+                Ok(()) if !waiting.named(&clients) => {}
+                Err(TrySendError::Full) => return true,
+                Ok(()) | Err(TrySendError::Unreachable) => {
+                    by_pod.remove(&pod);
+                    return false;
+                }
+            }
+        }
+    }
+}
