@@ -236,3 +236,12 @@ async fn what_people_do_to_a_queue_or_stream_they_do_from_any_pod() {
     let purge = Purge { from: None, before: None, filter: StateFilter::Any };
     assert_eq!(pods.cores[2].purge(&queue, &purge).await.unwrap().purged, 20);
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_owner_answers_also_after_a_long_time_without_questions() {
+    let pods = Pods::open(2, 16, &[definition(Kind::Stream, "s", "a/#", 1)]).await;
+    let from = pods.other(&pods.find(0, Kind::Stream, "s"), 0);
+    publish(&pods.cores[from], pods.clock, "a/b", "first").await.unwrap();
+    tokio::time::sleep(Duration::from_secs(70)).await;
+    publish(&pods.cores[from], pods.clock, "a/b", "second").await.unwrap();
+}

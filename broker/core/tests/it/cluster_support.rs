@@ -24,6 +24,7 @@ pub(crate) struct Pods {
     pub(crate) clock: Clock,
     pub(crate) cores: Vec<Core>,
     seed: u64,
+    joined: u64,
 }
 
 impl Pods {
@@ -41,7 +42,7 @@ impl Pods {
     ) -> Self {
         let network = MemoryNetwork::new(clock, &Seed::fixed(seed));
         network.set_delay(Duration::from_micros(100)..Duration::from_micros(900));
-        let mut pods = Self { network, store, clock, cores: Vec::new(), seed };
+        let mut pods = Self { network, store, clock, cores: Vec::new(), seed, joined: 0 };
         for n in 0..count {
             pods.join().await;
             if n == 0 {
@@ -54,7 +55,8 @@ impl Pods {
 
     /// One more pod.
     pub(crate) async fn join(&mut self) -> usize {
-        let n = self.cores.len();
+        let n = self.joined;
+        self.joined += 1;
         let info = PodInfo { peer: format!("pod-{n}").into(), ..PodInfo::default() };
         let options = Options {
             cluster: Some(ClusterOptions::new(info)),
@@ -64,13 +66,13 @@ impl Pods {
             }),
             ..Options::default()
         };
-        let seed = Seed::fixed(self.seed * 1000 + n as u64);
+        let seed = Seed::fixed(self.seed * 1000 + n);
         let store = Arc::clone(&self.store);
         let core = Core::open_with(store, self.clock, &seed, Metrics::default(), options).await.unwrap();
         self.network.attach(core.links().unwrap());
         core.meet();
         self.cores.push(core);
-        n
+        self.cores.len() - 1
     }
 
     /// Waits until the shards are where they belong.

@@ -115,7 +115,7 @@ impl Forwarder {
                 heard = self.heard.recv() => {
                     // The sender is kept by `remote` as long as this runs.
                     let Some(heard) = heard else { break };
-                    self.handle_heard(heard, now);
+                    self.handle_heard(heard);
                 }
                 sent = send_out(&links, vs, talk, outbox), if talk.is_some() && !outbox.is_empty() => {
                     if sent.is_err() {
@@ -128,11 +128,11 @@ impl Forwarder {
                     self.wait_until = None;
                 }
                 () = self.context.closed.cancelled(), if self.close_at.is_none() => {
-                    self.close_at = Some(now + CLOSE_TIME);
+                    self.close_at = Some(self.context.clock.now() + CLOSE_TIME);
                 }
                 command = self.commands.recv(), if has_room => {
                     let Some(command) = command else { break };
-                    self.handle_commands(command, now);
+                    self.handle_commands(command);
                 }
                 () = tokio::time::sleep_until(due.unwrap_or(now)), if due.is_some() => {}
             }
@@ -185,7 +185,9 @@ impl Forwarder {
         self.state.close();
     }
 
-    fn handle_commands(&mut self, first: Command, now: Instant) {
+    fn handle_commands(&mut self, first: Command) {
+        // The turn may have begun long ago.
+        let now = self.context.clock.now();
         let mut next = Some(first);
         for _ in 0..COMMANDS_PER_TURN {
             match next {
@@ -202,7 +204,8 @@ impl Forwarder {
         }
     }
 
-    fn handle_heard(&mut self, heard: Heard, now: Instant) {
+    fn handle_heard(&mut self, heard: Heard) {
+        let now = self.context.clock.now();
         match heard {
             Heard::RollCall { from } => {
                 self.hint = Some((from, now));
