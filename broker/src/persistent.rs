@@ -55,6 +55,9 @@ pub(crate) struct Removed {
     pub(crate) filters: Vec<ByteString>,
 }
 
+/// Filters that are gone with whose they were, and sessions that are.
+type NotMet = (Vec<(Arc<Subscriber>, ByteString)>, Vec<Arc<Subscriber>>);
+
 impl Persistent {
     pub(crate) fn new(metrics: Metrics) -> Self {
         Self { by_client: Mutex::default(), metrics }
@@ -139,7 +142,7 @@ impl Persistent {
 
     /// Filters that the reading with number `reading` has not met although they were known before, of sessions that are
     /// not connected here, and sessions of which it has met none: they are gone.
-    pub(crate) fn not_met(&self, reading: u64) -> (Vec<(Arc<Subscriber>, ByteString)>, Vec<Arc<Subscriber>>) {
+    pub(crate) fn not_met(&self, reading: u64) -> NotMet {
         let (mut filters, mut sessions) = (Vec::new(), Vec::new());
         for known in self.by_client.lock().values_mut().flatten() {
             if known.subscriber.mailbox().is_some() {
