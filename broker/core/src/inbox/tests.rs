@@ -10,11 +10,12 @@ use tokio_util::task::TaskTracker;
 
 use super::*;
 use crate::Error;
+use crate::keyspace::session::{OutgoingEntry, OutgoingPhase};
 use crate::keyspace::{PublishId, tag};
 use crate::message::Properties;
 use crate::message::tests::full_message;
 use crate::sessions::faults::{Bench, Fault};
-use crate::sessions::{CloseOptions, OpenOptions, WillAction};
+use crate::sessions::{CloseOptions, OpenOptions, SessionOp, WillAction};
 
 struct InboxBench {
     bench: Bench,
@@ -254,6 +255,34 @@ async fn the_end_of_a_session_lets_go_of_shared_messages() {
     assert_eq!(it.inbox.sweep(it.bench.clock.wall()).await.unwrap(), 2);
     assert_eq!(it.bench.store.keys(tag::INBOX_BLOB).await, Vec::<Bytes>::new());
     it.remove_all(&sessions[0]).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pubrec_that_is_stored_with_the_end_of_its_connection_takes_the_message_off_the_inbox() {
+    let it = InboxBench::new();
+    let session = it.session("c").await;
+    for payload in [1, 2] {
+        it.append(&large(payload), std::slice::from_ref(&session), None).await.unwrap();
+    }
+    it.settle().await;
+    let ids: Vec<InboxId> =
+        it.inbox.read(&session, None, 10, usize::MAX).await.unwrap().iter().map(|item| item.id).collect();
+    let entry = |n: u16| OutgoingEntry {
+        packet_id: n,
+        phase: [OutgoingPhase::Released, OutgoingPhase::Published][usize::from(n)],
+        inbox_id: ids[usize::from(n)],
+    };
+    let stored = [SessionOp::StoreOutgoing(0, ids[0]), SessionOp::StoreOutgoing(1, ids[1])];
+    it.bench.sessions.update(&session, &stored).await.unwrap();
+    let options = CloseOptions {
+        expiry_seconds: 10,
+        will: WillAction::Cancel,
+        outgoing: vec![entry(0), entry(1)],
+        positions: Vec::new(),
+    };
+    it.bench.sessions.close(&session, &options).await.unwrap();
+    assert_eq!(it.payloads(&session).await, [large(2).payload]);
+    assert_eq!(it.usage(&session).messages, 1);
 }
 
 #[tokio::test(start_paused = true)]

@@ -12,13 +12,14 @@ use weir_storage::{Isolation, RangeQuery, Transaction};
 use super::doubt::Fate;
 use super::open::rows;
 use super::{EndedSession, Retry, SessionRef, Sessions, Shared, check_fence, read_fence};
+use crate::inbox;
 use crate::keyspace::change::{Change, SessionPhase};
-use crate::keyspace::inbox::InboxMark;
+use crate::keyspace::inbox::{InboxId, InboxMark};
 use crate::keyspace::owner::PodId;
 use crate::keyspace::pod::Pod;
 use crate::keyspace::session::{
-    ClientKeys, Fence, Incarnation, OutgoingEntry, SessionEpoch, SessionRoute, SessionState, SessionStatus,
-    decode_incoming, suffix,
+    ClientKeys, Fence, Incarnation, OutgoingEntry, OutgoingPhase, SessionEpoch, SessionRoute, SessionState,
+    SessionStatus, decode_incoming, suffix,
 };
 use crate::keyspace::session_position::SessionPosition;
 use crate::keyspace::timer::{Timer, TimerId, TimerKind};
@@ -57,7 +58,7 @@ pub struct CloseOptions {
     pub expiry_seconds: u32,
     /// What becomes of the will.
     pub will: WillAction,
-    /// QoS 1 publishes sent and not acknowledged: they are sent again under their packet ids.
+    /// Publishes that are not finished: they go on under their packet ids. Those of which PUBREC has come leave the inbox.
     pub outgoing: Vec<OutgoingEntry>,
     /// Subscriptions that have come further in their streams than is stored, and how far.
     pub positions: Vec<(ByteString, SessionPosition)>,
@@ -86,7 +87,7 @@ impl Sessions {
         let keys = shared.keys(&session.client_id);
         let closing = Closing { shared, keys: &keys, session, options };
         let mut closed = Closed::default();
-        let mut incarnation = None;
+        let (mut incarnation, mut released) = (None, Vec::new());
         let mut retry = Retry::new(shared.clock);
         loop {
             let now = shared.clock.wall();
@@ -96,6 +97,10 @@ impl Sessions {
             incarnation = shared.note(ended).or(incarnation);
             if let Ok(CloseStep { will: Some(will), .. }) = &outcome {
                 closed.will = Some(will.clone());
+            }
+            // Later attempts also find what the first one may have removed.
+            if let (Ok(step), false) = (&outcome, retry.is_repeat()) {
+                released.clone_from(&step.released);
             }
             match retry.commit(tx, outcome).await {
                 None => {}
@@ -107,6 +112,7 @@ impl Sessions {
                 Some(Ok(_)) => {}
             }
         }
+        shared.counters.remove(&session.client_id, session.incarnation, released.into_iter());
         closed.ended = incarnation.map(|incarnation| shared.end(&session.client_id, incarnation));
         Ok(closed)
     }
@@ -301,6 +307,8 @@ struct Closing<'a> {
 struct CloseStep {
     will: Option<DueWill>,
     done: bool,
+    /// Messages that are done with, which were not stored as such before.
+    released: Vec<InboxId>,
 }
 
 impl Closing<'_> {
@@ -322,7 +330,7 @@ impl Closing<'_> {
             WillAction::Fire => wills::release(self.shared, tx, &id, expiry_seconds, now, true).await?,
         };
         let wipe = Wipe { shared: self.shared, keys: self.keys, client_id: &self.session.client_id };
-        let mut done = true;
+        let (mut done, mut released) = (true, Vec::new());
         if !self.session.persistent {
             tx.clear(&self.keys.fence());
         } else if expiry_seconds == 0 {
@@ -340,13 +348,21 @@ impl Closing<'_> {
                 now: SessionPhase::Away,
             });
             for entry in &self.options.outgoing {
-                tx.set(&self.keys.outgoing(entry.packet_id), &entry.encode());
+                let (key, value) = (self.keys.outgoing(entry.packet_id), entry.encode());
+                // A PUBREC that could not be stored when it came: the message itself is done with.
+                if entry.phase == OutgoingPhase::Released
+                    && tx.get(&key, Isolation::Serializable).await?.as_deref() != Some(&value[..])
+                {
+                    inbox::remove_row(self.shared, tx, self.keys, self.session, &entry.inbox_id).await?;
+                    released.push(entry.inbox_id);
+                }
+                tx.set(&key, &value);
             }
             for (filter, position) in &self.options.positions {
                 tx.set(&self.keys.position(filter), &position.encode());
             }
         }
-        Ok(CloseStep { will, done })
+        Ok(CloseStep { will, done, released })
     }
 }
 

@@ -174,20 +174,6 @@ async fn a_pod_without_signs_of_life_is_dead_after_its_ttl_or_soon_after_its_lin
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_has_the_store_alone_waits_for_no_ttl() {
-    let (store, clock) = in_memory();
-    let (a, stream) = first(&store, clock, 1).await;
-    fill(&a, clock).await;
-    a.kill().await;
-    let alone = ClusterOptions { is_exclusive: true, ..options() };
-    let b = Pod::join_with(&store, clock, 2, alone).await;
-    within(ms(500), || b.sees() == ids(&[&b])).await;
-    within(ms(500), || b.owned(&stream) == shards_of(&stream).len()).await;
-    publish(&b.core, clock, "a/1", "b").await.unwrap();
-    assert!(!b.has_failed());
-}
-
-#[tokio::test(start_paused = true)]
 async fn an_outage_of_the_store_kills_nobody() {
     let (store, clock) = in_memory();
     let (a, b) = (Pod::join(&store, clock, 1).await, Pod::join(&store, clock, 2).await);
