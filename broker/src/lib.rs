@@ -27,6 +27,8 @@ pub mod responses;
 mod router;
 pub mod server;
 mod shared;
+#[cfg(test)]
+mod simulation;
 mod slots;
 pub mod store;
 mod sys;

@@ -201,6 +201,7 @@ async fn serve(
     let registry = Arc::new(registry);
     background.spawn(http::serve(http_listener, readiness.clone(), registry, stop_background.child_token()));
     background.spawn(serve_admin(admin_listener, Arc::clone(&broker), admin_access, shutdown.child_token()));
+    background.spawn(Arc::clone(&broker.auth).follow(stop_background.child_token()));
     let panics = go_on_by_itself(&broker, config, (background, stop_background));
     if let Some(watcher) = watcher {
         let (core, auto_create) = (Arc::clone(&broker.core), Arc::clone(&broker.auto_create));
@@ -267,7 +268,6 @@ pub(crate) fn go_on_by_itself(
     (background, stop): (&TaskTracker, &CancellationToken),
 ) -> Panics {
     let panics = Panics::default();
-    background.spawn(Arc::clone(&broker.auth).follow(stop.child_token()));
     background.spawn(panics.watch(maintain(Arc::clone(broker), stop.child_token())));
     background.spawn(take_up(Arc::clone(&broker.core), stop.child_token()));
     if !config.sys_interval.is_zero() {

@@ -150,6 +150,13 @@ impl Listener {
         })
     }
 
+    /// One without a socket.
+    #[cfg(test)]
+    pub(crate) fn in_memory(clock: Clock, registry: &mut Registry) -> Self {
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        Self::load(&config::Listener::tcp(any), &ByListener::register(registry), clock).unwrap()
+    }
+
     /// Whether `peer` may say for whom it speaks. A Unix socket has its mode for that.
     fn trusts_proxy(&self, peer: &PeerAddr) -> bool {
         match peer {
@@ -218,7 +225,7 @@ impl Accepting {
     }
 
     /// Each connection holds a slot from here to its end, CONNECT or not; without one it is closed at once.
-    fn serve(&self, listener: &Arc<Listener>, socket: Socket, addr: PeerAddr) {
+    pub(crate) fn serve(&self, listener: &Arc<Listener>, socket: Socket, addr: PeerAddr) {
         let metrics = &self.broker.metrics;
         metrics.connections_opened.inc();
         listener.metrics.opened.inc();

@@ -112,8 +112,7 @@ async fn bring<P>(
         };
         let frame = match packet {
             Ok(Some(packet)) => frame_of(packet).ok_or(Malformed("frame")),
-            // Both look the same to the one that was dialled.
-            Ok(None) => break Broken("the pod has ended the connection, or does not answer".to_owned()),
+            Ok(None) => break Broken("the pod ended the connection".to_owned()),
             Err(status) => break Broken(in_words(&status)),
         };
         match frame.and_then(convert::frame_from_wire) {

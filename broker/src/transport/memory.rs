@@ -64,7 +64,7 @@ impl MemorySocket {
         (first, second, Cable([there, back]))
     }
 
-    pub(super) async fn ready(&self, interest: Interest) -> io::Result<tokio::io::Ready> {
+    pub(crate) async fn ready(&self, interest: Interest) -> io::Result<tokio::io::Ready> {
         std::future::poll_fn(|context| {
             let readable = interest.is_readable() && self.poll_read_ready(context).is_ready();
             let writable = interest.is_writable() && self.poll_write_ready(context).is_ready();
@@ -100,7 +100,7 @@ impl MemorySocket {
         self.incoming.0.lock().readable()
     }
 
-    pub(super) fn try_read_buf(&self, into: &mut impl BufMut) -> io::Result<usize> {
+    pub(crate) fn try_read_buf(&self, into: &mut impl BufMut) -> io::Result<usize> {
         let mut state = self.incoming.0.lock();
         if state.reset {
             return Err(io::ErrorKind::ConnectionReset.into());
@@ -120,7 +120,7 @@ impl MemorySocket {
         self.try_read_buf(&mut into)
     }
 
-    pub(super) fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
+    pub(crate) fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
         let mut state = self.outgoing.0.lock();
         if state.reset {
             return Err(io::ErrorKind::ConnectionReset.into());

@@ -1,0 +1,212 @@
+//! The way of one pod to the store that all share: it takes its time, can be held up for as long as the pod is paused,
+//! and ends for good when the pod is killed. Looks at what goes through: a log is written by its owner alone.
+//!
+//! Knows keys of logs and owners, and nothing of what the pod does with them.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use weir_core::keyspace::log_state::LogState;
+use weir_core::keyspace::owner::{Epoch, Owner, PodId};
+use weir_core::keyspace::{LogId, VirtualShard, tag};
+use weir_env::seed::Seed;
+use weir_storage::{
+    Committed, ConflictKind, Isolation, RangePage, RangeQuery, Result, SharedStore, Store, Transaction,
+    Version, Watch,
+};
+
+/// Longest time that an operation takes on its way to the store.
+const LATENCY_MAX: Duration = Duration::from_millis(3);
+
+/// Which pod of the run is called what in the store, if it owns anything. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Writers(Arc<Mutex<BTreeMap<PodId, usize>>>);
+
+/// A store as one pod has it.
+#[derive(Clone, Debug)]
+pub(super) struct Gate {
+    inner: SharedStore,
+    state: Arc<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    /// Which pod of the run it is.
+    pod: usize,
+    seed: Seed,
+    writers: Writers,
+    passage: watch::Sender<Passage>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Passage {
+    Open,
+    /// Until the pod goes on.
+    Held,
+    /// Nothing goes through any more, and nobody is told.
+    Closed,
+}
+
+impl Gate {
+    pub(super) fn new(inner: SharedStore, pod: usize, seed: Seed, writers: Writers) -> Self {
+        let passage = watch::Sender::new(Passage::Open);
+        Self { inner, state: Arc::new(State { pod, seed, writers, passage }) }
+    }
+
+    /// The pod is dead. Each commit that is on its way happens or not.
+    pub(super) fn close_for_good(&self) {
+        self.state.passage.send_replace(Passage::Closed);
+    }
+
+    /// Holds everything up, or lets it go on.
+    pub(super) fn hold_up(&self, held: bool) {
+        self.state.passage.send_if_modified(|passage| {
+            let next = if held { Passage::Held } else { Passage::Open };
+            let changes = *passage != Passage::Closed && *passage != next;
+            if changes {
+                *passage = next;
+            }
+            changes
+        });
+    }
+}
+
+impl State {
+    /// The way there. For ever, if the pod is dead.
+    async fn pass(&self) {
+        let latency = self.seed.below(u64::try_from(LATENCY_MAX.as_micros()).unwrap());
+        tokio::time::sleep(Duration::from_micros(latency)).await;
+        self.open().await;
+    }
+
+    async fn open(&self) {
+        let mut passage = self.passage.subscribe();
+        // Cannot fail: the sender is in `self`.
+        let _ = passage.wait_for(|passage| *passage == Passage::Open).await;
+    }
+
+    /// As [`State::pass`], of what is sent off now: the death of the pod does not always stop it.
+    async fn send(&self) {
+        let was_open = *self.passage.borrow() == Passage::Open;
+        let survives = was_open && self.seed.below(2) == 0;
+        let latency = self.seed.below(u64::try_from(LATENCY_MAX.as_micros()).unwrap());
+        tokio::time::sleep(Duration::from_micros(latency)).await;
+        if !survives {
+            self.open().await;
+        }
+    }
+}
+
+#[async_trait]
+impl Store for Gate {
+    fn begin(&self) -> Box<dyn Transaction> {
+        let (inner, state) = (self.inner.begin(), Arc::clone(&self.state));
+        Box::new(GateTransaction { store: Arc::clone(&self.inner), inner, state, logs: Vec::new() })
+    }
+
+    fn engine(&self) -> &'static str {
+        self.inner.engine()
+    }
+
+    async fn failed(&self) -> Arc<str> {
+        self.inner.failed().await
+    }
+
+    async fn close(&self) {}
+}
+
+#[derive(Debug)]
+struct GateTransaction {
+    store: SharedStore,
+    inner: Box<dyn Transaction>,
+    state: Arc<State>,
+    /// States of logs that it writes.
+    logs: Vec<(VirtualShard, Epoch)>,
+}
+
+#[async_trait]
+impl Transaction for GateTransaction {
+    async fn read_version(&mut self) -> Result<Version> {
+        self.state.pass().await;
+        self.inner.read_version().await
+    }
+
+    fn set_read_version(&mut self, version: Version) {
+        self.inner.set_read_version(version);
+    }
+
+    async fn get(&mut self, key: &[u8], isolation: Isolation) -> Result<Option<Bytes>> {
+        self.state.pass().await;
+        self.inner.get(key, isolation).await
+    }
+
+    async fn get_range(&mut self, query: RangeQuery, isolation: Isolation) -> Result<RangePage> {
+        self.state.pass().await;
+        self.inner.get_range(query, isolation).await
+    }
+
+    fn set(&mut self, key: &[u8], value: &[u8]) {
+        if key.first() == Some(&tag::LOG_STATE) {
+            let log = LogId::of_key(&Bytes::copy_from_slice(key)).unwrap();
+            let state = LogState::decode(Bytes::copy_from_slice(value)).unwrap();
+            self.logs.push((log.vs, state.epoch));
+        }
+        self.inner.set(key, value);
+    }
+
+    fn clear(&mut self, key: &[u8]) {
+        self.inner.clear(key);
+    }
+
+    fn clear_range(&mut self, begin: &[u8], end: &[u8]) {
+        self.inner.clear_range(begin, end);
+    }
+
+    fn set_versionstamped_key(&mut self, key: &[u8], offset: usize, value: &[u8]) {
+        self.inner.set_versionstamped_key(key, offset, value);
+    }
+
+    fn set_versionstamped_value(&mut self, key: &[u8], value: &[u8], offset: usize) {
+        self.inner.set_versionstamped_value(key, value, offset);
+    }
+
+    fn add_conflict_range(&mut self, begin: &[u8], end: &[u8], kind: ConflictKind) {
+        self.inner.add_conflict_range(begin, end, kind);
+    }
+
+    fn watch(&mut self, key: &[u8]) -> Watch {
+        self.inner.watch(key)
+    }
+
+    async fn commit(self: Box<Self>) -> Result<Committed> {
+        let Self { store, inner, state, logs } = *self;
+        state.send().await;
+        let outcome = inner.commit().await;
+        if let Ok(committed) = &outcome {
+            for (vs, epoch) in logs {
+                check_owner(&store, &state, vs, epoch, committed.version).await;
+            }
+        }
+        // Who is dead or paused hears of it later, or never.
+        state.open().await;
+        outcome
+    }
+}
+
+/// Whoever wrote a log on `vs` was its owner at that moment. A batch that was begun in `epoch` may be written in a later
+/// one of the same pod.
+async fn check_owner(store: &SharedStore, state: &State, vs: VirtualShard, epoch: Epoch, at: Version) {
+    let mut tx = store.begin();
+    tx.set_read_version(at);
+    let owner = tx.get(&Owner::key(vs), Isolation::Snapshot).await.unwrap();
+    let owner = owner.map(|value| Owner::decode(value).unwrap());
+    let Some(Owner { epoch: in_force, pod }) = owner else { panic!("{vs:?} is written and has no owner") };
+    assert!(epoch <= in_force, "pod {} wrote a log on {vs:?} in {epoch:?}, before its time", state.pod);
+    let owner = *state.writers.0.lock().entry(pod).or_insert(state.pod);
+    assert_eq!(owner, state.pod, "a log on {vs:?} was written by another pod than its owner");
+}

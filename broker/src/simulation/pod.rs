@@ -1,0 +1,174 @@
+//! Brokers of a run, and the ways to harm them. A pod that is killed stays in memory as what cannot reach anything any
+//! more: neither the store nor a client.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use prometheus_client::registry::Registry;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use weir_core::cluster::links::{LinkOptions, Links};
+use weir_core::cluster::testing::MemoryNetwork;
+use weir_core::cluster::{ClusterOptions, PodInfo};
+use weir_core::core::PeerNetwork;
+use weir_env::clock::Clock;
+use weir_env::seed::Seed;
+use weir_storage::{FaultHandle, FaultRates, FaultStore, SharedStore};
+
+use super::gate::{Gate, Writers};
+use super::history::{Event, History, PodEvent};
+use super::wire::Wire;
+use crate::broker::Broker;
+use crate::config::Config;
+use crate::listen::{Accepting, Listener, PeerAddr};
+use crate::server::{self, Extras, Peering};
+use crate::transport::memory::{Cable, MemorySocket};
+
+/// Longest time that a pod takes to stop in order.
+const GRACE: Duration = Duration::from_secs(30);
+
+/// What pods of a run share.
+#[derive(Clone, Debug)]
+pub(super) struct Ground {
+    pub(super) store: SharedStore,
+    pub(super) clock: Clock,
+    pub(super) writers: Writers,
+    pub(super) history: History,
+    /// Between the pods of a cluster; none: there is one at a time, which is alone.
+    pub(super) network: Option<MemoryNetwork>,
+}
+
+/// A broker that serves.
+pub(super) struct Pod {
+    pub(super) number: usize,
+    pub(super) broker: Arc<Broker>,
+    gate: Gate,
+    faults: FaultHandle,
+    listener: Arc<Listener>,
+    accepting: Accepting,
+    clients: TaskTracker,
+    background: TaskTracker,
+    stop_background: CancellationToken,
+    shutdown: CancellationToken,
+    cables: Mutex<Vec<Cable>>,
+    history: History,
+    network: Option<MemoryNetwork>,
+}
+
+/// How a pod is one of many on `network`.
+fn peering(network: &MemoryNetwork, number: usize) -> Peering {
+    let info = PodInfo { peer: format!("pod-{number}").into(), ..PodInfo::default() };
+    let (way, reached) = (Arc::new(network.clone()), network.clone());
+    Peering {
+        options: ClusterOptions::new(info),
+        network: PeerNetwork { network: way, links: LinkOptions::default() },
+        attach: Box::new(move |links: &Links| reached.attach(links)),
+    }
+}
+
+impl Pod {
+    /// Starts a broker, again until it has started.
+    pub(super) async fn start(ground: &Ground, number: usize, seed: &Seed, rates: FaultRates) -> Self {
+        loop {
+            match Self::try_start(ground, number, &seed.fork(&seed.next_u64().to_string()), rates).await {
+                Ok(pod) => return pod,
+                Err(error) => ground.history.note(Event::Trouble(format!("{number} not started: {error:#}"))),
+            }
+        }
+    }
+
+    async fn try_start(
+        ground: &Ground,
+        number: usize,
+        seed: &Seed,
+        rates: FaultRates,
+    ) -> anyhow::Result<Self> {
+        let writers = ground.writers.clone();
+        let gate = Gate::new(Arc::clone(&ground.store), number, seed.fork("gate"), writers);
+        let store = FaultStore::wrap(Arc::new(gate.clone()), seed.fork("faults"));
+        let faults = store.handle();
+        faults.set_rates(rates);
+        let config = Config { allow_anonymous: true, ..Config::default() };
+        let mut registry = Registry::default();
+        let (background, stop_background) = (TaskTracker::new(), CancellationToken::new());
+        let listener = Arc::new(Listener::in_memory(ground.clock, &mut registry));
+        let peering = ground.network.as_ref().map(|network| peering(network, number));
+        let extras = Extras { methods: Vec::new(), peering };
+        let parts = (&mut registry, &background, &stop_background, extras);
+        let broker = server::begin(&config, Arc::new(store), ground.clock, seed, parts).await?;
+        server::go_on_by_itself(&broker, &config, (&background, &stop_background));
+        let (clients, shutdown) = (TaskTracker::new(), CancellationToken::new());
+        ground.history.note(Event::Pod(number, PodEvent::Started));
+        Ok(Self {
+            number,
+            accepting: Accepting::new(&broker, &clients, &shutdown),
+            broker,
+            gate,
+            faults,
+            listener,
+            clients,
+            background,
+            stop_background,
+            shutdown,
+            cables: Mutex::default(),
+            history: ground.history.clone(),
+            network: ground.network.clone(),
+        })
+    }
+
+    /// A connection of a client to it.
+    pub(super) fn connect(&self) -> Wire {
+        let (ours, theirs, cable) = MemorySocket::pair();
+        self.cables.lock().push(cable);
+        self.accepting.serve(&self.listener, ours.into(), PeerAddr::Local);
+        Wire::new(theirs, self.number)
+    }
+
+    /// Cuts all connections of clients.
+    pub(super) fn cut(&self) {
+        self.cables.lock().drain(..).for_each(|cable| cable.cut());
+    }
+
+    pub(super) fn set_rates(&self, rates: FaultRates) {
+        self.faults.set_rates(rates);
+    }
+
+    pub(super) fn kill(&self) {
+        self.history.note(Event::Pod(self.number, PodEvent::Killed));
+        self.gate.close_for_good();
+        if let Some(network) = &self.network {
+            network.kill(self.broker.core.pod());
+        }
+        self.cut();
+    }
+
+    /// Holds it up, or lets it go on: neither `others` nor clients hear of it meanwhile.
+    pub(super) fn hold_up(&self, held: bool, others: &[Arc<Self>]) {
+        let event = if held { PodEvent::Paused } else { PodEvent::GoesOn };
+        self.history.note(Event::Pod(self.number, event));
+        self.gate.hold_up(held);
+        if let Some(network) = &self.network {
+            let me = self.broker.core.pod();
+            let others = others.iter().map(|other| other.broker.core.pod()).filter(|other| *other != me);
+            match held {
+                true => others.for_each(|other| network.partition(me, other)),
+                false => network.heal(),
+            }
+        }
+        self.cables.lock().iter().for_each(|cable| cable.stall(held));
+    }
+
+    /// Stops it in order.
+    pub(super) async fn stop(&self) {
+        self.shutdown.cancel();
+        server::wind_down(&self.broker, &self.clients, GRACE).await;
+        self.stop_background.cancel();
+        self.background.close();
+        // What does not end in time is as good as killed.
+        let _ = tokio::time::timeout(GRACE, self.background.wait()).await;
+        self.gate.close_for_good();
+        self.cut();
+        self.history.note(Event::Pod(self.number, PodEvent::Stopped));
+    }
+}

@@ -1,0 +1,286 @@
+//! One run: pods over a store that they share, clients of all kinds, and trouble, all of it out of one seed.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use weir_codec::QoS;
+use weir_core::catalog::Object;
+use weir_core::cluster::testing::MemoryNetwork;
+use weir_core::definition::{Definition, DispatchSettings, Kind, QueueSettings, Retention};
+use weir_core::stream::{ReadOptions, Start};
+use weir_env::clock::{Clock, Timestamp};
+use weir_env::seed::Seed;
+use weir_storage::{FaultRates, MemoryStore};
+use weir_topic::TopicFilter;
+
+use super::client::{Client, Net};
+use super::gate::Writers;
+use super::history::{End, Event, History};
+use super::pod::{Ground, Pod};
+use super::publishers::Publisher;
+use super::subscribers::{Phase, Taker};
+
+const PUBLISHERS: usize = 4;
+const MESSAGES: u16 = 20;
+/// Nothing happens any more if nothing has happened for this long, and nothing is wrong.
+const QUIET: Duration = Duration::from_secs(40);
+/// By when all that was published has come, once nothing goes wrong any more.
+const DRAINED: Duration = Duration::from_secs(900);
+
+/// How much goes wrong in a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Weather {
+    /// Clients alone do harm.
+    Fair,
+    /// Pods are killed, paused and stopped.
+    Crashes,
+    /// The store fails as well.
+    Storm,
+}
+
+/// A run that goes on.
+struct World {
+    seed: Seed,
+    weather: Weather,
+    ground: Ground,
+    net: Net,
+    pods: Vec<Arc<Pod>>,
+    started: usize,
+    phase: watch::Sender<Phase>,
+    clients: JoinSet<()>,
+    publishers: JoinSet<()>,
+}
+
+/// Carries out the run of `seed`, with so many pods at a time: what is there in the end.
+pub(super) async fn run(seed: u64, pods: usize, history: &History) -> End {
+    let mut world = World::new(seed, pods > 1, history);
+    for _ in 0..pods {
+        world.start_pod().await;
+    }
+    world.declare().await;
+    world.start_clients();
+    world.make_trouble().await;
+    world.heal().await;
+    world.drain().await;
+    world.finish().await
+}
+
+fn definition(kind: Kind, name: &str, shards: u8) -> Definition {
+    Definition {
+        kind,
+        name: name.into(),
+        namespace: "default".into(),
+        object: name.into(),
+        topic_filter: Some("in/#".into()),
+        shards,
+        key: None,
+        retention: Retention::default(),
+        dispatch: DispatchSettings {
+            ack_timeout_ms: 5_000,
+            max_deliveries: 0,
+            backoff_initial_ms: 20,
+            backoff_max_ms: 1_000,
+            ..DispatchSettings::default()
+        },
+        last_value: false,
+        queue: QueueSettings::default(),
+        group_expiry_ms: 0,
+        delete_data: true,
+    }
+}
+
+impl World {
+    fn new(seed: u64, is_cluster: bool, history: &History) -> Self {
+        let clock = Clock::simulated(Timestamp::from_micros(1_700_000_000_000_000));
+        let weather = [Weather::Fair, Weather::Crashes, Weather::Storm][usize::try_from(seed % 3).unwrap()];
+        history.set_clock(clock);
+        let store = Arc::new(MemoryStore::new(clock));
+        let network = is_cluster.then(|| {
+            let network = MemoryNetwork::new(clock, &Seed::fixed(seed));
+            network.set_delay(Duration::from_micros(100)..Duration::from_millis(2));
+            network
+        });
+        let ground = Ground { store, clock, writers: Writers::default(), history: history.clone(), network };
+        Self {
+            seed: Seed::fixed(seed),
+            weather,
+            ground,
+            net: Net::default(),
+            pods: Vec::new(),
+            started: 0,
+            phase: watch::Sender::new(Phase::Busy),
+            clients: JoinSet::new(),
+            publishers: JoinSet::new(),
+        }
+    }
+
+    fn below(&self, bound: u64) -> u64 {
+        self.seed.below(bound)
+    }
+
+    fn rates(&self) -> FaultRates {
+        match self.weather {
+            Weather::Fair | Weather::Crashes => FaultRates::NONE,
+            Weather::Storm if *self.phase.borrow() != Phase::Busy => FaultRates::NONE,
+            Weather::Storm => FaultRates::rough(),
+        }
+    }
+
+    async fn start_pod(&mut self) {
+        let seed = self.seed.fork(&format!("pod {}", self.started));
+        let pod = Arc::new(Pod::start(&self.ground, self.started, &seed, self.rates()).await);
+        self.started += 1;
+        self.net.add(&pod);
+        self.pods.push(pod);
+    }
+
+    async fn declare(&self) {
+        let definitions = [definition(Kind::Queue, "q", 2), definition(Kind::Stream, "s", 2)];
+        while let Err(error) = self.pods[0].broker.core.apply(&definitions).await {
+            self.ground.history.note(Event::Trouble(format!("not declared: {error}")));
+        }
+    }
+
+    fn client(&self, id: &str) -> Client {
+        Client::new(id, &self.seed.fork("clients"), &self.net, &self.ground.history)
+    }
+
+    fn start_clients(&mut self) {
+        for n in 0..PUBLISHERS {
+            let publisher = Publisher::new(self.client(&format!("publisher-{n}")));
+            self.publishers.spawn(publisher.run(MESSAGES, false, |n| format!("in/{}", n % 5)));
+        }
+        let keeper = Publisher::new(self.client("keeper"));
+        self.publishers.spawn(keeper.run(MESSAGES, true, |n| format!("keep/{}", n % 2)));
+        let earliest = &[("stream-offset", "earliest")][..];
+        let takers = [
+            ("consumer-1", "$queue/q", QoS::AtLeastOnce, &[][..], false),
+            ("consumer-2", "$queue/q", QoS::AtLeastOnce, &[][..], false),
+            ("inbox-1", "in/#", QoS::AtLeastOnce, &[][..], true),
+            ("inbox-2", "in/#", QoS::ExactlyOnce, &[][..], true),
+            ("reader-lasting", "$stream/s", QoS::AtLeastOnce, earliest, true),
+            ("reader-anew", "$stream/s", QoS::AtMostOnce, earliest, false),
+        ];
+        for (id, filter, qos, properties, persistent) in takers {
+            let taker = Taker::new(self.client(id), &self.phase.subscribe(), filter, qos, properties);
+            self.clients.spawn(taker.run(persistent));
+        }
+    }
+
+    /// Until all is published.
+    async fn make_trouble(&mut self) {
+        let limit = self.ground.clock.now() + DRAINED;
+        while !self.publishers.is_empty() {
+            let pause = Duration::from_millis(200 + self.below(4000));
+            let ended = tokio::time::timeout(pause, self.publishers.join_next()).await;
+            if let Ok(Some(ended)) = ended {
+                ended.unwrap();
+                continue;
+            }
+            assert!(self.ground.clock.now() < limit, "publishers do not come to an end");
+            if self.weather != Weather::Fair {
+                self.make_one_trouble().await;
+            }
+        }
+    }
+
+    async fn make_one_trouble(&mut self) {
+        let pod = Arc::clone(&self.pods[usize::try_from(self.below(self.pods.len() as u64)).unwrap()]);
+        match self.below(4) {
+            0 => {
+                pod.kill();
+                self.replace(&pod).await;
+            }
+            1 => {
+                self.net.remove(&pod);
+                pod.stop().await;
+                self.replace(&pod).await;
+            }
+            2 => {
+                pod.hold_up(true, &self.pods);
+                tokio::time::sleep(Duration::from_millis(500 + self.below(14_500))).await;
+                pod.hold_up(false, &self.pods);
+            }
+            _ => {
+                self.ground.history.note(Event::Trouble(format!("clients of {} are cut off", pod.number)));
+                pod.cut();
+            }
+        }
+    }
+
+    async fn replace(&mut self, pod: &Pod) {
+        self.net.remove(pod);
+        self.pods.retain(|other| other.number != pod.number);
+        tokio::time::sleep(Duration::from_millis(self.below(2000))).await;
+        self.start_pod().await;
+    }
+
+    async fn heal(&self) {
+        self.phase.send_replace(Phase::Draining);
+        for pod in &self.pods {
+            pod.set_rates(FaultRates::NONE);
+        }
+        self.ground.history.note(Event::Trouble("is over".to_owned()));
+    }
+
+    /// Until nothing comes any more.
+    async fn drain(&self) {
+        let limit = self.ground.clock.now() + DRAINED;
+        let mut before = 0;
+        loop {
+            tokio::time::sleep(QUIET).await;
+            let now = self.ground.history.progress();
+            if now == before {
+                break;
+            }
+            assert!(self.ground.clock.now() < limit, "messages come without end");
+            before = now;
+        }
+    }
+
+    async fn finish(mut self) -> End {
+        self.phase.send_replace(Phase::Over);
+        while let Some(ended) = self.clients.join_next().await {
+            ended.unwrap();
+        }
+        let end = self.look().await;
+        for pod in &self.pods {
+            pod.stop().await;
+        }
+        // How much the store was used, to the last commit.
+        let version = self.ground.store.begin().read_version().await.unwrap();
+        self.ground.history.note(Event::Trouble(format!("ends at {version:?}")));
+        end
+    }
+
+    async fn look(&self) -> End {
+        let core = &self.pods[0].broker.core;
+        let find = |kind, name: &str| -> Arc<Object> { core.catalog().view().find(kind, name).unwrap() };
+        let (queue, stream) = (find(Kind::Queue, "q"), find(Kind::Stream, "s"));
+        let mut end = End::default();
+        for report in core.describe(&queue).await.unwrap() {
+            let queue = report.queue.unwrap();
+            let [accepted, acknowledged] = [report.extent.next, queue.counters.acknowledged];
+            end.queue.push([accepted, queue.depth, acknowledged, queue.counters.done()]);
+        }
+        let until = Some(Start::Latest);
+        let options = ReadOptions { start: Start::Earliest, until, ..ReadOptions::default() };
+        let mut reader = core.reader(&stream, &options).await.unwrap();
+        while !reader.is_ended() {
+            let batch = reader.next().await.unwrap();
+            for (offset, record) in batch.records {
+                let payload = String::from_utf8(record.message.payload.to_vec()).unwrap();
+                end.stream.insert((batch.log.shard, offset), payload);
+            }
+        }
+        let filter = TopicFilter::parse("keep/#".to_owned()).unwrap();
+        let retained = &self.pods[0].broker.retained;
+        for message in retained.matching(&filter, None, 100, 1 << 20).await.unwrap().messages {
+            let payload = String::from_utf8(message.payload.to_vec()).unwrap();
+            end.retained.insert(message.topic.to_string(), payload);
+        }
+        end
+    }
+}
