@@ -31,6 +31,8 @@ use weir_topic::{Subscription, TopicFilter};
 use crate::auth::Auth;
 use crate::auto_create::AutoCreate;
 use crate::clients::Clients;
+use crate::cluster::Pods;
+use crate::cluster::forward::Forwards;
 use crate::cluster::takeover::Elsewhere;
 use crate::config::Limits;
 use crate::convert;
@@ -66,6 +68,8 @@ pub(crate) struct Broker {
     /// One permit for each due will that may be published at the same time.
     pub(crate) due_wills: Arc<Semaphore>,
     pub(crate) router: Router,
+    /// Other pods that have live subscribers, if there may be any.
+    pub(crate) pods: Option<Pods>,
     pub(crate) under_way: UnderWay,
     pub(crate) clients: Arc<Clients>,
     pub(crate) persistent: Persistent,
@@ -131,6 +135,8 @@ pub(crate) struct Outcome {
 /// A message and the live subscribers it is for.
 pub(crate) struct Live {
     matched: Matched,
+    /// For those at other pods.
+    forwards: Forwards,
     message: Arc<WireMessage>,
     expires_at: Option<std::time::Instant>,
     span: tracing::Span,
@@ -149,6 +155,14 @@ pub(crate) enum Begun {
     Accepted(Accepted),
     /// It is to be put in line.
     Enqueue(BoxFuture<'static, Accepted>),
+}
+
+/// What there is to a publish beside live subscribers.
+struct Found {
+    reason: ReasonCode,
+    inboxes: SmallVec<[InboxTarget; 2]>,
+    targets: SmallVec<[Arc<Object>; 2]>,
+    retained: Option<(Arc<Message>, Completion)>,
 }
 
 /// What is waited for before a publisher is told.
@@ -223,14 +237,58 @@ impl Broker {
         let targets = self.core.targets(&message.topic);
         let reason = if matched.is_empty() { ReasonCode::NoMatchingSubscribers } else { ReasonCode::Success };
         let inboxes = std::mem::take(&mut matched.inboxes);
-        let live = inbound.live.then(|| self.live(matched, &inbound, &span));
+        let pods = std::mem::take(&mut matched.pods);
+        let live = inbound.live.then(|| {
+            let forwards = self.forwards(pods, &inbound);
+            self.live(matched, forwards, &inbound, &span)
+        });
         let live = match live {
-            Some(live) if inbound.qos != QoS::ExactlyOnce => {
-                self.deliver(&live);
-                None
+            Some(mut live) if inbound.qos != QoS::ExactlyOnce => {
+                self.deliver(&mut live);
+                live.forwards.is_waiting().then(|| Box::new(live))
             }
             live => live.map(Box::new),
         };
+        let found = Found { reason, inboxes, targets, retained };
+        match live {
+            Some(live) if live.forwards.is_waiting() => {
+                let broker = Arc::clone(self);
+                Begun::Enqueue(Box::pin(async move {
+                    match broker.forward_later(inbound, live, found, span).await {
+                        Begun::Accepted(accepted) => accepted,
+                        Begun::Enqueue(enqueue) => enqueue.await,
+                    }
+                }))
+            }
+            live => self.keep(inbound, live, found, span),
+        }
+    }
+
+    /// Waits until a message is in line for all other pods it is for, or, of QoS 2, can be.
+    async fn forward_later(
+        self: &Arc<Self>,
+        inbound: Inbound,
+        mut live: Box<Live>,
+        found: Found,
+        span: tracing::Span,
+    ) -> Begun {
+        live.forwards.wait(self).await;
+        if inbound.qos == QoS::ExactlyOnce {
+            return self.keep(inbound, Some(live), found, span);
+        }
+        live.forwards.send(&self.metrics);
+        self.keep(inbound, None, found, span)
+    }
+
+    /// Puts a message in line for whatever must keep it.
+    fn keep(
+        self: &Arc<Self>,
+        inbound: Inbound,
+        live: Option<Box<Live>>,
+        found: Found,
+        span: tracing::Span,
+    ) -> Begun {
+        let Found { reason, inboxes, targets, retained } = found;
         if targets.is_empty() && inboxes.is_empty() && retained.is_none() {
             return Begun::Accepted(Accepted::Done(Outcome {
                 reason,
@@ -261,7 +319,7 @@ impl Broker {
     }
 
     /// A message as it is kept.
-    fn kept(&self, inbound: &Inbound) -> Arc<Message> {
+    pub(crate) fn kept(&self, inbound: &Inbound) -> Arc<Message> {
         let Inbound { message, qos, retain, expiry, dead_letter, .. } = inbound;
         let kept = convert::to_core(message, *qos, *retain, *expiry, self.clock.wall());
         Arc::new(Message { dead_letter: *dead_letter, ..kept })
@@ -295,15 +353,16 @@ impl Broker {
         Ok(Durable { broker: Arc::clone(self), message, inbound, live, appends, inbox, retained, under_way })
     }
 
-    fn live(&self, matched: Matched, inbound: &Inbound, span: &tracing::Span) -> Live {
+    fn live(&self, matched: Matched, forwards: Forwards, inbound: &Inbound, span: &tracing::Span) -> Live {
         let expires_at = inbound
             .expiry
             .and_then(|seconds| convert::deadline(self.clock.now(), Duration::from_secs(u64::from(seconds))));
-        Live { matched, message: Arc::clone(&inbound.message), expires_at, span: span.clone() }
+        Live { matched, forwards, message: Arc::clone(&inbound.message), expires_at, span: span.clone() }
     }
 
-    /// Gives a message to live subscribers.
-    pub(crate) fn deliver(self: &Arc<Self>, live: &Live) {
+    /// Gives a message to live subscribers, to those at other pods as far as there is room.
+    pub(crate) fn deliver(self: &Arc<Self>, live: &mut Live) {
+        live.forwards.send(&self.metrics);
         self.deliver_to(&live.matched, &live.message, live.expires_at, &live.span);
     }
 
@@ -346,8 +405,8 @@ impl Broker {
             Accepted::Done(outcome) => outcome,
             Accepted::Pending(_, outcome) => outcome.await,
         };
-        if let Some(live) = live {
-            self.deliver(&live);
+        if let Some(mut live) = live {
+            self.deliver(&mut live);
         }
         let given_up = refusal.is_some() || now.saturating_since(due.first_due) >= WILL_PATIENCE;
         let result = if reason.is_error() && !given_up {

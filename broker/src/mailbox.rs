@@ -32,6 +32,8 @@ pub(crate) struct Letter {
     pub(crate) expires_at: Option<std::time::Instant>,
     /// The shared subscriptions that chose this client for it.
     pub(crate) shared: SmallVec<[Arc<Group>; 1]>,
+    /// How often these have handed it from pod to pod, for want of a member.
+    pub(crate) hops: u8,
     /// Of the publish, so that delivery and acknowledgement show up under it.
     pub(crate) span: tracing::Span,
 }
@@ -300,6 +302,7 @@ mod tests {
             subscription_identifiers: SmallVec::new(),
             expires_at: None,
             shared: SmallVec::new(),
+            hops: 0,
             span: tracing::Span::none(),
         }
     }

@@ -243,6 +243,10 @@ labels! {
         StoreFailed = "store_failed",
         /// A QoS 0 publish or a will that asks for what a queue cannot do.
         QueueRefused = "queue_refused",
+        /// QoS 0, and too much waits to be sent to the pod of the subscriber.
+        PodBusy = "pod_busy",
+        /// There is no link to the pod of the subscriber.
+        PodUnreachable = "pod_unreachable",
     }
 
     /// Of whom too much is becoming durable.

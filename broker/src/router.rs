@@ -1,7 +1,10 @@
 //! Who gets what: the subscriptions of every session, live and persistent, matched against a topic.
 //!
 //! The table is in memory and owned here; the store's copy of persistent sessions' subscriptions is read into
-//! it at the start. It knows neither queues nor streams, which have filters of their own.
+//! it at the start. Among other pods, it knows what their clients want live (`pods`). It knows neither queues nor streams,
+//! which have filters of their own.
+
+mod pods;
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -12,14 +15,20 @@ use bytestring::ByteString;
 use parking_lot::{Mutex, RwLock};
 use smallvec::SmallVec;
 use weir_codec::{Message, PacketId, QoS, SubscriptionOptions};
+use weir_core::cluster::Want;
 use weir_core::inbox::{InboxRoom, InboxTarget};
 use weir_core::keyspace::PublishId;
+use weir_core::keyspace::owner::PodId;
 use weir_core::keyspace::session::Incarnation;
 use weir_env::seed::HashMap;
 use weir_topic::{MatchTrie, Subscription, TopicFilter};
 
 use crate::mailbox::{Letter, Mailbox, Pushed, size_of};
 use crate::metrics::{Dropped, Metrics};
+
+pub(crate) use self::pods::{Forwarded, PodTarget, unplaced};
+
+use self::pods::GroupPods;
 
 /// Identifies a session in this process, clean or persistent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -98,6 +107,8 @@ pub(crate) struct Wish {
 enum Route {
     Direct(Arc<Subscriber>, Wish),
     Group(Arc<Group>),
+    /// Clients of another pod.
+    Pod(PodId, Want),
 }
 
 /// One of a shared subscription.
@@ -106,8 +117,19 @@ type Member = (Arc<Subscriber>, Wish);
 /// The members of a shared subscription.
 #[derive(Debug)]
 pub(crate) struct Group {
+    text: ByteString,
     members: RwLock<Vec<Member>>,
+    /// Other pods with members of their own.
+    pods: GroupPods,
     turn: AtomicUsize,
+}
+
+/// Who gets a message of a shared subscription.
+#[derive(Debug)]
+enum Chosen {
+    Member(Member),
+    /// A member at another pod, which that one chooses.
+    Pod(PodId),
 }
 
 /// A group that has members.
@@ -140,6 +162,10 @@ pub(crate) struct Matched {
     live: Vec<Receiver>,
     /// Inboxes it must be added to before its publisher is told.
     pub(crate) inboxes: SmallVec<[InboxTarget; 2]>,
+    /// Other pods whose clients get it live.
+    pub(crate) pods: Vec<PodTarget>,
+    /// How often it has been handed from pod to pod.
+    hops: u8,
 }
 
 /// Room for receivers that a thread keeps for its next message.
@@ -163,7 +189,7 @@ impl Drop for Matched {
 impl Matched {
     /// Whether nobody is.
     pub(crate) fn is_empty(&self) -> bool {
-        self.live.is_empty() && self.inboxes.is_empty()
+        self.live.is_empty() && self.inboxes.is_empty() && self.pods.is_empty()
     }
 }
 
@@ -225,12 +251,7 @@ impl Router {
         wish: Wish,
     ) -> bool {
         let mut groups = self.groups.lock();
-        let (_, group) = groups.entry(text.clone()).or_insert_with(|| {
-            let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-            let group = Arc::new(Group { members: RwLock::default(), turn: AtomicUsize::new(0) });
-            self.routes.write().insert(filter, id, Route::Group(Arc::clone(&group)));
-            (id, group)
-        });
+        let group = self.group(&mut groups, text, filter);
         let mut members = group.members.write();
         if let Some(member) = members.iter_mut().find(|(member, _)| member.id == subscriber.id) {
             member.1 = wish;
@@ -238,6 +259,17 @@ impl Router {
         }
         members.push((Arc::clone(subscriber), wish));
         true
+    }
+
+    /// The group with this text, made if need be.
+    fn group<'a>(&self, groups: &'a mut Groups, text: &ByteString, filter: &TopicFilter) -> &'a Arc<Group> {
+        let (_, group) = groups.entry(text.clone()).or_insert_with(|| {
+            let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+            let group = Arc::new(Group::new(text.clone()));
+            self.routes.write().insert(filter, id, Route::Group(Arc::clone(&group)));
+            (id, group)
+        });
+        group
     }
 
     /// Removes a subscription. False if there was none.
@@ -271,7 +303,7 @@ impl Router {
         let before = members.len();
         members.retain(|(member, _)| member.id != subscriber);
         let removed = members.len() != before;
-        let empty = members.is_empty();
+        let empty = members.is_empty() && group.pods.is_empty();
         // Whoever matches holds the routes and wants the members: let go of these first.
         drop(members);
         if empty {
@@ -290,7 +322,7 @@ impl Router {
         retain: bool,
         publisher: Option<SubscriberId>,
     ) -> Matched {
-        let mut receivers = SPARE.take();
+        let (mut receivers, mut pods) = (SPARE.take(), Vec::new());
         let mut add = |subscriber: &Arc<Subscriber>, wish: &Wish, shared: Option<&Arc<Group>>| {
             if wish.options.no_local && publisher == Some(subscriber.id) {
                 return;
@@ -305,14 +337,18 @@ impl Router {
         };
         self.routes.read().for_each_match(&message.topic, |_, route| match route {
             Route::Direct(subscriber, wish) => add(subscriber, wish, None),
-            Route::Group(group) => {
-                if let Some((subscriber, wish)) = group.choose(message, qos, &self.inboxes) {
-                    add(&subscriber, &wish, Some(group));
-                }
-            }
+            Route::Group(group) => match group.choose(message, qos, &self.inboxes) {
+                Some(Chosen::Member((subscriber, wish))) => add(&subscriber, &wish, Some(group)),
+                Some(Chosen::Pod(pod)) => pods::add(&mut pods, pod, Some(&group.text)),
+                None => {}
+            },
+            Route::Pod(pod, want) if want.weight(qos.as_u8()) > 0 => pods::add(&mut pods, *pod, None),
+            Route::Pod(..) => {}
         });
         merge(&mut receivers);
-        split(receivers)
+        let mut matched = split(receivers);
+        matched.pods = pods;
+        matched
     }
 
     /// Puts a live message into the mailboxes of its receivers. Returns it for each group whose member has left since.
@@ -336,6 +372,7 @@ impl Router {
                 subscription_identifiers: receiver.identifiers.clone(),
                 expires_at,
                 shared: receiver.shared.clone(),
+                hops: matched.hops,
                 span: span.clone(),
             };
             match mailbox {
@@ -372,13 +409,23 @@ impl Router {
 }
 
 impl Group {
+    fn new(text: ByteString) -> Self {
+        Self { text, members: RwLock::default(), pods: GroupPods::default(), turn: AtomicUsize::new(0) }
+    }
+
     /// The next member in turn: one with room for `message`, else one with whom it can wait, else one that is
-    /// connected.
-    fn choose(&self, message: &Message, qos: QoS, inboxes: &InboxRoom) -> Option<Member> {
+    /// connected. Other pods have their turns, as many as members.
+    fn choose(&self, message: &Message, qos: QoS, inboxes: &InboxRoom) -> Option<Chosen> {
         let turn = self.turn();
+        if !self.pods.is_empty()
+            && let Some(pod) = self.pods.in_turn(turn, qos, || self.weight(qos))
+        {
+            return Some(Chosen::Pod(pod));
+        }
         self.with_room(turn, message, qos, inboxes)
             .or_else(|| self.next(turn, |(member, wish)| member.has_inbox_for(qos, wish)))
             .or_else(|| self.next(turn, |(member, _)| member.is_connected()))
+            .map(Chosen::Member)
     }
 
     /// The next member with room: one that is connected, else one with whom it can wait.
@@ -445,7 +492,7 @@ fn split(mut receivers: Vec<Receiver>) -> Matched {
         }
         _ => receiver.subscriber.is_connected(),
     });
-    Matched { live: receivers, inboxes }
+    Matched { live: receivers, inboxes, pods: Vec::new(), hops: 0 }
 }
 
 #[cfg(test)]

@@ -34,7 +34,9 @@ use crate::auth::{Auth, Method};
 use crate::auto_create::AutoCreate;
 use crate::broker::{Broker, session_limits};
 use crate::clients::Clients;
+use crate::cluster::Pods;
 use crate::cluster::follow::SessionFollower;
+use crate::cluster::forward::LiveHandler;
 use crate::cluster::orphans;
 use crate::cluster::takeover::{Elsewhere, SessionHandler};
 use crate::config::{self, Config};
@@ -227,6 +229,7 @@ async fn serve(
     let failure = tokio::select! {
         () = shutdown.cancelled() => None,
         why = broker.core.failed() => Some(why),
+        () = pods_panicked(&broker) => Some("a task that tells other pods what clients want panicked".into()),
         () = panics.panicked() => Some("the task that ends sessions and publishes wills panicked".into()),
         () = others_panicked(&broker) => Some("a task that follows what other pods do panicked".into()),
     };
@@ -258,7 +261,19 @@ pub(crate) async fn begin(
     // All who take what other pods say are there.
     broker.core.meet();
     recover(&broker, &stop).await.context("read the store")?;
+    if let Some(pods) = &broker.pods {
+        // Before clients come: what they publish goes to whoever wants it.
+        pods.start(&broker, &stop).await;
+    }
     Ok(broker)
+}
+
+/// Waits until a task panics that live routing between pods needs; for ever without other pods. Cancel-safe.
+async fn pods_panicked(broker: &Broker) {
+    match &broker.pods {
+        Some(pods) => pods.panicked().await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Starts what `broker` does without being asked, until it is told to stop. Panics of what it cannot be without are told.
@@ -365,11 +380,13 @@ async fn build(
     let retained = Retained::spawn(context, retained_options, &retained_metrics, tasks, stop)
         .await
         .context("read retained messages")?;
+    let pods = core.cluster().zip(core.links()).map(|(cluster, links)| Pods::new(cluster, links, clock));
     let broker = Arc::new(Broker {
         core: Arc::new(core),
         auth,
         inbox: Inbox::new(&sessions),
         router: Router::new(metrics.clone(), inbox_writer.room()),
+        pods,
         inbox_writer,
         retained,
         sys: Sys::default(),
@@ -395,6 +412,9 @@ async fn build(
         next_consumer: AtomicU64::new(1),
     });
     broker.core.publish_letters_with(Arc::new(LetterPublisher::new(&broker)));
+    if let Some(pods) = &broker.pods {
+        pods.links.handle_with(Lane::Live, Arc::new(LiveHandler::new(&broker)));
+    }
     if let (Some(links), Some(attach)) = (broker.core.links(), attach) {
         links.handle_with(Lane::Session, Arc::new(SessionHandler::new(&broker)));
         attach(links);

@@ -76,7 +76,7 @@ impl Broker {
                     return None;
                 }
             }
-            if group.is_empty() {
+            if self.hand_to_pod(group, letter).await || group.is_empty() {
                 return None;
             }
             if now >= give_up_at {

@@ -80,6 +80,7 @@ impl Connection {
         }
         self.release_queues(&closed).await;
         self.subscriber.disconnect(&self.mailbox);
+        self.interests = None;
         let label = if self.pace.is_shed() { metrics::Closed::TooSlow } else { close_label(closed.cause) };
         let leaving = self.leave(closed, positions).await;
         put_away(leaving).await;
@@ -221,6 +222,7 @@ fn unfinished(outgoing: Outgoing<Tag>) -> Option<Letter> {
     };
     let qos = QoS::AtLeastOnce;
     let subscription_identifiers = SmallVec::new();
-    let letter = Letter { message, qos, retain, subscription_identifiers, expires_at, shared, span: _span };
+    let letter =
+        Letter { message, qos, retain, subscription_identifiers, expires_at, shared, hops: 0, span: _span };
     Some(letter).filter(|letter| !letter.shared.is_empty())
 }

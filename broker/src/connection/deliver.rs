@@ -469,7 +469,7 @@ impl Connection {
 }
 
 fn live_delivery(letter: Letter, persistent: bool) -> Delivery<Tag> {
-    let Letter { message, qos, retain, subscription_identifiers, expires_at, shared, span } = letter;
+    let Letter { message, qos, retain, subscription_identifiers, expires_at, shared, span, .. } = letter;
     let span = tracing::debug_span!(parent: &span, "deliver", qos = qos.as_u8());
     Delivery {
         message: Arc::clone(&message),

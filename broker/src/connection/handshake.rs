@@ -325,6 +325,7 @@ impl Parts {
             mailbox,
             place,
             subscriptions: HashSet::default(),
+            interests: None,
             externals: Vec::new(),
             catalog: None,
             pending: Pending::default(),

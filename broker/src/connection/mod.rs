@@ -50,6 +50,7 @@ use weir_session::{CloseCause, Closed, PublishToken, Session};
 
 use crate::broker::{Broker, Outcome};
 use crate::clients::Place;
+use crate::cluster::interest::Held;
 use crate::listen::{Entry, Peer};
 use crate::mailbox::{Eviction, Mailbox};
 use crate::metrics::{self, Metrics};
@@ -150,6 +151,8 @@ struct Connection {
     place: Place,
     /// Plain and shared subscriptions: only their texts, which are small and say everything.
     subscriptions: HashSet<ByteString>,
+    /// With other pods: what they are told of each of them.
+    interests: Option<Box<HashMap<ByteString, Held>>>,
     externals: Vec<External>,
     catalog: Option<Catalog>,
     /// Publishes that are becoming durable, in the order in which they came: so are they answered and delivered.

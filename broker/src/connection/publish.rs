@@ -154,8 +154,8 @@ impl Connection {
     /// Tells the client what became of its publish, and delivers it if that is left to do.
     pub(super) fn answer(&mut self, asker: Asker, outcome: Outcome) {
         let Outcome { reason, live, refusal, full, .. } = outcome;
-        if let Some(live) = live {
-            self.broker.deliver(&live);
+        if let Some(mut live) = live {
+            self.broker.deliver(&mut live);
         }
         let Some((token, packet_id)) = asker else { return };
         // PUBACK and PUBREC have no word for it.

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytestring::ByteString;
+use futures_util::future::BoxFuture;
 use smallvec::SmallVec;
 use weir_codec::{
     AckProperties, QoS, ReasonCode, RetainHandling, Subscribe, SubscribeFilter, SubscriptionOptions,
@@ -25,6 +26,7 @@ use super::stream::Member;
 use super::stream::request::StreamRequest;
 use super::{Connection, Tag};
 use crate::broker::{Broker, wish_of};
+use crate::cluster::interest::{Held, Need, key_of};
 use crate::config::Limits;
 use crate::convert;
 use crate::fetch::REQUESTS;
@@ -166,10 +168,14 @@ impl Connection {
             }
         }
         let mut scans = Vec::new();
+        let texts = self.texts_for_pods(&grants);
         for grant in grants {
             if let Some(scan) = self.install(grant).await {
                 scans.push(scan);
             }
+        }
+        if let Some(known) = self.known_to_pods(&texts) {
+            known.await;
         }
         // Where the client begins counts from here on, whatever happens to its connection.
         let begun = self.moved_positions();
@@ -303,6 +309,7 @@ impl Connection {
             return None;
         }
         self.broker.router.subscribe(&self.subscriber, &text, &to, wish);
+        self.want_of_pods(&text, &to, wish);
         let new = self.subscriptions.insert(text);
         let wanted = match wish.options.retain_handling {
             RetainHandling::OnSubscribe => true,
@@ -313,6 +320,30 @@ impl Connection {
             Subscription::Plain(filter) if wanted => Some(RetainedScan::new(filter, wish)),
             _ => None,
         }
+    }
+
+    /// Has other pods send here what a subscription wants live. It does so as long as the connection is there.
+    fn want_of_pods(&mut self, text: &ByteString, to: &Subscription, wish: Wish) {
+        let Some(pods) = &self.broker.pods else { return };
+        let Some(key) = key_of(to) else { return };
+        let has_inbox = self.stored.persistent && wish.options.qos != QoS::AtMostOnce;
+        let held = pods.interest.hold(key, if has_inbox { Need::Qos0 } else { Need::Live });
+        self.interests.get_or_insert_default().insert(text.clone(), held);
+    }
+
+    /// What other pods must know of before these are acknowledged.
+    fn texts_for_pods(&self, grants: &[Grant]) -> Vec<ByteString> {
+        match &self.broker.pods {
+            Some(_) => grants.iter().map(|grant| grant.text.clone()).collect(),
+            None => Vec::new(),
+        }
+    }
+
+    /// Waits until what is published at any pod comes to these subscriptions, or some seconds. None without other pods.
+    fn known_to_pods(&self, texts: &[ByteString]) -> Option<BoxFuture<'static, ()>> {
+        let (pods, interests) = (self.broker.pods.as_ref()?, self.interests.as_ref()?);
+        let held = texts.iter().filter_map(|text| interests.get(text)).map(Held::what).collect();
+        Some(Box::pin(Arc::clone(&pods.interest).known(held)))
     }
 
     pub(super) async fn handle_unsubscribe(&mut self, unsubscribe: Unsubscribe) {
@@ -332,6 +363,9 @@ impl Connection {
         for text in &unsubscribe.filters {
             self.forget_retained(text);
             let known = self.subscriptions.take(text);
+            if let Some(interests) = &mut self.interests {
+                interests.remove(text);
+            }
             let removed = match known.as_ref().and_then(parsed) {
                 Some((_, from)) => self.broker.router.unsubscribe(self.subscriber.id, text, &from),
                 None => self.remove_external(text, true).await,
@@ -432,6 +466,7 @@ impl Connection {
                 self.install_external(text, to, wish, request, left, None).await;
             } else {
                 self.broker.router.subscribe(&self.subscriber, &text, &to, wish);
+                self.want_of_pods(&text, &to, wish);
                 self.subscriptions.insert(text);
             }
         }

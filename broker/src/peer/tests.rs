@@ -142,7 +142,7 @@ fn payload(bytes: usize) -> LiveMessage {
         dead_letter: None,
         properties: Properties::default(),
     };
-    LiveMessage::Forward(Forward { message: Arc::new(message), publisher: None, groups: Vec::new() })
+    LiveMessage::Forward(Forward { message: Arc::new(message), publisher: None, groups: Vec::new(), hops: 0 })
 }
 
 fn kicked(request: u64) -> SessionMessage {

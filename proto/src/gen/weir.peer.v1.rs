@@ -68,6 +68,9 @@ pub struct Forward {
     /// Shared subscriptions of which a member of the receiver gets it.
     #[prost(string, repeated, tag = "3")]
     pub groups: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// How often its groups have been handed from pod to pod. Other subscribers get it the first time alone.
+    #[prost(uint32, tag = "4")]
+    pub hops: u32,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct SessionMessage {

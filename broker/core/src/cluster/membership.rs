@@ -12,6 +12,7 @@ use super::Inner;
 use crate::error::{Error, Result};
 use crate::keyspace::VirtualShard;
 use crate::keyspace::change::Change;
+use crate::keyspace::interest::PodInterest;
 use crate::keyspace::owner::{Epoch, Owner, PodId};
 use crate::keyspace::pod::{Heartbeat, Pod};
 
@@ -135,6 +136,8 @@ pub(super) async fn leave(inner: &Inner) -> Result<()> {
 fn remove(inner: &Inner, tx: &mut dyn Transaction, pod: PodId) {
     tx.clear(&Pod::key(pod));
     tx.clear(&Heartbeat::key(pod));
+    let (begin, end) = PodInterest::range_of(pod);
+    tx.clear_range(&begin, &end);
     inner.feed.write(tx, &Change::PodGone(pod));
 }
 

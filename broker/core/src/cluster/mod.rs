@@ -9,6 +9,7 @@
 
 mod beat;
 pub mod feed;
+pub mod interest;
 pub mod links;
 pub(crate) mod meeting;
 pub(crate) mod membership;
@@ -37,6 +38,7 @@ use weir_storage::{SharedStore, Transaction, Version};
 pub use self::feed::{Feed, FeedEvent, FeedReceiver};
 pub use self::view::{Member, View};
 pub use crate::keyspace::change::{Change, Topic};
+pub use crate::keyspace::interest::{InterestKey, PodInterest, Want};
 pub use crate::keyspace::pod::PodInfo;
 
 use self::links::Links;
@@ -337,7 +339,8 @@ impl Cluster {
     }
 
     /// What it counts.
-    pub(crate) fn metrics(&self) -> &ClusterMetrics {
+    #[must_use]
+    pub fn metrics(&self) -> &ClusterMetrics {
         &self.inner.metrics
     }
 

@@ -7,7 +7,8 @@
 //! Value of a change: format 1, kind u8, then by kind
 //! * 1 pod joined, 2 pod changed, 3 pod gone: pod (16)
 //! * 4 owner: virtual shard u16, epoch u64, pod (16)
-//! * 5 interest: pod (16), members varint (0: none any more), group bytes (empty: a plain filter), filter bytes
+//! * 5 interest: pod (16), live varint, QoS 0 varint (both 0: none any more), group bytes (empty: a plain filter), filter
+//!   bytes
 //! * 6 route: pod (16), client bytes, filter bytes, incarnation u64, then as the value of a subscription; nothing: removed
 //! * 7 session: pod (16), client bytes, epoch u64, incarnation u64, phase u8 (0 clean, 1 connected, 2 away, 3 ended)
 //! * 8 catalog: `q` or `s`, name bytes
@@ -18,6 +19,7 @@ use bytes::Bytes;
 use bytestring::ByteString;
 use weir_storage::{Transaction, Version, Versionstamp, prefix_end};
 
+use super::interest::{InterestKey, PodInterest, Want};
 use super::owner::{Epoch, PodId};
 use super::session::{Incarnation, SessionEpoch, StoredSubscription};
 use super::{DecodeError, Reader, VirtualShard, Writer, tag};
@@ -48,16 +50,7 @@ pub enum Change {
         pod: PodId,
     },
     /// Clients of a pod want publishes to some topics, or none of them does any more.
-    Interest {
-        /// Whose clients.
-        pod: PodId,
-        /// The group of a shared subscription.
-        group: Option<ByteString>,
-        /// To which topics.
-        filter: ByteString,
-        /// How many members the group has there; 1 of a plain filter. Zero: no more interest.
-        members: u32,
-    },
+    Interest(PodInterest),
     /// A subscription of a persistent session.
     Route {
         /// The pod that has changed it.
@@ -130,7 +123,7 @@ impl Change {
         match self {
             Self::PodJoined(_) | Self::PodChanged(_) | Self::PodGone(_) => Topic::Pods,
             Self::Owner { .. } => Topic::Owners,
-            Self::Interest { .. } => Topic::Interest,
+            Self::Interest(_) => Topic::Interest,
             Self::Route { .. } => Topic::Routes,
             Self::Session { .. } => Topic::Sessions,
             Self::Catalog { .. } => Topic::Catalog,
@@ -146,10 +139,11 @@ impl Change {
             Self::PodChanged(pod) => out.u8(2).raw(&pod.0),
             Self::PodGone(pod) => out.u8(3).raw(&pod.0),
             Self::Owner { vs, epoch, pod } => out.u8(4).u16(vs.0).u64(epoch.0).raw(&pod.0),
-            Self::Interest { pod, group, filter, members } => out
+            Self::Interest(PodInterest { pod, key: InterestKey { group, filter }, want }) => out
                 .u8(5)
                 .raw(&pod.0)
-                .varint(u64::from(*members))
+                .varint(want.live.into())
+                .varint(want.qos0.into())
                 .bytes(group.as_deref().unwrap_or_default().as_bytes())
                 .bytes(filter.as_bytes()),
             Self::Route { pod, client, filter, incarnation, subscription } => {
@@ -199,14 +193,10 @@ impl Change {
             },
             5 => {
                 let pod = pod(&mut reader)?;
-                let members = reader.varint("members")?;
-                let group = reader.string("group")?;
-                Self::Interest {
-                    pod,
-                    group: (!group.is_empty()).then_some(group),
-                    filter: reader.string("filter")?,
-                    members: u32::try_from(members).map_err(|_| DecodeError::Invalid("members"))?,
-                }
+                let want = Want::read(&mut reader)?;
+                let group = Some(reader.string("group")?).filter(|group| !group.is_empty());
+                let key = InterestKey { group, filter: reader.string("filter")? };
+                Self::Interest(PodInterest { pod, key, want })
             }
             6 => {
                 let pod = pod(&mut reader)?;
@@ -325,6 +315,10 @@ mod tests {
             let rest = [b"\x01c\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\0\x02", &[phase][..]].concat();
             (Change::Session { pod, client, epoch, incarnation, now }, [with_pod(b"\x01\x07"), rest].concat())
         };
+        let interest = |group: Option<&str>, filter: &str, want| {
+            let key = InterestKey { group: group.map(Into::into), filter: filter.into() };
+            Change::Interest(PodInterest { pod, key, want })
+        };
         for (change, bytes) in [
             (Change::PodJoined(pod), with_pod(b"\x01\x01")),
             (Change::PodChanged(pod), with_pod(b"\x01\x02")),
@@ -334,12 +328,12 @@ mod tests {
                 with_pod(b"\x01\x04\x01\x02\0\0\0\0\0\0\0\x03"),
             ),
             (
-                Change::Interest { pod, group: None, filter: "a/#".into(), members: 1 },
-                [with_pod(b"\x01\x05"), b"\x01\0\x03a/#".to_vec()].concat(),
+                interest(None, "a/#", Want { live: 0, qos0: 1 }),
+                [with_pod(b"\x01\x05"), b"\0\x01\0\x03a/#".to_vec()].concat(),
             ),
             (
-                Change::Interest { pod, group: Some("g".into()), filter: "a".into(), members: 300 },
-                [with_pod(b"\x01\x05"), b"\xac\x02\x01g\x01a".to_vec()].concat(),
+                interest(Some("g"), "a", Want { live: 300, qos0: 2 }),
+                [with_pod(b"\x01\x05"), b"\xac\x02\x02\x01g\x01a".to_vec()].concat(),
             ),
             (
                 Change::Route {

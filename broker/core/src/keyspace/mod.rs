@@ -15,6 +15,7 @@ pub mod format;
 pub mod group;
 pub mod inbox;
 pub mod inbox_blob;
+pub mod interest;
 pub mod last_value;
 pub mod log_blob;
 mod log_id;
@@ -50,6 +51,8 @@ pub mod tag {
     pub const CHANGE: u8 = b'c';
     /// Owners of virtual shards: the fences.
     pub const OWNER: u8 = b'o';
+    /// What clients of pods want live.
+    pub const INTEREST: u8 = b'F';
     /// Routes of persistent sessions.
     pub const SESSION_ROUTE: u8 = b'G';
     /// Marks of idempotent publishes.

@@ -38,6 +38,12 @@ pub struct ClusterMetrics {
     pub takeovers: Family<Takeover, Counter>,
     /// Virtual shards handed to other pods.
     pub handed_over: Counter,
+    /// Filters and groups of clients of this pod, as other pods know them.
+    pub interest: Gauge,
+    /// Filters and groups of clients of other pods, over all pods.
+    pub interest_elsewhere: Gauge,
+    /// Subscriptions acknowledged before all pods knew of them.
+    pub interest_late: Counter,
 }
 
 impl ClusterMetrics {
@@ -72,5 +78,17 @@ impl ClusterMetrics {
         registry.register("cluster_takeovers", "Virtual shards taken over", self.takeovers.clone());
         let handed_over = self.handed_over.clone();
         registry.register("cluster_handed_over", "Virtual shards handed to other pods", handed_over);
+        let interest = self.interest.clone();
+        registry.register(
+            "cluster_interest",
+            "Filters and groups that other pods send publishes for",
+            interest,
+        );
+        let elsewhere = self.interest_elsewhere.clone();
+        let help = "Filters and groups of other pods that publishes are sent to";
+        registry.register("cluster_interest_elsewhere", help, elsewhere);
+        let late = self.interest_late.clone();
+        let help = "Subscriptions acknowledged before all pods knew of them";
+        registry.register("cluster_interest_late", help, late);
     }
 }

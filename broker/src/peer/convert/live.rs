@@ -15,6 +15,7 @@ pub(super) fn to_wire(message: LiveMessage) -> wire::LiveMessage {
         message: Some(message::to_wire(&forward.message)),
         publisher: forward.publisher.map(|publisher| publisher.to_string()),
         groups: forward.groups.iter().map(ToString::to_string).collect(),
+        hops: forward.hops.into(),
     };
     wire::LiveMessage { message: Some(Message::Forward(forward)) }
 }
@@ -25,6 +26,7 @@ pub(super) fn from_wire(message: wire::LiveMessage) -> Result<LiveMessage, Malfo
         message: Arc::new(message::from_wire(forward.message)?),
         publisher: forward.publisher.map(Into::into),
         groups: forward.groups.into_iter().map(Into::into).collect(),
+        hops: u8::try_from(forward.hops).unwrap_or(u8::MAX),
     }))
 }
 
@@ -66,10 +68,10 @@ mod tests {
             payload: Bytes::new(),
             ..full.clone()
         };
-        for (message, publisher, groups) in
-            [(full, Some("p".into()), vec!["g/a/+".into(), "h/#".into()]), (plain, None, vec![])]
+        for (message, publisher, groups, hops) in
+            [(full, Some("p".into()), vec!["$share/g/a/+".into(), "h/#".into()], 2), (plain, None, vec![], 0)]
         {
-            let sent = Forward { message: Arc::new(message), publisher, groups };
+            let sent = Forward { message: Arc::new(message), publisher, groups, hops };
             let came = through(LiveMessage::Forward(sent.clone()));
             assert!(
                 matches!(came, PeerMessage::Live(LiveMessage::Forward(came)) if came == sent),

@@ -18,6 +18,7 @@ mod messages;
 mod patience;
 mod pod_sessions;
 mod pods;
+mod pods_live;
 mod queue_admin;
 mod queue_consumers;
 mod queue_controls;

@@ -98,29 +98,37 @@ impl Link {
 
     pub(super) async fn send(&self, message: PeerMessage) -> Result<(), Unreachable> {
         let (lane, parcel) = (message.lane(), Parcel::new(message));
-        let line = &self.lanes[lane.index()];
-        let permits = line.permits(&parcel);
-        let permit = match Arc::clone(&line.room).try_acquire_many_owned(permits) {
-            Ok(permit) => permit,
-            Err(_) => {
-                self.series.lanes[lane.index()].waits.inc();
-                Arc::clone(&line.room).acquire_many_owned(permits).await.map_err(|_| Unreachable)?
-            }
-        };
+        let permit = self.room(lane, &parcel).await?;
         self.put(lane, parcel, permit).map_err(|_| Unreachable)
     }
 
     pub(super) fn try_send(&self, message: PeerMessage) -> Result<(), TrySendError> {
         let (lane, parcel) = (message.lane(), Parcel::new(message));
+        let permit = self.try_room(lane, &parcel)?;
+        self.put(lane, parcel, permit)
+    }
+
+    async fn room(&self, lane: Lane, parcel: &Parcel) -> Result<OwnedSemaphorePermit, Unreachable> {
         let line = &self.lanes[lane.index()];
-        match Arc::clone(&line.room).try_acquire_many_owned(line.permits(&parcel)) {
-            Ok(permit) => self.put(lane, parcel, permit),
-            Err(tokio::sync::TryAcquireError::Closed) => Err(TrySendError::Unreachable),
-            Err(tokio::sync::TryAcquireError::NoPermits) => {
-                self.series.lanes[lane.index()].refusals.inc();
-                Err(TrySendError::Full)
+        let permits = line.permits(parcel);
+        match Arc::clone(&line.room).try_acquire_many_owned(permits) {
+            Ok(permit) => Ok(permit),
+            Err(_) => {
+                self.series.lanes[lane.index()].waits.inc();
+                Arc::clone(&line.room).acquire_many_owned(permits).await.map_err(|_| Unreachable)
             }
         }
+    }
+
+    fn try_room(&self, lane: Lane, parcel: &Parcel) -> Result<OwnedSemaphorePermit, TrySendError> {
+        let line = &self.lanes[lane.index()];
+        Arc::clone(&line.room).try_acquire_many_owned(line.permits(parcel)).map_err(|error| match error {
+            tokio::sync::TryAcquireError::Closed => TrySendError::Unreachable,
+            tokio::sync::TryAcquireError::NoPermits => {
+                self.series.lanes[lane.index()].refusals.inc();
+                TrySendError::Full
+            }
+        })
     }
 
     fn put(&self, lane: Lane, parcel: Parcel, permit: OwnedSemaphorePermit) -> Result<(), TrySendError> {
@@ -137,6 +145,38 @@ impl Link {
             line.room.close();
         }
     }
+}
+
+/// A message with room in line. Dropped, it is not sent.
+#[derive(Debug)]
+pub struct Reserved {
+    link: Arc<Link>,
+    lane: Lane,
+    parcel: Parcel,
+    permit: OwnedSemaphorePermit,
+}
+
+impl Reserved {
+    /// Puts the message in line.
+    ///
+    /// # Errors
+    /// If the link has broken.
+    pub fn send(self) -> Result<(), Unreachable> {
+        let Self { link, lane, parcel, permit } = self;
+        link.put(lane, parcel, permit).map_err(|_| Unreachable)
+    }
+}
+
+pub(super) async fn reserve(link: Arc<Link>, message: PeerMessage) -> Result<Reserved, Unreachable> {
+    let (lane, parcel) = (message.lane(), Parcel::new(message));
+    let permit = link.room(lane, &parcel).await?;
+    Ok(Reserved { link, lane, parcel, permit })
+}
+
+pub(super) fn try_reserve(link: Arc<Link>, message: PeerMessage) -> Result<Reserved, TrySendError> {
+    let (lane, parcel) = (message.lane(), Parcel::new(message));
+    let permit = link.try_room(lane, &parcel)?;
+    Ok(Reserved { link, lane, parcel, permit })
 }
 
 impl Line {

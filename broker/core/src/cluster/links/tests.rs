@@ -155,7 +155,7 @@ fn payload(bytes: usize) -> LiveMessage {
         dead_letter: None,
         properties: crate::message::Properties::default(),
     };
-    LiveMessage::Forward(Forward { message: Arc::new(message), publisher: None, groups: Vec::new() })
+    LiveMessage::Forward(Forward { message: Arc::new(message), publisher: None, groups: Vec::new(), hops: 0 })
 }
 
 #[tokio::test(start_paused = true)]

@@ -23,8 +23,11 @@ pub struct Forward {
     pub message: Arc<Message>,
     /// Who published it, for No Local.
     pub publisher: Option<ByteString>,
-    /// Shared subscriptions (`group/filter`) of which a member of that pod gets it.
+    /// Shared subscriptions (`$share/GROUP/FILTER`) of which a member of that pod gets it.
     pub groups: Vec<ByteString>,
+    /// How often its groups have been handed from pod to pod, for want of a member. Other subscribers get it the first time
+    /// alone.
+    pub hops: u8,
 }
 
 impl LiveMessage {
