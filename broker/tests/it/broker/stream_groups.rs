@@ -336,6 +336,8 @@ async fn a_subscription_that_a_packet_repeats_is_one_member() {
     let properties = vec![("stream-offset".into(), "earliest".into())];
     let suback = member.try_subscribe(both.into(), None, properties).await;
     assert_eq!(suback.reasons, [ReasonCode::GrantedQoS1; 2]);
+    // Two would have a shard each.
+    divided(&broker, &[("a", 2)]).await;
     publish(&broker, 0, 20).await;
     assert_once(&drain(&mut [&mut member], 0..20).await);
     member.unsubscribe(GROUP).await;
