@@ -14,6 +14,7 @@ pub mod http;
 pub mod load;
 pub mod mosquitto;
 pub mod nats;
+pub mod pods;
 pub mod process;
 pub mod queues;
 pub mod rabbitmq;

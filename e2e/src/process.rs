@@ -139,6 +139,11 @@ impl Process {
         }
     }
 
+    /// How the process ended, if it has.
+    pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
+        Ok(self.child.try_wait()?)
+    }
+
     /// Waits for the process to end by itself.
     pub async fn wait(&mut self) -> Result<ExitStatus> {
         let status = within(&format!("end of {self}"), async { Ok(self.child.wait().await?) }).await?;

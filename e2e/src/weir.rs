@@ -3,6 +3,7 @@
 //! [`Weir`] is one process; [`Setup`] is what survives it: the store, the manifests and the arguments, so
 //! that a test can start a broker again on what an earlier one left.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
@@ -42,6 +43,8 @@ pub struct Setup {
 enum Store {
     Memory,
     Embedded,
+    /// Served by a [`StoreServer`] there.
+    Remote(SocketAddr),
 }
 
 impl Setup {
@@ -53,6 +56,11 @@ impl Setup {
     /// A broker on an embedded store of its own.
     pub fn embedded() -> Result<Self> {
         Self::new(Store::Embedded)
+    }
+
+    /// A broker on the store that is served at `address`.
+    pub fn remote(address: SocketAddr) -> Result<Self> {
+        Self::new(Store::Remote(address))
     }
 
     fn new(store: Store) -> Result<Self> {
@@ -143,17 +151,13 @@ impl Setup {
         let store = match self.store {
             Store::Memory => "memory:".to_owned(),
             Store::Embedded => format!("embedded:{}", self.folder.path().join("store").display()),
+            Store::Remote(address) => format!("remote:{address}"),
         };
         command.args(["serve", "--store", &store, "--listen", "mqtt://127.0.0.1:0"]);
         command.args(["--http", "127.0.0.1:0", "--admin", "127.0.0.1:0"]);
         command.arg("--manifests").arg(self.manifests()).args(&self.arguments);
-        // Nothing of the caller's environment may configure the broker; panics must say where they came from.
-        for (name, _) in std::env::vars_os() {
-            if name.to_string_lossy().starts_with("WEIR_") {
-                command.env_remove(name);
-            }
-        }
-        command.env("RUST_BACKTRACE", "1").current_dir(self.folder.path());
+        by_arguments_alone(&mut command);
+        command.current_dir(self.folder.path());
         Ok(on_cpus(self.cpus.as_deref(), &command))
     }
 
@@ -241,6 +245,21 @@ impl Weir {
         self.no_panic()
     }
 
+    /// Sends `signal`; a broker that has already ended is not an error.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        self.process.signal(signal)
+    }
+
+    /// How it ended, if it has.
+    pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
+        self.process.ended()
+    }
+
+    /// Waits for the broker to end by itself.
+    pub async fn wait(&mut self) -> Result<ExitStatus> {
+        self.process.wait().await
+    }
+
     /// Fails if the broker's log tells of a panic.
     pub fn no_panic(&self) -> Result<()> {
         if let Some(line) = self.log().lines().iter().find(|line| line.contains("panicked")) {
@@ -255,10 +274,57 @@ impl Weir {
     }
 }
 
-impl std::fmt::Display for Weir {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for Weir {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.process.fmt(f)
     }
+}
+
+/// A running `weir store serve` on a folder of its own; it is killed when this is dropped.
+#[derive(Debug)]
+pub struct StoreServer {
+    process: Process,
+    address: SocketAddr,
+    _folder: TempDir,
+}
+
+impl StoreServer {
+    /// Starts it on an embedded store and a free loopback port.
+    pub async fn start() -> Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let store = format!("embedded:{}", folder.path().join("store").display());
+        let mut command = Command::new(binary().await?);
+        command.args(["store", "serve", "--store", &store, "--listen", "127.0.0.1:0"]);
+        by_arguments_alone(&mut command);
+        command.current_dir(folder.path());
+        let process = Process::spawn("weir store serve", command)?;
+        let log = process.log();
+        let address = within("the store server to say where it listens", listening(&log, "grpc")).await;
+        let address = address.with_context(|| process.to_string())?;
+        Ok(Self { process, address, _folder: folder })
+    }
+
+    /// Where brokers reach it.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+impl fmt::Display for StoreServer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.process.fmt(f)
+    }
+}
+
+/// Nothing of the caller's environment may configure Weir; panics must say where they came from.
+fn by_arguments_alone(command: &mut Command) {
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("WEIR_") {
+            command.env_remove(name);
+        }
+    }
+    command.env("RUST_BACKTRACE", "1");
 }
 
 /// Reads the addresses from the log and waits until `/readyz` says 200.

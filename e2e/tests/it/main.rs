@@ -12,6 +12,7 @@ mod lifecycle;
 
 mod matrix;
 mod peers;
+mod pods;
 mod scenarios;
 mod sys;
 mod transports;

@@ -1,0 +1,176 @@
+//! The pods: real processes of `weir serve` on one store server, and what is done to them.
+//!
+//! A pod that ends is started again, as Kubernetes would. Nothing here knows what the clients see.
+
+use std::net::SocketAddr;
+use std::process::ExitStatus;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use rustix::process::Signal;
+use tokio::time::sleep;
+
+use crate::weir::{Setup, StoreServer, Weir};
+
+/// Without a sign of life for so long a pod is declared dead by others.
+pub(super) const TTL: Duration = Duration::from_secs(5);
+/// From a pod that wakes up again to when it must have noticed that others took it for dead.
+const AWAKE: Duration = Duration::from_secs(3);
+const ASKED_EACH: Duration = Duration::from_millis(20);
+
+/// What can be done to a pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Fault {
+    /// `kill -9`.
+    Kill,
+    /// Stopped for a while, in which it may not be taken for dead for good: 0.5 TTL.
+    ShortPause,
+    /// Stopped for so long that others take its place: 1.5 TTL.
+    Pause,
+    /// Stopped for 3 TTL.
+    LongPause,
+    /// SIGTERM.
+    Terminate,
+}
+
+impl Fault {
+    /// Every fault, the mildest last.
+    pub const ALL: [Self; 5] = [Self::Kill, Self::ShortPause, Self::Pause, Self::LongPause, Self::Terminate];
+    /// Those that a test has time for.
+    pub const SHORT: [Self; 4] = [Self::Kill, Self::ShortPause, Self::Pause, Self::Terminate];
+
+    /// What people call it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Kill => "kill -9",
+            Self::ShortPause => "pause of 0.5 TTL",
+            Self::Pause => "pause of 1.5 TTL",
+            Self::LongPause => "pause of 3 TTL",
+            Self::Terminate => "SIGTERM",
+        }
+    }
+
+    /// How long a pod is stopped.
+    const fn pause(self) -> Duration {
+        match self {
+            Self::Kill | Self::Terminate => Duration::ZERO,
+            Self::ShortPause => TTL.checked_div(2).expect("not by zero"),
+            Self::Pause => TTL.saturating_add(TTL.checked_div(2).expect("not by zero")),
+            Self::LongPause => TTL.saturating_mul(3),
+        }
+    }
+}
+
+/// The store server and the pods.
+#[derive(Debug)]
+pub(super) struct Cluster {
+    setups: Vec<Setup>,
+    pods: Vec<Weir>,
+    // Ended after those that use it.
+    store: StoreServer,
+}
+
+impl Cluster {
+    /// Starts a store server and `count` pods; a single one is alone and knows nothing of others.
+    pub(super) async fn start(count: usize, manifest: &str) -> Result<Self> {
+        let store = StoreServer::start().await?;
+        let mut cluster = Self { setups: Vec::new(), pods: Vec::new(), store };
+        for _ in 0..count {
+            let mut setup =
+                Setup::remote(cluster.store.address())?.with_manifest("manifest.yaml", manifest)?;
+            if count > 1 {
+                setup = setup.with_arguments(&["--peer", "127.0.0.1:0"]);
+            }
+            let pod = setup.start().await.with_context(|| cluster.store.to_string())?;
+            cluster.pods.push(pod);
+            cluster.setups.push(setup);
+        }
+        Ok(cluster)
+    }
+
+    /// Where they listen.
+    pub(super) fn doors(&self) -> Vec<Option<SocketAddr>> {
+        self.pods.iter().map(|pod| Some(pod.mqtt())).collect()
+    }
+
+    /// Does `fault` to the pod `victim` and waits until it is over. `door` hears when the place of the pod is empty,
+    /// and when another pod stands there. Returns what the pod said that must not be, if it did.
+    pub(super) async fn strike(
+        &mut self,
+        victim: usize,
+        fault: Fault,
+        mut door: impl FnMut(Option<SocketAddr>),
+    ) -> Result<Option<String>> {
+        let pod = &mut self.pods[victim];
+        let status = match fault {
+            Fault::Kill => {
+                pod.signal(Signal::KILL)?;
+                Some(pod.wait().await?)
+            }
+            Fault::Terminate => {
+                pod.signal(Signal::TERM)?;
+                Some(pod.wait().await?)
+            }
+            Fault::ShortPause | Fault::Pause | Fault::LongPause => {
+                pod.signal(Signal::STOP)?;
+                sleep(fault.pause()).await;
+                pod.signal(Signal::CONT)?;
+                noticed(pod, if fault.pause() > TTL { AWAKE } else { Duration::ZERO }).await?
+            }
+        };
+        let mut said = pod.no_panic().err().map(|error| format!("{error:#}"));
+        if let Some(status) = status {
+            door(None);
+            if fault == Fault::Terminate && !status.success() {
+                said = Some(format!("after SIGTERM it ended with {status}: {pod}"));
+            }
+            let again = self.setups[victim].start().await;
+            *pod = again.with_context(|| self.store.to_string())?;
+            door(Some(pod.mqtt()));
+        }
+        Ok(said)
+    }
+
+    /// Starts every pod again that has ended without being told to. Returns how many there were.
+    pub(super) async fn revive(&mut self, mut door: impl FnMut(usize, Option<SocketAddr>)) -> Result<u64> {
+        let mut ended = 0;
+        for (n, pod) in self.pods.iter_mut().enumerate() {
+            if pod.ended()?.is_some() {
+                ended += 1;
+                door(n, None);
+                *pod = self.setups[n].start().await?;
+                door(n, Some(pod.mqtt()));
+            }
+        }
+        Ok(ended)
+    }
+
+    /// Ends all in order.
+    pub(super) async fn end(self) -> Result<()> {
+        for pod in self.pods {
+            pod.terminate().await?;
+        }
+        Ok(())
+    }
+
+    /// The ends of all logs.
+    pub(super) fn logs(&self) -> String {
+        let pods: Vec<String> = self.pods.iter().map(Weir::to_string).collect();
+        format!("{}\n{}", pods.join("\n"), self.store)
+    }
+}
+
+/// Waits at most `longest` for a pod to end.
+async fn noticed(pod: &mut Weir, longest: Duration) -> Result<Option<ExitStatus>> {
+    let ended = async {
+        loop {
+            if let Some(status) = pod.ended()? {
+                return Ok(Some(status));
+            }
+            // The end of a process that need not end can only be asked for, as its owner does.
+            sleep(ASKED_EACH).await;
+        }
+    };
+    tokio::time::timeout(longest, ended).await.unwrap_or(Ok(None))
+}

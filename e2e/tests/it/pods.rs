@@ -1,0 +1,14 @@
+//! Pods that are killed, stopped and terminated under load: no client is told what is not so.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use weir_e2e::pods::{Fault, Options, run};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_alone_on_a_served_store_keeps_its_promises_under_faults() -> Result<()> {
+    let faults = vec![Fault::Kill, Fault::ShortPause, Fault::Terminate];
+    let report = run(&Options { pods: 1, faults, rounds: 1, pace: Duration::from_millis(20) }).await?;
+    println!("{report}");
+    report.check()
+}
