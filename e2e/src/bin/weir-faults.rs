@@ -1,6 +1,7 @@
 //! `weir-faults`: kills, stops and terminates pods of a cluster under load, and checks what the clients saw.
 
 use std::io::Write as _;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -23,6 +24,9 @@ struct Arguments {
     /// Milliseconds from one publish of a publisher to its next
     #[arg(long, value_name = "MILLIS", default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=10_000))]
     pace: u64,
+    /// A folder for the logs of all pods
+    #[arg(long, value_name = "DIR")]
+    logs: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -59,6 +63,7 @@ async fn main() -> Result<()> {
         faults: arguments.faults.into_iter().map(Fault::from).collect(),
         rounds: arguments.rounds.into(),
         pace: Duration::from_millis(arguments.pace),
+        logs: arguments.logs,
     })
     .await?;
     writeln!(std::io::stdout(), "{report}")?;

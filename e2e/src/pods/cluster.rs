@@ -3,6 +3,7 @@
 //! A pod that ends is started again, as Kubernetes would. Nothing here knows what the clients see.
 
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::Duration;
 
@@ -67,15 +68,18 @@ impl Fault {
 pub(super) struct Cluster {
     setups: Vec<Setup>,
     pods: Vec<Weir>,
+    /// Where the logs of pods that have ended are kept, and how many are there.
+    logs: Option<PathBuf>,
+    logs_kept: usize,
     // Ended after those that use it.
     store: StoreServer,
 }
 
 impl Cluster {
     /// Starts a store server and `count` pods; a single one is alone and knows nothing of others.
-    pub(super) async fn start(count: usize, manifest: &str) -> Result<Self> {
+    pub(super) async fn start(count: usize, manifest: &str, logs: Option<PathBuf>) -> Result<Self> {
         let store = StoreServer::start().await?;
-        let mut cluster = Self { setups: Vec::new(), pods: Vec::new(), store };
+        let mut cluster = Self { setups: Vec::new(), pods: Vec::new(), logs, logs_kept: 0, store };
         for _ in 0..count {
             let mut setup =
                 Setup::remote(cluster.store.address())?.with_manifest("manifest.yaml", manifest)?;
@@ -122,6 +126,7 @@ impl Cluster {
         let mut said = pod.no_panic().err().map(|error| format!("{error:#}"));
         if let Some(status) = status {
             door(None);
+            keep(self.logs.as_deref(), &mut self.logs_kept, victim, pod)?;
             if fault == Fault::Terminate && !status.success() {
                 said = Some(format!("after SIGTERM it ended with {status}: {pod}"));
             }
@@ -139,11 +144,20 @@ impl Cluster {
             if pod.ended()?.is_some() {
                 ended += 1;
                 door(n, None);
+                keep(self.logs.as_deref(), &mut self.logs_kept, n, pod)?;
                 *pod = self.setups[n].start().await?;
                 door(n, Some(pod.mqtt()));
             }
         }
         Ok(ended)
+    }
+
+    /// Keeps the logs of all that still run.
+    pub(super) fn keep_logs(&mut self) -> Result<()> {
+        for (n, pod) in self.pods.iter().enumerate() {
+            keep(self.logs.as_deref(), &mut self.logs_kept, n, pod)?;
+        }
+        Ok(())
     }
 
     /// Ends all in order.
@@ -159,6 +173,15 @@ impl Cluster {
         let pods: Vec<String> = self.pods.iter().map(Weir::to_string).collect();
         format!("{}\n{}", pods.join("\n"), self.store)
     }
+}
+
+/// Writes the log of the pod `n` to the folder `logs`, if there is one.
+fn keep(logs: Option<&Path>, kept: &mut usize, n: usize, pod: &Weir) -> Result<()> {
+    let Some(logs) = logs else { return Ok(()) };
+    std::fs::create_dir_all(logs)?;
+    let file = logs.join(format!("{kept:04}-pod-{n}.log"));
+    *kept += 1;
+    std::fs::write(&file, pod.log().lines().join("\n")).with_context(|| format!("write {}", file.display()))
 }
 
 /// Waits at most `longest` for a pod to end.

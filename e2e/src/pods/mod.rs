@@ -10,6 +10,7 @@ mod ledger;
 mod wire;
 
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -71,6 +72,8 @@ pub struct Options {
     pub rounds: usize,
     /// From one publish of a publisher to its next.
     pub pace: Duration,
+    /// A folder for the logs of all pods.
+    pub logs: Option<PathBuf>,
 }
 
 /// What came of it.
@@ -106,7 +109,7 @@ struct Struck {
 /// If the harness itself could not do its work; broken promises are in the report.
 pub async fn run(options: &Options) -> Result<Report> {
     let clock = Clock::system();
-    let mut cluster = Cluster::start(options.pods, MANIFEST).await?;
+    let mut cluster = Cluster::start(options.pods, MANIFEST, options.logs.clone()).await?;
     let field = Arc::new(Field {
         clock,
         doors: Mutex::new(cluster.doors()),
@@ -117,6 +120,7 @@ pub async fn run(options: &Options) -> Result<Report> {
         twins: Mutex::new(Twins::default()),
     });
     let result = load(options, &mut cluster, &field).await;
+    cluster.keep_logs()?;
     let report = result.with_context(|| cluster.logs())?;
     if !report.problems.is_empty() {
         return Ok(report);
@@ -271,7 +275,8 @@ impl fmt::Display for Report {
         writeln!(
             f,
             "\n{} publishes acknowledged, {} refused and sent again, {} without success within 30 s; {} deliveries of \
-             the queue again; {} connections of one client id; {} pods ended by themselves",
+             the queue again; {} connections of one client id; {} pods ended by themselves; cut off from the network: not \
+             run",
             self.acknowledged,
             self.refused.len(),
             self.failed,

@@ -8,7 +8,11 @@ use weir_e2e::pods::{Fault, Options, run};
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pod_alone_on_a_served_store_keeps_its_promises_under_faults() -> Result<()> {
     let faults = vec![Fault::Kill, Fault::ShortPause, Fault::Terminate];
-    let report = run(&Options { pods: 1, faults, rounds: 1, pace: Duration::from_millis(20) }).await?;
+    strike(1, faults).await
+}
+
+async fn strike(pods: usize, faults: Vec<Fault>) -> Result<()> {
+    let report = run(&Options { pods, faults, rounds: 1, pace: Duration::from_millis(20), logs: None }).await?;
     println!("{report}");
     report.check()
 }
