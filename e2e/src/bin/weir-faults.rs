@@ -13,7 +13,12 @@ use weir_e2e::pods::{self, Fault, Options};
 #[command(name = "weir-faults")]
 struct Arguments {
     /// What is done to the pods, one after the other
-    #[arg(long, value_enum, value_delimiter = ',', default_value = "kill,short-pause,pause,long-pause,terminate")]
+    #[arg(
+        long,
+        value_enum,
+        value_delimiter = ',',
+        default_value = "kill,short-pause,pause,long-pause,terminate"
+    )]
     faults: Vec<FaultName>,
     /// How often all of it
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u16).range(1..=10_000))]

@@ -101,6 +101,13 @@ impl Ledger {
         }
     }
 
+    /// Whether all that was acknowledged has come out of the queue and to the session.
+    pub(super) fn has_arrived(&self) -> bool {
+        let seen =
+            |payload: &str| self.queue.seen.contains_key(payload) && self.session.contains_key(payload);
+        self.owed.is_empty() && self.missing(seen).is_empty()
+    }
+
     /// Acknowledged, and not seen by whom `seen` asks.
     pub(super) fn missing(&self, seen: impl Fn(&str) -> bool) -> Vec<&str> {
         self.published.keys().map(String::as_str).filter(|payload| !seen(payload)).collect()
@@ -122,7 +129,8 @@ impl Ledger {
             })
             .collect();
         if !self.owed.is_empty() {
-            problems.push(format!("queue: never delivered again without an acknowledgement: {:?}", self.owed));
+            problems
+                .push(format!("queue: never delivered again without an acknowledgement: {:?}", self.owed));
         }
         problems.extend(first.gaps().into_iter().map(|gap| format!("stream: {gap}")));
         if first.messages != second.messages {
@@ -134,7 +142,8 @@ impl Ledger {
         }
         for (what, places) in [("queue", &self.queue), ("stream", first)] {
             let twice = places.seen.iter().filter(|(payload, at)| at.len() > 1 && self.is_once(payload));
-            problems.extend(twice.map(|(payload, at)| format!("{what}: `{payload}` at QoS 2 stands at {at:?}")));
+            problems
+                .extend(twice.map(|(payload, at)| format!("{what}: `{payload}` at QoS 2 stands at {at:?}")));
         }
         for problem in problems {
             self.problem(problem);
@@ -146,7 +155,8 @@ impl Ledger {
     pub(super) fn without_service(&self, publishers: usize, from: Instant, until: Instant) -> Vec<Outage> {
         let mut outages = vec![Outage::default(); publishers];
         for Published { publisher, sent, acknowledged } in self.published.values().copied() {
-            let Some(outage) = outages.get_mut(publisher).filter(|_| acknowledged >= from && sent < until) else {
+            let Some(outage) = outages.get_mut(publisher).filter(|_| acknowledged >= from && sent < until)
+            else {
                 continue;
             };
             let after = acknowledged - from;
@@ -237,7 +247,10 @@ mod tests {
         type Break = fn(&mut Ledger);
         let broken: [(Break, &str); 6] = [
             (|ledger| ledger.queue = Places::default(), "queue: 3 acknowledged messages are missing"),
-            (|ledger| drop(ledger.session.remove("1/0/0")), "session: 1 acknowledged messages are missing"),
+            (
+                |ledger| assert_eq!(ledger.session.remove("1/0/0"), Some(1)),
+                "session: 1 acknowledged messages are missing",
+            ),
             (|ledger| ledger.receive("2/1/0"), "`2/1/0` at QoS 2 was delivered twice"),
             (|ledger| ledger.dequeue((1, 1), "2/1/1", false), "queue: `2/1/1` at QoS 2 stands at"),
             (|ledger| ledger.dequeue((1, 0), "1/0/0", false), "at (1, 0) first `2/1/1`, then `1/0/0`"),

@@ -144,7 +144,7 @@ async fn load(options: &Options, cluster: &mut Cluster, field: &Arc<Field>) -> R
     let mut publishing = JoinSet::new();
     for n in 0..publishers {
         // Neighbours begin at different pods; each pod has publishers of both kinds.
-        let qos = if n / options.pods % 2 == 0 { QoS::AtLeastOnce } else { QoS::ExactlyOnce };
+        let qos = if (n / options.pods).is_multiple_of(2) { QoS::AtLeastOnce } else { QoS::ExactlyOnce };
         publishing.spawn(clients::publish(Arc::clone(field), n, qos));
     }
     let mut spans = Vec::new();
@@ -206,16 +206,7 @@ async fn drain(field: &Field, publishing: &mut JoinSet<()>) -> bool {
     let acknowledged = tokio::time::timeout(DRAIN_MAX, all).await.is_ok();
     publishing.shutdown().await;
     let arrived = async {
-        loop {
-            let ledger = field.ledger.lock();
-            let missing = ledger.published.keys().any(|payload| {
-                !ledger.queue.seen.contains_key(payload) || !ledger.session.contains_key(payload)
-            });
-            let done = !missing && ledger.owed.is_empty();
-            drop(ledger);
-            if done {
-                return;
-            }
+        while !field.ledger.lock().has_arrived() {
             sleep(ASKED_EACH).await;
         }
     };
@@ -259,7 +250,10 @@ impl Report {
 /// For each kind of fault how long publishers were without service, and what else was counted.
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "| fault | times | to the next acknowledgement, p50, p99, max | slowest publish, p50, p99, max |")?;
+        writeln!(
+            f,
+            "| fault | times | to the next acknowledgement, p50, p99, max | slowest publish, p50, p99, max |"
+        )?;
         writeln!(f, "|---|---|---|---|")?;
         let mut kinds: Vec<Fault> = self.struck.iter().map(|struck| struck.fault).collect();
         kinds.sort_unstable();

@@ -8,8 +8,9 @@ use bytes::BytesMut;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use weir_codec::{
-    Ack, Connect, Decoder, DecoderConfig, MessageProperties, Packet, PacketId, ProtocolVersion, PublishHeader,
-    QoS, ReasonCode, Role, Subscribe, SubscribeFilter, SubscriptionOptions, encode, encode_publish,
+    Ack, Connect, Decoder, DecoderConfig, MessageProperties, Packet, PacketId, ProtocolVersion,
+    PublishHeader, QoS, ReasonCode, Role, Subscribe, SubscribeFilter, SubscriptionOptions, encode,
+    encode_publish,
 };
 
 /// Longest packet from a broker.
@@ -68,7 +69,10 @@ impl Wire {
         let subscribe = Subscribe {
             packet_id,
             subscription_identifier: None,
-            user_properties: offset.map(|offset| ("stream-offset".into(), offset.into())).into_iter().collect(),
+            user_properties: offset
+                .map(|offset| ("stream-offset".into(), offset.into()))
+                .into_iter()
+                .collect(),
             filters: vec![SubscribeFilter { filter: filter.into(), options }],
         };
         self.send(&Packet::Subscribe(Box::new(subscribe))).await?;

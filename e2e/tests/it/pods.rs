@@ -11,8 +11,15 @@ async fn a_pod_alone_on_a_served_store_keeps_its_promises_under_faults() -> Resu
     strike(1, faults).await
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_pods_keep_their_promises_when_one_is_killed_and_one_terminated() -> Result<()> {
+    strike(3, vec![Fault::Kill, Fault::Terminate]).await
+}
+
+#[expect(clippy::print_stdout, reason = "the table is for whoever runs the test by itself")]
 async fn strike(pods: usize, faults: Vec<Fault>) -> Result<()> {
-    let report = run(&Options { pods, faults, rounds: 1, pace: Duration::from_millis(20), logs: None }).await?;
+    let report =
+        run(&Options { pods, faults, rounds: 1, pace: Duration::from_millis(20), logs: None }).await?;
     println!("{report}");
     report.check()
 }
