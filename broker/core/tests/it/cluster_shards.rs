@@ -7,7 +7,7 @@ use weir_core::Core;
 use weir_core::core::Receipt;
 use weir_core::definition::Kind;
 use weir_core::key::Publisher;
-use weir_core::keyspace::placement_hash;
+use weir_core::keyspace::{PublishId, placement_hash};
 use weir_core::operations::{Peek, Purge};
 use weir_core::queue::StateFilter;
 use weir_core::shard::{APPEND_BYTES_MAX, AppendError};
@@ -66,6 +66,26 @@ async fn messages_of_every_pod_are_stored_once_and_in_order() {
         assert_eq!(numbers.len(), 24);
         assert!(numbers.values().all(|numbers| *numbers == expected), "{numbers:?}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_publish_that_comes_after_its_repeat_through_another_pod_is_stored_once() {
+    let pods = Pods::open(3, 1, &[definition(Kind::Stream, "s", "a/#", 1)]).await;
+    let vs = pods.find(0, Kind::Stream, "s").logs[0].vs;
+    assert!(put(&pods.cores[0], pods.clock, "a/b", "first").await.settled().await.is_empty());
+    let owner = pods.cores[0].cluster().unwrap().owner_of(vs);
+    assert!(owner.is_some());
+    let others: Vec<&Core> = pods.cores.iter().filter(|core| Some(core.pod()) != owner).collect();
+    let id = PublishId::new(pods.clock.wall(), [7; 16]);
+    for (core, is_repeat) in [(others[0], true), (others[1], false)] {
+        let message = message(pods.clock, "a/b", "once");
+        let targets = core.targets(&message.topic);
+        let receipt =
+            core.append(&targets, &message, &Publisher::default(), Some((id, is_repeat))).await.unwrap();
+        assert!(receipt.settled().await.is_empty());
+    }
+    let stream = pods.find(1, Kind::Stream, "s");
+    assert_eq!(pods.cores[1].describe(&stream).await.unwrap()[0].extent.next, 2);
 }
 
 #[tokio::test(start_paused = true)]
