@@ -12,6 +12,8 @@ const MESSAGES: usize = 30;
 async fn live_readers_do_not_read_the_store_and_one_of_history_does() {
     let broker = TestBroker::start().await;
     broker.declare(&[stream("log", "log/#")]).await;
+    // Nobody reads yet: it is in the store alone.
+    broker.publish("log/1", &["before"]).await;
     let mut readers = Vec::new();
     for n in 0..READERS {
         let id = format!("reader{n}");
@@ -39,6 +41,7 @@ async fn live_readers_do_not_read_the_store_and_one_of_history_does() {
     drop(readers);
     let mut history = broker.clean("history").await;
     history.read_from("$stream/log", AtLeastOnce, "earliest").await;
+    assert_eq!(history.take_texts(1).await, ["before"]);
     assert_eq!(history.take_texts(MESSAGES).await, texts);
     assert!(broker.metric("weir_stream_tail_misses_total").await >= 1.0);
     assert!(broker.metric("weir_stream_tail_bytes").await <= held);
