@@ -16,7 +16,7 @@ use prometheus_client::metrics::gauge::Gauge;
 
 use crate::metrics::PublishWait;
 
-/// Bytes a publish takes beside its message, measured: in the line of its shard, in the batch, and what waits for the
+/// Bytes a publish takes beside its message, estimated: in the line of its shard, in the batch, and what waits for the
 /// answer.
 const ENTRY_BYTES: u64 = 2048;
 
