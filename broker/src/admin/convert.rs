@@ -372,6 +372,7 @@ fn declaration(object: &Object) -> wire::Declaration {
         created_micros: 0,
         generation: object.generation,
         origin: object.origin.as_str().to_owned(),
+        cluster: String::new(),
     }
 }
 

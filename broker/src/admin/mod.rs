@@ -251,7 +251,7 @@ impl Admin for Service {
         &self,
         request: Request<wire::UpdateQueueRequest>,
     ) -> Result<Response<wire::UpdateQueueResponse>, Status> {
-        let wire::UpdateQueueRequest { name, change } = request.into_inner();
+        let wire::UpdateQueueRequest { name, change, .. } = request.into_inner();
         self.answer(async {
             let generation = self.change(Kind::Queue, &name, change).await?;
             Ok(wire::UpdateQueueResponse { generation })
@@ -351,7 +351,7 @@ impl Admin for Service {
         &self,
         request: Request<wire::UpdateStreamRequest>,
     ) -> Result<Response<wire::UpdateStreamResponse>, Status> {
-        let wire::UpdateStreamRequest { name, change } = request.into_inner();
+        let wire::UpdateStreamRequest { name, change, .. } = request.into_inner();
         self.answer(async {
             let generation = self.change(Kind::Stream, &name, change).await?;
             Ok(wire::UpdateStreamResponse { generation })

@@ -17,9 +17,13 @@ pub struct Declaration {
     /// How often the definition has changed since.
     #[prost(uint64, tag = "5")]
     pub generation: u64,
-    /// Who declared it: `manifest`, `admin` (this API) or `automatic` (a subscription).
+    /// Who declared it: `manifest`, `admin` (this API), `automatic` (a subscription) or `operator` (an object of a
+    /// Kubernetes cluster).
     #[prost(string, tag = "6")]
     pub origin: ::prost::alloc::string::String,
+    /// Id of the Kubernetes cluster of the object; empty unless the origin is `operator`.
+    #[prost(string, tag = "7")]
+    pub cluster: ::prost::alloc::string::String,
 }
 /// The state of an object in one aspect, as in Kubernetes.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -447,6 +451,9 @@ pub struct UpdateQueueRequest {
     /// Name in `$queue/<name>`.
     #[prost(string, tag = "1")]
     pub name: ::prost::alloc::string::String,
+    /// Also if an object of a Kubernetes cluster declares it; an operator that runs sets it back.
+    #[prost(bool, tag = "4")]
+    pub force: bool,
     #[prost(oneof = "update_queue_request::Change", tags = "2, 3")]
     pub change: ::core::option::Option<update_queue_request::Change>,
 }
@@ -475,6 +482,9 @@ pub struct DeleteQueueRequest {
     pub name: ::prost::alloc::string::String,
     #[prost(enumeration = "DeletionPolicy", tag = "2")]
     pub policy: i32,
+    /// Also if an object of a Kubernetes cluster declares it; an operator that runs makes it anew.
+    #[prost(bool, tag = "3")]
+    pub force: bool,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DeleteQueueResponse {
@@ -849,6 +859,9 @@ pub struct UpdateStreamRequest {
     /// Name in `$stream/<name>`.
     #[prost(string, tag = "1")]
     pub name: ::prost::alloc::string::String,
+    /// Also if an object of a Kubernetes cluster declares it; an operator that runs sets it back.
+    #[prost(bool, tag = "4")]
+    pub force: bool,
     #[prost(oneof = "update_stream_request::Change", tags = "2, 3")]
     pub change: ::core::option::Option<update_stream_request::Change>,
 }
@@ -877,6 +890,9 @@ pub struct DeleteStreamRequest {
     pub name: ::prost::alloc::string::String,
     #[prost(enumeration = "DeletionPolicy", tag = "2")]
     pub policy: i32,
+    /// Also if an object of a Kubernetes cluster declares it; an operator that runs makes it anew.
+    #[prost(bool, tag = "3")]
+    pub force: bool,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DeleteStreamResponse {
@@ -1363,7 +1379,7 @@ pub mod admin_client {
             self.inner.unary(req, path, codec).await
         }
         /// Changes a queue in place, also for the consumers that are connected. FAILED_PRECONDITION if a manifest declares
-        /// it, or what cannot change would.
+        /// it, an object of a Kubernetes cluster does and not `force`, or what cannot change would.
         pub async fn update_queue(
             &mut self,
             request: impl tonic::IntoRequest<super::UpdateQueueRequest>,
@@ -1388,7 +1404,8 @@ pub mod admin_client {
                 .insert(GrpcMethod::new("weir.admin.v1.Admin", "UpdateQueue"));
             self.inner.unary(req, path, codec).await
         }
-        /// Deletes a queue. FAILED_PRECONDITION if a manifest declares it.
+        /// Deletes a queue. FAILED_PRECONDITION if a manifest declares it, or an object of a Kubernetes cluster does and not
+        /// `force`.
         pub async fn delete_queue(
             &mut self,
             request: impl tonic::IntoRequest<super::DeleteQueueRequest>,
@@ -1617,8 +1634,8 @@ pub mod admin_client {
                 .insert(GrpcMethod::new("weir.admin.v1.Admin", "CreateStream"));
             self.inner.unary(req, path, codec).await
         }
-        /// Changes a stream in place, also for those who read it. FAILED_PRECONDITION if a manifest declares it, or what
-        /// cannot change would.
+        /// Changes a stream in place, also for those who read it. FAILED_PRECONDITION if a manifest declares it, an
+        /// object of a Kubernetes cluster does and not `force`, or what cannot change would.
         pub async fn update_stream(
             &mut self,
             request: impl tonic::IntoRequest<super::UpdateStreamRequest>,
@@ -1643,7 +1660,8 @@ pub mod admin_client {
                 .insert(GrpcMethod::new("weir.admin.v1.Admin", "UpdateStream"));
             self.inner.unary(req, path, codec).await
         }
-        /// Deletes a stream. FAILED_PRECONDITION if a manifest declares it.
+        /// Deletes a stream. FAILED_PRECONDITION if a manifest declares it, or an object of a Kubernetes cluster does and not
+        /// `force`.
         pub async fn delete_stream(
             &mut self,
             request: impl tonic::IntoRequest<super::DeleteStreamRequest>,
@@ -1805,7 +1823,7 @@ pub mod admin_server {
             tonic::Status,
         >;
         /// Changes a queue in place, also for the consumers that are connected. FAILED_PRECONDITION if a manifest declares
-        /// it, or what cannot change would.
+        /// it, an object of a Kubernetes cluster does and not `force`, or what cannot change would.
         async fn update_queue(
             &self,
             request: tonic::Request<super::UpdateQueueRequest>,
@@ -1813,7 +1831,8 @@ pub mod admin_server {
             tonic::Response<super::UpdateQueueResponse>,
             tonic::Status,
         >;
-        /// Deletes a queue. FAILED_PRECONDITION if a manifest declares it.
+        /// Deletes a queue. FAILED_PRECONDITION if a manifest declares it, or an object of a Kubernetes cluster does and not
+        /// `force`.
         async fn delete_queue(
             &self,
             request: tonic::Request<super::DeleteQueueRequest>,
@@ -1889,8 +1908,8 @@ pub mod admin_server {
             tonic::Response<super::CreateStreamResponse>,
             tonic::Status,
         >;
-        /// Changes a stream in place, also for those who read it. FAILED_PRECONDITION if a manifest declares it, or what
-        /// cannot change would.
+        /// Changes a stream in place, also for those who read it. FAILED_PRECONDITION if a manifest declares it, an
+        /// object of a Kubernetes cluster does and not `force`, or what cannot change would.
         async fn update_stream(
             &self,
             request: tonic::Request<super::UpdateStreamRequest>,
@@ -1898,7 +1917,8 @@ pub mod admin_server {
             tonic::Response<super::UpdateStreamResponse>,
             tonic::Status,
         >;
-        /// Deletes a stream. FAILED_PRECONDITION if a manifest declares it.
+        /// Deletes a stream. FAILED_PRECONDITION if a manifest declares it, or an object of a Kubernetes cluster does and not
+        /// `force`.
         async fn delete_stream(
             &self,
             request: tonic::Request<super::DeleteStreamRequest>,
@@ -3012,6 +3032,945 @@ pub mod admin_server {
     /// Generated gRPC service name
     pub const SERVICE_NAME: &str = "weir.admin.v1.Admin";
     impl<T> tonic::server::NamedService for AdminServer<T> {
+        const NAME: &'static str = SERVICE_NAME;
+    }
+}
+/// An object of a Kubernetes cluster.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ObjectOwner {
+    /// The id that the operator has by `--cluster-id`: a DNS label. A cluster that is built anew has the same.
+    #[prost(string, tag = "1")]
+    pub cluster: ::prost::alloc::string::String,
+    /// Its namespace.
+    #[prost(string, tag = "2")]
+    pub namespace: ::prost::alloc::string::String,
+    /// Its name.
+    #[prost(string, tag = "3")]
+    pub object: ::prost::alloc::string::String,
+    /// `metadata.uid`. Orders generations only; one that is made anew has another.
+    #[prost(string, tag = "4")]
+    pub uid: ::prost::alloc::string::String,
+    /// `metadata.generation`.
+    #[prost(uint64, tag = "5")]
+    pub generation: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AcquireWriterRequest {
+    /// As in ObjectOwner.
+    #[prost(string, tag = "1")]
+    pub cluster: ::prost::alloc::string::String,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AcquireWriterResponse {
+    /// Greater than those that were acquired before.
+    #[prost(uint64, tag = "1")]
+    pub writer: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ApplyObjectRequest {
+    /// As acquired for the owner's cluster.
+    #[prost(uint64, tag = "1")]
+    pub writer: u64,
+    #[prost(message, optional, tag = "2")]
+    pub owner: ::core::option::Option<ObjectOwner>,
+    #[prost(enumeration = "ObjectKind", tag = "3")]
+    pub kind: i32,
+    /// Name in `$queue/<name>` or `$stream/<name>`.
+    #[prost(string, tag = "4")]
+    pub name: ::prost::alloc::string::String,
+    /// The `spec` of the object, as JSON. A request has 64 KiB at most.
+    #[prost(string, tag = "5")]
+    pub spec: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ApplyObjectResponse {
+    #[prost(enumeration = "ApplyOutcome", tag = "1")]
+    pub outcome: i32,
+    /// It had been declared at this generation of this object, and somebody else had changed it since.
+    #[prost(bool, tag = "2")]
+    pub drifted: bool,
+    /// Paths of the fields that were changed, such as `spec.retention.maxAge`.
+    #[prost(string, repeated, tag = "3")]
+    pub changed: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// How often the definition has changed, now included; not that of the object.
+    #[prost(uint64, tag = "4")]
+    pub generation: u64,
+    /// Of what is stored now. Equal ones mean equal definitions; compare nothing else of it.
+    #[prost(string, tag = "5")]
+    pub hash: ::prost::alloc::string::String,
+    /// How it is.
+    #[prost(message, repeated, tag = "6")]
+    pub conditions: ::prost::alloc::vec::Vec<Condition>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReleaseObjectRequest {
+    /// As acquired for the owner's cluster.
+    #[prost(uint64, tag = "1")]
+    pub writer: u64,
+    /// Whoever has another cluster, namespace or name is another owner; uid and generation do not matter.
+    #[prost(message, optional, tag = "2")]
+    pub owner: ::core::option::Option<ObjectOwner>,
+    #[prost(enumeration = "ObjectKind", tag = "3")]
+    pub kind: i32,
+    /// Name in `$queue/<name>` or `$stream/<name>`.
+    #[prost(string, tag = "4")]
+    pub name: ::prost::alloc::string::String,
+    /// What becomes of the messages; unspecified: as it was declared.
+    #[prost(enumeration = "DeletionPolicy", tag = "5")]
+    pub policy: i32,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReleaseObjectResponse {
+    #[prost(enumeration = "ReleaseOutcome", tag = "1")]
+    pub outcome: i32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListDeclaredRequest {
+    /// Those of this cluster; empty: those of all.
+    #[prost(string, tag = "1")]
+    pub cluster: ::prost::alloc::string::String,
+    /// At most so many, up to 1000; 0: 500.
+    #[prost(uint32, tag = "2")]
+    pub page_size: u32,
+    /// `next_page` of the page before; empty: from the first.
+    #[prost(string, tag = "3")]
+    pub page: ::prost::alloc::string::String,
+    /// Ask how each is, which costs some time: those that do not answer in it are `Ready` `Unknown`.
+    #[prost(bool, tag = "4")]
+    pub with_conditions: bool,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListDeclaredResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub objects: ::prost::alloc::vec::Vec<DeclaredObject>,
+    /// Empty: there are no more.
+    #[prost(string, tag = "2")]
+    pub next_page: ::prost::alloc::string::String,
+}
+/// A queue or stream, and who declared it last.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct DeclaredObject {
+    #[prost(enumeration = "ObjectKind", tag = "1")]
+    pub kind: i32,
+    /// Name in `$queue/<name>` or `$stream/<name>`.
+    #[prost(string, tag = "2")]
+    pub name: ::prost::alloc::string::String,
+    /// Of other origins than `operator`: without cluster, uid and generation.
+    #[prost(message, optional, tag = "3")]
+    pub owner: ::core::option::Option<ObjectOwner>,
+    /// As in Declaration.
+    #[prost(string, tag = "4")]
+    pub origin: ::prost::alloc::string::String,
+    #[prost(enumeration = "DeclaredState", tag = "5")]
+    pub state: i32,
+    /// How often the definition has changed; not that of the object.
+    #[prost(uint64, tag = "6")]
+    pub generation: u64,
+    /// As ApplyObject answered it, if it is the same still.
+    #[prost(string, tag = "7")]
+    pub hash: ::prost::alloc::string::String,
+    /// Empty unless asked for.
+    #[prost(message, repeated, tag = "8")]
+    pub conditions: ::prost::alloc::vec::Vec<Condition>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WatchDeclaredRequest {}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct WatchDeclaredResponse {
+    #[prost(oneof = "watch_declared_response::Event", tags = "1, 2, 3")]
+    pub event: ::core::option::Option<watch_declared_response::Event>,
+}
+/// Nested message and enum types in `WatchDeclaredResponse`.
+pub mod watch_declared_response {
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Event {
+        /// Changes may have been missed.
+        #[prost(message, tag = "1")]
+        Reload(super::DeclaredReload),
+        /// It was made or changed. Several changes may come as one.
+        #[prost(message, tag = "2")]
+        Changed(super::DeclaredObject),
+        /// It is gone: its kind and name.
+        #[prost(message, tag = "3")]
+        Gone(super::DeclaredObject),
+    }
+}
+/// Changes may have been missed.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DeclaredReload {}
+/// What an object declares.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum ObjectKind {
+    /// Not said.
+    Unspecified = 0,
+    /// MessageQueue.
+    Queue = 1,
+    /// Stream.
+    Stream = 2,
+}
+impl ObjectKind {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "OBJECT_KIND_UNSPECIFIED",
+            Self::Queue => "OBJECT_KIND_QUEUE",
+            Self::Stream => "OBJECT_KIND_STREAM",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "OBJECT_KIND_UNSPECIFIED" => Some(Self::Unspecified),
+            "OBJECT_KIND_QUEUE" => Some(Self::Queue),
+            "OBJECT_KIND_STREAM" => Some(Self::Stream),
+            _ => None,
+        }
+    }
+}
+/// What ApplyObject did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum ApplyOutcome {
+    /// Not said.
+    Unspecified = 0,
+    /// There was none of this name.
+    Created = 1,
+    /// It was the owner's already, and differed.
+    Updated = 2,
+    /// It was so already. Nothing was written, but for `metadata.generation` if that had grown.
+    Unchanged = 3,
+    /// It was there, with its messages, and is the owner's now.
+    Adopted = 4,
+}
+impl ApplyOutcome {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "APPLY_OUTCOME_UNSPECIFIED",
+            Self::Created => "APPLY_OUTCOME_CREATED",
+            Self::Updated => "APPLY_OUTCOME_UPDATED",
+            Self::Unchanged => "APPLY_OUTCOME_UNCHANGED",
+            Self::Adopted => "APPLY_OUTCOME_ADOPTED",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "APPLY_OUTCOME_UNSPECIFIED" => Some(Self::Unspecified),
+            "APPLY_OUTCOME_CREATED" => Some(Self::Created),
+            "APPLY_OUTCOME_UPDATED" => Some(Self::Updated),
+            "APPLY_OUTCOME_UNCHANGED" => Some(Self::Unchanged),
+            "APPLY_OUTCOME_ADOPTED" => Some(Self::Adopted),
+            _ => None,
+        }
+    }
+}
+/// What ReleaseObject did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum ReleaseOutcome {
+    /// Not said.
+    Unspecified = 0,
+    /// It takes no more messages; those that it has are kept for one of its name.
+    Released = 1,
+    /// It is gone with its messages.
+    Deleted = 2,
+    /// There is none of this name.
+    Missing = 3,
+    /// It is somebody else's, and stays as it is.
+    NotOwned = 4,
+}
+impl ReleaseOutcome {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "RELEASE_OUTCOME_UNSPECIFIED",
+            Self::Released => "RELEASE_OUTCOME_RELEASED",
+            Self::Deleted => "RELEASE_OUTCOME_DELETED",
+            Self::Missing => "RELEASE_OUTCOME_MISSING",
+            Self::NotOwned => "RELEASE_OUTCOME_NOT_OWNED",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "RELEASE_OUTCOME_UNSPECIFIED" => Some(Self::Unspecified),
+            "RELEASE_OUTCOME_RELEASED" => Some(Self::Released),
+            "RELEASE_OUTCOME_DELETED" => Some(Self::Deleted),
+            "RELEASE_OUTCOME_MISSING" => Some(Self::Missing),
+            "RELEASE_OUTCOME_NOT_OWNED" => Some(Self::NotOwned),
+            _ => None,
+        }
+    }
+}
+/// Whether a queue or stream takes messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum DeclaredState {
+    /// Not said.
+    Unspecified = 0,
+    /// It does.
+    Active = 1,
+    /// Its object is gone; its messages are kept.
+    Orphaned = 2,
+}
+impl DeclaredState {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "DECLARED_STATE_UNSPECIFIED",
+            Self::Active => "DECLARED_STATE_ACTIVE",
+            Self::Orphaned => "DECLARED_STATE_ORPHANED",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "DECLARED_STATE_UNSPECIFIED" => Some(Self::Unspecified),
+            "DECLARED_STATE_ACTIVE" => Some(Self::Active),
+            "DECLARED_STATE_ORPHANED" => Some(Self::Orphaned),
+            _ => None,
+        }
+    }
+}
+/// Generated client implementations.
+pub mod declarations_client {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    use tonic::codegen::http::Uri;
+    /// Queues and streams as objects of Kubernetes clusters declare them.
+    #[derive(Debug, Clone)]
+    pub struct DeclarationsClient<T> {
+        inner: tonic::client::Grpc<T>,
+    }
+    impl DeclarationsClient<tonic::transport::Channel> {
+        /// Attempt to create a new client by connecting to a given endpoint.
+        pub async fn connect<D>(dst: D) -> Result<Self, tonic::transport::Error>
+        where
+            D: TryInto<tonic::transport::Endpoint>,
+            D::Error: Into<StdError>,
+        {
+            let conn = tonic::transport::Endpoint::new(dst)?.connect().await?;
+            Ok(Self::new(conn))
+        }
+    }
+    impl<T> DeclarationsClient<T>
+    where
+        T: tonic::client::GrpcService<tonic::body::Body>,
+        T::Error: Into<StdError>,
+        T::ResponseBody: Body<Data = Bytes> + std::marker::Send + 'static,
+        <T::ResponseBody as Body>::Error: Into<StdError> + std::marker::Send,
+    {
+        pub fn new(inner: T) -> Self {
+            let inner = tonic::client::Grpc::new(inner);
+            Self { inner }
+        }
+        pub fn with_origin(inner: T, origin: Uri) -> Self {
+            let inner = tonic::client::Grpc::with_origin(inner, origin);
+            Self { inner }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> DeclarationsClient<InterceptedService<T, F>>
+        where
+            F: tonic::service::Interceptor,
+            T::ResponseBody: Default,
+            T: tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+                Response = http::Response<
+                    <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
+                >,
+            >,
+            <T as tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+            >>::Error: Into<StdError> + std::marker::Send + std::marker::Sync,
+        {
+            DeclarationsClient::new(InterceptedService::new(inner, interceptor))
+        }
+        /// Compress requests with the given encoding.
+        ///
+        /// This requires the server to support it otherwise it might respond with an
+        /// error.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.send_compressed(encoding);
+            self
+        }
+        /// Enable decompressing responses.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.accept_compressed(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_decoding_message_size(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_encoding_message_size(limit);
+            self
+        }
+        /// A token that every change must bring. The newest of a cluster fences all earlier ones off, in the transaction of each
+        /// change. An operator takes one whenever it has become the leader.
+        pub async fn acquire_writer(
+            &mut self,
+            request: impl tonic::IntoRequest<super::AcquireWriterRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::AcquireWriterResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/weir.admin.v1.Declarations/AcquireWriter",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("weir.admin.v1.Declarations", "AcquireWriter"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Has a queue or stream be what an object declares.
+        pub async fn apply_object(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ApplyObjectRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ApplyObjectResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/weir.admin.v1.Declarations/ApplyObject",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("weir.admin.v1.Declarations", "ApplyObject"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// An object declares its queue or stream no more. Touches nothing of another owner.
+        pub async fn release_object(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ReleaseObjectRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ReleaseObjectResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/weir.admin.v1.Declarations/ReleaseObject",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("weir.admin.v1.Declarations", "ReleaseObject"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// What the objects of a cluster have declared, in pages, queues before streams, each in the order of their names. What
+        /// changes between two pages may be missed or seen.
+        pub async fn list_declared(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListDeclaredRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListDeclaredResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/weir.admin.v1.Declarations/ListDeclared",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("weir.admin.v1.Declarations", "ListDeclared"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Changes of queues and streams, whoever makes them and at whichever pod. Begins with `reload`, which comes again
+        /// whenever some may have been missed: list then. Ends with the pod.
+        pub async fn watch_declared(
+            &mut self,
+            request: impl tonic::IntoRequest<super::WatchDeclaredRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::WatchDeclaredResponse>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/weir.admin.v1.Declarations/WatchDeclared",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("weir.admin.v1.Declarations", "WatchDeclared"));
+            self.inner.server_streaming(req, path, codec).await
+        }
+    }
+}
+/// Generated server implementations.
+pub mod declarations_server {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    /// Generated trait containing gRPC methods that should be implemented for use with DeclarationsServer.
+    #[async_trait]
+    pub trait Declarations: std::marker::Send + std::marker::Sync + 'static {
+        /// A token that every change must bring. The newest of a cluster fences all earlier ones off, in the transaction of each
+        /// change. An operator takes one whenever it has become the leader.
+        async fn acquire_writer(
+            &self,
+            request: tonic::Request<super::AcquireWriterRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::AcquireWriterResponse>,
+            tonic::Status,
+        >;
+        /// Has a queue or stream be what an object declares.
+        async fn apply_object(
+            &self,
+            request: tonic::Request<super::ApplyObjectRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ApplyObjectResponse>,
+            tonic::Status,
+        >;
+        /// An object declares its queue or stream no more. Touches nothing of another owner.
+        async fn release_object(
+            &self,
+            request: tonic::Request<super::ReleaseObjectRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ReleaseObjectResponse>,
+            tonic::Status,
+        >;
+        /// What the objects of a cluster have declared, in pages, queues before streams, each in the order of their names. What
+        /// changes between two pages may be missed or seen.
+        async fn list_declared(
+            &self,
+            request: tonic::Request<super::ListDeclaredRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListDeclaredResponse>,
+            tonic::Status,
+        >;
+        /// Server streaming response type for the WatchDeclared method.
+        type WatchDeclaredStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::WatchDeclaredResponse, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// Changes of queues and streams, whoever makes them and at whichever pod. Begins with `reload`, which comes again
+        /// whenever some may have been missed: list then. Ends with the pod.
+        async fn watch_declared(
+            &self,
+            request: tonic::Request<super::WatchDeclaredRequest>,
+        ) -> std::result::Result<
+            tonic::Response<Self::WatchDeclaredStream>,
+            tonic::Status,
+        >;
+    }
+    /// Queues and streams as objects of Kubernetes clusters declare them.
+    #[derive(Debug)]
+    pub struct DeclarationsServer<T> {
+        inner: Arc<T>,
+        accept_compression_encodings: EnabledCompressionEncodings,
+        send_compression_encodings: EnabledCompressionEncodings,
+        max_decoding_message_size: Option<usize>,
+        max_encoding_message_size: Option<usize>,
+    }
+    impl<T> DeclarationsServer<T> {
+        pub fn new(inner: T) -> Self {
+            Self::from_arc(Arc::new(inner))
+        }
+        pub fn from_arc(inner: Arc<T>) -> Self {
+            Self {
+                inner,
+                accept_compression_encodings: Default::default(),
+                send_compression_encodings: Default::default(),
+                max_decoding_message_size: None,
+                max_encoding_message_size: None,
+            }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> InterceptedService<Self, F>
+        where
+            F: tonic::service::Interceptor,
+        {
+            InterceptedService::new(Self::new(inner), interceptor)
+        }
+        /// Enable decompressing requests with the given encoding.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.accept_compression_encodings.enable(encoding);
+            self
+        }
+        /// Compress responses with the given encoding, if the client supports it.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.send_compression_encodings.enable(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.max_decoding_message_size = Some(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.max_encoding_message_size = Some(limit);
+            self
+        }
+    }
+    impl<T, B> tonic::codegen::Service<http::Request<B>> for DeclarationsServer<T>
+    where
+        T: Declarations,
+        B: Body + std::marker::Send + 'static,
+        B::Error: Into<StdError> + std::marker::Send + 'static,
+    {
+        type Response = http::Response<tonic::body::Body>;
+        type Error = std::convert::Infallible;
+        type Future = BoxFuture<Self::Response, Self::Error>;
+        fn poll_ready(
+            &mut self,
+            _cx: &mut Context<'_>,
+        ) -> Poll<std::result::Result<(), Self::Error>> {
+            Poll::Ready(Ok(()))
+        }
+        fn call(&mut self, req: http::Request<B>) -> Self::Future {
+            match req.uri().path() {
+                "/weir.admin.v1.Declarations/AcquireWriter" => {
+                    #[allow(non_camel_case_types)]
+                    struct AcquireWriterSvc<T: Declarations>(pub Arc<T>);
+                    impl<
+                        T: Declarations,
+                    > tonic::server::UnaryService<super::AcquireWriterRequest>
+                    for AcquireWriterSvc<T> {
+                        type Response = super::AcquireWriterResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::AcquireWriterRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Declarations>::acquire_writer(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = AcquireWriterSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/weir.admin.v1.Declarations/ApplyObject" => {
+                    #[allow(non_camel_case_types)]
+                    struct ApplyObjectSvc<T: Declarations>(pub Arc<T>);
+                    impl<
+                        T: Declarations,
+                    > tonic::server::UnaryService<super::ApplyObjectRequest>
+                    for ApplyObjectSvc<T> {
+                        type Response = super::ApplyObjectResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ApplyObjectRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Declarations>::apply_object(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ApplyObjectSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/weir.admin.v1.Declarations/ReleaseObject" => {
+                    #[allow(non_camel_case_types)]
+                    struct ReleaseObjectSvc<T: Declarations>(pub Arc<T>);
+                    impl<
+                        T: Declarations,
+                    > tonic::server::UnaryService<super::ReleaseObjectRequest>
+                    for ReleaseObjectSvc<T> {
+                        type Response = super::ReleaseObjectResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ReleaseObjectRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Declarations>::release_object(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ReleaseObjectSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/weir.admin.v1.Declarations/ListDeclared" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListDeclaredSvc<T: Declarations>(pub Arc<T>);
+                    impl<
+                        T: Declarations,
+                    > tonic::server::UnaryService<super::ListDeclaredRequest>
+                    for ListDeclaredSvc<T> {
+                        type Response = super::ListDeclaredResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListDeclaredRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Declarations>::list_declared(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListDeclaredSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/weir.admin.v1.Declarations/WatchDeclared" => {
+                    #[allow(non_camel_case_types)]
+                    struct WatchDeclaredSvc<T: Declarations>(pub Arc<T>);
+                    impl<
+                        T: Declarations,
+                    > tonic::server::ServerStreamingService<super::WatchDeclaredRequest>
+                    for WatchDeclaredSvc<T> {
+                        type Response = super::WatchDeclaredResponse;
+                        type ResponseStream = T::WatchDeclaredStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::WatchDeclaredRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Declarations>::watch_declared(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = WatchDeclaredSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                _ => {
+                    Box::pin(async move {
+                        let mut response = http::Response::new(
+                            tonic::body::Body::default(),
+                        );
+                        let headers = response.headers_mut();
+                        headers
+                            .insert(
+                                tonic::Status::GRPC_STATUS,
+                                (tonic::Code::Unimplemented as i32).into(),
+                            );
+                        headers
+                            .insert(
+                                http::header::CONTENT_TYPE,
+                                tonic::metadata::GRPC_CONTENT_TYPE,
+                            );
+                        Ok(response)
+                    })
+                }
+            }
+        }
+    }
+    impl<T> Clone for DeclarationsServer<T> {
+        fn clone(&self) -> Self {
+            let inner = self.inner.clone();
+            Self {
+                inner,
+                accept_compression_encodings: self.accept_compression_encodings,
+                send_compression_encodings: self.send_compression_encodings,
+                max_decoding_message_size: self.max_decoding_message_size,
+                max_encoding_message_size: self.max_encoding_message_size,
+            }
+        }
+    }
+    /// Generated gRPC service name
+    pub const SERVICE_NAME: &str = "weir.admin.v1.Declarations";
+    impl<T> tonic::server::NamedService for DeclarationsServer<T> {
         const NAME: &'static str = SERVICE_NAME;
     }
 }

@@ -6,8 +6,12 @@ use std::path::{Path, PathBuf};
 
 const REGENERATE: &str = "WEIR_REGENERATE=1 cargo test -p weir-proto";
 
-const CONTRACTS: [&str; 3] =
-    ["weir/admin/v1/admin.proto", "weir/peer/v1/peer.proto", "weir/store/v1/store.proto"];
+const CONTRACTS: [&str; 4] = [
+    "weir/admin/v1/admin.proto",
+    "weir/admin/v1/declared.proto",
+    "weir/peer/v1/peer.proto",
+    "weir/store/v1/store.proto",
+];
 
 fn generate(out: &Path) {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));

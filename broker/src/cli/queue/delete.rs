@@ -19,7 +19,8 @@ pub(in crate::cli) struct DeleteArgs {
 
 pub(super) async fn run(args: &DeleteArgs) -> anyhow::Result<()> {
     let mut client = args.admin.connect().await?;
-    let request = wire::DeleteQueueRequest { name: args.name.clone(), policy: policy(args.messages) };
+    let request =
+        wire::DeleteQueueRequest { name: args.name.clone(), policy: policy(args.messages), force: false };
     let response = args.admin.answer(client.delete_queue(request)).await?;
     say_deleted(&args.admin, "queue", &args.name, response.retained)
 }

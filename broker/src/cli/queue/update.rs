@@ -46,7 +46,7 @@ pub(super) async fn run(args: &UpdateArgs) -> anyhow::Result<()> {
         Change::Patch(patch) => Wire::Patch(patch),
     };
     let mut client = args.admin.connect().await?;
-    let request = wire::UpdateQueueRequest { name: name.clone(), change: Some(change) };
+    let request = wire::UpdateQueueRequest { name: name.clone(), change: Some(change), force: false };
     let response = args.admin.answer(client.update_queue(request)).await?;
     say_done(&args.admin, "queue", &name, "updated", response.generation)
 }

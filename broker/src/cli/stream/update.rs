@@ -35,7 +35,7 @@ pub(super) async fn run(args: &UpdateArgs) -> anyhow::Result<()> {
         Change::Patch(patch) => Wire::Patch(patch),
     };
     let mut client = args.admin.connect().await?;
-    let request = wire::UpdateStreamRequest { name: name.clone(), change: Some(change) };
+    let request = wire::UpdateStreamRequest { name: name.clone(), change: Some(change), force: false };
     let response = args.admin.answer(client.update_stream(request)).await?;
     say_done(&args.admin, "stream", &name, "updated", response.generation)
 }

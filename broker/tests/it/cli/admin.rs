@@ -343,6 +343,7 @@ fn declaration(object: &str) -> Option<Declaration> {
         created_micros: 1_700_000_000_000_000,
         generation: 2,
         origin: "manifest".into(),
+        cluster: String::new(),
     })
 }
 
