@@ -304,6 +304,12 @@ impl StoreServer {
         Ok(Self { process, address, _folder: folder })
     }
 
+    /// Its process id, unless it has ended.
+    #[must_use]
+    pub fn pid(&self) -> Option<u32> {
+        self.process.pid()
+    }
+
     /// Where brokers reach it.
     #[must_use]
     pub fn address(&self) -> SocketAddr {

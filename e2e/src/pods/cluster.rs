@@ -98,6 +98,16 @@ impl Cluster {
         self.pods.iter().map(|pod| Some(pod.mqtt())).collect()
     }
 
+    /// The process id of each pod, and where it tells its metrics.
+    pub(super) fn pods(&self) -> Result<Vec<(u32, SocketAddr)>> {
+        self.pods.iter().map(|pod| Ok((pod.pid().context("a pod that runs")?, pod.http()))).collect()
+    }
+
+    /// The process id of the store server.
+    pub(super) fn store_pid(&self) -> Result<u32> {
+        self.store.pid().context("a store server that runs")
+    }
+
     /// Does `fault` to the pod `victim` and waits until it is over. `door` hears when the place of the pod is empty,
     /// and when another pod stands there. Returns what the pod said that must not be, if it did.
     pub(super) async fn strike(

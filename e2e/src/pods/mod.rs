@@ -8,6 +8,7 @@ mod clients;
 mod cluster;
 mod ledger;
 mod wire;
+pub mod work;
 
 use std::fmt;
 use std::path::PathBuf;
