@@ -1,6 +1,8 @@
 //! The operator of Weir: turns `MessageQueue`, `Stream` and `Broker` objects into what runs in the cluster.
 
+mod apply;
 mod crds;
+mod probe;
 
 use clap::{Parser, Subcommand};
 
@@ -16,10 +18,17 @@ struct Cli {
 enum Command {
     /// Print the custom resource definitions, or write them to a folder.
     Crds(crds::Args),
+    /// Apply Brokers, queues and streams from files.
+    Apply(apply::Args),
+    /// Ask an HTTP address until it answers well.
+    Probe(probe::Args),
 }
 
-fn main() -> anyhow::Result<()> {
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
     match Cli::parse().command {
         Command::Crds(args) => crds::run(&args),
+        Command::Apply(args) => apply::run(&args).await,
+        Command::Probe(args) => probe::run(&args).await,
     }
 }
