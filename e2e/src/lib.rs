@@ -11,6 +11,7 @@ pub mod crowd;
 pub mod endpoint;
 pub mod generator;
 pub mod http;
+pub mod kubernetes;
 pub mod load;
 pub mod mosquitto;
 pub mod nats;

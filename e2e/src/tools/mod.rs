@@ -8,6 +8,7 @@
 //! This module must never name a registry: the machine's own configuration says where packages come from.
 
 mod debian;
+mod go;
 mod rabbitmq;
 
 use std::ffi::OsString;
@@ -22,6 +23,9 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use tokio::process::Command;
 use tokio::sync::OnceCell;
 
+pub use go::{
+    Cached, ChartTools, ControlPlane, build_chart_tools, build_control_plane, chart_tools, control_plane,
+};
 pub use rabbitmq::RabbitMq;
 
 /// The Python client under test.

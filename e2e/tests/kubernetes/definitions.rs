@@ -1,0 +1,135 @@
+//! The resource definitions on a real API server: what it refuses, what may not change, what people read.
+
+use anyhow::{Result, ensure};
+use serde_json::{Value, json};
+use weir_e2e::kubernetes::{Cluster, Kubectl};
+
+use crate::on_kubernetes;
+
+#[test]
+fn the_api_server_refuses_what_the_rules_refuse() -> Result<()> {
+    on_kubernetes("definitions::the_api_server_refuses_what_the_rules_refuse", async |cluster: Cluster| {
+        let kubectl = cluster.kubectl();
+        queues(kubectl).await?;
+        streams(kubectl).await?;
+        brokers(kubectl).await?;
+        immutable(kubectl).await?;
+        explained(kubectl).await?;
+        listed(kubectl).await
+    })
+}
+
+fn object(kind: &str, name: &str, spec: &Value) -> String {
+    json!({
+        "apiVersion": "weir.dev/v1alpha1",
+        "kind": kind,
+        "metadata": { "name": name, "namespace": "default" },
+        "spec": spec,
+    })
+    .to_string()
+}
+
+async fn refused(kubectl: &Kubectl, kind: &str, name: &str, spec: Value, why: &str) -> Result<()> {
+    let refusal = kubectl.refused(&object(kind, name, &spec)).await?;
+    ensure!(refusal.contains(why), "{why:?} is not in the refusal of {spec}: {refusal}");
+    Ok(())
+}
+
+async fn queues(kubectl: &Kubectl) -> Result<()> {
+    for (spec, why) in [
+        (json!({ "topicFilter": "$SYS/#" }), "spec.topicFilter: Invalid value"),
+        (json!({ "ackTimeout": "99ms" }), "must be 100ms to 168h"),
+        (json!({ "ackTimeout": "soon" }), "spec.ackTimeout"),
+        (json!({ "retryBackoff": { "initial": "2m" } }), "initial must not"),
+        (json!({ "retryBackoff": { "max": "25h" } }), "must be 0s to 24h"),
+        (json!({ "dedup": { "window": "24h1ms" } }), "must be 0s to 24h"),
+        (json!({ "deadLetter": {} }), "exactly one of queueRef and topic"),
+        (json!({ "deadLetter": { "topic": "$queue/a" } }), "must not begin"),
+        (json!({ "deadLetter": { "queueRef": { "name": "traffic" } } }), "cannot be its own"),
+        (json!({ "shards": 0 }), "spec.shards"),
+        (json!({ "ordering": "sometimes" }), "Unsupported value"),
+        (json!({ "topicFiler": "a/#" }), "unknown field"),
+    ] {
+        refused(kubectl, "MessageQueue", "traffic", spec, why).await?;
+    }
+    refused(kubectl, "MessageQueue", &"q".repeat(129), json!({}), "queueName is needed").await
+}
+
+async fn streams(kubectl: &Kubectl) -> Result<()> {
+    refused(kubectl, "Stream", "telemetry", json!({ "topicFilter": "$s" }), "must not begin").await?;
+    refused(kubectl, "Stream", "telemetry", json!({}), "spec.topicFilter: Required").await?;
+    refused(kubectl, "Stream", &"s".repeat(129), json!({ "topicFilter": "#" }), "streamName is needed").await
+}
+
+async fn brokers(kubectl: &Kubectl) -> Result<()> {
+    let embedded = json!({ "embedded": { "storage": "10Gi" } });
+    let fdb = json!({ "fdb": { "clusterFile": { "configMapRef": { "name": "fdb-config" } } } });
+    for (spec, why) in [
+        (json!({ "store": fdb, "replicas": 3, "scaling": { "maxReplicas": 2 } }), "exclude each other"),
+        (json!({ "store": fdb, "scaling": { "minReplicas": 3, "maxReplicas": 2 } }), "minReplicas must not"),
+        (json!({ "store": embedded, "replicas": 2 }), "serves one pod"),
+        (json!({ "store": {} }), "exactly one of"),
+        (
+            json!({ "store": embedded, "listeners": [{ "name": "a", "type": "wss", "port": 443 }] }),
+            "tlsSecretRef is needed",
+        ),
+    ] {
+        refused(kubectl, "Broker", "main", spec, why).await?;
+    }
+    Ok(())
+}
+
+async fn immutable(kubectl: &Kubectl) -> Result<()> {
+    let queue = json!({ "topicFilter": "a/+", "queueName": "a", "shards": 2 });
+    kubectl.apply(&object("MessageQueue", "kept", &queue)).await?;
+    for (field, value) in [
+        ("topicFilter", json!("b/+")),
+        ("queueName", json!("b")),
+        ("shards", json!(3)),
+        ("lastValue", json!(true)),
+    ] {
+        let mut changed = queue.clone();
+        changed[field] = value;
+        refused(kubectl, "MessageQueue", "kept", changed, &format!("{field} is immutable")).await?;
+    }
+    let mut changed = queue.clone();
+    changed["ackTimeout"] = json!("1m");
+    kubectl.apply(&object("MessageQueue", "kept", &changed)).await?;
+
+    let stream = json!({ "topicFilter": "a/+", "streamName": "a" });
+    kubectl.apply(&object("Stream", "kept", &stream)).await?;
+    for (field, value) in [
+        ("topicFilter", json!("b/+")),
+        ("streamName", json!("b")),
+        ("shards", json!(3)),
+        ("lastValue", json!(true)),
+    ] {
+        let mut changed = stream.clone();
+        changed[field] = value;
+        refused(kubectl, "Stream", "kept", changed, &format!("{field} is immutable")).await?;
+    }
+    Ok(())
+}
+
+/// Every field says what it is for.
+async fn explained(kubectl: &Kubectl) -> Result<()> {
+    let text = kubectl.run("explain messagequeue.spec.retention").await?;
+    ensure!(text.contains("DESCRIPTION:") && !text.contains("<empty>"), "{text}");
+    for kind in ["messagequeue", "stream", "broker"] {
+        let text = kubectl.run(&format!("explain {kind}.spec")).await?;
+        ensure!(!text.contains("<no description>"), "{text}");
+    }
+    Ok(())
+}
+
+/// The usual list fits a terminal.
+async fn listed(kubectl: &Kubectl) -> Result<()> {
+    for kinds in ["mq", "streams", "brokers"] {
+        let list = kubectl.run(&format!("get {kinds}")).await?;
+        let wide = list.lines().map(str::len).max().unwrap_or_default();
+        ensure!(wide <= 100, "`kubectl get {kinds}` is {wide} wide:\n{list}");
+    }
+    let all = kubectl.run("get weir").await?;
+    ensure!(all.contains("messagequeue.weir.dev/kept") && all.contains("stream.weir.dev/kept"), "{all}");
+    Ok(())
+}

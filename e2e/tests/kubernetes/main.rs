@@ -1,0 +1,38 @@
+//! Weir on the real components of Kubernetes, as its users see it: by `kubectl` and by MQTT clients.
+//!
+//! Each test has a cluster of its own in a sandbox. They run when the control plane was built
+//! (`cargo run -p weir-e2e --bin weir-kubernetes -- build`), and say on the standard error whether they do.
+
+mod definitions;
+
+use std::future::Future;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use weir_e2e::kubernetes::{Cluster, Programs, sandbox};
+
+/// How long a test of the usual kind may take.
+const LIMIT: Duration = Duration::from_mins(5);
+
+/// Runs `scenario` on a cluster of its own that knows Weir's resources.
+fn on_kubernetes<F>(test: &str, scenario: impl FnOnce(Cluster) -> F) -> Result<()>
+where
+    F: Future<Output = Result<()>>,
+{
+    sandbox::run(test, LIMIT, async |programs: Programs| {
+        let cluster = Cluster::start(&test.replace("::", "-"), programs).await?;
+        define(&cluster).await?;
+        scenario(cluster).await
+    })
+}
+
+/// Installs the resource definitions of `crds/`.
+async fn define(cluster: &Cluster) -> Result<()> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../crds");
+    let kubectl = cluster.kubectl();
+    kubectl.run(&format!("apply --server-side -f {}", folder.display())).await?;
+    let kinds = "crd/brokers.weir.dev crd/messagequeues.weir.dev crd/streams.weir.dev";
+    let established = kubectl.run(&format!("wait --for=condition=Established --timeout=30s {kinds}")).await;
+    established.map(drop).context("the definitions are established")
+}
