@@ -11,7 +11,7 @@ pub mod node;
 mod pki;
 pub mod sandbox;
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::future::Future;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -127,6 +127,22 @@ impl Cluster {
     #[must_use]
     pub fn logs(&self) -> &PathBuf {
         &self.logs
+    }
+
+    /// What people would look at first when something is wrong: pods, Weir's objects, and the ends of pods' logs.
+    pub async fn state(&self) -> String {
+        let mut state = String::new();
+        for arguments in ["get pods -A -o wide", "get weir -A -o wide", "get events.v1.events.k8s.io -A"] {
+            let answer = self.kubectl.run(arguments).await;
+            let _infallible = writeln!(
+                state,
+                "kubectl {arguments}\n{}",
+                answer.unwrap_or_else(|error| format!("{error:#}"))
+            );
+        }
+        let logs = std::fs::read_dir(self.logs.join("pods")).into_iter().flatten().flatten();
+        state.extend(logs.map(|log| tail(&log.path())));
+        state
     }
 
     /// Ends the API server as a crash would, and waits until it is gone.

@@ -72,7 +72,8 @@ where
         .stdin(Stdio::null())
         // Whoever stops this test by its process group stops what is inside too.
         .process_group(rustix::process::getpgrp().as_raw_nonzero().get());
-    let status = inside.status().context("start `unshare`, a program of util-linux")?;
+    let status =
+        inside.env("RUST_BACKTRACE", "0").status().context("start `unshare`, a program of util-linux")?;
     ensure!(status.success(), "{test} ended with {status} inside its sandbox");
     Ok(())
 }

@@ -8,15 +8,18 @@ use crate::on_kubernetes;
 
 #[test]
 fn the_api_server_refuses_what_the_rules_refuse() -> Result<()> {
-    on_kubernetes("definitions::the_api_server_refuses_what_the_rules_refuse", async |cluster: Cluster| {
-        let kubectl = cluster.kubectl();
-        queues(kubectl).await?;
-        streams(kubectl).await?;
-        brokers(kubectl).await?;
-        immutable(kubectl).await?;
-        explained(kubectl).await?;
-        listed(kubectl).await
-    })
+    on_kubernetes(
+        "definitions::the_api_server_refuses_what_the_rules_refuse",
+        async |cluster: &mut Cluster| {
+            let kubectl = cluster.kubectl();
+            queues(kubectl).await?;
+            streams(kubectl).await?;
+            brokers(kubectl).await?;
+            immutable(kubectl).await?;
+            explained(kubectl).await?;
+            listed(kubectl).await
+        },
+    )
 }
 
 fn object(kind: &str, name: &str, spec: &Value) -> String {

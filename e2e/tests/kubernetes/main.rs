@@ -4,8 +4,8 @@
 //! (`cargo run -p weir-e2e --bin weir-kubernetes -- build`), and say on the standard error whether they do.
 
 mod definitions;
+mod pods;
 
-use std::future::Future;
 use std::path::Path;
 use std::time::Duration;
 
@@ -15,15 +15,16 @@ use weir_e2e::kubernetes::{Cluster, Programs, sandbox};
 /// How long a test of the usual kind may take.
 const LIMIT: Duration = Duration::from_mins(5);
 
-/// Runs `scenario` on a cluster of its own that knows Weir's resources.
-fn on_kubernetes<F>(test: &str, scenario: impl FnOnce(Cluster) -> F) -> Result<()>
-where
-    F: Future<Output = Result<()>>,
-{
+/// Runs `scenario` on a cluster of its own that knows Weir's resources. If it fails, says what the cluster is like.
+fn on_kubernetes(test: &str, scenario: impl AsyncFnOnce(&mut Cluster) -> Result<()>) -> Result<()> {
     sandbox::run(test, LIMIT, async |programs: Programs| {
-        let cluster = Cluster::start(&test.replace("::", "-"), programs).await?;
+        let mut cluster = Cluster::start(&test.replace("::", "-"), programs).await?;
         define(&cluster).await?;
-        scenario(cluster).await
+        let result = scenario(&mut cluster).await;
+        if result.is_err() {
+            eprintln!("{}", cluster.state().await);
+        }
+        result
     })
 }
 
