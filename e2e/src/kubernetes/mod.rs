@@ -16,7 +16,7 @@ use std::future::Future;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use k8s_openapi::api::core::v1::ServiceAccount;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config};
@@ -103,6 +103,20 @@ impl Cluster {
     #[must_use]
     pub fn kubectl(&self) -> &Kubectl {
         &self.kubectl
+    }
+
+    /// What `helm` prints with `arguments`, split at spaces; it must succeed.
+    pub async fn helm(&self, arguments: &str) -> Result<String> {
+        let mut command = Command::new(&self.programs.charts.helm);
+        command.args(arguments.split_whitespace()).kill_on_drop(true);
+        command.env("KUBECONFIG", self.kubectl.kubeconfig()).env("HELM_CACHE_HOME", STATE);
+        within(&format!("helm {arguments}"), async {
+            let output = command.output().await?;
+            let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+            ensure!(output.status.success(), "{}\n{}", text(&output.stderr), text(&output.stdout));
+            Ok(text(&output.stdout))
+        })
+        .await
     }
 
     /// A client of the API with all rights.

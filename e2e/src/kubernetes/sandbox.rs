@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::tools::{self, Cached, ControlPlane};
+use crate::tools::{self, Cached, ChartTools, ControlPlane};
 use crate::weir;
 
 /// Says to a test that it is inside; its value is the test's name.
@@ -29,6 +29,8 @@ const ENTER: &str = "ip link set lo up && mount -t tmpfs tmpfs /run && exec \"$0
 pub struct Programs {
     /// Kubernetes.
     pub control_plane: ControlPlane,
+    /// What installs charts.
+    pub charts: ChartTools,
     /// The broker under test.
     pub weir: PathBuf,
     /// The operator under test.
@@ -41,14 +43,16 @@ pub fn run<F>(test: &str, limit: Duration, scenario: impl FnOnce(Programs) -> F)
 where
     F: Future<Output = Result<()>>,
 {
-    let control_plane = match tools::control_plane()? {
-        Cached::Built(control_plane) => control_plane,
-        Cached::Missing(what) => return say(&format!("{test}: NOT RUN on Kubernetes: {what}")),
+    let (control_plane, charts) = match (tools::control_plane()?, tools::chart_tools()?) {
+        (Cached::Built(control_plane), Cached::Built(charts)) => (control_plane, charts),
+        (Cached::Missing(what), _) | (_, Cached::Missing(what)) => {
+            return say(&format!("{test}: NOT RUN on Kubernetes: {what}"));
+        }
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     if std::env::var(INSIDE).is_ok_and(|name| name == test) {
         let binary = |name| std::env::var_os(name).map(PathBuf::from).context(name);
-        let programs = Programs { control_plane, weir: binary(WEIR)?, operator: binary(OPERATOR)? };
+        let programs = Programs { control_plane, charts, weir: binary(WEIR)?, operator: binary(OPERATOR)? };
         let scenario = Box::pin(scenario(programs));
         return runtime
             .block_on(async { tokio::time::timeout(limit, scenario).await })

@@ -3,6 +3,7 @@
 //! Each test has a cluster of its own in a sandbox. They run when the control plane was built
 //! (`cargo run -p weir-e2e --bin weir-kubernetes -- build`), and say on the standard error whether they do.
 
+mod chart;
 mod definitions;
 mod pods;
 
@@ -17,9 +18,16 @@ const LIMIT: Duration = Duration::from_mins(5);
 
 /// Runs `scenario` on a cluster of its own that knows Weir's resources. If it fails, says what the cluster is like.
 fn on_kubernetes(test: &str, scenario: impl AsyncFnOnce(&mut Cluster) -> Result<()>) -> Result<()> {
+    on_bare_kubernetes(test, async |cluster| {
+        define(cluster).await?;
+        scenario(cluster).await
+    })
+}
+
+/// The same on a cluster that knows nothing of Weir.
+fn on_bare_kubernetes(test: &str, scenario: impl AsyncFnOnce(&mut Cluster) -> Result<()>) -> Result<()> {
     sandbox::run(test, LIMIT, async |programs: Programs| {
         let mut cluster = Cluster::start(&test.replace("::", "-"), programs).await?;
-        define(&cluster).await?;
         let result = scenario(&mut cluster).await;
         if result.is_err() {
             eprintln!("{}", cluster.state().await);
