@@ -3,10 +3,13 @@
 //! The store holds the truth; a [`CatalogView`] of it is in memory, replaced as a whole with each change.
 //! A set of declarations is applied if all of them can be, else not at all; one transaction takes about 2,000 changes, and
 //! a larger set several, the next of which goes on where the last one stopped. Single queues and streams are made, changed and
-//! deleted beside it (`change`); a set retires only what a set has declared.
+//! deleted beside it (`change`), and by operators of Kubernetes clusters (`declared`); a set retires only what a set has
+//! declared. Who may have what is in `rules`.
 
 mod change;
+mod declared;
 mod refresh;
+mod rules;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -14,7 +17,7 @@ use std::time::Duration;
 
 use parking_lot::RwLock;
 use smallvec::SmallVec;
-use tokio::sync::watch;
+use tokio::sync::{broadcast, watch};
 use weir_env::clock::Timestamp;
 use weir_env::seed::HashMap;
 use weir_storage::{Isolation, RangeQuery, SharedStore, Transaction, Version, transact};
@@ -28,8 +31,11 @@ use crate::keyspace::LogId;
 use crate::keyspace::catalog::{self, CatalogEntry, EntryState, Removal};
 use crate::keyspace::change::Change;
 
-pub use crate::keyspace::catalog::Origin;
+use rules::{check, is_of_operator, plan_one, too_many};
+
+pub use crate::keyspace::catalog::{Claim, Origin};
 pub use change::{ChangeError, Deleted};
+pub use declared::{Declare, Declared, Found, Outcome, Release, Released, WRITERS_MAX};
 pub use refresh::Refreshed;
 
 /// Queues and streams there may be.
@@ -76,10 +82,28 @@ pub enum ApplyError {
         field: &'static str,
         /// What is wrong, and what to do.
         problem: String,
+        /// Of which sort that is.
+        refusal: Refusal,
     },
     /// The store did not take them. Nothing was applied.
     #[error("store the catalog: {0}")]
     Failed(#[from] Error),
+}
+
+/// The sort of a problem of a declaration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// A field is wrong in itself.
+    Field,
+    /// Another one has the name.
+    NameConflict {
+        /// Who: cluster, if an operator declared it, namespace and object.
+        owner: String,
+    },
+    /// What cannot change differs from what is stored.
+    ImmutableMismatch,
+    /// There are as many as there may be.
+    TooMany,
 }
 
 /// What applying declarations changed.
@@ -93,6 +117,8 @@ pub struct Applied {
     pub orphaned: Vec<String>,
     /// No longer declared, with their messages.
     pub deleted: Vec<Arc<Object>>,
+    /// Not touched: an object of a Kubernetes cluster, of the same namespace and name, declares them.
+    pub yielded: Vec<String>,
 }
 
 impl Applied {
@@ -163,6 +189,8 @@ pub struct Catalog {
     /// All entries, orphaned ones included. Held while they change: views follow each other as the transactions did.
     entries: tokio::sync::Mutex<Entries>,
     changes: watch::Sender<u64>,
+    /// Names of what has changed, for who follows that.
+    told: broadcast::Sender<(Kind, String)>,
     /// The other pods, if there may be any: each change is told them.
     cluster: Option<Cluster>,
 }
@@ -189,6 +217,7 @@ impl Catalog {
             view: RwLock::new(Arc::new(CatalogView::default())),
             entries: tokio::sync::Mutex::default(),
             changes: watch::Sender::new(0),
+            told: broadcast::Sender::new(declared::TOLD_MAX),
             cluster,
         };
         catalog.publish(&entries);
@@ -239,10 +268,17 @@ impl Catalog {
                     .map_err(|error| ApplyError::Failed(Error::Store(error)))?;
             let made = made?;
             self.publish(&made.entries);
+            self.tell(&entries, &made.entries);
             *entries = made.entries;
             deleted.extend(made.deleted.iter().map(|entry| self.object(entry)));
             if !made.more {
-                let applied = Applied { deleted, ..self.changed(&before, &entries) };
+                let yields = |definition: &&Definition| {
+                    let entry = entries.get(&(definition.kind, definition.name.clone()));
+                    entry.is_some_and(|entry| is_of_operator(entry, definition))
+                };
+                let yielded = definitions.iter().filter(yields).map(|definition| definition.name.clone());
+                let yielded = yielded.collect();
+                let applied = Applied { deleted, yielded, ..self.changed(&before, &entries) };
                 drop(entries);
                 if !applied.is_empty() {
                     self.known_everywhere(committed.version).await;
@@ -288,7 +324,10 @@ impl Catalog {
         let before = self.view();
         let same = |entry: &CatalogEntry| {
             let object = before.find(entry.definition.kind, &entry.definition.name)?;
-            (object.id == entry.id && object.generation == entry.generation).then_some(object)
+            let is_same = object.id == entry.id
+                && object.generation == entry.generation
+                && object.origin == entry.origin;
+            is_same.then_some(object)
         };
         let view = CatalogView::new(active.map(|entry| same(entry).unwrap_or_else(|| self.object(entry))));
         *self.view.write() = Arc::new(view);
@@ -301,7 +340,7 @@ impl Catalog {
         Arc::new(Object {
             id: entry.id,
             generation: entry.generation,
-            origin: entry.origin,
+            origin: entry.origin.clone(),
             paused: entry.paused,
             filter: definition.topic_filter.as_deref().and_then(|f| TopicFilter::parse(f.to_owned()).ok()),
             key: definition.effective_key().and_then(|key| KeyExpression::parse(key).ok()),
@@ -309,54 +348,6 @@ impl Catalog {
             definition,
         })
     }
-}
-
-fn kind_name(kind: Kind) -> &'static str {
-    match kind {
-        Kind::Queue => "MessageQueue",
-        Kind::Stream => "Stream",
-    }
-}
-
-fn invalid(definition: &Definition, field: &'static str, problem: impl Into<String>) -> ApplyError {
-    ApplyError::Invalid {
-        kind: kind_name(definition.kind),
-        name: definition.name.clone(),
-        field,
-        problem: problem.into(),
-    }
-}
-
-fn check(definition: &Definition) -> std::result::Result<(), ApplyError> {
-    if definition.shards == 0 || definition.shards > SHARDS_MAX {
-        let problem = format!("{} is not allowed; allowed: 1 to {SHARDS_MAX}", definition.shards);
-        return Err(invalid(definition, "spec.shards", problem));
-    }
-    let (retention, shards) = (&definition.retention, definition.shards);
-    for (field, limit) in [
-        ("spec.retention.maxMessages", retention.max_messages),
-        ("spec.retention.maxBytes", retention.max_bytes),
-    ] {
-        if limit != 0 && limit < u64::from(shards) {
-            let problem = format!(
-                "{limit} for {shards} shards leaves some with nothing; allowed: 0, or {shards} and more"
-            );
-            return Err(invalid(definition, field, problem));
-        }
-    }
-    if let Some(filter) = &definition.topic_filter {
-        match TopicFilter::parse(filter.clone()) {
-            Ok(_) if filter.starts_with('$') => {
-                return Err(invalid(definition, "spec.topicFilter", "may not begin with `$`"));
-            }
-            Ok(_) => {}
-            Err(error) => return Err(invalid(definition, "spec.topicFilter", error.to_string())),
-        }
-    }
-    if let Some(Err(error)) = definition.key.as_deref().map(KeyExpression::parse) {
-        return Err(invalid(definition, "spec.key", error.to_string()));
-    }
-    Ok(())
 }
 
 type Entries = BTreeMap<(Kind, String), CatalogEntry>;
@@ -435,13 +426,16 @@ fn planned(
     let mut next_id = first_free;
     let mut declared = BTreeSet::new();
     for definition in definitions {
-        declared.insert((definition.kind, definition.name.clone()));
-        plan_one(&mut plan, definition, Origin::Manifest, &mut next_id)?;
+        let key = (definition.kind, definition.name.clone());
+        let yields = plan.entries.get(&key).is_some_and(|entry| is_of_operator(entry, definition));
+        declared.insert(key);
+        if yields {
+            continue;
+        }
+        plan_one(&mut plan, definition, &Origin::Manifest, &mut next_id)?;
     }
     if let Some(last) = definitions.last().filter(|_| plan.entries.len() > OBJECTS_MAX) {
-        let problem =
-            format!("there may be {OBJECTS_MAX} queues and streams at most, orphaned ones included");
-        return Err(invalid(last, "metadata.name", problem));
+        return Err(too_many(last));
     }
     retire(&mut plan, &declared);
     Ok(plan)
@@ -510,63 +504,6 @@ async fn read_next_id(tx: &mut dyn Transaction) -> weir_storage::Result<Result<u
 fn remove(tx: &mut dyn Transaction, entry: &CatalogEntry, now: Timestamp) {
     tx.clear(&CatalogEntry::key(entry.definition.kind, &entry.definition.name));
     tx.set(&Removal::key(entry.id), &Removal { at: now, entry: entry.clone() }.encode());
-}
-
-fn plan_one(
-    plan: &mut Plan,
-    definition: &Definition,
-    origin: Origin,
-    next_id: &mut u32,
-) -> std::result::Result<(), ApplyError> {
-    let key = (definition.kind, definition.name.clone());
-    let Some(entry) = plan.entries.get_mut(&key) else {
-        let entry = CatalogEntry {
-            id: *next_id,
-            state: EntryState::Active,
-            origin,
-            paused: false,
-            generation: 1,
-            definition: definition.clone(),
-        };
-        *next_id += 1;
-        plan.entries.insert(key.clone(), entry);
-        plan.created.push(key);
-        return Ok(());
-    };
-    let stored = &entry.definition;
-    let same_owner = stored.namespace == definition.namespace && stored.object == definition.object;
-    if !same_owner && entry.state == EntryState::Active {
-        let problem = format!("NameConflict: {} has this name", owner(entry));
-        return Err(invalid(definition, "metadata.name", problem));
-    }
-    if let Some(field) = stored.immutable_difference(definition) {
-        let problem = format!(
-            "ImmutableMismatch: {field} cannot change while the stored messages exist; \
-             use another name, or set it back"
-        );
-        return Err(invalid(definition, "spec", problem));
-    }
-    let revived = entry.state == EntryState::Orphaned;
-    if revived || stored != definition || entry.origin != origin {
-        entry.state = EntryState::Active;
-        // Nobody who makes a queue expects a pause of the one that was deleted.
-        entry.paused &= !revived;
-        entry.origin = origin;
-        entry.generation += 1;
-        entry.definition = definition.clone();
-        plan.changed.push(key);
-    }
-    Ok(())
-}
-
-/// Who has a name, for people.
-fn owner(entry: &CatalogEntry) -> String {
-    let Definition { namespace, object, .. } = &entry.definition;
-    match entry.origin {
-        Origin::Manifest => format!("{namespace}/{object}"),
-        Origin::Admin => format!("{namespace}/{object}, made by the admin API,"),
-        Origin::Automatic => format!("{namespace}/{object}, made by a subscription,"),
-    }
 }
 
 /// Entries that sets of manifests have declared and do not any more.

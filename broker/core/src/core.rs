@@ -235,6 +235,12 @@ impl Core {
         self.meeting.tasks.spawn(self.meeting.panics.watch(meeting));
     }
 
+    /// The time, as records have it.
+    #[must_use]
+    pub fn now(&self) -> Timestamp {
+        self.context.clock.wall()
+    }
+
     /// Where everything is kept.
     #[must_use]
     pub fn store(&self) -> &SharedStore {

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::keyspace::placement_hash;
+
 /// A queue or a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -47,6 +49,19 @@ pub struct Definition {
     pub group_expiry_ms: u64,
     /// Whether deletion removes what is stored.
     pub delete_data: bool,
+}
+
+/// A field that two definitions have different values of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Difference {
+    /// Its name.
+    pub field: &'static str,
+    /// Where it is in a manifest.
+    pub path: &'static str,
+    /// What is stored, for people.
+    pub stored: String,
+    /// What is declared, for people.
+    pub declared: String,
 }
 
 /// Limits of what is kept; zero for no limit. Counts and bytes are divided evenly over the shards.
@@ -216,18 +231,29 @@ impl DispatchSettings {
 }
 
 impl Definition {
-    /// The first immutable field in which `other` differs.
+    /// The first immutable field in which `declared` differs.
     #[must_use]
-    pub fn immutable_difference(&self, other: &Self) -> Option<&'static str> {
-        if self.topic_filter != other.topic_filter {
-            Some("topicFilter")
-        } else if self.shards != other.shards {
-            Some("shards")
-        } else if self.last_value != other.last_value {
-            Some("lastValue")
-        } else {
-            None
-        }
+    pub fn immutable_difference(&self, declared: &Self) -> Option<Difference> {
+        let filter = |definition: &Self| match &definition.topic_filter {
+            Some(filter) => format!("`{filter}`"),
+            None => "none".to_owned(),
+        };
+        let shards = |definition: &Self| definition.shards.to_string();
+        let last_value = |definition: &Self| definition.last_value.to_string();
+        let differ = |field, path, value: &dyn Fn(&Self) -> String| {
+            let (stored, declared) = (value(self), value(declared));
+            (stored != declared).then_some(Difference { field, path, stored, declared })
+        };
+        differ("topicFilter", "spec.topicFilter", &filter)
+            .or_else(|| differ("shards", "spec.shards", &shards))
+            .or_else(|| differ("lastValue", "spec.lastValue", &last_value))
+    }
+
+    /// Different, as good as surely, for different definitions.
+    #[must_use]
+    pub fn hash(&self) -> String {
+        let text = serde_json::to_vec(self).expect("a definition has only string keys");
+        format!("{:016x}", placement_hash(&text))
     }
 
     /// The expression of the key: the topic where a queue or stream needs one and none is declared.

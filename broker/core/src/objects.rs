@@ -9,7 +9,9 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use weir_env::clock::Timestamp;
 
-use crate::catalog::{ChangeError, Deleted, Object, Origin, Refreshed};
+use crate::catalog::{
+    ChangeError, Declare, Declared, Deleted, Object, Origin, Outcome, Refreshed, Release, Released,
+};
 use crate::cluster::{Change, FeedEvent, Topic};
 use crate::core::{Core, told};
 use crate::definition::{Definition, Kind};
@@ -44,12 +46,61 @@ impl Core {
         definition: &Definition,
         generation: u64,
     ) -> std::result::Result<Arc<Object>, ChangeError> {
-        let object = self.catalog().update(definition, generation).await?;
-        // The change is stored: a shard that does not hear of it now does with the next thing it is asked.
-        if let Err(error) = self.follow(&object).await {
+        self.update_as(definition, generation, false).await
+    }
+
+    /// As [`Core::update`], also what an object of a Kubernetes cluster declares if somebody insists.
+    ///
+    /// # Errors
+    /// See [`Catalog::update`](crate::catalog::Catalog::update).
+    pub async fn update_as(
+        &self,
+        definition: &Definition,
+        generation: u64,
+        insist: bool,
+    ) -> std::result::Result<Arc<Object>, ChangeError> {
+        let object = self.catalog().update(definition, generation, insist).await?;
+        self.follow_change(&object).await;
+        Ok(object)
+    }
+
+    /// Has a queue or stream be what an object of a Kubernetes cluster declares, and its shards follow.
+    ///
+    /// # Errors
+    /// See [`Catalog::declare`](crate::catalog::Catalog::declare).
+    pub async fn declare(&self, declare: &Declare<'_>) -> std::result::Result<Declared, ChangeError> {
+        let declared = self.catalog().declare(declare).await?;
+        if declared.is_news && declared.outcome != Outcome::Created {
+            self.follow_change(&declared.object).await;
+        }
+        Ok(declared)
+    }
+
+    /// Ends what an object of a Kubernetes cluster has declared.
+    ///
+    /// # Errors
+    /// See [`Catalog::release`](crate::catalog::Catalog::release).
+    pub async fn release(&self, release: &Release<'_>) -> std::result::Result<Released, ChangeError> {
+        let released = self.catalog().release(release).await?;
+        if let Released::Removed(object) = &released {
+            self.remove_soon(object).await;
+        }
+        Ok(released)
+    }
+
+    /// The change is stored: a shard that does not hear of it now does with the next thing it is asked.
+    async fn follow_change(&self, object: &Arc<Object>) {
+        if let Err(error) = self.follow(object).await {
             tracing::warn!(name = object.definition.name, %error, "a change takes effect later");
         }
-        Ok(object)
+    }
+
+    /// The deletion is stored: what is not removed now is later.
+    async fn remove_soon(&self, object: &Object) {
+        if let Err(error) = self.remove_records(object).await {
+            let name = &object.definition.name;
+            tracing::warn!(name, %error, "records of a deleted queue or stream are removed later");
+        }
     }
 
     /// Ends deliveries of a queue until it is resumed, or resumes it. What consumers hold they may still acknowledge.
@@ -74,11 +125,23 @@ impl Core {
         name: &str,
         delete_data: Option<bool>,
     ) -> std::result::Result<Deleted, ChangeError> {
-        let deleted = self.catalog().delete(kind, name, delete_data, self.context.clock.wall()).await?;
-        if let Deleted::Removed(object) = &deleted
-            && let Err(error) = self.remove_records(object).await
-        {
-            tracing::warn!(name, %error, "records of a deleted queue or stream are removed later");
+        self.delete_as(kind, name, (delete_data, false)).await
+    }
+
+    /// As [`Core::delete`], also what an object of a Kubernetes cluster declares if somebody insists.
+    ///
+    /// # Errors
+    /// See [`Catalog::delete`](crate::catalog::Catalog::delete).
+    pub async fn delete_as(
+        &self,
+        kind: Kind,
+        name: &str,
+        (delete_data, insist): (Option<bool>, bool),
+    ) -> std::result::Result<Deleted, ChangeError> {
+        let now = self.context.clock.wall();
+        let deleted = self.catalog().delete(kind, name, (delete_data, insist), now).await?;
+        if let Deleted::Removed(object) = &deleted {
+            self.remove_soon(object).await;
         }
         Ok(deleted)
     }

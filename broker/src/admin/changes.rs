@@ -7,7 +7,7 @@ use std::sync::Arc;
 use serde_json::Value;
 use tonic::Status;
 use weir_core::Core;
-use weir_core::catalog::{ApplyError, ChangeError, Deleted, Object, Origin};
+use weir_core::catalog::{ApplyError, ChangeError, Deleted, Object, Origin, Refusal};
 use weir_core::definition::{Definition, Kind};
 use weir_proto::admin::v1 as wire;
 use weir_proto::admin::v1::{update_queue_request, update_stream_request};
@@ -72,6 +72,7 @@ impl Service {
         kind: Kind,
         name: &str,
         change: Option<impl Into<Change>>,
+        force: bool,
     ) -> Result<u64, Status> {
         let change = change.ok_or_else(|| bad(&["there is nothing to change".to_owned()]))?.into();
         let mut attempts = 0;
@@ -81,7 +82,7 @@ impl Service {
             let definition = changed(&object, &change)?;
             let generation = object.generation;
             let update = |core: Arc<Core>| async move {
-                let now = core.update(&definition, generation).await?;
+                let now = core.update_as(&definition, generation, force).await?;
                 tell(&now, "was changed");
                 Ok(now.generation)
             };
@@ -98,16 +99,13 @@ impl Service {
         kind: Kind,
         name: &str,
         policy: wire::DeletionPolicy,
+        force: bool,
     ) -> Result<bool, Status> {
         let name = name_of(kind, name)?;
-        let delete_data = match policy {
-            wire::DeletionPolicy::Unspecified => None,
-            wire::DeletionPolicy::Retain => Some(false),
-            wire::DeletionPolicy::Delete => Some(true),
-        };
+        let delete_data = delete_data(policy);
         let delete = |core: Arc<Core>| async move {
             let name = name.as_str();
-            let deleted = core.delete(kind, name, delete_data).await?;
+            let deleted = core.delete_as(kind, name, (delete_data, force)).await?;
             let retained = matches!(deleted, Deleted::Orphaned);
             tracing::info!(kind = word(kind), name, retained, origin = "admin", "was deleted");
             Ok(retained)
@@ -123,6 +121,15 @@ impl Service {
     {
         let changing = self.tasks.spawn(change(Arc::clone(&self.core)));
         changing.await.map_err(|_| convert::shutting_down())
+    }
+}
+
+/// Whether the messages of what is deleted go; none: as it was declared.
+pub(super) const fn delete_data(policy: wire::DeletionPolicy) -> Option<bool> {
+    match policy {
+        wire::DeletionPolicy::Unspecified => None,
+        wire::DeletionPolicy::Retain => Some(false),
+        wire::DeletionPolicy::Delete => Some(true),
     }
 }
 
@@ -173,11 +180,14 @@ pub(super) fn refused(error: &ChangeError) -> Status {
         ChangeError::Declared { .. } => Status::failed_precondition(text),
         ChangeError::Changed { .. } => Status::aborted(format!("{text}; try again")),
         ChangeError::Refused(ApplyError::Failed(_)) => Status::unavailable(format!("{text}; try again")),
-        // Of the whole `spec`: it does not fit what is stored. Of the name: there are too many.
-        ChangeError::Refused(ApplyError::Invalid { field: "spec", .. }) => Status::failed_precondition(text),
-        ChangeError::Refused(ApplyError::Invalid { field: "metadata.name", .. }) => {
-            Status::resource_exhausted(text)
+        ChangeError::StaleWriter { .. } | ChangeError::StaleGeneration { .. } => {
+            Status::failed_precondition(text)
         }
-        ChangeError::Refused(ApplyError::Invalid { .. }) => Status::invalid_argument(text),
+        ChangeError::Refused(ApplyError::Invalid { refusal, .. }) => match refusal {
+            Refusal::Field => Status::invalid_argument(text),
+            Refusal::NameConflict { .. } => Status::already_exists(text),
+            Refusal::ImmutableMismatch => Status::failed_precondition(text),
+            Refusal::TooMany => Status::resource_exhausted(text),
+        },
     }
 }

@@ -179,15 +179,6 @@ pub(super) fn shutting_down() -> Status {
 
 pub(super) fn queue(object: &Object, reports: &Reports) -> wire::Queue {
     let definition = &object.definition;
-    let mut conditions = reports.conditions();
-    if object.paused {
-        conditions.push(wire::Condition {
-            r#type: "Paused".into(),
-            status: "True".into(),
-            reason: "PausedByAdmin".into(),
-            message: "nothing is delivered until `weir queue resume`".into(),
-        });
-    }
     wire::Queue {
         name: definition.name.clone(),
         topic_filter: definition.topic_filter.clone().unwrap_or_default(),
@@ -207,8 +198,22 @@ pub(super) fn queue(object: &Object, reports: &Reports) -> wire::Queue {
         rates: Some(reports.rates()),
         totals: Some(reports.totals()),
         declaration: Some(declaration(object)),
-        conditions,
+        conditions: conditions(object, reports),
     }
+}
+
+/// How a queue or stream is.
+pub(super) fn conditions(object: &Object, reports: &Reports) -> Vec<wire::Condition> {
+    let mut conditions = reports.conditions();
+    if object.paused {
+        conditions.push(wire::Condition {
+            r#type: "Paused".into(),
+            status: "True".into(),
+            reason: "PausedByAdmin".into(),
+            message: "nothing is delivered until `weir queue resume`".into(),
+        });
+    }
+    conditions
 }
 
 pub(super) fn queue_description(object: &Object, reports: &Reports) -> wire::DescribeQueueResponse {
@@ -372,7 +377,7 @@ fn declaration(object: &Object) -> wire::Declaration {
         created_micros: 0,
         generation: object.generation,
         origin: object.origin.as_str().to_owned(),
-        cluster: String::new(),
+        cluster: object.origin.claim().map(|claim| claim.cluster.clone()).unwrap_or_default(),
     }
 }
 

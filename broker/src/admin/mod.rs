@@ -9,6 +9,7 @@ mod backup;
 mod changes;
 pub(crate) mod connections;
 mod convert;
+mod declared;
 mod queue_ops;
 mod read;
 mod stream_groups;
@@ -34,6 +35,7 @@ use weir_core::catalog::Object;
 use weir_core::definition::Kind;
 use weir_proto::admin::v1 as wire;
 use weir_proto::admin::v1::admin_server::{Admin, AdminServer};
+use weir_proto::admin::v1::declarations_server::DeclarationsServer;
 
 pub(crate) use access::{Access, Guard};
 use convert::{Reports, status};
@@ -68,12 +70,16 @@ pub(crate) async fn serve(
     access: Access,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
-    let service = Service::new(core, shutdown.clone());
+    let service = Arc::new(Service::new(core, shutdown.clone()));
     let tasks = service.tasks.clone();
-    let service = AdminServer::new(service)
+    let declarations = DeclarationsServer::from_arc(Arc::clone(&service))
+        .max_decoding_message_size(declared::REQUEST_BYTES_MAX)
+        .max_encoding_message_size(ANSWER_BYTES_MAX);
+    let service = AdminServer::from_arc(service)
         .max_decoding_message_size(REQUEST_BYTES_MAX)
         .max_encoding_message_size(ANSWER_BYTES_MAX);
     let followed = access.follow();
+    let declarations = InterceptedService::new(declarations, access.guard.clone());
     let service = InterceptedService::new(service, access.guard);
     let mut builder = Server::builder();
     if let Some(tls) = access.tls {
@@ -84,6 +90,7 @@ pub(crate) async fn serve(
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))
         .add_service(service)
+        .add_service(declarations)
         .serve_with_incoming_shutdown(
             connections::incoming(listener, connections::CONNECTIONS_MAX),
             shutdown.clone().cancelled_owned(),
@@ -111,6 +118,7 @@ struct Service {
     core: Arc<Core>,
     shutdown: CancellationToken,
     reads: Arc<Semaphore>,
+    watches: Arc<Semaphore>,
     backups: Arc<Semaphore>,
     operations: Semaphore,
     /// What outlives its call: changes of the catalog, which must not end half-way, and what reads backups.
@@ -122,7 +130,16 @@ impl Service {
         let (reads, backups) = (Semaphore::new(READS_MAX), Semaphore::new(backup::BACKUPS_MAX));
         let tasks = TaskTracker::new();
         let operations = Semaphore::new(OPERATIONS_MAX);
-        Self { core, shutdown, reads: Arc::new(reads), backups: Arc::new(backups), operations, tasks }
+        let watches = Arc::new(Semaphore::new(declared::WATCHES_MAX));
+        Self {
+            core,
+            shutdown,
+            reads: Arc::new(reads),
+            watches,
+            backups: Arc::new(backups),
+            operations,
+            tasks,
+        }
     }
 
     /// The queue or stream called `name`.
@@ -251,9 +268,9 @@ impl Admin for Service {
         &self,
         request: Request<wire::UpdateQueueRequest>,
     ) -> Result<Response<wire::UpdateQueueResponse>, Status> {
-        let wire::UpdateQueueRequest { name, change, .. } = request.into_inner();
+        let wire::UpdateQueueRequest { name, change, force } = request.into_inner();
         self.answer(async {
-            let generation = self.change(Kind::Queue, &name, change).await?;
+            let generation = self.change(Kind::Queue, &name, change, force).await?;
             Ok(wire::UpdateQueueResponse { generation })
         })
         .await
@@ -265,7 +282,7 @@ impl Admin for Service {
     ) -> Result<Response<wire::DeleteQueueResponse>, Status> {
         let request = request.into_inner();
         self.answer(async {
-            let retained = self.remove(Kind::Queue, &request.name, request.policy()).await?;
+            let retained = self.remove(Kind::Queue, &request.name, request.policy(), request.force).await?;
             Ok(wire::DeleteQueueResponse { retained })
         })
         .await
@@ -351,9 +368,9 @@ impl Admin for Service {
         &self,
         request: Request<wire::UpdateStreamRequest>,
     ) -> Result<Response<wire::UpdateStreamResponse>, Status> {
-        let wire::UpdateStreamRequest { name, change, .. } = request.into_inner();
+        let wire::UpdateStreamRequest { name, change, force } = request.into_inner();
         self.answer(async {
-            let generation = self.change(Kind::Stream, &name, change).await?;
+            let generation = self.change(Kind::Stream, &name, change, force).await?;
             Ok(wire::UpdateStreamResponse { generation })
         })
         .await
@@ -365,7 +382,7 @@ impl Admin for Service {
     ) -> Result<Response<wire::DeleteStreamResponse>, Status> {
         let request = request.into_inner();
         self.answer(async {
-            let retained = self.remove(Kind::Stream, &request.name, request.policy()).await?;
+            let retained = self.remove(Kind::Stream, &request.name, request.policy(), request.force).await?;
             Ok(wire::DeleteStreamResponse { retained })
         })
         .await

@@ -205,6 +205,7 @@ pub(super) fn declared(declaration: Option<&wire::Declaration>) -> String {
         "" => match declaration.origin.as_str() {
             "admin" => " by the admin API".to_owned(),
             "automatic" => " by a subscription".to_owned(),
+            "operator" => format!(" of the Kubernetes cluster {}", harmless(&declaration.cluster)),
             _ => String::new(),
         },
         source => format!(" in {}", harmless(source)),
@@ -237,6 +238,7 @@ pub(super) fn declaration_json(declaration: Option<&wire::Declaration>) -> Value
             "createdMicros": declaration.created_micros,
             "generation": declaration.generation,
             "origin": declaration.origin,
+            "cluster": declaration.cluster,
         })
     })
 }

@@ -22,7 +22,7 @@ use weir_manifest::{ManifestError, ManifestSet, Watcher};
 use crate::auto_create::{AutoCreate, Policy};
 use crate::config::Config;
 use definitions::{definitions, policy, template};
-pub(crate) use single::{definition_of, merge, spec_of};
+pub(crate) use single::{changed_fields, definition_of, definition_of_object, merge, spec_of};
 
 /// Names of queues and streams that one log line tells; more are counted.
 const NAMES_MAX: usize = 20;
@@ -167,7 +167,7 @@ async fn apply(core: &Core, auto_create: &AutoCreate, set: &ManifestSet) -> Resu
         _ => None,
     };
     let applied = core.apply(&definitions).await.map_err(|error| match error {
-        ApplyError::Invalid { kind, name, field, problem } => {
+        ApplyError::Invalid { kind, name, field, problem, refusal: _ } => {
             let place = place(set, kind, &name);
             Failure::Manifests(vec![format!("{place}: {field}: {problem}")])
         }
@@ -217,6 +217,12 @@ fn tell_applied(set: &ManifestSet, applied: &Applied) {
                 "Broker is not applied: there is more than one, and this process cannot tell which it is"
             );
         }
+    }
+    if !applied.yielded.is_empty() {
+        tracing::warn!(
+            names = %names(applied.yielded.iter().cloned()),
+            "manifests without effect: objects of a Kubernetes cluster declare the same; remove one of the two"
+        );
     }
     if set.queues.is_empty() && set.streams.is_empty() {
         tracing::warn!("manifests declare no queue and no stream");

@@ -1,5 +1,7 @@
 //! One queue or stream out of the text of its `spec`, and back. Owns nothing.
 
+use std::collections::BTreeSet;
+
 use serde_json::Value;
 use weir_core::definition::{
     DeadLetterTarget, Definition, Kind, Ordering as CoreOrdering, Overflow as CoreOverflow, Strategy,
@@ -55,6 +57,51 @@ fn stream_of(namespace: &str, name: &str, spec: &str) -> Result<Definition, Vec<
     let source = Source { file: String::new(), line: 0 };
     let definition = one_stream(&Declared { object, source })?;
     Ok(Definition { name: name.to_owned(), object: name.to_owned(), ..definition })
+}
+
+/// The queue or stream that the object called `object` of `namespace` declares by `spec`, YAML or JSON.
+///
+/// # Errors
+/// Every problem, one line each.
+pub(crate) fn definition_of_object(
+    kind: Kind,
+    namespace: &str,
+    object: &str,
+    spec: &str,
+) -> Result<Definition, Vec<String>> {
+    let lines = |errors: Vec<ManifestError>| errors.into_iter().map(line).collect::<Vec<_>>();
+    let source = Source { file: String::new(), line: 0 };
+    match kind {
+        Kind::Queue => {
+            let object = weir_manifest::parse_queue_spec(namespace, object, spec).map_err(lines)?;
+            one_queue(&Declared { object, source })
+        }
+        Kind::Stream => {
+            let object = weir_manifest::parse_stream_spec(namespace, object, spec).map_err(lines)?;
+            one_stream(&Declared { object, source })
+        }
+    }
+}
+
+/// Paths of the fields that have another value in `after`, in the order of their names.
+pub(crate) fn changed_fields(before: &Definition, after: &Definition) -> Vec<String> {
+    let mut paths = Vec::new();
+    collect_changed(&spec_of(before), &spec_of(after), "spec", &mut paths);
+    paths
+}
+
+fn collect_changed(before: &Value, after: &Value, path: &str, paths: &mut Vec<String>) {
+    match (before, after) {
+        (Value::Object(a), Value::Object(b)) => {
+            let names: BTreeSet<&String> = a.keys().chain(b.keys()).collect();
+            for name in names {
+                let of = |map: &serde_json::Map<String, Value>| map.get(name).cloned().unwrap_or_default();
+                collect_changed(&of(a), &of(b), &format!("{path}.{name}"), paths);
+            }
+        }
+        _ if before != after => paths.push(path.to_owned()),
+        _ => {}
+    }
 }
 
 /// Not a name that anybody gives a queue to which dead letters go.
@@ -227,6 +274,18 @@ mod tests {
             let problems = stream_of("default", "s", spec).unwrap_err().join("; ");
             assert!(problems.contains(problem), "{spec}: {problems}");
         }
+    }
+
+    #[test]
+    fn fields_that_differ_are_named() {
+        let of = |spec| definition_of_object(Kind::Queue, "city", "q", spec).unwrap();
+        let before = of("{topicFilter: a, retention: {maxAge: 1h}}");
+        assert_eq!(changed_fields(&before, &before), [""; 0]);
+        let after = of("{topicFilter: a, retention: {maxAge: 2h}, deadLetter: {topic: dead}, shards: 2}");
+        assert_eq!(
+            changed_fields(&before, &after),
+            ["spec.deadLetter", "spec.retention.maxAge", "spec.shards"]
+        );
     }
 
     #[test]

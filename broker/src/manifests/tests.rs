@@ -226,7 +226,10 @@ async fn what_the_catalog_refuses_is_told_with_its_place() {
     bench.write("a.yaml", &format!("{STREAM}---\n{QUEUE}  shards: 2\n"));
     let error =
         load_and_apply(&bench.core, &bench.auto_create, &mut bench.watcher()).await.unwrap_err().to_string();
-    assert!(error.contains("\n  a.yaml:7: spec: ImmutableMismatch: shards"), "{error}");
+    assert!(
+        error.contains("\n  a.yaml:7: spec.shards: ImmutableMismatch: shards cannot change from 1 to 2"),
+        "{error}"
+    );
     bench.core.close().await;
 }
 

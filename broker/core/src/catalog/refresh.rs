@@ -56,6 +56,7 @@ impl Catalog {
             return Refreshed::default();
         }
         self.publish(entries);
+        self.tell(&before, entries);
         let updated = self.changed(&before, entries).updated;
         let is_gone = |entry: &&CatalogEntry| {
             let key = (entry.definition.kind, entry.definition.name.clone());

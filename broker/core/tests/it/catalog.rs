@@ -50,7 +50,8 @@ async fn a_set_of_manifests_retires_only_what_a_set_has_declared() {
     assert_eq!(applied.orphaned, ["declared"]);
     core.close().await;
     let core = open(&store, clock, 2).await;
-    let origins = ["made", "came", "declared"].map(|name| find(&core, name).map(|object| object.origin));
+    let origins =
+        ["made", "came", "declared"].map(|name| find(&core, name).map(|object| object.origin.clone()));
     assert_eq!(origins, [Some(Origin::Admin), Some(Origin::Automatic), None]);
 
     // A manifest of the same namespace and name takes it over, another one may not have its name.
@@ -63,7 +64,7 @@ async fn a_set_of_manifests_retires_only_what_a_set_has_declared() {
     let applied = core.apply(&[queue("came", "b")]).await.unwrap();
     assert_eq!((applied.created.len(), applied.updated.len()), (0, 1));
     let taken = find(&core, "came").unwrap();
-    assert_eq!((taken.origin, taken.generation), (Origin::Manifest, 2));
+    assert_eq!((taken.origin.clone(), taken.generation), (Origin::Manifest, 2));
     // From then on it is the manifests' affair.
     let declared = "declared by the manifest of default/came";
     assert!(refusal(core.update(&queue("came", "b"), 2).await).contains(declared));
@@ -122,7 +123,7 @@ async fn a_deletion_leaves_nothing_though_the_process_ends_half_way() {
     core.close().await;
     let core = open(&store, clock, 2).await;
     // The name is free at once; the process ends before a record is removed.
-    core.catalog().delete(Kind::Queue, "q", Some(true), clock.wall()).await.unwrap();
+    core.catalog().delete(Kind::Queue, "q", (Some(true), false), clock.wall()).await.unwrap();
     let again = core.create(&q, Origin::Admin).await.unwrap();
     publish(&core, clock, "a/0", "new").await.unwrap();
     core.close().await;

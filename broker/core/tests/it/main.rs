@@ -15,6 +15,7 @@ mod controls;
 mod costs;
 mod crashes;
 mod dead_letters;
+mod declared;
 mod delays;
 mod expiry;
 mod faults;

@@ -23,6 +23,9 @@ pub(in crate::cli) struct UpdateArgs {
     /// Messages that cannot be delivered are dropped
     #[arg(long, conflicts_with_all = ["dead_letter_queue", "dead_letter_topic"])]
     no_dead_letter: bool,
+    /// Also if an object of a Kubernetes cluster declares it; an operator that runs sets it back
+    #[arg(long)]
+    force: bool,
     #[command(flatten)]
     admin: AdminArgs,
 }
@@ -46,7 +49,7 @@ pub(super) async fn run(args: &UpdateArgs) -> anyhow::Result<()> {
         Change::Patch(patch) => Wire::Patch(patch),
     };
     let mut client = args.admin.connect().await?;
-    let request = wire::UpdateQueueRequest { name: name.clone(), change: Some(change), force: false };
+    let request = wire::UpdateQueueRequest { name: name.clone(), change: Some(change), force: args.force };
     let response = args.admin.answer(client.update_queue(request)).await?;
     say_done(&args.admin, "queue", &name, "updated", response.generation)
 }

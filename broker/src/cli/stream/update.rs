@@ -20,6 +20,9 @@ pub(in crate::cli) struct UpdateArgs {
     /// Messages have no key of their own any more
     #[arg(long, conflicts_with = "message_key")]
     no_message_key: bool,
+    /// Also if an object of a Kubernetes cluster declares it; an operator that runs sets it back
+    #[arg(long)]
+    force: bool,
     #[command(flatten)]
     admin: AdminArgs,
 }
@@ -35,7 +38,7 @@ pub(super) async fn run(args: &UpdateArgs) -> anyhow::Result<()> {
         Change::Patch(patch) => Wire::Patch(patch),
     };
     let mut client = args.admin.connect().await?;
-    let request = wire::UpdateStreamRequest { name: name.clone(), change: Some(change), force: false };
+    let request = wire::UpdateStreamRequest { name: name.clone(), change: Some(change), force: args.force };
     let response = args.admin.answer(client.update_stream(request)).await?;
     say_done(&args.admin, "stream", &name, "updated", response.generation)
 }

@@ -9,6 +9,7 @@ mod auth_rights;
 mod backup;
 mod bench;
 mod client;
+mod declared;
 mod failed;
 mod faults;
 mod input;

@@ -113,7 +113,7 @@ async fn every_flag_arrives() {
     let made = find();
     let definition = &made.definition;
     assert_eq!(
-        (made.origin, definition.namespace.as_str(), definition.object.as_str()),
+        (made.origin.clone(), definition.namespace.as_str(), definition.object.as_str()),
         (Origin::Admin, "city", "q")
     );
     assert_eq!((definition.topic_filter.as_deref(), definition.shards), (Some("a"), 2));

@@ -141,7 +141,7 @@ async fn every_flag_arrives() {
     let find = || broker.core.catalog().view().find(Kind::Stream, "s").unwrap();
     let made = find();
     let definition = &made.definition;
-    let of = (made.origin, definition.namespace.as_str(), definition.object.as_str());
+    let of = (made.origin.clone(), definition.namespace.as_str(), definition.object.as_str());
     assert_eq!(of, (Origin::Admin, "city", "s"));
     assert_eq!((definition.topic_filter.as_deref(), definition.shards), (Some("a"), 2));
     assert_eq!(definition.key.as_deref(), Some("message.clientId"));
