@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 use tonic::Status;
+use tracing::Instrument;
 use weir_core::Core;
 use weir_core::catalog::{ApplyError, ChangeError, Deleted, Object, Origin, Refusal};
 use weir_core::definition::{Definition, Kind};
@@ -119,7 +120,7 @@ impl Service {
         T: Send + 'static,
         F: Future<Output = T> + Send + 'static,
     {
-        let changing = self.tasks.spawn(change(Arc::clone(&self.core)));
+        let changing = self.tasks.spawn(change(Arc::clone(&self.core)).in_current_span());
         changing.await.map_err(|_| convert::shutting_down())
     }
 }

@@ -16,6 +16,7 @@ mod stream_groups;
 mod stream_ops;
 #[cfg(test)]
 mod tests;
+mod trace;
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -86,6 +87,7 @@ pub(crate) async fn serve(
         builder = builder.tls_config(tls).context("use the certificate of the admin API")?;
     }
     let server = builder
+        .trace_fn(trace::span_of)
         .max_concurrent_streams(CALLS_PER_CONNECTION_MAX)
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))

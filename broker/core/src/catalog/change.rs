@@ -5,6 +5,7 @@
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use tracing::Instrument;
 use weir_env::clock::Timestamp;
 use weir_storage::{Isolation, RangeQuery, Transaction, transact};
 
@@ -257,7 +258,9 @@ impl Catalog {
         let tell = Tell(self.cluster.as_ref());
         let changed =
             transact(&*self.store, |tx| Box::pin(change_in(tx, (kind, name), &op, &attempted, tell)));
-        let (made, committed) = changed.await.map_err(|error| ApplyError::from(Error::Store(error)))?;
+        let span = tracing::debug_span!("catalog change", kind = kind_name(kind), name);
+        let (made, committed) =
+            changed.instrument(span).await.map_err(|error| ApplyError::from(Error::Store(error)))?;
         let mut made = match made {
             // Gone by an attempt whose outcome was unknown, or at another process.
             Err(error @ ChangeError::Missing { .. }) if entries.remove(&key).is_some() => {
