@@ -98,6 +98,8 @@ pub(crate) struct Inbound {
     pub(crate) expiry: Option<u32>,
     /// Names a QoS 2 publish of a persistent session, and says whether it may have been seen before.
     pub(crate) publish: Option<(PublishId, bool)>,
+    /// The packet id under which the publisher's session has noted it.
+    pub(crate) noted: Option<u16>,
     /// The session it comes from, for No Local.
     pub(crate) from: Option<SubscriberId>,
     /// For keys.
@@ -346,7 +348,8 @@ impl Broker {
             None
         } else {
             let mark = inbound.publish.map(|(id, _)| id);
-            let append = InboxAppend { message: Arc::clone(&message), targets: inboxes, mark };
+            let noted = inbound.noted.map(|packet_id| (inbound.publisher.client_id.clone(), packet_id));
+            let append = InboxAppend { message: Arc::clone(&message), targets: inboxes, mark, noted };
             let completion = self.inbox_writer.append(append.clone()).await?;
             Some(Box::new((append, completion)))
         };
@@ -395,6 +398,7 @@ impl Broker {
             expiry: due.will.expiry_seconds,
             // Targets that took it at an earlier attempt do not take it again.
             publish: Some((due.publish_id(), true)),
+            noted: None,
             from: None,
             publisher: Arc::new(publisher),
             version: ProtocolVersion::V5,

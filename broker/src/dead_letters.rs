@@ -39,6 +39,7 @@ impl PublishLetters for LetterPublisher {
                 keep: false,
                 expiry: None,
                 publish: Some(publish),
+                noted: None,
                 from: None,
                 publisher: Arc::new(Publisher::default()),
                 version: ProtocolVersion::V5,

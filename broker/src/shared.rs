@@ -106,6 +106,11 @@ impl Broker {
             retain: letter.retain && wish.options.retain_as_published,
             subscription_ids: wish.identifier.into_iter().collect(),
         };
-        InboxAppend { message: Arc::new(message), targets: SmallVec::from_iter([target]), mark: None }
+        InboxAppend {
+            message: Arc::new(message),
+            targets: SmallVec::from_iter([target]),
+            mark: None,
+            noted: None,
+        }
     }
 }

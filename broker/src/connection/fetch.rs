@@ -171,6 +171,7 @@ impl Way {
             keep: false,
             expiry: None,
             publish: None,
+            noted: None,
             from: None,
             publisher: Arc::clone(&self.publisher),
             version: ProtocolVersion::V5,

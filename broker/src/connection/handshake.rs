@@ -104,6 +104,12 @@ pub(super) async fn accept(
     if !settled {
         return Err(refuse_for_room(&mut wire, version, &client_id).await);
     }
+    if broker.is_quiet() {
+        let text = "this broker has lost touch with the store; connect to another one";
+        tracing::info!(client = %client_id, text, "connection refused");
+        refuse(&mut wire, version, ReasonCode::ServerUnavailable, Some(text.into())).await;
+        return Err(Closed::Refused);
+    }
     let options = OpenOptions {
         clean_start: connect.clean_start,
         expiry_seconds: connect.session_expiry().min(broker.session_limits.session_expiry_maximum),

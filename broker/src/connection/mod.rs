@@ -24,6 +24,7 @@ mod pending;
 mod publish;
 mod queue_slot;
 mod scanned;
+mod still;
 mod stream;
 mod subscribe;
 mod wait;
@@ -240,6 +241,9 @@ impl Connection {
         // What it publishes waits, which has been counted.
         let mut waits = false;
         loop {
+            if self.is_still() {
+                Box::pin(self.keep_still()).await;
+            }
             let more = self.pump().await;
             if let Some(closed) = self.closed {
                 return Box::pin(self.finish(closed)).await;
@@ -479,6 +483,10 @@ impl Connection {
             let had_room = self.has_room();
             let delivered = self.deliver().await;
             self.transmit();
+            // What was waited for may have taken long.
+            if self.is_still() {
+                return false;
+            }
             if self.wire.flush().is_err() {
                 self.session.handle_lost();
             }

@@ -86,6 +86,7 @@ impl Connection {
             keep: true,
             expiry,
             publish,
+            noted: noted.filter(|_| publish.is_some()).map(PacketId::get),
             from: Some(self.subscriber.id),
             publisher: Arc::clone(&self.publisher),
             version: self.version,

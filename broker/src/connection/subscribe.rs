@@ -435,7 +435,7 @@ impl Connection {
             let mut targets = SmallVec::new();
             targets.push(target);
             self.inbox.state().scanned.note(&message);
-            let append = InboxAppend { message: Arc::new(message), targets, mark: None };
+            let append = InboxAppend { message: Arc::new(message), targets, mark: None, noted: None };
             completions.push(self.broker.inbox_writer.append(append).await?);
         }
         for completion in completions {

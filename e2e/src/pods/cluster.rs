@@ -15,8 +15,9 @@ use crate::weir::{Setup, StoreServer, Weir};
 
 /// Without a sign of life for so long a pod is declared dead by others.
 pub(super) const TTL: Duration = Duration::from_secs(5);
-/// From a pod that wakes up again to when it must have noticed that others took it for dead.
-const AWAKE: Duration = Duration::from_secs(3);
+/// From a pod that wakes up again to when it must have ended because others took it for dead: it finds that out at once,
+/// and its connections have two seconds for what is under way and two for their farewells.
+const AWAKE: Duration = Duration::from_secs(10);
 const ASKED_EACH: Duration = Duration::from_millis(20);
 
 /// What can be done to a pod.
@@ -172,8 +173,11 @@ impl Cluster {
 
     /// Ends all in order.
     pub(super) async fn end(self) -> Result<()> {
-        for pod in self.pods {
-            pod.terminate().await?;
+        for mut pod in self.pods {
+            // One that has ended by itself has been looked at.
+            if pod.ended()?.is_none() {
+                pod.terminate().await?;
+            }
         }
         Ok(())
     }

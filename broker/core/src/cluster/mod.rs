@@ -219,11 +219,17 @@ impl Cluster {
         self.inner.pods.lock().suspect(pod, None);
     }
 
-    /// True while this pod has not been able to give a sign of life for so long that others may be about to declare it
+    /// Told when this changes: true while this pod has not been able to give a sign of life for so long that others may be about to declare it
     /// dead: nothing should be delivered or acknowledged meanwhile.
     #[must_use]
     pub fn quiet(&self) -> watch::Receiver<bool> {
         self.inner.quiet_tx.subscribe()
+    }
+
+    /// Whether that is so at this moment: a process that was stopped is quiet before it can find out anything else.
+    #[must_use]
+    pub fn is_quiet(&self) -> bool {
+        self.inner.clock.now() >= self.inner.quiet_at()
     }
 
     /// The change feed.

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use bytestring::ByteString;
+use smallvec::SmallVec;
 use weir_env::seed::Seed;
 use weir_storage::{Isolation, Transaction};
 
@@ -19,7 +20,7 @@ use super::{MESSAGE_FORMAT, release_blob};
 use crate::Result;
 use crate::keyspace::inbox::{InboxId, InboxKeys, InboxMark, InboxRow, MarkProgress};
 use crate::keyspace::inbox_blob::{BlobId, CHUNK_BYTES, encode_chunk};
-use crate::keyspace::session::Incarnation;
+use crate::keyspace::session::{Incarnation, decode_incoming};
 use crate::keyspace::timer::{Timer, TimerId, TimerKind};
 use crate::keyspace::{PublishId, Writer};
 use crate::sessions::{Retry, Shared};
@@ -167,6 +168,9 @@ pub(super) struct Known {
     pub(super) bytes: u64,
 }
 
+/// Which messages of a plan other pods have brought to their end, by their place in it.
+pub(super) type Over = SmallVec<[usize; 1]>;
+
 /// Which targets of the first messages of the queue one transaction takes.
 #[derive(Debug)]
 pub(super) struct Plan {
@@ -222,19 +226,24 @@ impl Plan {
     }
 
     /// Writes the rows. May run again after an unknown outcome: marked messages are then not added twice. `known` gets
-    /// what is not added because an earlier attempt has.
+    /// what is not added because an earlier attempt has, `over` which messages nothing is added of any more.
     pub(super) async fn apply(
         &self,
         shared: &Shared,
         tx: &mut dyn Transaction,
         queue: &VecDeque<Pending>,
         known: &mut Vec<Known>,
+        over: &mut Over,
     ) -> Result<()> {
         let mut place = 0;
-        for (pending, targets) in self.parts(queue) {
+        for (nth, (pending, targets)) in self.parts(queue).enumerate() {
             let is_last = targets.len() == pending.remaining().len();
             let progress = match &pending.append.mark {
                 None => None,
+                Some(_) if is_over(shared, tx, &pending.append).await? => {
+                    over.push(nth);
+                    Some(MarkProgress::Complete)
+                }
                 Some(id) => progress(shared, tx, id).await?,
             };
             let mut added = false;
@@ -281,6 +290,16 @@ impl Plan {
     pub(super) fn abandon(self, queue: &mut VecDeque<Pending>) -> Vec<Pending> {
         queue.drain(..self.parts.len().min(queue.len())).collect()
     }
+}
+
+/// Whether a publish is not noted any more, so that its mark tells nothing: its publisher has ended it by way of another
+/// pod, which has added what there was to add. Without other pods whatever repeats a publish is in line behind it.
+async fn is_over(shared: &Shared, tx: &mut dyn Transaction, append: &InboxAppend) -> Result<bool> {
+    let Some((client_id, packet_id)) = append.noted.as_ref().filter(|_| shared.cluster.is_some()) else {
+        return Ok(false);
+    };
+    let noted = tx.get(&shared.keys(client_id).incoming(*packet_id), Isolation::Serializable).await?;
+    Ok(noted.map(decode_incoming).transpose()? != append.mark)
 }
 
 /// How far earlier attempts at a publish have come.

@@ -64,6 +64,7 @@ impl InboxBench {
             message: Arc::new(message.clone()),
             targets: to.iter().map(target).collect(),
             mark,
+            noted: None,
         };
         self.writer.append(append).await?.await
     }
@@ -97,6 +98,7 @@ impl InboxBench {
             message: Arc::new(message("late")),
             targets: [target(&self.bench_session())].into_iter().collect(),
             mark: None,
+            noted: None,
         };
         assert!(matches!(self.writer.append(append).await, Err(Error::Closed)));
     }
@@ -135,6 +137,7 @@ async fn messages_of_a_topic_come_in_the_order_in_which_they_were_given() {
             message: Arc::new(message(n.to_string())),
             targets: [target(&session)].into_iter().collect(),
             mark: None,
+            noted: None,
         };
         completions.push(it.writer.append(append).await.unwrap());
     }
@@ -508,6 +511,7 @@ async fn an_inbox_filled_by_an_earlier_process_is_counted() {
             message: Arc::new(message("more")),
             targets: sessions.iter().map(target).collect(),
             mark: None,
+            noted: None,
         };
         writer.append(append).await.unwrap().await.unwrap();
         it.settle().await;
@@ -524,6 +528,7 @@ async fn who_adds_more_than_the_pending_bytes_waits() {
         message: Arc::new(large(bytes)),
         targets: sessions.iter().map(target).collect(),
         mark: None,
+        noted: None,
     };
     // Larger than all that may be pending: alone it gets through.
     it.writer.append(append(100_000)).await.unwrap().await.unwrap();

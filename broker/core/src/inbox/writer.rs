@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use weir_storage::{Error as StoreError, Isolation, RangeQuery, Version};
 
-use super::batch::{Known, Pending, Plan, has_it, progress};
+use super::batch::{Known, Over, Pending, Plan, has_it, progress};
 use super::limits::{Admission, InboxRoom};
 use super::trim::trim;
 use super::waiter::{Completion, Waiter};
@@ -60,6 +60,9 @@ pub struct InboxAppend {
     pub targets: SmallVec<[InboxTarget; 2]>,
     /// Of a QoS 2 publish: repeating it adds nothing to inboxes that have it.
     pub mark: Option<PublishId>,
+    /// Where a publish with a mark is noted while it may be repeated: the session and packet id of its publisher. With
+    /// other pods nothing is added once it is not: another pod has brought it to its end, and its mark is gone.
+    pub noted: Option<(ByteString, u16)>,
 }
 
 /// How an [`InboxWriter`] works.
@@ -329,10 +332,12 @@ impl Task {
         }
         let mut retry = Retry::new(shared.clock);
         let mut known = Vec::new();
+        let mut over = Over::default();
         let outcome = loop {
             let mut tx = shared.store.begin();
             let mut known_now = Vec::new();
-            let outcome = plan.apply(shared, &mut *tx, queue, &mut known_now).await;
+            over.clear();
+            let outcome = plan.apply(shared, &mut *tx, queue, &mut known_now, &mut over).await;
             if !retry.is_repeat() {
                 // Later attempts also find what the first one may have added.
                 known = known_now;
@@ -348,7 +353,8 @@ impl Task {
                 for Known { client_id, incarnation, bytes } in known {
                     shared.counters.undo(&client_id, incarnation, bytes);
                 }
-                for (pending, targets) in plan.parts(queue) {
+                let added = plan.parts(queue).enumerate().filter(|(nth, _)| !over.contains(nth));
+                for (_, (pending, targets)) in added {
                     self.metrics.appended.inc_by(targets.len() as u64);
                     targets.iter().for_each(|target| (self.notify)(target));
                     debug_assert!(!pending.is_done(), "parts are taken from what is pending");
@@ -356,8 +362,10 @@ impl Task {
                 if self.limits.overflow == InboxOverflow::DropOldest {
                     self.trim(plan.parts(queue).flat_map(|(_, targets)| targets)).await;
                 }
-                for pending in plan.finish(queue) {
-                    pending.into_waiter().complete(Ok(()));
+                for (nth, pending) in plan.finish(queue).into_iter().enumerate() {
+                    // Whoever asks is not the one who was told that it is done.
+                    let outcome = if over.contains(&nth) { Err(Error::Fenced) } else { Ok(()) };
+                    pending.into_waiter().complete(outcome);
                 }
             }
             Err(error) => {

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -184,6 +185,7 @@ async fn an_outage_of_the_store_kills_nobody() {
     a.faults.unavailable(true);
     let quiet = a.cluster().quiet();
     within(ms(3500), || *quiet.borrow()).await;
+    assert!(a.cluster().is_quiet());
     tokio::time::sleep(Duration::from_secs(20)).await;
     // One of them has the store again before the other.
     a.faults.unavailable(false);
@@ -191,7 +193,22 @@ async fn an_outage_of_the_store_kills_nobody() {
     b.faults.unavailable(false);
     tokio::time::sleep(Duration::from_secs(10)).await;
     assert_eq!((a.sees(), b.sees()), (ids(&[&a, &b]), ids(&[&a, &b])));
-    assert!(!a.has_failed() && !b.has_failed() && !*quiet.borrow());
+    assert!(!a.has_failed() && !b.has_failed() && !*quiet.borrow() && !a.cluster().is_quiet());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_was_stopped_is_quiet_from_its_first_moment_on() {
+    let (store, clock) = in_memory();
+    let a = Pod::join(&store, clock, 1).await;
+    tokio::time::sleep(ms(1000)).await;
+    assert!(!a.cluster().is_quiet());
+    // None of its tasks has a turn meanwhile.
+    let mut stop = std::pin::pin!(tokio::time::advance(ms(3100)));
+    let stopped = std::future::poll_fn(|context| Poll::Ready(stop.as_mut().poll(context))).await;
+    assert!(stopped.is_pending() && a.cluster().is_quiet());
+    stop.await;
+    tokio::time::sleep(ms(500)).await;
+    assert!(!a.cluster().is_quiet() && !a.has_failed());
 }
 
 #[tokio::test(start_paused = true)]

@@ -12,6 +12,7 @@ use weir_core::definition::Kind;
 use weir_core::inbox::{
     Inbox, InboxAppend, InboxLimits, InboxMetrics, InboxOptions, InboxTarget, InboxWriter,
 };
+use weir_core::keyspace::PublishId;
 use weir_core::keyspace::catalog::Origin;
 use weir_core::keyspace::change::{Change, SessionPhase};
 use weir_core::keyspace::owner::PodId;
@@ -268,17 +269,68 @@ async fn an_inbox_that_another_pod_empties_does_not_fill_up() {
     tracker.wait().await;
 }
 
-async fn add(writer: &InboxWriter, clock: Clock, session: &SessionRef) {
-    let target = InboxTarget {
+fn target(session: &SessionRef) -> InboxTarget {
+    InboxTarget {
         client_id: session.client_id.clone(),
         incarnation: session.incarnation,
         qos: 1,
         retain: false,
         subscription_ids: std::iter::empty().collect(),
-    };
+    }
+}
+
+async fn add(writer: &InboxWriter, clock: Clock, session: &SessionRef) {
+    let target = target(session);
     let message = Arc::new(message(clock, "t", "x"));
-    let append = InboxAppend { message, targets: std::iter::once(target).collect(), mark: None };
+    let append = InboxAppend { message, targets: std::iter::once(target).collect(), mark: None, noted: None };
     writer.append(append).await.unwrap().await.unwrap();
+}
+
+/// A pod that was stopped between taking a publish and storing it goes on when all is over.
+#[tokio::test(start_paused = true)]
+async fn a_publish_that_was_ended_by_way_of_another_pod_is_not_added_again() {
+    let (store, clock) = in_memory();
+    let (a, b) = (Pod::join(&store, clock, 1).await, Pod::join(&store, clock, 2).await);
+    let (tracker, stop) = (TaskTracker::new(), CancellationToken::new());
+    let spawn = |pod: &Pod| {
+        let (options, metrics) = (InboxOptions::default(), InboxMetrics::default());
+        InboxWriter::spawn(&pod.sessions, options, &metrics, Arc::new(|_| {}), &tracker, &stop)
+    };
+    let (at_a, at_b) = (spawn(&a), spawn(&b));
+    let reader = b.sessions.open(&"reader".into(), &lasting(60)).await.unwrap().session;
+    let (id, other) = (PublishId([1; 16]), PublishId([2; 16]));
+    // Small, and so large that it is written ahead of its row.
+    for payload in ["x".to_owned(), "x".repeat(200_000)] {
+        let publish = InboxAppend {
+            message: Arc::new(message(clock, "t", &payload)),
+            targets: std::iter::once(target(&reader)).collect(),
+            mark: Some(id),
+            noted: Some((client(), 7)),
+        };
+        let publisher = a.open(&lasting(60)).await.session;
+        a.sessions.store_incoming(&publisher, 7, id).await.unwrap();
+        let moved = b.open(&lasting(60)).await;
+        assert_eq!(moved.incoming, [(7, id)]);
+        at_b.append(publish.clone()).await.unwrap().await.unwrap();
+        // The mark tells.
+        at_a.append(publish.clone()).await.unwrap().await.unwrap();
+        b.sessions.clear_incoming(&moved.session, 7).await.unwrap();
+        let late = at_a.append(publish.clone()).await.unwrap().await;
+        assert!(matches!(late, Err(Error::Fenced)), "{late:?}");
+        // The packet id is used again.
+        b.sessions.store_incoming(&moved.session, 7, other).await.unwrap();
+        let late = at_a.append(publish).await.unwrap().await;
+        assert!(matches!(late, Err(Error::Fenced)), "{late:?}");
+        b.sessions.clear_incoming(&moved.session, 7).await.unwrap();
+        let items = Inbox::new(&b.sessions).read(&reader, None, 10, 1_000_000).await.unwrap();
+        assert_eq!(items.len(), 1, "{} bytes", payload.len());
+        Inbox::new(&b.sessions).remove(&reader, &[items[0].id]).await.unwrap();
+        assert_eq!(rows(&store, tag::INBOX_MARK).await, 0);
+        assert_eq!(rows(&store, tag::INBOX_BLOB).await, 0);
+    }
+    stop.cancel();
+    tracker.close();
+    tracker.wait().await;
 }
 
 #[tokio::test(start_paused = true)]

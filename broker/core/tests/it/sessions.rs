@@ -223,6 +223,7 @@ impl World {
             message: Arc::new(message(self.clock, topic, payload)),
             targets: targets.iter().map(|(_, target)| target.clone()).collect(),
             mark,
+            noted: None,
         };
         self.patiently(async { pod.writer.append(append).await?.await }).await
     }

@@ -13,7 +13,7 @@ use super::client::{
     AtLeastOnce, AtMostOnce, Client, ExactlyOnce, V5, V311, again, clean, id, persistent, publish, retained,
     text, will,
 };
-use super::{DEADLINE, TestBroker, memory};
+use super::{DEADLINE, TestBroker, faulty, memory};
 
 /// Pods of one cluster.
 struct Cluster {
@@ -230,4 +230,33 @@ async fn what_is_retained_at_one_pod_is_found_at_the_other() {
         let (one, other) = (from_a.message().await, from_b.message().await);
         assert_eq!(text(&one), text(&other), "both find the same, round {n}");
     }
+}
+
+#[tokio::test]
+async fn a_pod_that_is_cut_off_from_the_store_says_nothing_until_it_has_it_again() {
+    let (store, faults) = faulty();
+    let network = MemoryNetwork::new(Clock::system(), &Seed::fixed(1));
+    let pod = TestBroker::start_pod(&store, &network).await;
+    let mut clients = Vec::new();
+    for version in [V5, V311] {
+        let mut client = pod.connect(clean(&format!("c-{version:?}"), version)).await;
+        client.subscribe("t", AtMostOnce).await;
+        clients.push((version, client));
+    }
+    faults.unavailable(true);
+    pod.metric_reaches("weir_cluster_quiet", 1.0).await;
+    clients[0].1.send(Packet::Publish(Box::new(publish(AtMostOnce, 0, "t", "late")))).await;
+    for (version, client) in &mut clients {
+        let said = tokio::time::timeout(Duration::from_millis(300), client.next()).await;
+        assert!(said.is_err(), "{version:?}: {said:?}");
+        // Who comes now is to go elsewhere.
+        let (mut other, connack) = pod.connack(clean("other", *version)).await;
+        assert_eq!(connack.code, ReasonCode::ServerUnavailable, "{version:?}");
+        assert_eq!(other.try_recv().await, None);
+    }
+    faults.unavailable(false);
+    for (_, client) in &mut clients {
+        assert_eq!(text(&client.take().await), "late");
+    }
+    pod.stop().await;
 }
