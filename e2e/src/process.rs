@@ -29,14 +29,23 @@ const LINES_QUOTED: usize = 40;
 /// `command`, on the processors `cpus` as `taskset` takes them (`0`, `0,1`), or as it is if there are none.
 #[must_use]
 pub fn on_cpus(cpus: Option<&str>, command: &Command) -> Command {
+    match cpus {
+        Some(cpus) => run_by(&["taskset", "-c", cpus], command),
+        None => run_by(&[], command),
+    }
+}
+
+/// The same command, run by the program and with the arguments `by`; by itself if there are none.
+#[must_use]
+pub fn run_by(by: &[&str], command: &Command) -> Command {
     let command = command.as_std();
-    let mut wrapped = match cpus {
-        Some(cpus) => {
-            let mut taskset = Command::new("taskset");
-            taskset.args(["-c", cpus]).arg(command.get_program());
-            taskset
+    let mut wrapped = match by {
+        [program, arguments @ ..] => {
+            let mut wrapped = Command::new(program);
+            wrapped.args(arguments).arg(command.get_program());
+            wrapped
         }
-        None => Command::new(command.get_program()),
+        [] => Command::new(command.get_program()),
     };
     wrapped.args(command.get_args());
     for (name, value) in command.get_envs() {

@@ -4,7 +4,7 @@
 //! that a test can start a broker again on what an earlier one left.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use tokio::sync::OnceCell;
 
 use crate::certificates::{Certificates, Signed};
 use crate::endpoint::{Endpoint, Transport};
-use crate::process::{Log, Process, on_cpus, resident_bytes};
+use crate::process::{Log, Process, on_cpus, resident_bytes, run_by};
 use crate::{http, tools, within};
 
 /// How long building the broker may take when nothing of it is built.
@@ -36,6 +36,10 @@ pub struct Setup {
     /// The processors it may use; all if there are none.
     cpus: Option<String>,
     certificates: Option<Arc<Certificates>>,
+    /// Where it listens.
+    host: IpAddr,
+    /// The network namespace it runs in, as `ip netns` knows it, if not in this one.
+    namespace: Option<String>,
 }
 
 /// Where the broker keeps its data.
@@ -66,7 +70,16 @@ impl Setup {
     fn new(store: Store) -> Result<Self> {
         let folder = tempfile::tempdir()?;
         std::fs::create_dir(folder.path().join("manifests"))?;
-        Ok(Self { folder, store, arguments: Vec::new(), binary: None, cpus: None, certificates: None })
+        Ok(Self {
+            folder,
+            store,
+            arguments: Vec::new(),
+            binary: None,
+            cpus: None,
+            certificates: None,
+            host: Ipv4Addr::LOCALHOST.into(),
+            namespace: None,
+        })
     }
 
     /// The folder of manifests.
@@ -99,6 +112,13 @@ impl Setup {
     #[must_use]
     pub fn with_binary(self, binary: &Path) -> Self {
         Self { binary: Some(binary.to_owned()), ..self }
+    }
+
+    /// The same in a network namespace, where it listens at `host` instead of loopback, for anybody.
+    #[must_use]
+    pub fn in_namespace(self, namespace: String, host: IpAddr) -> Self {
+        let setup = Self { namespace: Some(namespace), host, ..self };
+        setup.with_arguments(&["--allow-anonymous"])
     }
 
     /// The same on the processors `cpus`, as `taskset` takes them.
@@ -153,12 +173,17 @@ impl Setup {
             Store::Embedded => format!("embedded:{}", self.folder.path().join("store").display()),
             Store::Remote(address) => format!("remote:{address}"),
         };
-        command.args(["serve", "--store", &store, "--listen", "mqtt://127.0.0.1:0"]);
-        command.args(["--http", "127.0.0.1:0", "--admin", "127.0.0.1:0"]);
+        let host = self.host;
+        command.args(["serve", "--store", &store, "--listen", &format!("mqtt://{host}:0")]);
+        command.args(["--http", &format!("{host}:0"), "--admin", "127.0.0.1:0"]);
         command.arg("--manifests").arg(self.manifests()).args(&self.arguments);
         by_arguments_alone(&mut command);
         command.current_dir(self.folder.path());
-        Ok(on_cpus(self.cpus.as_deref(), &command))
+        let command = on_cpus(self.cpus.as_deref(), &command);
+        Ok(match &self.namespace {
+            Some(namespace) => run_by(&["ip", "netns", "exec", namespace], &command),
+            None => command,
+        })
     }
 
     /// Starts the broker and waits until it is ready.
@@ -291,10 +316,16 @@ pub struct StoreServer {
 impl StoreServer {
     /// Starts it on an embedded store and a free loopback port.
     pub async fn start() -> Result<Self> {
+        Self::start_at(Ipv4Addr::LOCALHOST.into(), &[]).await
+    }
+
+    /// The same at a free port of `host`, with more arguments of `weir store serve`.
+    pub async fn start_at(host: IpAddr, arguments: &[&str]) -> Result<Self> {
         let folder = tempfile::tempdir()?;
         let store = format!("embedded:{}", folder.path().join("store").display());
         let mut command = Command::new(binary().await?);
-        command.args(["store", "serve", "--store", &store, "--listen", "127.0.0.1:0"]);
+        command.args(["store", "serve", "--store", &store, "--listen", &format!("{host}:0")]);
+        command.args(arguments);
         by_arguments_alone(&mut command);
         command.current_dir(folder.path());
         let process = Process::spawn("weir store serve", command)?;

@@ -1,11 +1,13 @@
-//! `weir-faults`: kills, stops and terminates pods of a cluster under load, and checks what the clients saw.
+//! `weir-faults`: kills, stops, terminates and cuts off pods of a cluster under load, and checks what the clients saw.
 
 use std::io::Write as _;
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use clap::{Parser, ValueEnum};
+use weir_e2e::pods::network::{self, Way};
 use weir_e2e::pods::{self, Fault, Options};
 
 /// Strikes pods of a cluster on this machine under load, and checks that no promise to a client is broken
@@ -17,7 +19,7 @@ struct Arguments {
         long,
         value_enum,
         value_delimiter = ',',
-        default_value = "kill,short-pause,pause,long-pause,terminate"
+        default_value = "kill,short-pause,pause,long-pause,terminate,cut,cut-in,cut-out"
     )]
     faults: Vec<FaultName>,
     /// How often all of it
@@ -32,6 +34,9 @@ struct Arguments {
     /// A folder for the logs of all pods
     #[arg(long, value_name = "DIR")]
     logs: Option<PathBuf>,
+    /// It runs in a network namespace of its own
+    #[arg(long, hide = true)]
+    inside: bool,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -46,6 +51,12 @@ enum FaultName {
     LongPause,
     /// SIGTERM
     Terminate,
+    /// Cut off from the network for 1.5 TTL, both ways; needs root
+    Cut,
+    /// Nothing reaches it for 1.5 TTL; needs root
+    CutIn,
+    /// Nothing that it sends arrives for 1.5 TTL; needs root
+    CutOut,
 }
 
 impl From<FaultName> for Fault {
@@ -56,21 +67,37 @@ impl From<FaultName> for Fault {
             FaultName::Pause => Self::Pause,
             FaultName::LongPause => Self::LongPause,
             FaultName::Terminate => Self::Terminate,
+            FaultName::Cut => Self::Cut(Way::Both),
+            FaultName::CutIn => Self::Cut(Way::In),
+            FaultName::CutOut => Self::Cut(Way::Out),
         }
     }
 }
 
 #[tokio::main]
-async fn main() -> Result<()> {
+async fn main() -> Result<ExitCode> {
     let arguments = Arguments::parse();
+    let mut faults: Vec<Fault> = arguments.faults.into_iter().map(Fault::from).collect();
+    let is_cut = |fault: &Fault| matches!(fault, Fault::Cut(_));
+    if !arguments.inside && faults.iter().any(is_cut) {
+        let Some(why) = network::refusal().await else {
+            let again = std::env::args_os().skip(1).chain(["--inside".into()]);
+            let status = network::run_inside(again).await?;
+            return Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+        };
+        writeln!(std::io::stdout(), "cut off from the network: not run: {why}")?;
+        faults.retain(|fault| !is_cut(fault));
+        ensure!(!faults.is_empty(), "no fault is left");
+    }
     let report = pods::run(&Options {
         pods: arguments.pods.into(),
-        faults: arguments.faults.into_iter().map(Fault::from).collect(),
+        faults,
         rounds: arguments.rounds.into(),
         pace: Duration::from_millis(arguments.pace),
         logs: arguments.logs,
     })
     .await?;
     writeln!(std::io::stdout(), "{report}")?;
-    report.check()
+    report.check()?;
+    Ok(ExitCode::SUCCESS)
 }

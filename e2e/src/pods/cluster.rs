@@ -9,8 +9,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use rustix::process::Signal;
+use tempfile::TempDir;
 use tokio::time::sleep;
 
+use super::network::{Network, Way};
 use crate::weir::{Setup, StoreServer, Weir};
 
 /// Without a sign of life for so long a pod is declared dead by others.
@@ -18,6 +20,8 @@ pub(super) const TTL: Duration = Duration::from_secs(5);
 /// From a pod that wakes up again to when it must have ended because others took it for dead: it finds that out at once,
 /// and its connections have two seconds for what is under way and two for their farewells.
 const AWAKE: Duration = Duration::from_secs(10);
+/// What pods and store prove to each other where they are not on loopback.
+const TOKEN: &str = "of this cluster alone\n";
 const ASKED_EACH: Duration = Duration::from_millis(20);
 
 /// What can be done to a pod.
@@ -33,14 +37,11 @@ pub enum Fault {
     LongPause,
     /// SIGTERM.
     Terminate,
+    /// Cut off from everybody for 1.5 TTL, which needs a network of the pods' own.
+    Cut(Way),
 }
 
 impl Fault {
-    /// Every fault, the mildest last.
-    pub const ALL: [Self; 5] = [Self::Kill, Self::ShortPause, Self::Pause, Self::LongPause, Self::Terminate];
-    /// Those that a test has time for.
-    pub const SHORT: [Self; 4] = [Self::Kill, Self::ShortPause, Self::Pause, Self::Terminate];
-
     /// What people call it.
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -50,15 +51,18 @@ impl Fault {
             Self::Pause => "pause of 1.5 TTL",
             Self::LongPause => "pause of 3 TTL",
             Self::Terminate => "SIGTERM",
+            Self::Cut(Way::Both) => "cut off for 1.5 TTL",
+            Self::Cut(Way::In) => "nothing reaches it for 1.5 TTL",
+            Self::Cut(Way::Out) => "nothing it sends arrives for 1.5 TTL",
         }
     }
 
-    /// How long a pod is stopped.
+    /// How long a pod is stopped, or cut off.
     const fn pause(self) -> Duration {
         match self {
             Self::Kill | Self::Terminate => Duration::ZERO,
             Self::ShortPause => TTL.checked_div(2).expect("not by zero"),
-            Self::Pause => TTL.saturating_add(TTL.checked_div(2).expect("not by zero")),
+            Self::Pause | Self::Cut(_) => TTL.saturating_add(TTL.checked_div(2).expect("not by zero")),
             Self::LongPause => TTL.saturating_mul(3),
         }
     }
@@ -72,19 +76,42 @@ pub(super) struct Cluster {
     /// Where the logs of pods that have ended are kept, and how many are there.
     logs: Option<PathBuf>,
     logs_kept: usize,
+    /// If pods can be cut off.
+    network: Option<Network>,
     // Ended after those that use it.
     store: StoreServer,
+    _secrets: TempDir,
 }
 
 impl Cluster {
-    /// Starts a store server and `count` pods; a single one is alone and knows nothing of others.
-    pub(super) async fn start(count: usize, manifest: &str, logs: Option<PathBuf>) -> Result<Self> {
-        let store = StoreServer::start().await?;
-        let mut cluster = Self { setups: Vec::new(), pods: Vec::new(), logs, logs_kept: 0, store };
-        for _ in 0..count {
+    /// Starts a store server and `count` pods; a single one is alone and knows nothing of others. Those that are to be cut
+    /// off are on a network of their own.
+    pub(super) async fn start(
+        count: usize,
+        manifest: &str,
+        logs: Option<PathBuf>,
+        is_cut: bool,
+    ) -> Result<Self> {
+        let secrets = tempfile::tempdir()?;
+        let token = secrets.path().join("token");
+        std::fs::write(&token, TOKEN)?;
+        let token = token.to_str().context("a path in UTF-8")?;
+        let network = if is_cut { Some(Network::make(count).await?) } else { None };
+        let store = match &network {
+            Some(_) => StoreServer::start_at(Network::hub(), &["--token-file", token]).await?,
+            None => StoreServer::start().await?,
+        };
+        let (setups, pods) = (Vec::new(), Vec::new());
+        let mut cluster = Self { setups, pods, logs, logs_kept: 0, network, store, _secrets: secrets };
+        for n in 0..count {
             let mut setup =
                 Setup::remote(cluster.store.address())?.with_manifest("manifest.yaml", manifest)?;
-            if count > 1 {
+            if cluster.network.is_some() {
+                let host = Network::address(n)?;
+                setup = setup.in_namespace(Network::name(n), host);
+                setup = setup.with_arguments(&["--remote-token-file", token, "--peer-token-file", token]);
+                setup = setup.with_arguments(&["--peer", &format!("{host}:0")]);
+            } else if count > 1 {
                 setup = setup.with_arguments(&["--peer", "127.0.0.1:0"]);
             }
             let pod = setup.start().await.with_context(|| cluster.store.to_string())?;
@@ -132,6 +159,13 @@ impl Cluster {
                 sleep(fault.pause()).await;
                 pod.signal(Signal::CONT)?;
                 noticed(pod, if fault.pause() > TTL { AWAKE } else { Duration::ZERO }).await?
+            }
+            Fault::Cut(way) => {
+                let network = self.network.as_ref().context("a network that can be cut")?;
+                network.cut(victim, way).await?;
+                sleep(fault.pause()).await;
+                network.mend(victim, way).await?;
+                noticed(pod, AWAKE).await?
             }
         };
         let mut said = pod.no_panic().err().map(|error| format!("{error:#}"));

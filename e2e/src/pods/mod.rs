@@ -7,6 +7,7 @@
 mod clients;
 mod cluster;
 mod ledger;
+pub mod network;
 mod wire;
 pub mod work;
 
@@ -110,7 +111,10 @@ struct Struck {
 /// If the harness itself could not do its work; broken promises are in the report.
 pub async fn run(options: &Options) -> Result<Report> {
     let clock = Clock::system();
-    let mut cluster = Cluster::start(options.pods, MANIFEST, options.logs.clone()).await?;
+    let mut cluster = {
+        let is_cut = options.faults.iter().any(|fault| matches!(fault, Fault::Cut(_)));
+        Cluster::start(options.pods, MANIFEST, options.logs.clone(), is_cut).await?
+    };
     let field = Arc::new(Field {
         clock,
         doors: Mutex::new(cluster.doors()),
@@ -270,8 +274,7 @@ impl fmt::Display for Report {
         writeln!(
             f,
             "\n{} publishes acknowledged, {} refused and sent again, {} without success within 30 s; {} deliveries of \
-             the queue again; {} connections of one client id; {} pods ended by themselves; cut off from the network: not \
-             run",
+             the queue again; {} connections of one client id; {} pods ended by themselves",
             self.acknowledged,
             self.refused.len(),
             self.failed,

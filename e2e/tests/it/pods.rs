@@ -16,6 +16,11 @@ async fn three_pods_keep_their_promises_when_one_is_killed_and_one_terminated() 
     strike(3, vec![Fault::Kill, Fault::Terminate]).await
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_pods_keep_their_promises_when_each_is_stopped_for_a_while() -> Result<()> {
+    strike(3, vec![Fault::ShortPause, Fault::Pause, Fault::LongPause]).await
+}
+
 #[expect(clippy::print_stdout, reason = "the table is for whoever runs the test by itself")]
 async fn strike(pods: usize, faults: Vec<Fault>) -> Result<()> {
     let report =

@@ -256,7 +256,7 @@ async fn a_pod_that_is_cut_off_from_the_store_says_nothing_until_it_has_it_again
     }
     faults.unavailable(false);
     for (_, client) in &mut clients {
-        assert_eq!(text(&client.take().await), "late");
+        assert_eq!(text(&client.message().await), "late");
     }
     pod.stop().await;
 }
