@@ -44,7 +44,8 @@ async fn beat(inner: &Inner) -> bool {
             if now.saturating_duration_since(last) > inner.options.heartbeat * HEALTHY_BEATS {
                 inner.pods.lock().begin_again(now);
             }
-            inner.set_quiet(false);
+            // One that took long says nothing of now.
+            inner.set_quiet(now >= inner.quiet_at());
         }
         Ok(false) => {
             inner.set_quiet(true);
