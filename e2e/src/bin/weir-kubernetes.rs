@@ -7,6 +7,7 @@ use std::path::Path;
 use anyhow::{Result, ensure};
 use clap::{Parser, Subcommand};
 use tokio::process::Command;
+use weir_e2e::kubernetes::{Cluster, Programs, sandbox};
 use weir_e2e::tools;
 
 /// Tests Weir on the real components of Kubernetes, on this machine alone
@@ -22,6 +23,8 @@ enum Do {
     /// Builds etcd, the Kubernetes control plane, kubectl, helm and kubeconform into the user's cache folder, unless
     /// they are there; needs Go
     Build,
+    /// Starts a cluster with the definitions of this checkout, and a shell in its network; the cluster ends with the shell
+    Up,
     /// Builds what is missing, and runs the tests
     Test {
         /// Also what takes long
@@ -32,15 +35,31 @@ enum Do {
     },
 }
 
-#[tokio::main]
-async fn main() -> Result<()> {
+fn main() -> Result<()> {
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build();
     match Arguments::parse().command {
-        Do::Build => build().await,
-        Do::Test { long, filter } => {
+        Do::Build => runtime()?.block_on(build()),
+        Do::Up => sandbox::stay("weir-kubernetes", &["up"], up),
+        Do::Test { long, filter } => runtime()?.block_on(async {
             build().await?;
             test(long, filter).await
-        }
+        }),
     }
+}
+
+async fn up(programs: Programs) -> Result<()> {
+    let cluster = Cluster::start("up", programs).await?;
+    cluster.define().await?;
+    let programs = cluster.programs();
+    let tools = [&programs.control_plane.kubectl, &programs.charts.helm, &programs.weir, &programs.operator];
+    let folders = tools.into_iter().filter_map(|tool| tool.parent().map(Path::to_owned));
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let path = std::env::join_paths(folders.chain(std::env::split_paths(&path)))?;
+    let shell = std::env::var_os("SHELL").unwrap_or_else(|| "sh".into());
+    let mut shell = Command::new(shell);
+    // How it ends is its user's business.
+    shell.env("PATH", path).env("KUBECONFIG", cluster.kubectl().kubeconfig()).status().await?;
+    Ok(())
 }
 
 async fn build() -> Result<()> {

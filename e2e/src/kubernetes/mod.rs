@@ -16,7 +16,7 @@ use std::future::Future;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Error, Result, bail, ensure};
 use k8s_openapi::api::core::v1::ServiceAccount;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config};
@@ -117,6 +117,18 @@ impl Cluster {
             Ok(text(&output.stdout))
         })
         .await
+    }
+
+    /// Installs the resource definitions that the operator under test prints.
+    pub async fn define(&self) -> Result<()> {
+        let printed = Command::new(&self.programs.operator).arg("crds").output().await?;
+        ensure!(printed.status.success(), "weir-operator crds: {}", String::from_utf8_lossy(&printed.stderr));
+        let taken =
+            self.kubectl.call("apply --server-side -f -", &String::from_utf8(printed.stdout)?).await?;
+        taken.map_err(Error::msg).context("the definitions are taken")?;
+        let kinds = "crd/brokers.weir.dev crd/messagequeues.weir.dev crd/streams.weir.dev";
+        let wait = format!("wait --for=condition=Established --timeout=30s {kinds}");
+        self.kubectl.run(&wait).await.map(drop)
     }
 
     /// A client of the API with all rights.

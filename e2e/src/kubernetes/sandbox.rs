@@ -6,12 +6,12 @@
 
 use std::future::Future;
 use std::io::Write as _;
-use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Error, Result, ensure};
+use tokio::runtime::Runtime;
 
 use crate::tools::{self, Cached, ChartTools, ControlPlane};
 use crate::weir;
@@ -21,6 +21,8 @@ const INSIDE: &str = "WEIR_E2E_SANDBOX";
 /// Which of the two binaries that are under test; told by the environment, since nothing can be built inside.
 const WEIR: &str = "WEIR_BIN";
 const OPERATOR: &str = "WEIR_OPERATOR_BIN";
+/// What starting one takes.
+const START: &str = "start `setpriv` and `unshare`, programs of util-linux";
 /// What is done before the test starts, as the first process inside.
 const ENTER: &str = "ip link set lo up && mount -t tmpfs tmpfs /run && exec \"$0\" \"$@\"";
 
@@ -43,43 +45,79 @@ pub fn run<F>(test: &str, limit: Duration, scenario: impl FnOnce(Programs) -> F)
 where
     F: Future<Output = Result<()>>,
 {
-    let (control_plane, charts) = match (tools::control_plane()?, tools::chart_tools()?) {
-        (Cached::Built(control_plane), Cached::Built(charts)) => (control_plane, charts),
-        (Cached::Missing(what), _) | (_, Cached::Missing(what)) => {
-            return say(&format!("{test}: NOT RUN on Kubernetes: {what}"));
-        }
+    let (control_plane, charts) = match found()? {
+        Ok(programs) => programs,
+        Err(what) => return say(&format!("{test}: NOT RUN on Kubernetes: {what}")),
     };
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    if std::env::var(INSIDE).is_ok_and(|name| name == test) {
-        let binary = |name| std::env::var_os(name).map(PathBuf::from).context(name);
-        let programs = Programs { control_plane, charts, weir: binary(WEIR)?, operator: binary(OPERATOR)? };
-        let scenario = Box::pin(scenario(programs));
+    let runtime = runtime()?;
+    if is_inside(test) {
+        let scenario = Box::pin(scenario(programs(control_plane, charts)?));
         return runtime
             .block_on(async { tokio::time::timeout(limit, scenario).await })
             .with_context(|| format!("{test} took longer than {} s", limit.as_secs()))?;
     }
-    if !rustix::process::getuid().is_root() {
-        return say(&format!("{test}: NOT RUN on Kubernetes: namespaces and mounts need root"));
+    say(&format!("{test}: on Kubernetes, {}", control_plane.api_server.display()))?;
+    let mut inside = again(test, &runtime, &["--exact", test, "--nocapture", "--test-threads", "1"])?;
+    let status = inside.stdin(Stdio::null()).status().context(START)?;
+    ensure!(status.success(), "{test} ended with {status} inside its sandbox");
+    Ok(())
+}
+
+/// Runs `scenario` inside for as long as it takes, with the caller's terminal. The program that calls this is started
+/// again with `arguments`, with which it must come here again with the same `name`.
+pub fn stay<F>(name: &str, arguments: &[&str], scenario: impl FnOnce(Programs) -> F) -> Result<()>
+where
+    F: Future<Output = Result<()>>,
+{
+    let (control_plane, charts) = found()?.map_err(Error::msg)?;
+    let runtime = runtime()?;
+    if is_inside(name) {
+        return runtime.block_on(Box::pin(scenario(programs(control_plane, charts)?)));
     }
+    let status = again(name, &runtime, arguments)?.status().context(START)?;
+    ensure!(status.success(), "{name} ended with {status} inside its sandbox");
+    Ok(())
+}
+
+/// What a cluster is made of, or why there can be none.
+fn found() -> Result<Result<(ControlPlane, ChartTools), String>> {
+    Ok(match (tools::control_plane()?, tools::chart_tools()?) {
+        (Cached::Missing(what), _) | (_, Cached::Missing(what)) => Err(what),
+        _ if !rustix::process::getuid().is_root() => Err("namespaces and mounts need root".to_owned()),
+        (Cached::Built(control_plane), Cached::Built(charts)) => Ok((control_plane, charts)),
+    })
+}
+
+fn runtime() -> Result<Runtime> {
+    Ok(tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?)
+}
+
+fn is_inside(name: &str) -> bool {
+    std::env::var(INSIDE).is_ok_and(|inside| inside == name)
+}
+
+fn programs(control_plane: ControlPlane, charts: ChartTools) -> Result<Programs> {
+    let binary = |name| std::env::var_os(name).map(PathBuf::from).context(name);
+    Ok(Programs { control_plane, charts, weir: binary(WEIR)?, operator: binary(OPERATOR)? })
+}
+
+/// This program once more with `arguments`, inside. It ends with the thread that starts it.
+fn again(name: &str, runtime: &Runtime, arguments: &[&str]) -> Result<Command> {
     let weir = runtime.block_on(weir::binary())?.to_owned();
     let operator =
         std::env::var_os(OPERATOR).map_or_else(|| weir.with_file_name("weir-operator"), PathBuf::from);
-    say(&format!("{test}: on Kubernetes, {}", control_plane.api_server.display()))?;
-    let mut inside = Command::new("unshare");
+    let mut inside = Command::new("setpriv");
     inside
-        .args(["--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", ENTER])
+        .args(["--pdeathsig", "KILL", "unshare", "--net", "--mount", "--pid", "--fork", "--kill-child"])
+        .args(["--mount-proc", "sh", "-c", ENTER])
         .arg(std::env::current_exe()?)
-        .args(["--exact", test, "--nocapture", "--test-threads", "1"])
-        .env(INSIDE, test)
+        .args(arguments)
+        .env(INSIDE, name)
         .env(WEIR, weir)
         .env(OPERATOR, operator)
-        .stdin(Stdio::null())
-        // Whoever stops this test by its process group stops what is inside too.
-        .process_group(rustix::process::getpgrp().as_raw_nonzero().get());
-    let status =
-        inside.env("RUST_BACKTRACE", "0").status().context("start `unshare`, a program of util-linux")?;
-    ensure!(status.success(), "{test} ended with {status} inside its sandbox");
-    Ok(())
+        // An error's message says where it comes from; a panic's place is told as the caller wants it.
+        .env("RUST_LIB_BACKTRACE", "0");
+    Ok(inside)
 }
 
 /// To the standard error itself: what the test prints would be shown only if it failed.

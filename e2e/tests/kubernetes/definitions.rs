@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
-use weir_e2e::kubernetes::{Cluster, Kubectl};
+use weir_e2e::kubernetes::{Cluster, Kubectl, until};
 
 use crate::on_kubernetes;
 
@@ -116,7 +116,11 @@ async fn immutable(kubectl: &Kubectl) -> Result<()> {
 
 /// Every field says what it is for.
 async fn explained(kubectl: &Kubectl) -> Result<()> {
-    let text = kubectl.run("explain messagequeue.spec.retention").await?;
+    // What the API server tells of its kinds is published some seconds after they are.
+    let text = until("the API server to explain", || async {
+        Ok(kubectl.call("explain messagequeue.spec.retention", "").await?.ok())
+    })
+    .await?;
     ensure!(text.contains("DESCRIPTION:") && !text.contains("<empty>"), "{text}");
     for kind in ["messagequeue", "stream", "broker"] {
         let text = kubectl.run(&format!("explain {kind}.spec")).await?;

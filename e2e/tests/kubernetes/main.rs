@@ -7,10 +7,9 @@ mod chart;
 mod definitions;
 mod pods;
 
-use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use weir_e2e::kubernetes::{Cluster, Programs, sandbox};
 
 /// How long a test of the usual kind may take.
@@ -19,7 +18,7 @@ const LIMIT: Duration = Duration::from_mins(5);
 /// Runs `scenario` on a cluster of its own that knows Weir's resources. If it fails, says what the cluster is like.
 fn on_kubernetes(test: &str, scenario: impl AsyncFnOnce(&mut Cluster) -> Result<()>) -> Result<()> {
     on_bare_kubernetes(test, async |cluster| {
-        define(cluster).await?;
+        cluster.define().await?;
         scenario(cluster).await
     })
 }
@@ -34,14 +33,4 @@ fn on_bare_kubernetes(test: &str, scenario: impl AsyncFnOnce(&mut Cluster) -> Re
         }
         result
     })
-}
-
-/// Installs the resource definitions of `crds/`.
-async fn define(cluster: &Cluster) -> Result<()> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../crds");
-    let kubectl = cluster.kubectl();
-    kubectl.run(&format!("apply --server-side -f {}", folder.display())).await?;
-    let kinds = "crd/brokers.weir.dev crd/messagequeues.weir.dev crd/streams.weir.dev";
-    let established = kubectl.run(&format!("wait --for=condition=Established --timeout=30s {kinds}")).await;
-    established.map(drop).context("the definitions are established")
 }
