@@ -2,6 +2,7 @@
 
 mod apply;
 mod crds;
+mod keda;
 mod probe;
 
 use clap::{Parser, Subcommand};
@@ -22,6 +23,8 @@ enum Command {
     Apply(apply::Args),
     /// Ask an HTTP address until it answers well.
     Probe(probe::Args),
+    /// Tell KEDA how much there is to consume, so that it scales consumers.
+    Keda(keda::Args),
 }
 
 #[tokio::main]
@@ -30,5 +33,6 @@ async fn main() -> anyhow::Result<()> {
         Command::Crds(args) => crds::run(&args),
         Command::Apply(args) => apply::run(&args).await,
         Command::Probe(args) => probe::run(&args).await,
+        Command::Keda(args) => keda::run(args).await,
     }
 }

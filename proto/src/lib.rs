@@ -45,3 +45,14 @@ pub mod peer {
         include!("gen/weir.peer.v1.rs");
     }
 }
+
+/// `externalscaler`: what KEDA asks of whoever knows how much work there is.
+pub mod externalscaler {
+    #![expect(
+        unused_qualifications,
+        clippy::all,
+        clippy::allow_attributes_without_reason,
+        reason = "generated code"
+    )]
+    include!("gen/externalscaler.rs");
+}

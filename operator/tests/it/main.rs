@@ -2,8 +2,12 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs;
+use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
+
+use weir_proto::externalscaler::ScaledObjectRef;
+use weir_proto::externalscaler::external_scaler_client::ExternalScalerClient;
 
 const REGENERATE: &str = "cargo run -p weir-operator -- crds --out crds";
 
@@ -48,4 +52,29 @@ fn crds_go_to_standard_output() {
     {
         assert!(document.contains(&format!("  name: {name}\n")), "{document}");
     }
+}
+
+#[tokio::test]
+async fn keda_is_served_until_the_process_is_to_end() {
+    let mut child = operator()
+        .args(["keda", "--listen", "127.0.0.1:0", "--broker-address", "city/main=http://127.0.0.1:1"])
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    let address = lines.find_map(|line| Some(line.unwrap().split_once("address=")?.1.to_owned())).unwrap();
+    let mut keda = ExternalScalerClient::connect(format!("http://{address}")).await.unwrap();
+    let metadata = [("broker", "main"), ("queue", "jobs")];
+    let object = ScaledObjectRef {
+        name: "workers".into(),
+        namespace: "city".into(),
+        scaler_metadata: metadata.map(|(key, value)| (key.to_owned(), value.to_owned())).into(),
+    };
+    let specs = keda.get_metric_spec(object.clone()).await.unwrap().into_inner().metric_specs;
+    assert_eq!((specs[0].metric_name.as_str(), specs[0].target_size), ("weir-queue-jobs", 100));
+    let error = keda.is_active(object).await.unwrap_err();
+    assert_eq!(error.code(), tonic::Code::Unavailable, "{error}");
+    assert!(Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap().success());
+    let ended = tokio::task::spawn_blocking(move || child.wait()).await.unwrap().unwrap();
+    assert!(ended.success(), "{ended}");
 }

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 const REGENERATE: &str = "WEIR_REGENERATE=1 cargo test -p weir-proto";
 
-const CONTRACTS: [&str; 4] = [
+const CONTRACTS: [&str; 5] = [
+    "externalscaler/externalscaler.proto",
     "weir/admin/v1/admin.proto",
     "weir/admin/v1/declared.proto",
     "weir/peer/v1/peer.proto",
