@@ -63,6 +63,10 @@ impl Gate {
         self.state.passage.send_replace(Passage::Closed);
     }
 
+    pub(super) fn is_held(&self) -> bool {
+        *self.state.passage.borrow() == Passage::Held
+    }
+
     /// Holds everything up, or lets it go on.
     pub(super) fn hold_up(&self, held: bool) {
         self.state.passage.send_if_modified(|passage| {

@@ -11,18 +11,26 @@ mod history;
 mod pod;
 mod publishers;
 mod subscribers;
+mod trouble;
 mod wire;
 mod world;
 
 use std::cell::Cell;
 use std::sync::Once;
+use std::time::Duration;
 
 use weir_env::seed::trials;
 
 use self::history::History;
 
-/// Runs of the usual test command.
-const SEEDS: u64 = 40;
+/// Runs of one broker of the usual test command.
+const SEEDS: u64 = 20;
+/// Runs of a cluster of the usual test command.
+const CLUSTER_SEEDS: u64 = 9;
+/// Longest time that a run takes on its clock.
+const RUN_MAX: Duration = Duration::from_secs(3600);
+/// Pods of a cluster at a time.
+const PODS: usize = 3;
 
 thread_local! {
     /// Panics on this thread, where a runtime swallows those of tasks.
@@ -63,7 +71,10 @@ fn simulate(seed: u64, pods: usize) -> Vec<String> {
     let runtime = runtime.enable_time().start_paused(true).build().unwrap();
     let history = History::default();
     let told = Told(history.clone());
-    let end = runtime.block_on(world::run(seed, pods, &history));
+    let end = runtime.block_on(async {
+        let run = world::run(seed, pods, &history);
+        tokio::time::timeout(RUN_MAX, run).await.expect("a run does not come to an end")
+    });
     drop(runtime);
     let wrong = check::violations(&history.events(), &end);
     assert!(wrong.is_empty(), "{wrong:#?}");
@@ -80,13 +91,20 @@ fn what_is_acknowledged_is_kept_whatever_goes_wrong() {
 }
 
 #[test]
+fn the_same_holds_for_a_cluster() {
+    for trial in trials(CLUSTER_SEEDS) {
+        simulate(trial.seed(), PODS);
+    }
+}
+
+#[test]
 #[cfg(tokio_unstable)]
 fn the_same_seed_is_the_same_run() {
-    for seed in 0..3 {
-        let (first, second) = (simulate(seed, 1), simulate(seed, 1));
+    for (seed, pods) in [(0, 1), (1, 1), (2, 1), (0, PODS), (1, PODS), (2, PODS)] {
+        let (first, second) = (simulate(seed, pods), simulate(seed, pods));
         assert!(first.len() > 200, "{first:#?}");
         for (one, other) in first.iter().zip(&second) {
-            assert_eq!(one, other, "runs of seed {seed} are not the same");
+            assert_eq!(one, other, "runs of seed {seed} with {pods} pods are not the same");
         }
         assert_eq!(first.len(), second.len());
     }

@@ -12,6 +12,7 @@ use weir_core::cluster::links::{LinkOptions, Links};
 use weir_core::cluster::testing::MemoryNetwork;
 use weir_core::cluster::{ClusterOptions, PodInfo};
 use weir_core::core::PeerNetwork;
+use weir_core::keyspace::owner::PodId;
 use weir_env::clock::Clock;
 use weir_env::seed::Seed;
 use weir_storage::{FaultHandle, FaultRates, FaultStore, SharedStore};
@@ -24,6 +25,9 @@ use crate::config::Config;
 use crate::listen::{Accepting, Listener, PeerAddr};
 use crate::server::{self, Extras, Peering};
 use crate::transport::memory::{Cable, MemorySocket};
+
+/// Time without a sign of life after which a pod counts as dead.
+pub(super) const TTL: Duration = Duration::from_secs(5);
 
 /// Longest time that a pod takes to stop in order.
 const GRACE: Duration = Duration::from_secs(30);
@@ -52,6 +56,8 @@ pub(super) struct Pod {
     stop_background: CancellationToken,
     shutdown: CancellationToken,
     cables: Mutex<Vec<Cable>>,
+    /// It has been killed or stopped, or stops.
+    ends: CancellationToken,
     history: History,
     network: Option<MemoryNetwork>,
 }
@@ -61,7 +67,7 @@ fn peering(network: &MemoryNetwork, number: usize) -> Peering {
     let info = PodInfo { peer: format!("pod-{number}").into(), ..PodInfo::default() };
     let (way, reached) = (Arc::new(network.clone()), network.clone());
     Peering {
-        options: ClusterOptions::new(info),
+        options: ClusterOptions { ttl: TTL, ..ClusterOptions::new(info) },
         network: PeerNetwork { network: way, links: LinkOptions::default() },
         attach: Box::new(move |links: &Links| reached.attach(links)),
     }
@@ -86,6 +92,21 @@ impl Pod {
     ) -> anyhow::Result<Self> {
         let writers = ground.writers.clone();
         let gate = Gate::new(Arc::clone(&ground.store), number, seed.fork("gate"), writers);
+        let outcome = Self::begin(ground, number, seed, rates, &gate).await;
+        if outcome.is_err() {
+            // A process that does not start ends, with all that it has begun.
+            gate.close_for_good();
+        }
+        outcome
+    }
+
+    async fn begin(
+        ground: &Ground,
+        number: usize,
+        seed: &Seed,
+        rates: FaultRates,
+        gate: &Gate,
+    ) -> anyhow::Result<Self> {
         let store = FaultStore::wrap(Arc::new(gate.clone()), seed.fork("faults"));
         let faults = store.handle();
         faults.set_rates(rates);
@@ -104,7 +125,7 @@ impl Pod {
             number,
             accepting: Accepting::new(&broker, &clients, &shutdown),
             broker,
-            gate,
+            gate: gate.clone(),
             faults,
             listener,
             clients,
@@ -112,6 +133,7 @@ impl Pod {
             stop_background,
             shutdown,
             cables: Mutex::default(),
+            ends: CancellationToken::new(),
             history: ground.history.clone(),
             network: ground.network.clone(),
         })
@@ -120,6 +142,7 @@ impl Pod {
     /// A connection of a client to it.
     pub(super) fn connect(&self) -> Wire {
         let (ours, theirs, cable) = MemorySocket::pair();
+        cable.stall(self.gate.is_held());
         self.cables.lock().push(cable);
         self.accepting.serve(&self.listener, ours.into(), PeerAddr::Local);
         Wire::new(theirs, self.number)
@@ -134,33 +157,53 @@ impl Pod {
         self.faults.set_rates(rates);
     }
 
+    /// As others know it.
+    pub(super) fn id(&self) -> PodId {
+        self.broker.core.pod()
+    }
+
+    /// Stops it in order if it cannot go on, as it is if others took it for dead.
+    pub(super) async fn end_by_itself(&self) {
+        let why = tokio::select! {
+            biased;
+            () = self.ends.cancelled() => return,
+            why = self.broker.core.failed() => why,
+        };
+        self.history.note(Event::Trouble(format!("{} cannot go on: {why}", self.number)));
+        self.stop().await;
+    }
+
+    /// Whether it has been told to end, or ends by itself.
+    pub(super) fn ends(&self) -> bool {
+        self.ends.is_cancelled()
+    }
+
     pub(super) fn kill(&self) {
+        self.ends.cancel();
         self.history.note(Event::Pod(self.number, PodEvent::Killed));
         self.gate.close_for_good();
         if let Some(network) = &self.network {
-            network.kill(self.broker.core.pod());
+            network.kill(self.id());
         }
         self.cut();
     }
 
-    /// Holds it up, or lets it go on: neither `others` nor clients hear of it meanwhile.
-    pub(super) fn hold_up(&self, held: bool, others: &[Arc<Self>]) {
+    /// Holds it up, or lets it go on: neither the store nor clients hear of it meanwhile.
+    pub(super) fn hold_up(&self, held: bool) {
         let event = if held { PodEvent::Paused } else { PodEvent::GoesOn };
         self.history.note(Event::Pod(self.number, event));
         self.gate.hold_up(held);
-        if let Some(network) = &self.network {
-            let me = self.broker.core.pod();
-            let others = others.iter().map(|other| other.broker.core.pod()).filter(|other| *other != me);
-            match held {
-                true => others.for_each(|other| network.partition(me, other)),
-                false => network.heal(),
-            }
-        }
         self.cables.lock().iter().for_each(|cable| cable.stall(held));
+    }
+
+    /// Whether it is held up.
+    pub(super) fn is_held(&self) -> bool {
+        self.gate.is_held()
     }
 
     /// Stops it in order.
     pub(super) async fn stop(&self) {
+        self.ends.cancel();
         self.shutdown.cancel();
         server::wind_down(&self.broker, &self.clients, GRACE).await;
         self.stop_background.cancel();
@@ -168,6 +211,9 @@ impl Pod {
         // What does not end in time is as good as killed.
         let _ = tokio::time::timeout(GRACE, self.background.wait()).await;
         self.gate.close_for_good();
+        if let Some(network) = &self.network {
+            network.kill(self.id());
+        }
         self.cut();
         self.history.note(Event::Pod(self.number, PodEvent::Stopped));
     }

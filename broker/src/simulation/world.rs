@@ -1,5 +1,6 @@
 //! One run: pods over a store that they share, clients of all kinds, and trouble, all of it out of one seed.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use weir_codec::QoS;
 use weir_core::catalog::Object;
 use weir_core::cluster::testing::MemoryNetwork;
 use weir_core::definition::{Definition, DispatchSettings, Kind, QueueSettings, Retention};
+use weir_core::shard::LogReport;
 use weir_core::stream::{ReadOptions, Start};
 use weir_env::clock::{Clock, Timestamp};
 use weir_env::seed::Seed;
@@ -18,9 +20,10 @@ use weir_topic::TopicFilter;
 use super::client::{Client, Net};
 use super::gate::Writers;
 use super::history::{End, Event, History};
-use super::pod::{Ground, Pod};
+use super::pod::{Ground, Pod, TTL};
 use super::publishers::Publisher;
 use super::subscribers::{Phase, Taker};
+use super::trouble::{Trouble, Troubles};
 
 const PUBLISHERS: usize = 4;
 const MESSAGES: u16 = 20;
@@ -28,13 +31,17 @@ const MESSAGES: u16 = 20;
 const QUIET: Duration = Duration::from_secs(40);
 /// By when all that was published has come, once nothing goes wrong any more.
 const DRAINED: Duration = Duration::from_secs(900);
+/// How often it is looked for pods that could not go on.
+const LOOK: Duration = Duration::from_secs(1);
+/// How long frames between pods take, if nothing is wrong.
+const DELAY: Range<Duration> = Duration::from_micros(100)..Duration::from_millis(2);
 
 /// How much goes wrong in a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Weather {
     /// Clients alone do harm.
     Fair,
-    /// Pods are killed, paused and stopped.
+    /// Pods are killed, paused, stopped, and do not hear each other.
     Crashes,
     /// The store fails as well.
     Storm,
@@ -48,6 +55,9 @@ struct World {
     net: Net,
     pods: Vec<Arc<Pod>>,
     started: usize,
+    troubles: Troubles,
+    /// Pods that end if they cannot go on.
+    ending: JoinSet<()>,
     phase: watch::Sender<Phase>,
     clients: JoinSet<()>,
     publishers: JoinSet<()>,
@@ -62,7 +72,7 @@ pub(super) async fn run(seed: u64, pods: usize, history: &History) -> End {
     world.declare().await;
     world.start_clients();
     world.make_trouble().await;
-    world.heal().await;
+    world.heal();
     world.drain().await;
     world.finish().await
 }
@@ -99,17 +109,19 @@ impl World {
         let store = Arc::new(MemoryStore::new(clock));
         let network = is_cluster.then(|| {
             let network = MemoryNetwork::new(clock, &Seed::fixed(seed));
-            network.set_delay(Duration::from_micros(100)..Duration::from_millis(2));
+            network.set_delay(DELAY);
             network
         });
         let ground = Ground { store, clock, writers: Writers::default(), history: history.clone(), network };
         Self {
             seed: Seed::fixed(seed),
             weather,
-            ground,
             net: Net::default(),
             pods: Vec::new(),
             started: 0,
+            troubles: Troubles::new(ground.network.clone(), DELAY),
+            ending: JoinSet::new(),
+            ground,
             phase: watch::Sender::new(Phase::Busy),
             clients: JoinSet::new(),
             publishers: JoinSet::new(),
@@ -133,6 +145,8 @@ impl World {
         let pod = Arc::new(Pod::start(&self.ground, self.started, &seed, self.rates()).await);
         self.started += 1;
         self.net.add(&pod);
+        let ending = Arc::clone(&pod);
+        self.ending.spawn(async move { ending.end_by_itself().await });
         self.pods.push(pod);
     }
 
@@ -171,43 +185,62 @@ impl World {
 
     /// Until all is published.
     async fn make_trouble(&mut self) {
-        let limit = self.ground.clock.now() + DRAINED;
+        let clock = self.ground.clock;
+        let limit = clock.now() + DRAINED;
+        let mut next = clock.now();
         while !self.publishers.is_empty() {
-            let pause = Duration::from_millis(200 + self.below(4000));
-            let ended = tokio::time::timeout(pause, self.publishers.join_next()).await;
-            if let Ok(Some(ended)) = ended {
+            let wake = self.troubles.next_end().into_iter().chain([next, clock.now() + LOOK]).min();
+            let wake = wake.expect("is one of three");
+            if let Ok(Some(ended)) = tokio::time::timeout_at(wake, self.publishers.join_next()).await {
                 ended.unwrap();
                 continue;
             }
-            assert!(self.ground.clock.now() < limit, "publishers do not come to an end");
-            if self.weather != Weather::Fair {
-                self.make_one_trouble().await;
+            assert!(clock.now() < limit, "publishers do not come to an end");
+            self.troubles.end_until(clock.now(), &self.pods);
+            self.replace_ended().await;
+            if clock.now() >= next {
+                if self.weather != Weather::Fair {
+                    self.make_one_trouble().await;
+                }
+                next = clock.now() + Duration::from_millis(200 + self.below(4000));
             }
         }
     }
 
+    fn any_pod(&self) -> Arc<Pod> {
+        Arc::clone(&self.pods[usize::try_from(self.below(self.pods.len() as u64)).unwrap()])
+    }
+
     async fn make_one_trouble(&mut self) {
-        let pod = Arc::clone(&self.pods[usize::try_from(self.below(self.pods.len() as u64)).unwrap()]);
-        match self.below(4) {
+        let (pod, other) = (self.any_pod(), self.any_pod());
+        let (one, two) = (pod.number, other.number);
+        let between = if one == two { 4 } else { 7 };
+        match self.below(between) {
             0 => {
                 pod.kill();
                 self.replace(&pod).await;
             }
-            1 => {
+            1 if !pod.is_held() => {
                 self.net.remove(&pod);
                 pod.stop().await;
                 self.replace(&pod).await;
             }
-            2 => {
-                pod.hold_up(true, &self.pods);
-                tokio::time::sleep(Duration::from_millis(500 + self.below(14_500))).await;
-                pod.hold_up(false, &self.pods);
-            }
-            _ => {
-                self.ground.history.note(Event::Trouble(format!("clients of {} are cut off", pod.number)));
+            1 | 2 => self.begin(Trouble::Paused(one), TTL / 2..TTL * 3),
+            3 => {
+                self.ground.history.note(Event::Trouble(format!("clients of {one} are cut off")));
                 pod.cut();
             }
+            4 => self.begin(Trouble::Apart(one, two), LOOK..TTL * 2),
+            5 => self.begin(Trouble::Deaf { from: one, to: two }, LOOK..TTL * 2),
+            _ => self.begin(Trouble::Slow(one, two), LOOK..TTL * 2),
         }
+    }
+
+    fn begin(&mut self, trouble: Trouble, lasts: Range<Duration>) {
+        let span = u64::try_from((lasts.end - lasts.start).as_micros()).unwrap();
+        let until = self.ground.clock.now() + lasts.start + Duration::from_micros(self.below(span));
+        self.ground.history.note(Event::Trouble(format!("{trouble:?}")));
+        self.troubles.begin(trouble, until, &self.pods);
     }
 
     async fn replace(&mut self, pod: &Pod) {
@@ -217,8 +250,16 @@ impl World {
         self.start_pod().await;
     }
 
-    async fn heal(&self) {
+    /// Puts others in the place of pods that could not go on.
+    async fn replace_ended(&mut self) {
+        while let Some(pod) = self.pods.iter().find(|pod| pod.ends()).cloned() {
+            self.replace(&pod).await;
+        }
+    }
+
+    fn heal(&mut self) {
         self.phase.send_replace(Phase::Draining);
+        self.troubles.end_all(&self.pods);
         for pod in &self.pods {
             pod.set_rates(FaultRates::NONE);
         }
@@ -226,16 +267,21 @@ impl World {
     }
 
     /// Until nothing comes any more.
-    async fn drain(&self) {
-        let limit = self.ground.clock.now() + DRAINED;
+    async fn drain(&mut self) {
+        let clock = self.ground.clock;
+        let limit = clock.now() + DRAINED;
         let mut before = 0;
         loop {
-            tokio::time::sleep(QUIET).await;
+            let until = clock.now() + QUIET;
+            while clock.now() < until {
+                tokio::time::sleep(LOOK).await;
+                self.replace_ended().await;
+            }
             let now = self.ground.history.progress();
             if now == before {
                 break;
             }
-            assert!(self.ground.clock.now() < limit, "messages come without end");
+            assert!(clock.now() < limit, "messages come without end");
             before = now;
         }
     }
@@ -255,12 +301,26 @@ impl World {
         end
     }
 
+    /// An owner may have gone a moment ago.
+    async fn described(&self, queue: &Arc<Object>) -> Vec<LogReport> {
+        let limit = self.ground.clock.now() + DRAINED;
+        loop {
+            match self.pods[0].broker.core.describe(queue).await {
+                Ok(reports) => break reports,
+                Err(error) => {
+                    assert!(self.ground.clock.now() < limit, "the queue is not described: {error}");
+                    tokio::time::sleep(LOOK).await;
+                }
+            }
+        }
+    }
+
     async fn look(&self) -> End {
         let core = &self.pods[0].broker.core;
         let find = |kind, name: &str| -> Arc<Object> { core.catalog().view().find(kind, name).unwrap() };
         let (queue, stream) = (find(Kind::Queue, "q"), find(Kind::Stream, "s"));
         let mut end = End::default();
-        for report in core.describe(&queue).await.unwrap() {
+        for report in self.described(&queue).await {
             let queue = report.queue.unwrap();
             let [accepted, acknowledged] = [report.extent.next, queue.counters.acknowledged];
             end.queue.push([accepted, queue.depth, acknowledged, queue.counters.done()]);
