@@ -1,9 +1,22 @@
 //! The operator of Weir: turns `MessageQueue`, `Stream` and `Broker` objects into what runs in the cluster.
 
 mod apply;
+mod backoff;
+mod brokers;
+mod conditions;
+mod context;
+mod controllers;
 mod crds;
+mod error;
+mod http;
 mod keda;
+mod leader;
+mod metrics;
+mod object;
 mod probe;
+mod run;
+mod tasks;
+mod telemetry;
 
 use clap::{Parser, Subcommand};
 
@@ -17,6 +30,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Run the operator.
+    Run(Box<run::Args>),
     /// Print the custom resource definitions, or write them to a folder.
     Crds(crds::Args),
     /// Apply Brokers, queues and streams from files.
@@ -30,6 +45,7 @@ enum Command {
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     match Cli::parse().command {
+        Command::Run(args) => run::run(*args).await,
         Command::Crds(args) => crds::run(&args),
         Command::Apply(args) => apply::run(&args).await,
         Command::Probe(args) => probe::run(&args).await,

@@ -15,6 +15,30 @@ pub struct ObjectRef {
     pub name: String,
 }
 
+/// The Broker that serves an object.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct BrokerRef {
+    /// Name of the Broker.
+    #[schemars(schema_with = "kube_name_schema")]
+    pub name: String,
+    /// Its namespace. Default: the object's own, else the one in which there is a Broker of this name that serves the
+    /// object's namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63))]
+    pub namespace: Option<String>,
+}
+
+/// The Broker where an object was declared.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct StatusBroker {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+}
+
 /// What happens to the stored messages when the object is deleted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum DeletionPolicy {
@@ -40,4 +64,7 @@ pub struct ObjectStatus {
         "maxItems" = 16
     ))]
     pub conditions: Vec<Condition>,
+    /// The Broker that has it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub broker_ref: Option<StatusBroker>,
 }

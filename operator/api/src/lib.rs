@@ -18,16 +18,16 @@ mod rules;
 mod size;
 mod stream;
 
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{CustomResourceDefinition, JSON};
 use kube::CustomResourceExt as _;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 pub use broker::{
     AutoCreate, Broker, BrokerAuth, BrokerScaling, BrokerSpec, BrokerStore, ClusterFileSource,
     ConfigMapKeyRef, EmbeddedStore, FdbStore, Listener, ListenerType, QueueTemplate, ResourceAmount,
     Resources, StreamTemplate,
 };
-pub use common::{DeletionPolicy, ObjectRef, ObjectStatus};
+pub use common::{BrokerRef, DeletionPolicy, ObjectRef, ObjectStatus, StatusBroker};
 pub use duration::{DurationError, KubeDuration};
 pub use format::{FORMATS, Format, check_namespace, check_object_name};
 pub use problem::Problem;
@@ -46,7 +46,29 @@ pub const VERSION: &str = "v1alpha1";
 /// The custom resource definitions of all kinds, in the order of their names.
 #[must_use]
 pub fn crds() -> Vec<CustomResourceDefinition> {
-    [Broker::crd(), MessageQueue::crd(), Stream::crd()].map(without_nullable).into()
+    [Broker::crd(), MessageQueue::crd(), Stream::crd()].map(without_nullable).map(with_pending_status).into()
+}
+
+/// A new object says that nothing is known of it, also while no operator runs: to many tools an object without
+/// conditions is a good one.
+fn with_pending_status(mut crd: CustomResourceDefinition) -> CustomResourceDefinition {
+    let default = json!({
+        "conditions": [{
+            "type": "Ready",
+            "status": "Unknown",
+            "reason": "Pending",
+            "message": "the operator has not come to it yet",
+            "lastTransitionTime": "1970-01-01T00:00:00Z",
+        }],
+    });
+    for version in &mut crd.spec.versions {
+        let schema = version.schema.as_mut().and_then(|schema| schema.open_api_v3_schema.as_mut());
+        let status = schema.and_then(|schema| schema.properties.as_mut()?.get_mut("status"));
+        if let Some(status) = status {
+            status.default = Some(JSON(default.clone()));
+        }
+    }
+    crd
 }
 
 /// In a field that is not nullable the API server takes `null` for absent, which is what people mean; in one

@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use weir_topic::{TopicFilter, TopicName};
 
-use crate::common::{DeletionPolicy, ObjectRef, ObjectStatus};
+use crate::common::{BrokerRef, DeletionPolicy, ObjectRef, ObjectStatus};
 use crate::duration::KubeDuration;
 use crate::format::{object_name_schema, topic_filter_schema, topic_name_schema};
 use crate::problem::Problem;
@@ -29,6 +29,9 @@ const DEDUP_WINDOW: DurationRange = DurationRange::new(KubeDuration::ZERO, KubeD
     derive = "PartialEq",
     shortname = "mq",
     category = "weir",
+    selectable = ".spec.brokerRef.name",
+    selectable = ".spec.queueName",
+    selectable = ".spec.topicFilter",
     doc = "A durable queue. Every message published to a topic that matches its filter is stored before the \
            publisher's acknowledgement, and delivered to one of the consumers of `$queue/<name>` until one \
            acknowledges it.",
@@ -81,6 +84,12 @@ const DEDUP_WINDOW: DurationRange = DurationRange::new(KubeDuration::ZERO, KubeD
     validation = Rule::new("has(self.spec.queueName) || self.metadata.name.size() <= 128")
         .message("queueName is needed, since the object's name has over 128 characters"),
     validation = Rule::new(
+        "(has(self.spec.queueName) ? self.spec.queueName : self.metadata.name) == \
+         (has(oldSelf.spec.queueName) ? oldSelf.spec.queueName : oldSelf.metadata.name)"
+    )
+    .message("queueName is immutable")
+    .field_path(".spec.queueName"),
+    validation = Rule::new(
         "!has(self.spec.deadLetter) || !has(self.spec.deadLetter.queueRef) || \
          self.spec.deadLetter.queueRef.name != self.metadata.name"
     )
@@ -90,14 +99,13 @@ const DEDUP_WINDOW: DurationRange = DurationRange::new(KubeDuration::ZERO, KubeD
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-validations" = [
     immutable_option("topicFilter"),
-    immutable_option("queueName"),
     immutable("shards"),
     immutable("lastValue"),
 ]))]
 pub struct MessageQueueSpec {
     /// The Broker that serves the queue. Default: the one of the namespace, else the only one of the cluster.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub broker_ref: Option<ObjectRef>,
+    pub broker_ref: Option<BrokerRef>,
     /// MQTT topic filter, 1 to 1024 bytes, not beginning with `$`: matching messages enter the queue.
     /// Immutable. Absent: the queue is fed by dead letters and redrive only.
     #[serde(default, skip_serializing_if = "Option::is_none")]

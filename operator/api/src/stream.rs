@@ -4,12 +4,12 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::common::{DeletionPolicy, ObjectRef, ObjectStatus};
+use crate::common::{BrokerRef, DeletionPolicy, ObjectStatus};
 use crate::duration::KubeDuration;
 use crate::format::{object_name_schema, topic_filter_schema};
 use crate::problem::Problem;
 use crate::queue::{check_name_length, check_topic_filter};
-use crate::rules::{immutable, immutable_option};
+use crate::rules::immutable;
 use crate::size::ByteSize;
 
 /// What the stream stores and how long it keeps.
@@ -23,6 +23,9 @@ use crate::size::ByteSize;
     derive = "PartialEq",
     shortname = "mqstream",
     category = "weir",
+    selectable = ".spec.brokerRef.name",
+    selectable = ".spec.streamName",
+    selectable = ".spec.topicFilter",
     doc = "A durable log. Every message published to a topic that matches its filter is stored before the \
            publisher's acknowledgement and kept, whoever has read it, until its retention ends. Readers of \
            `$stream/<name>` start at an offset or a time of their choice.",
@@ -66,19 +69,24 @@ use crate::size::ByteSize;
         priority = 1
     ),
     validation = Rule::new("has(self.spec.streamName) || self.metadata.name.size() <= 128")
-        .message("streamName is needed, since the object's name has over 128 characters")
+        .message("streamName is needed, since the object's name has over 128 characters"),
+    validation = Rule::new(
+        "(has(self.spec.streamName) ? self.spec.streamName : self.metadata.name) == \
+         (has(oldSelf.spec.streamName) ? oldSelf.spec.streamName : oldSelf.metadata.name)"
+    )
+    .message("streamName is immutable")
+    .field_path(".spec.streamName")
 )]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-validations" = [
     immutable("topicFilter"),
-    immutable_option("streamName"),
     immutable("shards"),
     immutable("lastValue"),
 ]))]
 pub struct StreamSpec {
     /// The Broker that serves the stream. Default: the one of the namespace, else the only one of the cluster.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub broker_ref: Option<ObjectRef>,
+    pub broker_ref: Option<BrokerRef>,
     /// MQTT topic filter, 1 to 1024 bytes, not beginning with `$`: matching messages enter the stream.
     /// Immutable.
     #[schemars(schema_with = "topic_filter_schema")]

@@ -5,7 +5,7 @@ use std::path::Path;
 use proptest::prelude::*;
 use weir_manifest::load;
 use weir_operator_api::{
-    ByteSize, DeadLetter, KubeDuration, ObjectRef, Ordering, Overflow, PublisherControl, QueueSettings,
+    BrokerRef, ByteSize, DeadLetter, KubeDuration, ObjectRef, Ordering, Overflow, PublisherControl, QueueSettings,
     StreamSettings,
 };
 
@@ -23,7 +23,7 @@ fn the_whole_of_every_kind() {
     assert_eq!(queue.object.metadata.namespace.as_deref(), Some("city"));
     assert_eq!(queue.object.queue_name(), "traffic");
     assert_eq!(queue.object.spec.topic_filter.as_deref(), Some("sensor/+/data"));
-    assert_eq!(queue.object.spec.broker_ref, Some(ObjectRef { name: "main".into() }));
+    assert_eq!(queue.object.spec.broker_ref, Some(BrokerRef { name: "main".into(), namespace: None }));
     let settings = &queue.object.spec.settings;
     assert_eq!(settings.shards, 4);
     assert_eq!(settings.ordering, Ordering::None);

@@ -35,7 +35,6 @@ fn queues_keep_what_is_immutable() {
         (json!({ "topicFilter": "b/+", "queueName": "a", "shards": 2 }), "topicFilter is immutable"),
         (json!({ "queueName": "a", "shards": 2 }), "topicFilter is immutable"),
         (json!({ "topicFilter": "a/+", "queueName": "b", "shards": 2 }), "queueName is immutable"),
-        (json!({ "topicFilter": "a/+", "shards": 2 }), "queueName is immutable"),
         (json!({ "topicFilter": "a/+", "queueName": "a" }), "shards is immutable"),
         (
             json!({ "topicFilter": "a/+", "queueName": "a", "shards": 2, "lastValue": true }),
@@ -44,7 +43,10 @@ fn queues_keep_what_is_immutable() {
     ] {
         assert_eq!(update(&old, &new), [message]);
     }
-    assert_eq!(update(&json!({}), &json!({ "queueName": "a" })), ["queueName is immutable"]);
+    // The default is the object's name, which is `a` here.
+    assert_eq!(update(&json!({}), &json!({ "queueName": "a" })), Vec::<String>::new());
+    assert_eq!(update(&json!({ "queueName": "a" }), &json!({})), Vec::<String>::new());
+    assert_eq!(update(&json!({}), &json!({ "queueName": "b" })), ["queueName is immutable"]);
 }
 
 #[test]

@@ -1,0 +1,19 @@
+//! Brokers as the operator sees them: which one an object means, how it is reached, and what it was last known to have.
+//! Owns one [`Link`] per Broker and the task that follows it. Knows no status and writes nothing to Kubernetes.
+
+mod admin;
+mod find;
+mod follow;
+mod ledger;
+mod link;
+mod remote;
+
+pub(crate) use admin::{
+    Admin, AdminError, Applied, Declaration, Kind, Outcome, Owner, Policy, Refusal, Released, State,
+};
+#[cfg(test)]
+pub(crate) use admin::{Changes, Declared, Page, Pending};
+pub(crate) use find::{BrokerId, Place, find};
+pub(crate) use follow::{Followers, Wake};
+pub(crate) use link::{Health, Link, Links};
+pub(crate) use remote::Remote;

@@ -1,0 +1,36 @@
+//! What can go wrong in a reconciliation, sorted by what to do about it. Knows no object.
+
+/// Why a reconciliation did not come to its end. It is tried again, unless said otherwise.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    /// The API server refused or did not answer.
+    #[error("{doing}")]
+    Kube {
+        /// What was being done, as verb and object.
+        doing: &'static str,
+        /// What it said.
+        #[source]
+        source: kube::Error,
+    },
+    /// The object changed between being read and being written.
+    #[error("the object has changed meanwhile")]
+    Conflict,
+}
+
+impl Error {
+    /// Sorts what the API server said while `doing` something.
+    pub(crate) fn kube(doing: &'static str) -> impl FnOnce(kube::Error) -> Self {
+        move |source| match source {
+            kube::Error::Api(status) if status.is_conflict() => Self::Conflict,
+            source => Self::Kube { doing, source },
+        }
+    }
+
+    /// Word for metrics.
+    pub(crate) fn label(&self) -> &'static str {
+        match self {
+            Self::Kube { .. } => "kube_error",
+            Self::Conflict => "conflict",
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! What the operator counts. Owns the registry; knows no client.
+
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::Registry;
+
+/// A kind and what came of it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct Outcome {
+    kind: &'static str,
+    outcome: &'static str,
+}
+
+/// A kind.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct OfKind {
+    kind: &'static str,
+}
+
+/// A call of a broker's admin API and what came of it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct Call {
+    call: &'static str,
+    outcome: &'static str,
+}
+
+/// A request to the API server.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct Request {
+    verb: &'static str,
+    resource: String,
+}
+
+/// A Broker.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct OfBroker {
+    namespace: String,
+    broker: String,
+}
+
+/// All that is counted.
+#[derive(Debug)]
+pub(crate) struct Metrics {
+    registry: Mutex<Registry>,
+    reconciliations: Family<Outcome, Counter>,
+    seconds: Family<OfKind, Histogram>,
+    drift: Family<OfKind, Counter>,
+    calls: Family<Call, Counter>,
+    requests: Family<Request, Counter>,
+    up: Family<OfBroker, Gauge>,
+    leader: Gauge,
+}
+
+impl Metrics {
+    /// Nothing counted yet.
+    pub(crate) fn new() -> Self {
+        let mut registry = Registry::with_prefix("weir_operator");
+        let seconds = Family::<OfKind, Histogram>::new_with_constructor(|| {
+            Histogram::new(exponential_buckets(0.001, 2.0, 16))
+        });
+        let metrics = Self {
+            reconciliations: Family::default(),
+            seconds,
+            drift: Family::default(),
+            calls: Family::default(),
+            requests: Family::default(),
+            up: Family::default(),
+            leader: Gauge::default(),
+            registry: Mutex::default(),
+        };
+        registry.register(
+            "reconciliations",
+            "Reconciliations of objects and what came of them",
+            metrics.reconciliations.clone(),
+        );
+        registry.register("reconcile_seconds", "Time that reconciliations took", metrics.seconds.clone());
+        registry.register(
+            "drift_repaired",
+            "Queues and streams that somebody else had changed or deleted and that were set back",
+            metrics.drift.clone(),
+        );
+        registry.register("admin_calls", "Calls of brokers and what came of them", metrics.calls.clone());
+        registry.register("kube_requests", "Requests to the API server", metrics.requests.clone());
+        registry.register("broker_up", "Whether calls of the Broker succeed", metrics.up.clone());
+        registry.register("leader", "Whether this operator leads", metrics.leader.clone());
+        *metrics.registry.lock() = registry;
+        metrics
+    }
+
+    /// All as OpenMetrics text.
+    pub(crate) fn encode(&self) -> String {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &self.registry.lock())
+            .expect("a string takes everything");
+        text
+    }
+
+    /// A reconciliation has ended.
+    pub(crate) fn reconciled(&self, kind: &'static str, outcome: &'static str, took: Duration) {
+        self.reconciliations.get_or_create(&Outcome { kind, outcome }).inc();
+        self.seconds.get_or_create(&OfKind { kind }).observe(took.as_secs_f64());
+    }
+
+    /// What somebody else had changed was set back.
+    pub(crate) fn repaired(&self, kind: &'static str) {
+        self.drift.get_or_create(&OfKind { kind }).inc();
+    }
+
+    /// A broker was called.
+    pub(crate) fn called(&self, call: &'static str, outcome: &'static str) {
+        self.calls.get_or_create(&Call { call, outcome }).inc();
+    }
+
+    /// The API server is asked.
+    pub(crate) fn asked(&self, verb: &'static str, resource: String) {
+        self.requests.get_or_create(&Request { verb, resource }).inc();
+    }
+
+    /// Whether calls of a Broker succeed.
+    pub(crate) fn broker_up(&self, namespace: &str, broker: &str, up: bool) {
+        self.up.get_or_create(&of_broker(namespace, broker)).set(i64::from(up));
+    }
+
+    /// A Broker is gone.
+    pub(crate) fn broker_gone(&self, namespace: &str, broker: &str) {
+        self.up.remove(&of_broker(namespace, broker));
+    }
+
+    /// Whether this operator leads.
+    pub(crate) fn leads(&self, leads: bool) {
+        self.leader.set(i64::from(leads));
+    }
+}
+
+fn of_broker(namespace: &str, broker: &str) -> OfBroker {
+    OfBroker { namespace: namespace.to_owned(), broker: broker.to_owned() }
+}

@@ -1,0 +1,6 @@
+//! Objects, Brokers and an API server in memory; the reconciliation is the real one.
+
+mod complaints;
+mod plans;
+mod server;
+mod writes;
