@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use weir_e2e::kubernetes::Cluster;
+use weir_e2e::kubernetes::{Cluster, until};
 
 use crate::on_bare_kubernetes;
 
@@ -38,6 +38,57 @@ fn a_release_brings_the_definitions_and_its_broker_and_takes_neither_away() -> R
             Ok(())
         },
     )
+}
+
+#[test]
+fn the_operator_of_a_release_leads_and_another_takes_over() -> Result<()> {
+    on_bare_kubernetes(
+        "chart::the_operator_of_a_release_leads_and_another_takes_over",
+        async |cluster: &mut Cluster| {
+            let kubectl = cluster.kubectl();
+            cluster.helm(&install("install", "default")).await?;
+            kubectl.run("rollout status deployment/weir-operator -n weir-system --timeout=50s").await?;
+            cluster.helm("test weir -n weir-system --timeout 50s").await?;
+            missing_its_broker(cluster, "first").await?;
+
+            let leader = leader(cluster).await?;
+            let pod = leader.clone();
+            kubectl.run(&format!("delete pod {pod} -n weir-system --grace-period=0 --force")).await?;
+            missing_its_broker(cluster, "second").await?;
+            let now = self::leader(cluster).await?;
+            ensure!(now != leader, "{now} leads, and was deleted");
+            Ok(())
+        },
+    )
+}
+
+/// A queue of a cluster without Brokers is told so, which takes an operator that may watch and write.
+async fn missing_its_broker(cluster: &Cluster, name: &str) -> Result<()> {
+    let queue = format!(
+        "{{apiVersion: weir.dev/v1alpha1, kind: MessageQueue, metadata: {{name: {name}, namespace: default}}, spec: {{}}}}"
+    );
+    cluster.kubectl().apply(&queue).await?;
+    until("the operator to say that there is no Broker", || async {
+        let object = cluster.kubectl().get(&format!("mq {name} -n default")).await?;
+        let conditions = object["status"]["conditions"].as_array();
+        Ok(conditions
+            .into_iter()
+            .flatten()
+            .any(|condition| condition["reason"] == "BrokerMissing")
+            .then_some(()))
+    })
+    .await
+}
+
+/// The pod that holds the lease.
+async fn leader(cluster: &Cluster) -> Result<String> {
+    let lease = cluster.kubectl().get("lease weir-operator -n weir-system").await?;
+    let holder = lease["spec"]["holderIdentity"].as_str().context("a holder")?.to_owned();
+    let pods = cluster.kubectl().get("pods -n weir-system").await?;
+    let mut names =
+        pods["items"].as_array().into_iter().flatten().filter_map(|pod| pod["metadata"]["name"].as_str());
+    let pod = names.find(|name| holder.starts_with(name));
+    Ok(pod.map_or(holder.clone(), str::to_owned))
 }
 
 /// The operator may do what it needs and no more.

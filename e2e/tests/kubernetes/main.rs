@@ -5,6 +5,7 @@
 
 mod chart;
 mod definitions;
+mod operator;
 mod pods;
 
 use std::time::Duration;
