@@ -190,7 +190,7 @@ impl Core {
             owners.follow_cluster(cluster, Arc::clone(&catalog));
         }
         let context = owners.context().clone();
-        let groups = Groups::new(Arc::clone(&owners));
+        let groups = Groups::new(Arc::clone(&owners), &catalog);
         Ok(Self { context, format, catalog, owners, groups, meeting: Meeting::default() })
     }
 

@@ -45,98 +45,6 @@ pub struct UserProperty {
     pub value: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
-pub struct LiveMessage {
-    #[prost(oneof = "live_message::Message", tags = "1")]
-    pub message: ::core::option::Option<live_message::Message>,
-}
-/// Nested message and enum types in `LiveMessage`.
-pub mod live_message {
-    #[derive(Clone, PartialEq, ::prost::Oneof)]
-    pub enum Message {
-        #[prost(message, tag = "1")]
-        Forward(super::Forward),
-    }
-}
-/// A publish for the subscribers of the receiver, and no further.
-#[derive(Clone, PartialEq, ::prost::Message)]
-pub struct Forward {
-    #[prost(message, optional, tag = "1")]
-    pub message: ::core::option::Option<Message>,
-    /// Who published it, for No Local.
-    #[prost(string, optional, tag = "2")]
-    pub publisher: ::core::option::Option<::prost::alloc::string::String>,
-    /// Shared subscriptions of which a member of the receiver gets it.
-    #[prost(string, repeated, tag = "3")]
-    pub groups: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
-    /// How often its groups have been handed from pod to pod. Other subscribers get it the first time alone.
-    #[prost(uint32, tag = "4")]
-    pub hops: u32,
-}
-#[derive(Clone, PartialEq, ::prost::Message)]
-pub struct SessionMessage {
-    #[prost(oneof = "session_message::Message", tags = "1, 2, 3, 4")]
-    pub message: ::core::option::Option<session_message::Message>,
-}
-/// Nested message and enum types in `SessionMessage`.
-pub mod session_message {
-    #[derive(Clone, PartialEq, ::prost::Oneof)]
-    pub enum Message {
-        #[prost(message, tag = "1")]
-        Kick(super::Kick),
-        #[prost(message, tag = "2")]
-        Kicked(super::Kicked),
-        #[prost(message, tag = "3")]
-        InboxChanged(super::InboxChanged),
-        #[prost(message, tag = "4")]
-        AllInboxesChanged(super::AllInboxesChanged),
-    }
-}
-/// A client has connected elsewhere: end its connection. Answered by Kicked once it has ended.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct Kick {
-    /// Names the question among those of the pod that asks.
-    #[prost(uint64, tag = "1")]
-    pub request: u64,
-    /// Client id.
-    #[prost(string, tag = "2")]
-    pub client: ::prost::alloc::string::String,
-    /// Of which of its sessions.
-    #[prost(uint64, tag = "3")]
-    pub incarnation: u64,
-    /// The connection that is to end, and no other.
-    #[prost(uint64, tag = "4")]
-    pub epoch: u64,
-}
-/// The connection has ended, or there was none.
-#[derive(Clone, PartialEq, ::prost::Message)]
-pub struct Kicked {
-    /// Which question this answers.
-    #[prost(uint64, tag = "1")]
-    pub request: u64,
-    /// QoS 2 publishes of the session that were answered and not released.
-    #[prost(message, repeated, tag = "2")]
-    pub received: ::prost::alloc::vec::Vec<ReceivedPublish>,
-}
-/// A QoS 2 publish of a client.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct ReceivedPublish {
-    #[prost(uint32, tag = "1")]
-    pub packet_id: u32,
-    /// Names it in the store (16 bytes).
-    #[prost(bytes = "bytes", tag = "2")]
-    pub publish: ::prost::bytes::Bytes,
-}
-/// There are new rows in the inboxes of clients.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct InboxChanged {
-    /// Client ids.
-    #[prost(string, repeated, tag = "1")]
-    pub clients: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
-}
-/// There are new rows in the inboxes of so many clients that they are not named.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct AllInboxesChanged {}
-#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ShardMessage {
     /// Which shard.
     #[prost(uint32, tag = "1")]
@@ -864,6 +772,402 @@ impl Verdict {
         }
     }
 }
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct GroupMessage {
+    #[prost(oneof = "group_message::Message", tags = "1, 2, 3, 4")]
+    pub message: ::core::option::Option<group_message::Message>,
+}
+/// Nested message and enum types in `GroupMessage`.
+pub mod group_message {
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Message {
+        #[prost(message, tag = "1")]
+        ToCoordinator(super::ToCoordinator),
+        #[prost(message, tag = "2")]
+        FromCoordinator(super::FromCoordinator),
+        /// From a new coordinator of the stream with this catalog id: whoever has members announces them.
+        #[prost(uint32, tag = "3")]
+        RollCall(u32),
+        /// There is nobody to announce for the stream with this catalog id.
+        #[prost(uint32, tag = "4")]
+        Absent(u32),
+    }
+}
+/// A shard that a member has.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Holding {
+    #[prost(uint32, tag = "1")]
+    pub shard: u32,
+    /// Of its assignment.
+    #[prost(uint64, tag = "2")]
+    pub generation: u64,
+    /// Everything below is acknowledged.
+    #[prost(uint64, tag = "3")]
+    pub position: u64,
+}
+/// A shard that a member of a group has, or had.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GroupHolding {
+    #[prost(string, tag = "1")]
+    pub group: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "2")]
+    pub held: ::core::option::Option<Holding>,
+}
+/// Said to the coordinator. The sender opens a talk under a number that grows; what is said in an older one counts no
+/// more.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ToCoordinator {
+    #[prost(message, optional, tag = "1")]
+    pub stream: ::core::option::Option<ObjectRef>,
+    #[prost(uint64, tag = "2")]
+    pub talk: u64,
+    /// Counts what is said in the talk, from 0.
+    #[prost(uint64, tag = "3")]
+    pub seq: u64,
+    #[prost(oneof = "to_coordinator::Words", tags = "4, 5, 6, 7, 8, 9, 10, 11, 12, 13")]
+    pub words: ::core::option::Option<to_coordinator::Words>,
+}
+/// Nested message and enum types in `ToCoordinator`.
+pub mod to_coordinator {
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Words {
+        #[prost(message, tag = "4")]
+        Announce(super::AnnounceMember),
+        /// A shard was given back a moment ago, perhaps unheard.
+        #[prost(message, tag = "5")]
+        GaveBack(super::GroupHolding),
+        /// All members are announced.
+        #[prost(message, tag = "6")]
+        Present(super::AllMembersPresent),
+        #[prost(message, tag = "7")]
+        Join(super::JoinGroup),
+        /// How far a member has come.
+        #[prost(message, tag = "8")]
+        Progress(super::GroupHolding),
+        /// A member gives back a shard that was revoked.
+        #[prost(message, tag = "9")]
+        Release(super::GroupHolding),
+        #[prost(message, tag = "10")]
+        Leave(super::LeaveGroup),
+        #[prost(message, tag = "11")]
+        List(super::ListGroups),
+        #[prost(message, tag = "12")]
+        Seek(super::SeekGroup),
+        #[prost(message, tag = "13")]
+        Delete(super::DeleteGroup),
+    }
+}
+/// A member that was let in before, with what it has.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct AnnounceMember {
+    #[prost(string, tag = "1")]
+    pub group: ::prost::alloc::string::String,
+    /// As its pod calls it.
+    #[prost(uint64, tag = "2")]
+    pub member: u64,
+    #[prost(string, tag = "3")]
+    pub client_id: ::prost::alloc::string::String,
+    #[prost(message, repeated, tag = "4")]
+    pub held: ::prost::alloc::vec::Vec<Holding>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AllMembersPresent {}
+/// Answered by joined or needs_places.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct JoinGroup {
+    #[prost(uint64, tag = "1")]
+    pub request: u64,
+    #[prost(string, tag = "2")]
+    pub group: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "3")]
+    pub member: u64,
+    #[prost(string, tag = "4")]
+    pub client_id: ::prost::alloc::string::String,
+    /// Where each shard begins if there is no such group yet.
+    #[prost(message, optional, tag = "5")]
+    pub places: ::core::option::Option<Places>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Places {
+    #[prost(uint64, repeated, tag = "1")]
+    pub offsets: ::prost::alloc::vec::Vec<u64>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LeaveGroup {
+    #[prost(string, tag = "1")]
+    pub group: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "2")]
+    pub member: u64,
+    #[prost(bool, tag = "3")]
+    pub for_good: bool,
+}
+/// Answered by groups.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListGroups {
+    #[prost(uint64, tag = "1")]
+    pub request: u64,
+}
+/// Answered by done.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct SeekGroup {
+    #[prost(uint64, tag = "1")]
+    pub request: u64,
+    #[prost(string, tag = "2")]
+    pub group: ::prost::alloc::string::String,
+    #[prost(message, repeated, tag = "3")]
+    pub places: ::prost::alloc::vec::Vec<Place>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Place {
+    #[prost(uint32, tag = "1")]
+    pub shard: u32,
+    #[prost(uint64, tag = "2")]
+    pub offset: u64,
+}
+/// Answered by done.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DeleteGroup {
+    #[prost(uint64, tag = "1")]
+    pub request: u64,
+    #[prost(string, tag = "2")]
+    pub group: ::prost::alloc::string::String,
+    /// Though it has members.
+    #[prost(bool, tag = "3")]
+    pub force: bool,
+}
+/// Said by the coordinator, in the talk that the receiver has opened.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct FromCoordinator {
+    /// Catalog id.
+    #[prost(uint32, tag = "1")]
+    pub stream: u32,
+    #[prost(uint64, tag = "2")]
+    pub talk: u64,
+    /// Counts what is said in the talk, from 0.
+    #[prost(uint64, tag = "3")]
+    pub seq: u64,
+    #[prost(oneof = "from_coordinator::Words", tags = "4, 5, 6, 7, 8, 9, 10")]
+    pub words: ::core::option::Option<from_coordinator::Words>,
+}
+/// Nested message and enum types in `FromCoordinator`.
+pub mod from_coordinator {
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Words {
+        /// The request with this number made a member.
+        #[prost(uint64, tag = "4")]
+        Joined(u64),
+        /// For the request with this number: there is no such group, where does it begin?
+        #[prost(uint64, tag = "5")]
+        NeedsPlaces(u64),
+        #[prost(message, tag = "6")]
+        Groups(super::GroupReports),
+        /// The request with this number is done.
+        #[prost(uint64, tag = "7")]
+        Done(u64),
+        #[prost(message, tag = "8")]
+        Refused(super::GroupRefused),
+        #[prost(message, tag = "9")]
+        Event(super::MemberEvent),
+        #[prost(message, tag = "10")]
+        NotCoordinator(super::NotCoordinator),
+    }
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct GroupReports {
+    #[prost(uint64, tag = "1")]
+    pub request: u64,
+    #[prost(message, repeated, tag = "2")]
+    pub reports: ::prost::alloc::vec::Vec<GroupReport>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct GroupReport {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// Client ids.
+    #[prost(string, repeated, tag = "2")]
+    pub members: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(message, repeated, tag = "3")]
+    pub shards: ::prost::alloc::vec::Vec<GroupShard>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GroupShard {
+    #[prost(uint32, tag = "1")]
+    pub shard: u32,
+    #[prost(uint64, tag = "2")]
+    pub position: u64,
+    /// Client id.
+    #[prost(string, optional, tag = "3")]
+    pub member: ::core::option::Option<::prost::alloc::string::String>,
+    #[prost(uint64, tag = "4")]
+    pub generation: u64,
+    #[prost(uint64, tag = "5")]
+    pub committed_at_us: u64,
+}
+/// The request was not done.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GroupRefused {
+    #[prost(uint64, tag = "1")]
+    pub request: u64,
+    #[prost(oneof = "group_refused::Why", tags = "2, 3, 4, 5, 6")]
+    pub why: ::core::option::Option<group_refused::Why>,
+}
+/// Nested message and enum types in `GroupRefused`.
+pub mod group_refused {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Why {
+        /// There is no such group.
+        #[prost(message, tag = "2")]
+        Missing(super::GroupMissing),
+        /// It has so many members.
+        #[prost(uint64, tag = "3")]
+        InUse(u64),
+        /// The limit with this name is reached.
+        #[prost(string, tag = "4")]
+        Full(::prost::alloc::string::String),
+        /// The stream is gone, or the pod shuts down.
+        #[prost(message, tag = "5")]
+        Closed(super::GroupsClosed),
+        /// Something went wrong.
+        #[prost(string, tag = "6")]
+        Failed(::prost::alloc::string::String),
+    }
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GroupMissing {}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GroupsClosed {}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct MemberEvent {
+    #[prost(uint64, tag = "1")]
+    pub member: u64,
+    #[prost(oneof = "member_event::Event", tags = "2, 3, 4")]
+    pub event: ::core::option::Option<member_event::Event>,
+}
+/// Nested message and enum types in `MemberEvent`.
+pub mod member_event {
+    #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Event {
+        #[prost(message, tag = "2")]
+        Assigned(super::AssignedShard),
+        #[prost(message, tag = "3")]
+        Revoked(super::RevokedShard),
+        #[prost(message, tag = "4")]
+        Ended(super::MembershipEnded),
+    }
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AssignedShard {
+    #[prost(uint32, tag = "1")]
+    pub shard: u32,
+    #[prost(uint64, tag = "2")]
+    pub generation: u64,
+    #[prost(uint64, tag = "3")]
+    pub from: u64,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RevokedShard {
+    #[prost(uint32, tag = "1")]
+    pub shard: u32,
+    #[prost(uint64, tag = "2")]
+    pub generation: u64,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct MembershipEnded {}
+/// It does not have the coordinator, or has not heard all: the talk is over.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NotCoordinator {}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct LiveMessage {
+    #[prost(oneof = "live_message::Message", tags = "1")]
+    pub message: ::core::option::Option<live_message::Message>,
+}
+/// Nested message and enum types in `LiveMessage`.
+pub mod live_message {
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Message {
+        #[prost(message, tag = "1")]
+        Forward(super::Forward),
+    }
+}
+/// A publish for the subscribers of the receiver, and no further.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Forward {
+    #[prost(message, optional, tag = "1")]
+    pub message: ::core::option::Option<Message>,
+    /// Who published it, for No Local.
+    #[prost(string, optional, tag = "2")]
+    pub publisher: ::core::option::Option<::prost::alloc::string::String>,
+    /// Shared subscriptions of which a member of the receiver gets it.
+    #[prost(string, repeated, tag = "3")]
+    pub groups: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// How often its groups have been handed from pod to pod. Other subscribers get it the first time alone.
+    #[prost(uint32, tag = "4")]
+    pub hops: u32,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct SessionMessage {
+    #[prost(oneof = "session_message::Message", tags = "1, 2, 3, 4")]
+    pub message: ::core::option::Option<session_message::Message>,
+}
+/// Nested message and enum types in `SessionMessage`.
+pub mod session_message {
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Message {
+        #[prost(message, tag = "1")]
+        Kick(super::Kick),
+        #[prost(message, tag = "2")]
+        Kicked(super::Kicked),
+        #[prost(message, tag = "3")]
+        InboxChanged(super::InboxChanged),
+        #[prost(message, tag = "4")]
+        AllInboxesChanged(super::AllInboxesChanged),
+    }
+}
+/// A client has connected elsewhere: end its connection. Answered by Kicked once it has ended.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Kick {
+    /// Names the question among those of the pod that asks.
+    #[prost(uint64, tag = "1")]
+    pub request: u64,
+    /// Client id.
+    #[prost(string, tag = "2")]
+    pub client: ::prost::alloc::string::String,
+    /// Of which of its sessions.
+    #[prost(uint64, tag = "3")]
+    pub incarnation: u64,
+    /// The connection that is to end, and no other.
+    #[prost(uint64, tag = "4")]
+    pub epoch: u64,
+}
+/// The connection has ended, or there was none.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Kicked {
+    /// Which question this answers.
+    #[prost(uint64, tag = "1")]
+    pub request: u64,
+    /// QoS 2 publishes of the session that were answered and not released.
+    #[prost(message, repeated, tag = "2")]
+    pub received: ::prost::alloc::vec::Vec<ReceivedPublish>,
+}
+/// A QoS 2 publish of a client.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReceivedPublish {
+    #[prost(uint32, tag = "1")]
+    pub packet_id: u32,
+    /// Names it in the store (16 bytes).
+    #[prost(bytes = "bytes", tag = "2")]
+    pub publish: ::prost::bytes::Bytes,
+}
+/// There are new rows in the inboxes of clients.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct InboxChanged {
+    /// Client ids.
+    #[prost(string, repeated, tag = "1")]
+    pub clients: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+/// There are new rows in the inboxes of so many clients that they are not named.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AllInboxesChanged {}
 /// What the pod that dials sends.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct LinkRequest {
@@ -924,7 +1228,7 @@ pub struct Frame {
     /// Those of one kind are in the order in which they were sent.
     #[prost(message, repeated, tag = "1")]
     pub parcels: ::prost::alloc::vec::Vec<Parcel>,
-    /// By kind of message (shard, live, session, feed): how many bytes the receiver of this frame may have sent in all,
+    /// By kind of message (shard and group, live, session, feed): how many bytes the receiver of this frame may have sent in all,
     /// since the link is up. A message may go beyond it if some are left.
     #[prost(uint64, repeated, tag = "2")]
     pub allowed: ::prost::alloc::vec::Vec<u64>,
@@ -941,7 +1245,7 @@ pub struct Parcel {
     /// Bytes that it takes of what is allowed.
     #[prost(uint32, tag = "1")]
     pub cost: u32,
-    #[prost(oneof = "parcel::Message", tags = "2, 3, 4, 5")]
+    #[prost(oneof = "parcel::Message", tags = "2, 3, 4, 5, 6")]
     pub message: ::core::option::Option<parcel::Message>,
 }
 /// Nested message and enum types in `Parcel`.
@@ -956,6 +1260,8 @@ pub mod parcel {
         Session(super::SessionMessage),
         #[prost(message, tag = "5")]
         Feed(super::FeedMessage),
+        #[prost(message, tag = "6")]
+        Group(super::GroupMessage),
     }
 }
 /// About the change feed.

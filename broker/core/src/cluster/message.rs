@@ -1,11 +1,13 @@
 //! What pods say to each other, by the part of Weir that it is for. Plain data, without a wire format.
 
 pub mod feed;
+pub mod group;
 pub mod live;
 pub mod session;
 pub mod shard;
 
 pub use feed::FeedMessage;
+pub use group::GroupMessage;
 pub use live::LiveMessage;
 pub use session::SessionMessage;
 pub use shard::ShardMessage;
@@ -21,12 +23,14 @@ pub enum PeerMessage {
     Session(SessionMessage),
     /// About the change feed.
     Feed(FeedMessage),
+    /// About consumer groups of a stream.
+    Group(GroupMessage),
 }
 
 /// Which part of Weir a message is for. Each has a lane of its own through a link: none holds up another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Lane {
-    /// Virtual shards.
+    /// Virtual shards, and consumer groups of streams.
     Shard,
     /// Live subscribers.
     Live,
@@ -65,7 +69,7 @@ impl PeerMessage {
     #[must_use]
     pub const fn lane(&self) -> Lane {
         match self {
-            Self::Shard(_) => Lane::Shard,
+            Self::Shard(_) | Self::Group(_) => Lane::Shard,
             Self::Live(_) => Lane::Live,
             Self::Session(_) => Lane::Session,
             Self::Feed(_) => Lane::Feed,
@@ -80,6 +84,7 @@ impl PeerMessage {
             Self::Live(message) => message.size(),
             Self::Session(message) => message.size(),
             Self::Feed(message) => message.size(),
+            Self::Group(message) => message.size(),
         }
     }
 }
@@ -105,6 +110,12 @@ impl From<SessionMessage> for PeerMessage {
 impl From<FeedMessage> for PeerMessage {
     fn from(message: FeedMessage) -> Self {
         Self::Feed(message)
+    }
+}
+
+impl From<GroupMessage> for PeerMessage {
+    fn from(message: GroupMessage) -> Self {
+        Self::Group(message)
     }
 }
 

@@ -16,15 +16,20 @@ use tokio::sync::{mpsc, oneshot};
 use weir_env::clock::{Instant, Timestamp};
 
 use super::board::Board;
+use super::guests::{Answered, Guests};
 use super::joining::{Creating, Join};
 use super::lag::Times;
+use super::listener::Listener;
 use super::positions::{Then, Unwritten};
 use super::state::Group;
-use super::{Bounds, GroupError, GroupEvent, GroupReport};
+use super::term::Term;
+use super::{Bounds, GroupError, GroupEvent, GroupReport, guests};
 use crate::catalog::Object;
+use crate::cluster::message::group::ToCoordinator;
 use crate::error::{Error, Result};
 use crate::keyspace::DecodeError;
 use crate::keyspace::group::GroupPosition;
+use crate::keyspace::owner::PodId;
 use crate::metrics::{GroupShare, Metrics};
 use crate::queue::ConsumerId;
 use crate::shard::{Owners, write_positions};
@@ -69,6 +74,19 @@ pub(super) enum Command {
         force: bool,
         reply: oneshot::Sender<std::result::Result<(), GroupError>>,
     },
+    /// Another pod, or this one as one of many, says something.
+    Words {
+        from: PodId,
+        talk: u64,
+        seq: u64,
+        words: ToCoordinator,
+    },
+    /// A pod has nobody to announce.
+    Absent {
+        from: PodId,
+    },
+    /// There is something to look after.
+    Wake,
     Update {
         stream: Arc<Object>,
     },
@@ -84,8 +102,14 @@ impl Command {
     /// Whether it is about groups that may only be in the store.
     const fn is_of_stored(&self) -> bool {
         match self {
-            Self::Join(_) | Self::List { .. } | Self::Seek { .. } | Self::Delete { .. } => true,
+            Self::Join(_)
+            | Self::List { .. }
+            | Self::Seek { .. }
+            | Self::Delete { .. }
+            | Self::Words { .. }
+            | Self::Wake => true,
             Self::Release { .. }
+            | Self::Absent { .. }
             | Self::Leave { .. }
             | Self::Update { .. }
             | Self::Forget { .. }
@@ -96,15 +120,22 @@ impl Command {
 
 /// Something under way that has ended.
 pub(super) enum Done {
-    Written { shard: u8, at: Timestamp, groups: Vec<ByteString>, result: Result<()> },
+    Written {
+        shard: u8,
+        at: Timestamp,
+        groups: Vec<ByteString>,
+        result: Result<()>,
+    },
     Measured(Result<Vec<GroupReport>>),
+    /// What another pod has asked for.
+    Answered(Answered),
 }
 
 /// A group that is known.
 #[derive(Debug)]
 pub(super) struct Running {
     pub(super) group: Group,
-    pub(super) events: BTreeMap<ConsumerId, mpsc::Sender<GroupEvent>>,
+    pub(super) events: BTreeMap<ConsumerId, Listener>,
     /// Members whose channel is closed, and when they are taken for gone: their last words may be on the way.
     pub(super) closed: BTreeMap<ConsumerId, Instant>,
     /// When the position of each shard was last stored.
@@ -165,7 +196,7 @@ pub(super) struct Coordinator {
     pub(super) bounds: Arc<Bounds>,
     pub(super) metrics: Metrics,
     commands: mpsc::Receiver<Command>,
-    board: Arc<Board>,
+    pub(super) board: Arc<Board>,
     pub(super) is_loaded: bool,
     pub(super) groups: BTreeMap<ByteString, Running>,
     pub(super) creating: BTreeMap<ByteString, Creating>,
@@ -180,6 +211,8 @@ pub(super) struct Coordinator {
     pub(super) times: Times,
     pub(super) started_at: Instant,
     pub(super) ending: Option<Ending>,
+    /// The pods that it has to do with; none in a pod that is alone.
+    pub(super) guests: Option<Guests>,
 }
 
 impl Coordinator {
@@ -189,6 +222,7 @@ impl Coordinator {
         bounds: Arc<Bounds>,
         commands: mpsc::Receiver<Command>,
         board: Arc<Board>,
+        guests: Option<Guests>,
     ) -> Self {
         let context = owners.context();
         let (metrics, now) = (context.metrics.clone(), context.clock.now());
@@ -211,6 +245,7 @@ impl Coordinator {
             times: Times::new(),
             started_at: now,
             ending: None,
+            guests,
         }
     }
 
@@ -219,10 +254,15 @@ impl Coordinator {
         loop {
             let now = self.now();
             self.handle_timeouts(now);
+            if !self.follow_cluster(now) {
+                // Whoever has taken the shard over reads what is stored, and nothing of this one is written any more.
+                return;
+            }
             if self.ending.is_some() && !self.unwritten.is_writing() {
                 break;
             }
             let due = self.next_timeout().unwrap_or(now + SWEEP_INTERVAL);
+            let guests = &mut self.guests;
             tokio::select! {
                 biased;
                 Some(done) = self.work.next(), if !self.work.is_empty() => self.finish(done),
@@ -232,6 +272,7 @@ impl Coordinator {
                     self.handle(command).await;
                 }
                 () = board.told(), if self.ending.is_none() => self.write_by(now + COMMIT_DELAY),
+                () = guests::changed(guests) => {}
                 () = tokio::time::sleep_until(due) => {}
             }
         }
@@ -254,7 +295,8 @@ impl Coordinator {
 
     fn next_timeout(&self) -> Option<Instant> {
         let revoked = self.groups.values().filter_map(Running::poll_timeout).min();
-        [self.write_at, self.measure_at, Some(self.sweep_at), revoked].into_iter().flatten().min()
+        let call = self.guests.as_ref().and_then(Guests::poll_timeout);
+        [self.write_at, self.measure_at, Some(self.sweep_at), revoked, call].into_iter().flatten().min()
     }
 
     fn handle_timeouts(&mut self, now: Instant) {
@@ -313,6 +355,9 @@ impl Coordinator {
             }
             Command::Seek { group, places, reply } => self.seek(&group, &places, reply),
             Command::Delete { group, force, reply } => self.delete(&group, force, reply),
+            Command::Words { from, talk, seq, words } => self.hear(from, talk, seq, words),
+            Command::Absent { from } => self.is_present(from),
+            Command::Wake => {}
             Command::Update { stream } => self.follow(stream),
             Command::Forget { reply } => {
                 let names: Vec<ByteString> = self.groups.keys().cloned().collect();
@@ -333,7 +378,8 @@ impl Coordinator {
             Command::Join(join) => _ = join.reply.send(Err(error)),
             Command::List { reply } => _ = reply.send(Err(error)),
             Command::Seek { reply, .. } | Command::Delete { reply, .. } => _ = reply.send(Err(error.into())),
-            Command::Release { .. } | Command::Leave { .. } => {}
+            Command::Words { from, talk, .. } => self.refuse_words(from, talk),
+            Command::Release { .. } | Command::Leave { .. } | Command::Absent { .. } | Command::Wake => {}
             Command::Update { stream } => self.follow(stream),
             Command::Forget { reply } => self.ending = Some(Ending::Forgotten(reply)),
             Command::Close { reply } => self.ending = Some(Ending::Closing(reply)),
@@ -403,7 +449,7 @@ impl Coordinator {
         self.mark(name);
     }
 
-    fn seek(
+    pub(super) fn seek(
         &mut self,
         name: &ByteString,
         places: &[(u8, u64)],
@@ -425,7 +471,7 @@ impl Coordinator {
         self.write_by(now);
     }
 
-    fn delete(
+    pub(super) fn delete(
         &mut self,
         name: &ByteString,
         force: bool,
@@ -463,9 +509,12 @@ impl Coordinator {
         while let Some((shard, groups)) = self.unwritten.next() {
             let Some(log) = self.stream.logs.get(usize::from(shard)).copied() else { continue };
             let rows = groups.iter().map(|name| (name.clone(), self.row(name, shard, at))).collect();
-            let (owners, stream) = (Arc::clone(&self.owners), Arc::clone(&self.stream));
+            let (owners, stream, term) = (Arc::clone(&self.owners), Arc::clone(&self.stream), self.term());
             self.work.push(Box::pin(async move {
-                let result = write_positions(&owners, &stream, log, rows).await;
+                let result = match term {
+                    Some(term) => term.write_positions(owners.context(), &stream, log, rows).await,
+                    None => write_positions(&owners, &stream, log, rows).await,
+                };
                 Done::Written { shard, at, groups, result }
             }));
         }
@@ -482,9 +531,14 @@ impl Coordinator {
         Some(GroupPosition { offset: place.position, generation: place.generation, committed_at, member })
     }
 
+    fn term(&self) -> Option<Term> {
+        self.guests.as_ref().map(Guests::term)
+    }
+
     fn finish(&mut self, done: Done) {
         let now = self.now();
         match done {
+            Done::Answered(answered) => self.answered(answered),
             Done::Written { shard, at, groups, result } => {
                 if let Err(error) = &result {
                     let stream = &self.stream.definition.name;

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytestring::ByteString;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 
-use super::GroupEvent;
 use super::coordinator::Coordinator;
+use super::listener::Listener;
 use super::positions::Then;
 use super::state::{Group, Place};
 use crate::catalog::Object;
@@ -30,7 +30,7 @@ pub(super) struct Join {
     pub(super) group: ByteString,
     pub(super) member: ConsumerId,
     pub(super) client_id: ByteString,
-    pub(super) events: mpsc::Sender<GroupEvent>,
+    pub(super) events: Listener,
     /// Where each shard begins if there is no such group yet.
     pub(super) places: Option<Vec<u64>>,
     pub(super) reply: oneshot::Sender<Result<Joined>>,
@@ -103,6 +103,11 @@ impl Coordinator {
         let Join { group: name, member, client_id, events, reply, .. } = join;
         let Some(running) = self.groups.get_mut(&name) else { return };
         running.events.insert(member, events);
+        if running.group.has_member(member) {
+            // It has asked before, and did not hear the answer.
+            let _ = reply.send(Ok(Joined::Member));
+            return;
+        }
         running.group.join(member, client_id, now);
         running.share.set_members(running.group.member_count());
         self.tell(&name);

@@ -57,9 +57,15 @@ pub(super) async fn has_groups(owners: &Owners, stream: &Object) -> Result<bool>
 }
 
 /// The stored positions of all groups, by shard. What an owner of a shard before this one had under way is in them, or
-/// will never be.
-pub(super) async fn stored(owners: &Owners, stream: &Arc<Object>) -> Result<Vec<(u8, Rows)>> {
-    extents(owners, stream).await?;
+/// will never be: where it `is_fenced` by the coordinator's term, as it is; else the owners have taken their shards over.
+pub(super) async fn stored(
+    owners: &Owners,
+    stream: &Arc<Object>,
+    is_fenced: bool,
+) -> Result<Vec<(u8, Rows)>> {
+    if !is_fenced {
+        extents(owners, stream).await?;
+    }
     let rows = |log: LogId| async move {
         let (begin, end) = log.range(tag::GROUP);
         let mut rows = Vec::new();

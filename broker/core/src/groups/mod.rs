@@ -8,12 +8,17 @@
 
 mod board;
 mod coordinator;
+mod delegate;
+mod guests;
+mod hub;
 mod joining;
 mod lag;
+mod listener;
 mod positions;
 mod state;
 #[cfg(test)]
 mod state_tests;
+mod term;
 mod upkeep;
 
 use std::sync::Arc;
@@ -26,16 +31,20 @@ use tokio_util::task::TaskTracker;
 use weir_env::clock::Timestamp;
 use weir_env::seed::HashMap;
 
-use crate::catalog::Object;
+use crate::catalog::{Catalog, Object};
 use crate::error::{Error, Result};
 use crate::panics::Panics;
 use crate::queue::ConsumerId;
 use crate::shard::Owners;
 use crate::stream::Start;
 
+pub(crate) use hub::{Hub, HubSlot};
+
 use board::Board;
 use coordinator::{Command, Coordinator};
+use delegate::Delegate;
 use joining::{Join, Joined};
+use listener::Listener;
 
 /// Commands a coordinator accepts before senders wait.
 const COMMANDS_MAX: usize = 1024;
@@ -137,20 +146,24 @@ pub struct Groups {
     streams: Mutex<Option<HashMap<u32, Handle>>>,
     tasks: TaskTracker,
     panics: Panics,
+    /// The way to coordinators in other pods; none in a pod that is alone.
+    hub: Option<Arc<Hub>>,
 }
 
 impl Groups {
-    pub(crate) fn new(owners: Arc<Owners>) -> Self {
-        Self {
-            owners,
-            bounds: Arc::new(Bounds {
-                groups: AtomicUsize::new(GROUPS_PER_STREAM),
-                members: AtomicUsize::new(MEMBERS_PER_GROUP),
-            }),
-            streams: Mutex::new(Some(HashMap::default())),
-            tasks: TaskTracker::new(),
-            panics: Panics::default(),
-        }
+    pub(crate) fn new(owners: Arc<Owners>, catalog: &Arc<Catalog>) -> Self {
+        let bounds = Arc::new(Bounds {
+            groups: AtomicUsize::new(GROUPS_PER_STREAM),
+            members: AtomicUsize::new(MEMBERS_PER_GROUP),
+        });
+        let (tasks, panics) = (TaskTracker::new(), Panics::default());
+        let hub = owners.context().remote.clone().map(|remote| {
+            let (owners, bounds) = (Arc::clone(&owners), Arc::clone(&bounds));
+            let hub = Hub::new(owners, remote, bounds, tasks.clone(), panics.clone());
+            hub.look_after(Arc::clone(catalog));
+            hub
+        });
+        Self { owners, bounds, streams: Mutex::new(Some(HashMap::default())), tasks, panics, hub }
     }
 
     /// How many groups a stream may have, and members a group, of those that come from now on.
@@ -179,7 +192,7 @@ impl Groups {
         loop {
             let (reply, answer) = oneshot::channel();
             let (stream, group) = (Arc::clone(stream), group.clone());
-            let (client_id, events) = (client_id.clone(), events.clone());
+            let (client_id, events) = (client_id.clone(), Listener::Here(events.clone()));
             let join = Join { stream: Arc::clone(&stream), group, member, client_id, events, places, reply };
             self.handle(&stream)?.send(Command::Join(join)).await?;
             match answer.await.map_err(|_| Error::Closed)?? {
@@ -302,6 +315,9 @@ impl Groups {
             // Fails only at shutdown, or if it is deleted.
             let _ = handle.send(Command::Update { stream: Arc::clone(stream) }).await;
         }
+        if let Some(hub) = &self.hub {
+            hub.follow(stream).await;
+        }
     }
 
     /// Ends the groups of a stream whose records are being removed; nothing of them is written from now on.
@@ -309,6 +325,9 @@ impl Groups {
         let handle = self.streams.lock().as_mut().and_then(|streams| streams.remove(&stream.id));
         if let Some(handle) = handle {
             let _ = handle.ask(|reply| Command::Forget { reply }).await;
+        }
+        if let Some(hub) = &self.hub {
+            hub.forget(stream.id).await;
         }
     }
 
@@ -332,6 +351,9 @@ impl Groups {
             // One that has ended has nothing left to store.
             let _ = answer.await;
         }
+        if let Some(hub) = &self.hub {
+            hub.close().await;
+        }
         self.tasks.wait().await;
     }
 
@@ -347,8 +369,14 @@ impl Groups {
             let (commands, inbox) = mpsc::channel(COMMANDS_MAX);
             let board = Arc::new(Board::default());
             let (owners, bounds) = (Arc::clone(&self.owners), Arc::clone(&self.bounds));
-            let coordinator = Coordinator::new(owners, Arc::clone(stream), bounds, inbox, Arc::clone(&board));
-            self.tasks.spawn(self.panics.watch(coordinator.run()));
+            let (stream, told) = (Arc::clone(stream), Arc::clone(&board));
+            if let Some(hub) = &self.hub {
+                let delegate = Delegate::new(Arc::clone(hub), stream, inbox, told, hub.now());
+                self.tasks.spawn(self.panics.watch(delegate.run()));
+            } else {
+                let coordinator = Coordinator::new(owners, stream, bounds, inbox, told, None);
+                self.tasks.spawn(self.panics.watch(coordinator.run()));
+            }
             Handle { commands, board }
         });
         Ok(handle.clone())

@@ -13,6 +13,7 @@ use bytestring::ByteString;
 use weir_env::clock::Instant;
 
 use super::GroupEvent;
+use crate::cluster::message::group::Holding;
 use crate::queue::ConsumerId;
 
 /// Time in which a member answers that a shard is revoked. Connections give up waiting for their client before.
@@ -62,6 +63,14 @@ impl Shard {
         counts && self.place.generation == generation
     }
 
+    /// Nobody has it any more. What was said of it counts no more if it was moved meanwhile.
+    fn free(&mut self) {
+        if matches!(self.held, Held::Leaving { sought: true, .. }) {
+            self.place.generation += 1;
+        }
+        self.held = Held::Free;
+    }
+
     fn holder(&self) -> Option<ConsumerId> {
         match self.held {
             Held::Free => None,
@@ -98,6 +107,8 @@ pub(super) struct Group {
     timed_out: u64,
     /// Something of it was acknowledged, or a person has moved it.
     has_moved: bool,
+    /// Members that have shards are not all known yet: none is given to anybody.
+    is_awaiting: bool,
 }
 
 impl Group {
@@ -111,6 +122,7 @@ impl Group {
             dirty: BTreeSet::new(),
             timed_out: 0,
             has_moved: false,
+            is_awaiting: false,
         }
     }
 
@@ -119,15 +131,96 @@ impl Group {
         Self { has_moved: true, ..Self::new(places) }
     }
 
+    /// Gives no shard to anybody until [`Self::go_on`]: members of whom a coordinator before this one knew may have it.
+    pub(super) fn await_members(&mut self) {
+        self.is_awaiting = true;
+    }
+
+    /// All members that have shards are known.
+    pub(super) fn go_on(&mut self, now: Instant) {
+        self.is_awaiting = false;
+        self.balance(now);
+    }
+
+    /// A member says what it has: to a coordinator that is new, or with which it could not talk for a while. What is its
+    /// own stays so, and it is told again what it may not have heard; what another has got since is taken from it.
+    pub(super) fn announce(&mut self, id: ConsumerId, client_id: ByteString, held: &[Holding], now: Instant) {
+        if !self.has_member(id) {
+            self.add(id, client_id);
+        }
+        for n in self.numbers() {
+            let said = held.iter().find(|held| held.shard == n);
+            self.reconcile(n, id, said);
+        }
+        self.balance(now);
+    }
+
+    /// Makes what is known of shard `n` and what member `id` says that it has of it the same.
+    fn reconcile(&mut self, n: u8, id: ConsumerId, said: Option<&Holding>) {
+        let shard = &mut self.shards[usize::from(n)];
+        let Place { position, generation } = shard.place;
+        let said_generation = said.map(|said| said.generation);
+        match shard.held {
+            Held::By(by) if by == id && said_generation != Some(generation) => {
+                self.events.push_back((id, GroupEvent::Assigned { shard: n, generation, from: position }));
+            }
+            Held::Leaving { by, .. } if by == id => {
+                if said_generation == Some(generation) {
+                    self.events.push_back((id, GroupEvent::Revoked { shard: n, generation }));
+                } else {
+                    shard.free();
+                }
+                self.dirty.insert(n);
+            }
+            Held::Free | Held::By(_) | Held::Leaving { .. } => {}
+        }
+        let Some(said) = said else { return };
+        let shard = &mut self.shards[usize::from(n)];
+        let is_newer = said.generation > generation;
+        if is_newer || (said.generation == generation && shard.held == Held::Free) {
+            let before = shard.holder().filter(|before| *before != id);
+            // An assignment that the store does not know yet began where the one before had come to.
+            let position = if is_newer { said.position } else { position.max(said.position) };
+            shard.place = Place { position, generation: said.generation };
+            (shard.held, shard.prefers) = (Held::By(id), None);
+            self.dirty.insert(n);
+            if let Some(before) = before {
+                self.events.push_back((before, GroupEvent::Revoked { shard: n, generation }));
+            }
+        } else if said.generation < generation {
+            let generation = said.generation;
+            self.events.push_back((id, GroupEvent::Revoked { shard: n, generation }));
+        } else if shard.holder() == Some(id) {
+            self.progress(n, said.generation, said.position);
+        }
+    }
+
+    /// A shard was given back a moment ago, which may not be known here.
+    pub(super) fn gave_back(&mut self, said: &Holding) {
+        let Some(shard) = self.shards.get_mut(usize::from(said.shard)) else { return };
+        let Place { position, generation } = shard.place;
+        let is_newer = said.generation > generation;
+        if shard.held == Held::Free
+            && (is_newer || (said.generation == generation && said.position > position))
+        {
+            shard.place = Place { position: said.position, generation: said.generation };
+            self.dirty.insert(said.shard);
+        }
+    }
+
     /// A member more. One of the same client is gone: its connection is about to find out.
     pub(super) fn join(&mut self, id: ConsumerId, client_id: ByteString, now: Instant) {
+        self.add(id, client_id);
+        self.balance(now);
+    }
+
+    fn add(&mut self, id: ConsumerId, client_id: ByteString) {
         let before = self.members.iter().find(|member| member.client_id == client_id);
         if let Some(before) = before.map(|member| member.id) {
             self.remove(before, Some(id));
             self.events.push_back((before, GroupEvent::Ended));
         }
         self.members.push(Member { id, client_id });
-        self.balance(now);
     }
 
     /// A member less: its shards go to others at once. False if it is none.
@@ -144,7 +237,8 @@ impl Group {
         for n in self.numbers() {
             let shard = &mut self.shards[usize::from(n)];
             if shard.holder() == Some(id) {
-                (shard.held, shard.prefers) = (Held::Free, heir);
+                shard.free();
+                shard.prefers = heir;
                 self.dirty.insert(n);
             }
         }
@@ -170,7 +264,7 @@ impl Group {
         self.progress(n, generation, position);
         let Some(shard) = self.shards.get_mut(usize::from(n)) else { return };
         if matches!(shard.held, Held::Leaving { .. }) && shard.place.generation == generation {
-            shard.held = Held::Free;
+            shard.free();
             self.dirty.insert(n);
             self.balance(now);
         }
@@ -185,7 +279,8 @@ impl Group {
             shard.place.position = *position;
             self.dirty.insert(*n);
             match &mut shard.held {
-                Held::Free => {}
+                // What a member said that had it before counts no more.
+                Held::Free => shard.place.generation += 1,
                 Held::By(by) => {
                     let by = *by;
                     let until = now + REVOKE_TIMEOUT;
@@ -216,7 +311,7 @@ impl Group {
         for n in self.numbers() {
             let shard = &mut self.shards[usize::from(n)];
             if matches!(shard.held, Held::Leaving { until, .. } if until <= now) {
-                shard.held = Held::Free;
+                shard.free();
                 self.dirty.insert(n);
                 self.timed_out += 1;
                 is_changed = true;
@@ -259,6 +354,10 @@ impl Group {
         self.members.iter().map(|member| &member.client_id)
     }
 
+    pub(super) fn has_member(&self, id: ConsumerId) -> bool {
+        self.members.iter().any(|member| member.id == id)
+    }
+
     pub(super) fn has_client(&self, client_id: &ByteString) -> bool {
         self.clients().any(|client| client == client_id)
     }
@@ -274,7 +373,7 @@ impl Group {
 
     /// Takes what is too much from members, and gives what is free to those that have too little.
     fn balance(&mut self, now: Instant) {
-        if self.members.is_empty() {
+        if self.members.is_empty() || self.is_awaiting {
             return;
         }
         let mut shares = self.shares();

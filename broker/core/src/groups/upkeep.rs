@@ -27,7 +27,7 @@ impl Coordinator {
     pub(super) async fn load(&mut self) -> Result<()> {
         let mut stored: BTreeMap<ByteString, BTreeMap<u8, std::result::Result<GroupPosition, DecodeError>>> =
             BTreeMap::new();
-        for (shard, rows) in lag::stored(&self.owners, &self.stream).await? {
+        for (shard, rows) in lag::stored(&self.owners, &self.stream, self.guests.is_some()).await? {
             for (name, position) in rows {
                 stored.entry(name).or_default().insert(shard, position);
             }
@@ -53,7 +53,10 @@ impl Coordinator {
                     .iter()
                     .map(|position| Place { position: position.offset, generation: position.generation });
                 let committed = positions.iter().map(|position| position.committed_at).collect();
-                let running = self.running(&name, Group::restored(places), committed);
+                let mut running = self.running(&name, Group::restored(places), committed);
+                if self.guests.is_some() {
+                    running.group.await_members();
+                }
                 self.groups.insert(name, running);
             } else {
                 // Nobody was told that it exists.
@@ -62,6 +65,7 @@ impl Coordinator {
             }
         }
         self.is_loaded = true;
+        self.call_roll();
         Ok(())
     }
 

@@ -41,6 +41,8 @@ pub struct GroupMetrics {
     pub expired: Counter,
     /// Writes of positions that failed and were tried again.
     pub write_failures: Counter,
+    /// Times that a new coordinator has asked all pods who their members are.
+    pub roll_calls: Counter,
     inner: Arc<Inner>,
 }
 
@@ -92,6 +94,11 @@ impl GroupMetrics {
                 "stream_group_write_failures",
                 "Writes of positions of consumer groups that failed and were tried again",
                 &self.write_failures,
+            ),
+            (
+                "stream_group_roll_calls",
+                "Times that this pod, having taken over the groups of a stream, asked all pods who their members are",
+                &self.roll_calls,
             ),
         ] {
             registry.register(name, help, counter.clone());

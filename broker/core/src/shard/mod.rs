@@ -76,6 +76,7 @@ pub(crate) use remote::Remote;
 pub use repeats::DEDUP_IDS_MAX;
 use repeats::Names;
 pub use rows::TOMBSTONE_KEPT;
+pub(crate) use seat::is_ours;
 use trims::TrimReply;
 
 /// Commands a shard accepts before senders wait.

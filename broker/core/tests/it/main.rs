@@ -5,6 +5,7 @@ mod acks;
 mod asides;
 mod catalog;
 mod cluster_chaos;
+mod cluster_groups;
 mod cluster_members;
 mod cluster_queues;
 mod cluster_shards;

@@ -2,6 +2,7 @@
 
 mod answer;
 mod feed;
+mod group;
 mod live;
 mod message;
 mod question;
@@ -46,6 +47,7 @@ fn parcel_to_wire(parcel: Parcel) -> wire::Parcel {
         PeerMessage::Live(message) => parcel::Message::Live(live::to_wire(message)),
         PeerMessage::Session(message) => parcel::Message::Session(session::to_wire(message)),
         PeerMessage::Feed(message) => parcel::Message::Feed(feed::to_wire(message)),
+        PeerMessage::Group(message) => parcel::Message::Group(group::to_wire(message)),
     };
     wire::Parcel { cost: parcel.cost, message: Some(message) }
 }
@@ -56,6 +58,7 @@ fn parcel_from_wire(parcel: wire::Parcel) -> Result<Parcel, Malformed> {
         parcel::Message::Live(message) => PeerMessage::Live(live::from_wire(message)?),
         parcel::Message::Session(message) => PeerMessage::Session(session::from_wire(message)?),
         parcel::Message::Feed(message) => PeerMessage::Feed(feed::from_wire(message)?),
+        parcel::Message::Group(message) => PeerMessage::Group(group::from_wire(message)?),
     };
     Ok(Parcel { cost: parcel.cost, message })
 }

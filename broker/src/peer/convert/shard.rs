@@ -321,11 +321,11 @@ pub(super) fn log_from_wire(log: Option<wire::LogId>) -> Result<LogId, Malformed
     })
 }
 
-fn object_to_wire(object: ObjectRef) -> wire::ObjectRef {
+pub(super) fn object_to_wire(object: ObjectRef) -> wire::ObjectRef {
     wire::ObjectRef { id: object.id, generation: object.generation }
 }
 
-fn object_from_wire(object: wire::ObjectRef) -> ObjectRef {
+pub(super) fn object_from_wire(object: wire::ObjectRef) -> ObjectRef {
     ObjectRef { id: object.id, generation: object.generation }
 }
 

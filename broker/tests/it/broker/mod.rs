@@ -17,6 +17,7 @@ mod limits;
 mod listeners;
 mod messages;
 mod patience;
+mod pod_groups;
 mod pod_sessions;
 mod pods;
 mod pods_live;

@@ -91,7 +91,9 @@ impl Forwarder {
     pub(crate) async fn run(mut self) -> Handed {
         let links = self.remote.links().clone();
         let (mut up, mut owners) = (links.link_events(), self.remote.cluster().owners_changed());
+        let mut members = self.remote.cluster().members();
         loop {
+            members.mark_unchanged();
             let now = self.context.clock.now();
             self.follow_owner(&mut up, &mut owners, now);
             let is_ours = is_ours(self.remote.cluster(), self.vs);
@@ -124,6 +126,11 @@ impl Forwarder {
                 }
                 changed = up.changed() => if changed.is_err() { break },
                 changed = owners.changed() => {
+                    if changed.is_err() { break }
+                    self.wait_until = None;
+                }
+                changed = members.changed() => {
+                    // An owner that is a member no more leaves its shards to others, perhaps to this pod.
                     if changed.is_err() { break }
                     self.wait_until = None;
                 }

@@ -34,7 +34,9 @@ use crate::catalog::{Catalog, Object};
 use crate::cluster::Cluster;
 use crate::cluster::links::{Links, PeerHandler};
 use crate::cluster::message::PeerMessage;
-use crate::cluster::message::shard::{FromOwner, ShardMessage};
+use crate::cluster::message::shard::{FromOwner, ObjectRef, ShardMessage};
+use crate::error::Result;
+use crate::groups::{Hub, HubSlot};
 use crate::keyspace::VirtualShard;
 use crate::keyspace::owner::PodId;
 use crate::panics::Panics;
@@ -72,6 +74,8 @@ pub(crate) struct Remote {
     guests: Mutex<HashMap<(PodId, VirtualShard), mpsc::Sender<Input>>>,
     /// Consumers of this pod, by the window that they share.
     consumers: Mutex<HashMap<ConsumerId, Attached>>,
+    /// What is said about consumer groups is for it.
+    groups: HubSlot,
     tasks: TaskTracker,
     stop: CancellationToken,
     panics: Panics,
@@ -120,6 +124,7 @@ impl Remote {
             listeners: Mutex::default(),
             guests: Mutex::default(),
             consumers: Mutex::default(),
+            groups: HubSlot::new(),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
             panics: Panics::default(),
@@ -131,7 +136,20 @@ impl Remote {
         Arc::new(Handler(Arc::downgrade(self)))
     }
 
-    fn cluster(&self) -> &Cluster {
+    /// What other pods say about consumer groups goes to `hub`. To be called once.
+    pub(crate) fn hear_groups_with(&self, hub: &Arc<Hub>) {
+        let _ = self.groups.set(Arc::downgrade(hub));
+    }
+
+    /// The queue or stream that `reference` names.
+    ///
+    /// # Errors
+    /// [`crate::Error::Closed`] if there is none.
+    pub(crate) async fn find_object(&self, reference: ObjectRef) -> Result<Arc<Object>> {
+        self.objects.find(reference).await
+    }
+
+    pub(crate) fn cluster(&self) -> &Cluster {
         &self.cluster
     }
 
@@ -325,8 +343,17 @@ struct Handler(Weak<Remote>);
 impl PeerHandler for Handler {
     fn handle(&self, from: PodId, message: PeerMessage) -> BoxFuture<'_, ()> {
         Box::pin(async move {
-            let (Some(remote), PeerMessage::Shard(message)) = (self.0.upgrade(), message) else { return };
-            remote.handle(from, message).await;
+            let Some(remote) = self.0.upgrade() else { return };
+            match message {
+                PeerMessage::Shard(message) => remote.handle(from, message).await,
+                PeerMessage::Group(message) => {
+                    if let Some(hub) = remote.groups.get().and_then(Weak::upgrade) {
+                        hub.handle(from, message).await;
+                    }
+                }
+                // They have lanes of their own.
+                PeerMessage::Live(_) | PeerMessage::Session(_) | PeerMessage::Feed(_) => {}
+            }
         })
     }
 
