@@ -39,6 +39,9 @@ const COMMANDS_MAX: usize = 16_384;
 /// How long it waits with a look at the streams after shards have moved.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
+/// What coordinators are told through, by stream.
+type Coordinators = HashMap<u32, (Term, mpsc::Sender<Command>)>;
+
 /// The coordinators of this pod, and the way to those of others.
 pub(crate) struct Hub {
     this: Weak<Self>,
@@ -46,7 +49,7 @@ pub(crate) struct Hub {
     remote: Arc<Remote>,
     bounds: Arc<Bounds>,
     /// Coordinators by stream; `None` at shutdown.
-    coordinators: Mutex<Option<HashMap<u32, (Term, mpsc::Sender<Command>)>>>,
+    coordinators: Mutex<Option<Coordinators>>,
     delegates: Mutex<HashMap<u32, mpsc::Sender<Heard>>>,
     talks: AtomicU64,
     tasks: TaskTracker,
