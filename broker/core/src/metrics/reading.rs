@@ -19,6 +19,8 @@ pub struct ReadMetrics {
     pub tail_hits: Counter,
     /// Pages that they read from the store.
     pub tail_misses: Counter,
+    /// Times that new messages in shards of other pods were read once for all readers here.
+    pub tail_fills: Counter,
     /// Times that a fetch waited because of the bound on what fetches have in memory.
     pub fetches_held_up: Counter,
 }
@@ -54,6 +56,11 @@ impl ReadMetrics {
             "stream_tail_misses",
             "Pages of streams that readers read from the store",
             self.tail_misses.clone(),
+        );
+        registry.register(
+            "stream_tail_fills",
+            "Times that new messages of streams, in shards of other pods, were read from the store once for all readers here",
+            self.tail_fills.clone(),
         );
         registry.register(
             "stream_fetches_held_up",

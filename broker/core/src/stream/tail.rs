@@ -1,7 +1,7 @@
 //! The newest records of logs that are being read, in memory for those who read them as they come.
 //!
 //! The owner of a log puts each batch here once it is committed, as it has it: nobody reads it from the store or
-//! decodes it, however many readers there are. What one log holds is bounded, and all together; the oldest batches of
+//! decodes it, however many readers there are. Of a log that another pod owns, it is read once for all. What one log holds is bounded, and all together; the oldest batches of
 //! all go first. Readers of history neither find anything here nor put anything in, so they cannot push it out.
 //! A log that nobody reads keeps nothing.
 
@@ -179,6 +179,12 @@ impl Tail {
         if !self.tails.has(seq) {
             self.kept.lock().forget(seq);
         }
+    }
+
+    /// As [`Self::push`], of what was read from the store because another pod has committed it.
+    pub(crate) fn fill(self: &Arc<Self>, range: (u64, u64), records: &[(u64, Arc<Record>)]) {
+        self.tails.metrics.tail_fills.inc();
+        self.push(range, records);
     }
 
     /// Forgets everything.

@@ -265,3 +265,48 @@ async fn an_owner_answers_also_after_a_long_time_without_questions() {
     tokio::time::sleep(Duration::from_secs(70)).await;
     publish(&pods.cores[from], pods.clock, "a/b", "second").await.unwrap();
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_is_asked_of_a_pod_that_dies_is_answered_by_the_next_owner() {
+    for seed in 0..4 {
+        let mut pods = Pods::open(3, 40 + seed, &[definition(Kind::Stream, "s", "a/#", 8)]).await;
+        let stream = pods.find(0, Kind::Stream, "s");
+        for core in &pods.cores {
+            core.describe(&stream).await.unwrap();
+        }
+        let dead = pods.kill(pods.owner(&stream, 0)).await;
+        for core in &pods.cores {
+            // Long before anybody gives up.
+            let described = tokio::time::timeout(Duration::from_secs(15), core.describe(&stream)).await;
+            assert_eq!(described.unwrap().unwrap().len(), 8, "seed {seed}");
+        }
+        std::mem::forget(dead);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn readers_of_one_pod_cost_one_read_of_what_another_has_stored() {
+    const READERS: usize = 20;
+    const COUNT: usize = 50;
+    let pods = Pods::open(2, 6, &[definition(Kind::Stream, "s", "a/#", 1)]).await;
+    let stream = pods.find(0, Kind::Stream, "s");
+    let (owner, other) = (pods.owner(&stream, 0), pods.other(&stream, 0));
+    let stream = pods.find(other, Kind::Stream, "s");
+    let mut readers = Vec::new();
+    for _ in 0..READERS {
+        readers.push(reader(&pods.cores[other], &stream, Start::Latest).await);
+    }
+    let metrics = &pods.metrics[other].reading;
+    let missed = metrics.tail_misses.get();
+    for n in 0..COUNT {
+        let payload = n.to_string();
+        assert!(put(&pods.cores[owner], pods.clock, "a/b", &payload).await.settled().await.is_empty());
+        for reader in &mut readers {
+            let read = tokio::time::timeout(Duration::from_secs(10), read(reader, 1)).await.unwrap();
+            assert_eq!(read, [(n as u64, payload.clone())]);
+        }
+    }
+    let (fills, misses) = (metrics.tail_fills.get(), metrics.tail_misses.get() - missed);
+    assert!(fills > 0 && fills <= COUNT as u64, "{fills} reads for {COUNT} messages");
+    assert!(misses <= READERS as u64, "{misses} reads of {READERS} readers by themselves");
+}

@@ -23,6 +23,8 @@ pub(crate) struct Pods {
     pub(crate) store: SharedStore,
     pub(crate) clock: Clock,
     pub(crate) cores: Vec<Core>,
+    /// In the order in which pods have joined.
+    pub(crate) metrics: Vec<Metrics>,
     seed: u64,
     joined: u64,
 }
@@ -42,7 +44,8 @@ impl Pods {
     ) -> Self {
         let network = MemoryNetwork::new(clock, &Seed::fixed(seed));
         network.set_delay(Duration::from_micros(100)..Duration::from_micros(900));
-        let mut pods = Self { network, store, clock, cores: Vec::new(), seed, joined: 0 };
+        let mut pods =
+            Self { network, store, clock, cores: Vec::new(), metrics: Vec::new(), seed, joined: 0 };
         for n in 0..count {
             pods.join().await;
             if n == 0 {
@@ -68,7 +71,9 @@ impl Pods {
         };
         let seed = Seed::fixed(self.seed * 1000 + n);
         let store = Arc::clone(&self.store);
-        let core = Core::open_with(store, self.clock, &seed, Metrics::default(), options).await.unwrap();
+        let metrics = Metrics::default();
+        self.metrics.push(metrics.clone());
+        let core = Core::open_with(store, self.clock, &seed, metrics, options).await.unwrap();
         self.network.attach(core.links().unwrap());
         core.meet();
         self.cores.push(core);

@@ -6,6 +6,7 @@ mod asides;
 mod catalog;
 mod cluster_chaos;
 mod cluster_groups;
+mod cluster_interest;
 mod cluster_members;
 mod cluster_queues;
 mod cluster_shards;

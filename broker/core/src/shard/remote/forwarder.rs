@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::sync::{mpsc, oneshot, watch};
 use weir_env::clock::Instant;
 
@@ -92,6 +93,7 @@ impl Forwarder {
         let links = self.remote.links().clone();
         let (mut up, mut owners) = (links.link_events(), self.remote.cluster().owners_changed());
         let mut members = self.remote.cluster().members();
+        let mut fills = FuturesUnordered::new();
         loop {
             members.mark_unchanged();
             let now = self.context.clock.now();
@@ -103,6 +105,9 @@ impl Forwarder {
             self.state.handle_timeout(now);
             while let Some(consumer) = self.state.poll_starved() {
                 self.remote.kick_sharing(consumer);
+            }
+            while let Some(fill) = self.state.poll_fill() {
+                fills.push(fill.run(Arc::clone(&self.context.store)));
             }
             let is_done = self.state.is_idle() || self.talk.is_none();
             if self.close_at.is_some_and(|at| is_done || at <= now) {
@@ -124,6 +129,7 @@ impl Forwarder {
                         self.end_talk();
                     }
                 }
+                Some(filled) = fills.next(), if !fills.is_empty() => self.state.filled(filled),
                 changed = up.changed() => if changed.is_err() { break },
                 changed = owners.changed() => {
                     if changed.is_err() { break }

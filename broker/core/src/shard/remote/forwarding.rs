@@ -14,6 +14,7 @@ use weir_env::clock::Instant;
 
 use super::asks::{self, Asked, reference};
 use super::credit::{Client, ClientKey, Delivered};
+use super::fills::{Fill, advance};
 use super::is_foreign;
 use crate::catalog::Object;
 use crate::cluster::message::shard::{Answer, FromOwner, InFlight, Question, Refusal, RemoteAppend, ToOwner};
@@ -38,7 +39,7 @@ const SETTLES_MAX: usize = 65_536;
 /// Wait before consumers and readers are announced again whom the owner could not take.
 const RETRY_WAIT: Duration = Duration::from_secs(1);
 
-type WatchReply = oneshot::Sender<Result<Watched>>;
+pub(super) type WatchReply = oneshot::Sender<Result<Watched>>;
 
 /// Something without an answer.
 #[derive(Debug)]
@@ -52,12 +53,14 @@ enum Waiting {
 
 /// A log of a stream that is read here.
 #[derive(Debug)]
-struct WatchedLog {
-    object: Arc<Object>,
-    log: LogId,
-    extent: watch::Sender<Extent>,
-    tail: Arc<Tail>,
-    waiting: Vec<WatchReply>,
+pub(super) struct WatchedLog {
+    pub(super) object: Arc<Object>,
+    pub(super) log: LogId,
+    pub(super) extent: watch::Sender<Extent>,
+    pub(super) tail: Arc<Tail>,
+    pub(super) waiting: Vec<WatchReply>,
+    /// New messages are being read: what the owner has said last.
+    pub(super) filling: Option<Extent>,
 }
 
 /// State of the forwarder of one shard.
@@ -71,7 +74,7 @@ pub(super) struct Forwarding {
     /// In order.
     line: BTreeMap<u64, (Waiting, Instant)>,
     clients: BTreeMap<ClientKey, Client>,
-    watches: BTreeMap<LogKey, WatchedLog>,
+    pub(super) watches: BTreeMap<LogKey, WatchedLog>,
     settles: VecDeque<(u64, Handout, Verdict, Instant)>,
     settled: u64,
     retry_at: Option<Instant>,
@@ -79,6 +82,8 @@ pub(super) struct Forwarding {
     newcomers: VecDeque<(Instant, Newcomer)>,
     /// Consumers whose windows somebody waits for have given room back.
     starved: Vec<ConsumerId>,
+    /// New messages of watched logs that are to be read.
+    pub(super) fills: Vec<Fill>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -102,6 +107,7 @@ impl Forwarding {
             retry_at: None,
             newcomers: VecDeque::new(),
             starved: Vec::new(),
+            fills: Vec::new(),
         };
         for (key, kept) in carried.kept {
             forwarding.take_kept(key, kept, now);
@@ -123,7 +129,8 @@ impl Forwarding {
             self.settle(handout, Verdict::Acknowledged, now);
         }
         if extent.receiver_count() > 0 {
-            let watched = WatchedLog { object, log: id, extent, tail, waiting: Vec::new() };
+            let waiting = Vec::new();
+            let watched = WatchedLog { object, log: id, extent, tail, waiting, filling: None };
             self.watches.insert(key, watched);
         }
     }
@@ -143,7 +150,10 @@ impl Forwarding {
             carried.commands.extend(command);
         }
         for (key, watched) in self.watches {
-            let WatchedLog { object, log, extent, tail, waiting } = watched;
+            let WatchedLog { object, log, extent, tail, waiting, filling } = watched;
+            if let Some(newest) = filling {
+                advance(&extent, newest);
+            }
             for reply in waiting {
                 let watch = Command::Watch { object: Arc::clone(&object), log, reply };
                 carried.commands.push_back(watch);
@@ -239,7 +249,7 @@ impl Forwarding {
         self.end_credit();
     }
 
-    fn say(&mut self, words: ToOwner) {
+    pub(super) fn say(&mut self, words: ToOwner) {
         if self.is_open {
             self.outbox.push_back(words);
         }
@@ -318,6 +328,7 @@ impl Forwarding {
                     extent: watch::Sender::new(Extent::default()),
                     tail: Tail::new(&self.tails),
                     waiting: Vec::new(),
+                    filling: None,
                 });
                 watched.waiting.push(reply);
                 self.newcomers.push_back((now, Newcomer::Watch(key)));
@@ -501,17 +512,6 @@ impl Forwarding {
         }
     }
 
-    fn follow_extent(&mut self, key: LogKey, extent: Extent) {
-        let Some(watched) = self.watches.get_mut(&key) else { return };
-        if watched.extent.receiver_count() == 0 && watched.waiting.is_empty() {
-            let log = watched.log;
-            self.watches.remove(&key);
-            self.say(ToOwner::Unwatch { log });
-            return;
-        }
-        advance(&watched.extent, extent);
-    }
-
     /// Nobody took them on in time.
     fn refuse_newcomers(&mut self, now: Instant) {
         while let Some((_, newcomer)) = self.newcomers.pop_front_if(|(since, _)| *since + ANSWER_TIME <= now)
@@ -563,14 +563,6 @@ impl Forwarding {
             keys.into_iter().for_each(|key| self.ask_to_watch(key, now));
         }
     }
-}
-
-/// The end of a log as an owner tells it: what was told before stays true.
-fn advance(sender: &watch::Sender<Extent>, extent: Extent) {
-    sender.send_if_modified(|known| {
-        let now = Extent { start: known.start.max(extent.start), next: known.next.max(extent.next) };
-        std::mem::replace(known, now) != now
-    });
 }
 
 /// A record that another owner may have stored: only by its name can it be told.

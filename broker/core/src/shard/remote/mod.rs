@@ -7,6 +7,7 @@
 
 mod asks;
 mod credit;
+mod fills;
 mod forwarder;
 mod forwarding;
 mod guest;
