@@ -38,6 +38,7 @@ use crate::config::Limits;
 use crate::convert;
 use crate::metrics::{Dropped, DurableOutcome, Metrics};
 use crate::persistent::{Persistent, Removed};
+use crate::pod::drain::Drainage;
 use crate::responses::ResponseInformation;
 use crate::router::{Matched, Router, Subscriber, SubscriberId, Wish};
 use crate::sys::Sys;
@@ -72,6 +73,8 @@ pub(crate) struct Broker {
     pub(crate) pods: Option<Pods>,
     pub(crate) under_way: UnderWay,
     pub(crate) clients: Arc<Clients>,
+    /// Whether clients are to go to other pods.
+    pub(crate) drainage: Drainage,
     pub(crate) persistent: Persistent,
     /// What there is of sessions at other pods, if there may be any.
     pub(crate) elsewhere: Option<Arc<Elsewhere>>,

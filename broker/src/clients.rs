@@ -83,6 +83,18 @@ impl Clients {
         self.draining.load(Ordering::Relaxed)
     }
 
+    /// The mailboxes of all connections that have not been told to end.
+    pub(crate) fn staying(&self) -> Vec<Arc<Mailbox>> {
+        let by_id = self.by_id.lock();
+        let staying = by_id.values().filter(|entry| entry.mailbox.eviction().is_none());
+        staying.map(|entry| Arc::clone(&entry.mailbox)).collect()
+    }
+
+    /// Whether nobody is connected.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.by_id.lock().is_empty()
+    }
+
     /// Whether there is a connection of `client_id`.
     pub(crate) fn is_connected(&self, client_id: &ByteString) -> bool {
         self.by_id.lock().contains_key(client_id)

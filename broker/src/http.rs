@@ -38,6 +38,8 @@ pub enum ReadyState {
     Starting(&'static str),
     /// Clients are accepted.
     Ready,
+    /// Not now: clients go to other pods.
+    TurningAway,
     /// No longer: the broker shuts down.
     Draining,
     /// Never again: the broker stops because it cannot go on.
@@ -56,7 +58,7 @@ impl Readiness {
     pub fn set(&self, state: ReadyState) {
         self.0.send_if_modified(|current| {
             let changed = match *current {
-                ReadyState::Starting(_) | ReadyState::Ready => *current != state,
+                ReadyState::Starting(_) | ReadyState::Ready | ReadyState::TurningAway => *current != state,
                 ReadyState::Draining => state == ReadyState::Failed,
                 ReadyState::Failed => false,
             };
@@ -155,7 +157,9 @@ fn router(readiness: Readiness, registry: Arc<Registry>) -> Router {
 
 async fn healthz(State(shared): State<Shared>) -> Response {
     match shared.readiness.state() {
-        ReadyState::Starting(_) | ReadyState::Ready | ReadyState::Draining => "ok\n".into_response(),
+        ReadyState::Starting(_) | ReadyState::Ready | ReadyState::TurningAway | ReadyState::Draining => {
+            "ok\n".into_response()
+        }
         ReadyState::Failed => (StatusCode::SERVICE_UNAVAILABLE, "failed\n").into_response(),
     }
 }
@@ -163,7 +167,9 @@ async fn healthz(State(shared): State<Shared>) -> Response {
 async fn readyz(State(shared): State<Shared>) -> Response {
     match shared.readiness.state() {
         ReadyState::Ready => "ready\n".into_response(),
-        ReadyState::Draining => (StatusCode::SERVICE_UNAVAILABLE, "draining\n").into_response(),
+        ReadyState::TurningAway | ReadyState::Draining => {
+            (StatusCode::SERVICE_UNAVAILABLE, "draining\n").into_response()
+        }
         ReadyState::Failed => (StatusCode::SERVICE_UNAVAILABLE, "failed\n").into_response(),
         ReadyState::Starting(what) => {
             (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {what}\n")).into_response()
@@ -228,6 +234,11 @@ mod tests {
         assert_eq!(readyz().await, (503, "not ready: opening the store\n".to_owned()));
         server.readiness.set(ReadyState::Ready);
         assert!(server.readiness.wait_ready().await);
+        assert_eq!(readyz().await, (200, "ready\n".to_owned()));
+        server.readiness.set(ReadyState::TurningAway);
+        assert_eq!(readyz().await, (503, "draining\n".to_owned()));
+        assert_eq!(request(server.addr, "/healthz").await, (200, "ok\n".to_owned()));
+        server.readiness.set(ReadyState::Ready);
         assert_eq!(readyz().await, (200, "ready\n".to_owned()));
         server.readiness.set(ReadyState::Draining);
         server.readiness.set(ReadyState::Ready);

@@ -22,6 +22,7 @@ mod manifests;
 pub mod metrics;
 mod peer;
 mod persistent;
+mod pod;
 mod process;
 pub mod responses;
 mod router;

@@ -45,6 +45,8 @@ pub(crate) enum Eviction {
     TakenOver,
     /// Messages of QoS 1 or 2 for it are more than may wait.
     TooSlow,
+    /// It is to go to another pod, once its publishes have their answers.
+    Elsewhere,
 }
 
 /// What became of a message for a mailbox.
@@ -206,6 +208,17 @@ impl Mailbox {
         let mut state = self.state.lock();
         state.eviction = Some(eviction);
         wake(state);
+    }
+
+    /// Tells the connection to go elsewhere, unless it ends already. Whether it was told so now.
+    pub(crate) fn send_away(&self) -> bool {
+        let mut state = self.state.lock();
+        let stays = state.eviction.is_none() && !state.left;
+        if stays {
+            state.eviction = Some(Eviction::Elsewhere);
+            wake(state);
+        }
+        stays
     }
 
     pub(crate) fn eviction(&self) -> Option<Eviction> {

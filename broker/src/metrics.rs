@@ -96,6 +96,8 @@ pub struct Inner {
     pub shared_subscriptions: Gauge,
     /// Retained messages.
     pub retained_messages: Gauge,
+    /// Whether clients go to other pods: 1 while they are sent away, 2 when none is left.
+    pub draining: Gauge,
 }
 
 /// Counters of one name, one for each value of a label.
@@ -169,6 +171,8 @@ labels! {
         TooSlow = "too_slow",
         /// The broker stops.
         Shutdown = "shutdown",
+        /// It is to go to another pod.
+        Moved = "moved",
         /// An error of the broker or its store.
         Internal = "internal",
     }
@@ -458,6 +462,7 @@ impl Metrics {
             subscriptions: gauge(r, "subscriptions", "Subscriptions of all sessions"),
             shared_subscriptions: gauge(r, "shared_subscriptions", "Shared subscriptions of all sessions"),
             retained_messages: gauge(r, "retained_messages", "Retained messages"),
+            draining: gauge(r, "draining", "1 while clients are sent to other pods, 2 when none is left"),
         }))
     }
 }

@@ -45,10 +45,11 @@ use crate::http::{self, Readiness, ReadyState};
 use crate::listen::{self, Accepting};
 use crate::metrics::Metrics;
 use crate::persistent::Persistent;
+use crate::pod::drain::{self, Drainage};
 use crate::router::Router;
 use crate::sys::{self, Sys};
 use crate::under_way::UnderWay;
-use crate::{admin, disk, manifests, peer, process, store};
+use crate::{admin, disk, manifests, peer, pod, process, store};
 
 /// Wait before queues that could not be read are tried again.
 const TAKE_UP_RETRY: Duration = Duration::from_secs(10);
@@ -202,7 +203,10 @@ async fn serve(
 
     let registry = Arc::new(registry);
     background.spawn(http::serve(http_listener, readiness.clone(), registry, stop_background.child_token()));
-    background.spawn(serve_admin(admin_listener, Arc::clone(&broker), admin_access, shutdown.child_token()));
+    // Clients go first, those who look on last.
+    let end = CancellationToken::new();
+    let _ended = end.clone().drop_guard();
+    background.spawn(serve_admin(admin_listener, Arc::clone(&broker), admin_access, end.child_token()));
     background.spawn(Arc::clone(&broker.auth).follow(stop_background.child_token()));
     let panics = go_on_by_itself(&broker, config, (background, stop_background));
     if let Some(watcher) = watcher {
@@ -210,7 +214,7 @@ async fn serve(
         background.spawn(manifests::follow(core, auto_create, watcher, shutdown.child_token()));
     }
     let clients = TaskTracker::new();
-    let accepting = Accepting::new(&broker, &clients, &shutdown);
+    let accepting = Accepting::new(&broker, &clients, &end);
     let ways_in = listeners.iter().map(|bound| Arc::clone(&bound.listener)).collect();
     background.spawn(listen::follow(ways_in, stop_background.child_token()));
     for bound in listeners {
@@ -225,12 +229,20 @@ async fn serve(
     tracing::info!("ready");
     // Whoever started it may not want to know.
     let _ = started.send(started_as);
+    let orders =
+        drain::follow_orders(Arc::clone(&broker), readiness.clone(), config.drain.clone(), shutdown.clone());
+    background.spawn(panics.watch(orders));
 
+    let until_stopped = async {
+        shutdown.cancelled().await;
+        readiness.set(ReadyState::Draining);
+        drain::leave(&broker, &config.drain).await;
+    };
     let failure = tokio::select! {
-        () = shutdown.cancelled() => None,
+        () = until_stopped => None,
         why = broker.core.failed() => Some(why),
         () = pods_panicked(&broker) => Some("a task that tells other pods what clients want panicked".into()),
-        () = panics.panicked() => Some("the task that ends sessions and publishes wills panicked".into()),
+        () = panics.panicked() => Some("a task of the broker itself panicked".into()),
         () = others_panicked(&broker) => Some("a task that follows what other pods do panicked".into()),
     };
     if let Some(why) = &failure {
@@ -238,7 +250,7 @@ async fn serve(
         readiness.set(ReadyState::Failed);
         shutdown.cancel();
     }
-    readiness.set(ReadyState::Draining);
+    end.cancel();
     wind_down(&broker, &clients, config.limits.shutdown_grace).await;
     match failure {
         None => Ok(()),
@@ -338,7 +350,9 @@ async fn build(
     if cluster.is_some() {
         core_metrics.peers.register(registry);
     }
-    let options = Options { reading, cluster, network, ..Options::default() };
+    let info = pod::info(config, clock);
+    let appended = core_metrics.appended.clone();
+    let options = Options { reading, cluster, network, info, ..Options::default() };
     let core = Core::open_with(Arc::clone(&store), clock, seed, core_metrics, options);
     let core = core.await.context("open keyspace")?;
     core.groups().limit(config.limits.stream_groups as usize, config.limits.stream_group_members as usize);
@@ -399,6 +413,7 @@ async fn build(
             metrics.publish_bytes_under_way.clone(),
         ),
         clients,
+        drainage: Drainage::default(),
         persistent: Persistent::new(metrics.clone()),
         elsewhere,
         metrics,
@@ -411,6 +426,7 @@ async fn build(
         tasks: tasks.clone(),
         next_consumer: AtomicU64::new(1),
     });
+    tasks.spawn(pod::load::run(Arc::clone(&broker), appended, stop.child_token()));
     broker.core.publish_letters_with(Arc::new(LetterPublisher::new(&broker)));
     if let Some(pods) = &broker.pods {
         pods.links.handle_with(Lane::Live, Arc::new(LiveHandler::new(&broker)));

@@ -18,7 +18,7 @@ use crate::catalog::{Applied, ApplyError, Catalog, Object};
 use crate::cluster::links::{LinkOptions, Links};
 use crate::cluster::message::Lane;
 use crate::cluster::network::{Identity, Network};
-use crate::cluster::{Cluster, ClusterOptions, meeting};
+use crate::cluster::{Cluster, ClusterOptions, PodInfo, meeting};
 use crate::controls::{Asked, is_ordered};
 use crate::definition::{Definition, Kind};
 use crate::error::{Error, Result};
@@ -33,6 +33,7 @@ use crate::keyspace::{LogId, PublishId, VirtualShard, placement_hash};
 use crate::message::Message;
 use crate::metrics::{Metrics, Reason};
 use crate::panics::Panics;
+use crate::pods::Alone;
 use crate::queue::{Consumer, ConsumerId, Handout, Lag, Lost, Verdict};
 use crate::shard::{
     AppendError, AppendReply, Command, Context, DeadLetters, LogReport, Owners, PublishLetters, Remote,
@@ -56,6 +57,8 @@ pub struct Options {
     pub cluster: Option<ClusterOptions>,
     /// The way to the other pods of the cluster; none: this one talks to nobody.
     pub network: Option<PeerNetwork>,
+    /// What it says of itself; in a cluster, what its options there say.
+    pub info: PodInfo,
 }
 
 /// The way to other pods.
@@ -76,6 +79,8 @@ pub struct Core {
     owners: Arc<Owners>,
     groups: Groups,
     meeting: Meeting,
+    /// This pod, if it is alone.
+    pub(crate) alone: Alone,
 }
 
 /// The task that keeps links to other pods.
@@ -191,7 +196,8 @@ impl Core {
         }
         let context = owners.context().clone();
         let groups = Groups::new(Arc::clone(&owners), &catalog);
-        Ok(Self { context, format, catalog, owners, groups, meeting: Meeting::default() })
+        let alone = Alone::new(options.info);
+        Ok(Self { context, format, catalog, owners, groups, meeting: Meeting::default(), alone })
     }
 
     /// Says who publishes dead letters whose target is a topic. Until then they stay where they are.
@@ -580,6 +586,17 @@ impl Core {
     pub async fn hand_over_all(&self) -> Result<usize> {
         match &self.context.cluster {
             Some(cluster) => self.owners.hand_over_all(cluster).await,
+            None => Ok(0),
+        }
+    }
+
+    /// As [`Core::hand_over_all`], of a pod that was asked to drain, until it is asked to stay.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub async fn hand_over_rest(&self) -> Result<usize> {
+        match &self.context.cluster {
+            Some(cluster) => self.owners.hand_over_rest(cluster).await,
             None => Ok(0),
         }
     }

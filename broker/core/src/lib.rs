@@ -21,6 +21,7 @@ pub mod metrics;
 mod objects;
 pub mod operations;
 pub mod panics;
+pub mod pods;
 pub mod queue;
 pub mod restore;
 pub mod retained;

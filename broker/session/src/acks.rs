@@ -96,13 +96,13 @@ impl Answers {
     }
 
     /// DISCONNECT. `None` for 3.1.1, whose servers have no such packet, and if even the bare packet is too large.
-    pub(crate) fn disconnect(self, reason: ReasonCode, reason_string: Option<ByteString>) -> Option<Packet> {
+    pub(crate) fn disconnect(self, disconnect: Disconnect) -> Option<Packet> {
         if !self.version.is_v5() {
             return None;
         }
-        let full = Disconnect { reason, reason_string, ..Disconnect::default() };
+        let reason = disconnect.reason;
         let bare = || Some(Packet::Disconnect(Box::new(Disconnect { reason, ..Disconnect::default() })));
-        let full = Some(Packet::Disconnect(Box::new(full))).filter(|packet| self.fits(packet));
+        let full = Some(Packet::Disconnect(Box::new(disconnect))).filter(|packet| self.fits(packet));
         full.or_else(bare).filter(|packet| self.fits(packet))
     }
 }

@@ -152,10 +152,8 @@ impl<T: Clone> Session<T> {
         self.last_received = now;
         let handled = self.dispatch(packet);
         if let Err(error) = handled {
-            self.end(
-                CloseCause::Protocol(error.reason),
-                Some((error.reason, Some(ByteString::from_static(error.what)))),
-            );
+            let words = ByteString::from_static(error.what);
+            self.end(CloseCause::Protocol(error.reason), Some(farewell(error.reason, Some(words))));
             return handled;
         }
         self.outbound.pump_resends(now, &mut self.events);
@@ -309,7 +307,7 @@ impl<T: Clone> Session<T> {
 
     /// The bytes of the client could not be decoded: ends the session with the decoder's reason.
     pub fn handle_malformed(&mut self, reason: ReasonCode, what: impl Into<ByteString>) {
-        self.end(CloseCause::Protocol(reason), Some((reason, Some(what.into()))));
+        self.end(CloseCause::Protocol(reason), Some(farewell(reason, Some(what.into()))));
     }
 
     /// The connection is gone without a DISCONNECT.
@@ -347,7 +345,7 @@ impl<T: Clone> Session<T> {
             return;
         }
         if self.wants_read() {
-            self.end(CloseCause::KeepAlive, Some((ReasonCode::KeepAliveTimeout, None)));
+            self.end(CloseCause::KeepAlive, Some(farewell(ReasonCode::KeepAliveTimeout, None)));
         } else {
             self.last_received = now;
         }
@@ -487,7 +485,13 @@ impl<T: Clone> Session<T> {
 
     /// Ends the session from our side: DISCONNECT in 5.0, nothing in 3.1.1.
     pub fn close(&mut self, reason: ReasonCode, reason_string: Option<ByteString>) {
-        self.end(CloseCause::Server(reason), Some((reason, reason_string)));
+        self.end(CloseCause::Server(reason), Some(farewell(reason, reason_string)));
+    }
+
+    /// As [`Session::close`], for a client that is to go to another server, which `server_reference` names if it is known.
+    pub fn close_for(&mut self, reason: ReasonCode, server_reference: Option<ByteString>) {
+        let disconnect = Disconnect { server_reference, ..farewell(reason, None) };
+        self.end(CloseCause::Server(reason), Some(disconnect));
     }
 
     /// Whether [`Event::Closed`] was or will be reported.
@@ -557,13 +561,12 @@ impl<T: Clone> Session<T> {
         }
     }
 
-    fn end(&mut self, cause: CloseCause, disconnect: Option<(ReasonCode, Option<ByteString>)>) {
+    fn end(&mut self, cause: CloseCause, disconnect: Option<Disconnect>) {
         if self.closed {
             return;
         }
-        if let Some((reason, reason_string)) = disconnect {
-            let packet = self.answers.disconnect(reason, reason_string);
-            self.send(packet);
+        if let Some(disconnect) = disconnect {
+            self.send(self.answers.disconnect(disconnect));
         }
         self.closed = true;
         let withdrawn = cause == CloseCause::Client(ReasonCode::Success);
@@ -573,6 +576,10 @@ impl<T: Clone> Session<T> {
             session_expiry: self.session_expiry,
         }));
     }
+}
+
+fn farewell(reason: ReasonCode, reason_string: Option<ByteString>) -> Disconnect {
+    Disconnect { reason, reason_string, ..Disconnect::default() }
 }
 
 pub(crate) fn violation(what: &'static str) -> ProtocolError {

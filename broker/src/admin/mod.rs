@@ -10,6 +10,7 @@ mod changes;
 pub(crate) mod connections;
 mod convert;
 mod declared;
+mod pods;
 mod queue_ops;
 mod read;
 mod stream_groups;
@@ -423,5 +424,32 @@ impl Admin for Service {
             Ok(parts)
         })
         .await
+    }
+
+    async fn describe_pods(
+        &self,
+        _: Request<wire::DescribePodsRequest>,
+    ) -> Result<Response<wire::DescribePodsResponse>, Status> {
+        Ok(Response::new(wire::DescribePodsResponse { pods: self.pods() }))
+    }
+
+    async fn drain_pod(
+        &self,
+        request: Request<wire::DrainPodRequest>,
+    ) -> Result<Response<wire::DrainPodResponse>, Status> {
+        let wire::DrainPodRequest { id, rate, grace_millis } = request.into_inner();
+        self.answer(async {
+            let pod = self.order(&id, Some(pods::order(rate, grace_millis)?)).await?;
+            Ok(wire::DrainPodResponse { pod: Some(pod) })
+        })
+        .await
+    }
+
+    async fn resume_pod(
+        &self,
+        request: Request<wire::ResumePodRequest>,
+    ) -> Result<Response<wire::ResumePodResponse>, Status> {
+        let id = request.into_inner().id;
+        self.answer(async { Ok(wire::ResumePodResponse { pod: Some(self.order(&id, None).await?) }) }).await
     }
 }

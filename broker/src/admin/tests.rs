@@ -768,3 +768,26 @@ async fn a_pause_takes_effect_when_its_caller_has_gone() {
     assert!(received.try_recv().is_err());
     bench.stop().await;
 }
+
+#[tokio::test]
+async fn a_pod_that_is_alone_describes_itself_and_cannot_be_drained() {
+    let mut bench = Bench::new(&[]).await;
+    let pods = bench.client.describe_pods(wire::DescribePodsRequest {}).await.unwrap().into_inner().pods;
+    let [pod] = &pods[..] else { panic!("one pod: {pods:?}") };
+    assert!(pod.is_self && pod.id == bench.core.pod().to_string());
+    assert_eq!(pod.state(), wire::PodState::Serving);
+    let drain = |id: &str, grace_millis| wire::DrainPodRequest { id: id.into(), rate: 0, grace_millis };
+    for (request, code) in [
+        (drain("", 0), Code::FailedPrecondition),
+        (drain(&pod.id, 0), Code::FailedPrecondition),
+        (drain("nobody", 0), Code::NotFound),
+        (drain(&"00".repeat(16), 0), Code::NotFound),
+        (drain("", u64::MAX), Code::InvalidArgument),
+    ] {
+        let refused = bench.client.drain_pod(request.clone()).await.unwrap_err();
+        assert_eq!(refused.code(), code, "{request:?}: {refused}");
+    }
+    let resumed = bench.client.resume_pod(wire::ResumePodRequest { id: String::new() }).await.unwrap();
+    assert_eq!(resumed.into_inner().pod.unwrap().state(), wire::PodState::Serving);
+    bench.stop().await;
+}

@@ -9,6 +9,7 @@ mod args;
 mod auth;
 mod bench;
 mod output;
+mod pod;
 mod publish;
 mod queue;
 mod serve;
@@ -47,6 +48,9 @@ enum Command {
     /// Look at streams and read them, make, change and trim them
     #[command(subcommand)]
     Stream(stream::StreamCommand),
+    /// Look at the pods that work on one store, and send the clients of one to the others
+    #[command(subcommand)]
+    Pod(pod::PodCommand),
     /// Hash passwords, check access rules and explain their decisions
     #[command(subcommand)]
     Auth(auth::AuthCommand),
@@ -88,6 +92,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Sub(args) => runtime.block_on(subscribe::run(&args)),
         Command::Queue(command) => runtime.block_on(queue::run(&command)),
         Command::Stream(command) => runtime.block_on(stream::run(&command)),
+        Command::Pod(command) => runtime.block_on(pod::run(&command)),
         Command::Auth(command) => auth::run(&command),
         Command::Store(command) => runtime.block_on(store::run(&command)),
         Command::Bench(scenario) => bench::run(&scenario),

@@ -6,6 +6,7 @@
 
 mod admin;
 mod auth;
+mod drain;
 mod fdb;
 mod file;
 mod limits;
@@ -25,6 +26,7 @@ use crate::responses::ResponseInformation;
 
 pub use admin::AdminAccess;
 pub use auth::{AuthConfig, JwtSettings};
+pub use drain::DrainConfig;
 pub use fdb::FdbConfig;
 pub use limits::Limits;
 pub use listeners::{ClientAuth, ListenAt, Listener, TlsConfig, Transport};
@@ -57,6 +59,8 @@ pub struct Config {
     pub admin_access: AdminAccess,
     /// Other pods of a cluster.
     pub peer: PeerConfig,
+    /// How clients go to them when this pod leaves.
+    pub drain: DrainConfig,
     /// Folder of `MessageQueue` and `Stream` manifests to follow.
     pub manifests: Option<PathBuf>,
     /// Clients may connect without saying who they are, also from other machines.
@@ -188,6 +192,7 @@ impl Default for Config {
             admin: loopback(8081),
             admin_access: AdminAccess::default(),
             peer: PeerConfig::default(),
+            drain: DrainConfig::default(),
             manifests: None,
             allow_anonymous: false,
             auth: AuthConfig::default(),

@@ -8,7 +8,7 @@ use std::sync::LazyLock;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
 use super::{
-    ByteCount, Config, NamePattern, Problem, admin, auth, fdb, limits, listeners, peer, remote, value,
+    ByteCount, Config, NamePattern, Problem, admin, auth, drain, fdb, limits, listeners, peer, remote, value,
 };
 use crate::responses::ResponseInformation;
 
@@ -258,6 +258,7 @@ pub(super) fn all() -> impl Iterator<Item = &'static Setting> {
         .chain(listeners::TLS)
         .chain(admin::SETTINGS)
         .chain(peer::SETTINGS)
+        .chain(drain::SETTINGS)
         .chain(auth::SETTINGS)
         .chain(limits::SETTINGS)
 }

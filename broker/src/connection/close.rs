@@ -89,7 +89,10 @@ impl Connection {
 
     async fn release_queues(&mut self, closed: &Closed) {
         let lost = match closed.cause {
-            CloseCause::Client(_) | CloseCause::Server(ReasonCode::ServerShuttingDown) => Lost::Left,
+            CloseCause::Client(_)
+            | CloseCause::Server(
+                ReasonCode::ServerShuttingDown | ReasonCode::UseAnotherServer | ReasonCode::ServerMoved,
+            ) => Lost::Left,
             CloseCause::Protocol(_) | CloseCause::KeepAlive | CloseCause::Server(_) | CloseCause::Lost => {
                 Lost::Vanished
             }
@@ -111,18 +114,10 @@ impl Connection {
         positions: Vec<(ByteString, SessionPosition)>,
     ) -> Leaving {
         let Self {
-            broker,
-            session,
-            stored,
-            subscriber,
-            subscriptions,
-            mailbox,
-            place,
-            drain_until,
-            wire,
-            mut auth,
-            ..
+            broker, session, stored, subscriber, subscriptions, mailbox, place, wire, mut auth, ..
         } = *self;
+        // A broker that stops has no time.
+        let stops = broker.clients.is_draining();
         let left = session.into_state().outgoing;
         let outgoing = left.iter().filter_map(outgoing_entry).collect();
         // A will must not outlive the right to it.
@@ -140,10 +135,10 @@ impl Connection {
             // The session ends here, and with it this client's place in its groups.
             let unfinished = left.into_iter().filter_map(unfinished);
             let waiting = mailbox.close().into_iter().filter(|letter| !letter.shared.is_empty());
-            let patience = if drain_until.is_some() { Duration::ZERO } else { HAND_ON_PATIENCE };
+            let patience = if stops { Duration::ZERO } else { HAND_ON_PATIENCE };
             broker.hand_on(unfinished.chain(waiting), patience).await;
         }
-        let patience = if drain_until.is_some() { Duration::ZERO } else { CLOSE_PATIENCE };
+        let patience = if stops { Duration::ZERO } else { CLOSE_PATIENCE };
         Leaving { broker, stored, options, place, wire, patience }
     }
 }

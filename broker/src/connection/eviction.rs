@@ -36,6 +36,7 @@ impl Connection {
                 }
                 self.session.close(ReasonCode::SessionTakenOver, None);
             }
+            Eviction::Elsewhere => self.begin_drain(),
             Eviction::TooSlow => self.shed("limits.outboxBytesPerClient"),
         }
     }

@@ -31,7 +31,7 @@ use super::{Connection, FAREWELL_TIMEOUT, Incoming, Tag};
 use crate::auth::ClientAccess;
 use crate::broker::{Broker, reason_of};
 use crate::convert;
-use crate::mailbox::Mailbox;
+use crate::mailbox::{Eviction, Mailbox};
 use crate::metrics::{self, Closed, Dropped};
 use crate::slots::Slot;
 
@@ -86,6 +86,9 @@ pub(super) async fn accept(
         }
         Err(NotAdmitted::Ended(ended)) => return Err(ended),
     };
+    if broker.drainage.is_on() {
+        return Err(refuse_for_drain(&broker, &mut wire, version).await);
+    }
     // Until here it was nobody, and its AUTH packets were as small as its CONNECT.
     decoder.set_max_packet_size(max_packet_size);
     let mailbox = Arc::new(Mailbox::new(
@@ -97,6 +100,9 @@ pub(super) async fn accept(
         return Err(refuse_for_room(&mut wire, version, &client_id).await);
     }
     let Some(mut place) = broker.clients.admit(&client_id, &mailbox).await else {
+        if mailbox.eviction() == Some(Eviction::Elsewhere) {
+            return Err(refuse_for_drain(&broker, &mut wire, version).await);
+        }
         refuse(&mut wire, version, ReasonCode::SessionTakenOver, None).await;
         return Err(Closed::TakenOver);
     };
@@ -153,6 +159,14 @@ async fn refuse_for_room(wire: &mut Wire, version: ProtocolVersion, client_id: &
     tracing::info!(client = %client_id, text, "connection refused");
     refuse(wire, version, ReasonCode::QuotaExceeded, Some(text.into())).await;
     Closed::TooManyConnections
+}
+
+/// There are other pods, and this one is to have no clients.
+async fn refuse_for_drain(broker: &Broker, wire: &mut Wire, version: ProtocolVersion) -> Closed {
+    let server_reference = broker.farewell().server_reference;
+    let code = ReasonCode::UseAnotherServer;
+    refuse_with(wire, version, ConnAck { code, server_reference, ..ConnAck::default() }).await;
+    Closed::Moved
 }
 
 async fn read_connect(broker: &Broker, wire: &mut Wire, decoder: &mut Decoder) -> Result<Connect, Closed> {
@@ -240,13 +254,16 @@ async fn refuse(wire: &mut Wire, version: ProtocolVersion, code: ReasonCode, tex
         ReasonCode::SessionTakenOver => ReasonCode::ServerBusy,
         other => other,
     };
-    let packet = |reason_string| {
-        let connack = ConnAck { code, reason_string, ..ConnAck::default() };
-        Some(Packet::ConnAck(Box::new(connack)))
-    };
+    refuse_with(wire, version, ConnAck { code, reason_string: text, ..ConnAck::default() }).await;
+}
+
+async fn refuse_with(wire: &mut Wire, version: ProtocolVersion, connack: ConnAck) {
+    let bare = ConnAck { code: connack.code, ..ConnAck::default() };
+    let packet = |connack| Some(Packet::ConnAck(Box::new(connack)));
     let fits = |packet: &Packet| encoded_len(packet, version) <= wire.packet_size_max as usize;
     // Without the text if it is that [MQTT-3.2.2-19], and not at all if nothing fits [MQTT-3.1.2-24].
-    let Some(packet) = packet(text).filter(fits).or_else(|| packet(None)).filter(fits) else { return };
+    let packet = packet(connack).filter(fits).or_else(|| packet(bare)).filter(fits);
+    let Some(packet) = packet else { return };
     if wire.put(&Transmit::Packet(packet), version).is_ok() {
         // The client may be gone; then nobody misses the answer.
         let _ = tokio::time::timeout(FAREWELL_TIMEOUT, write_all(wire)).await;

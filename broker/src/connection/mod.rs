@@ -55,6 +55,7 @@ use crate::cluster::interest::Held;
 use crate::listen::{Entry, Peer};
 use crate::mailbox::{Eviction, Mailbox};
 use crate::metrics::{self, Metrics};
+use crate::pod::drain::Farewell;
 use crate::router::{Group, Subscriber};
 use crate::transport::Stream;
 use external::External;
@@ -181,7 +182,7 @@ struct Connection {
     undecoded: bool,
     /// The client sends no more.
     input_ended: bool,
-    /// The broker shuts down: when this connection ends, whatever is under way.
+    /// The broker shuts down, or the client is to go elsewhere: when this connection ends, whatever is under way.
     drain_until: Option<Instant>,
     closed: Option<Closed>,
     /// Watches whether the client takes what is written to it.
@@ -248,11 +249,12 @@ impl Connection {
             if let Some(closed) = self.closed {
                 return Box::pin(self.finish(closed)).await;
             }
-            if self.drain_until.is_none() && self.broker.clients.is_draining() {
-                self.drain_until = Some(self.broker.clock.now() + DRAIN_MAX);
+            if self.broker.clients.is_draining() {
+                self.begin_drain();
             }
             if self.drained() {
-                self.session.close(ReasonCode::ServerShuttingDown, None);
+                let Farewell { reason, server_reference } = self.broker.farewell();
+                self.session.close_for(reason, server_reference);
                 continue;
             }
             // What has been read waits while too much is under way.
@@ -398,7 +400,13 @@ impl Connection {
         self.session.handle_timeout(self.broker.clock.now().into_std());
     }
 
-    /// Whether the broker shuts down and this client's publishes have their answers, or have had their time.
+    /// Reads no more: the connection ends once the client's publishes have their answers.
+    fn begin_drain(&mut self) {
+        let now = self.broker.clock.now();
+        self.drain_until.get_or_insert(now + DRAIN_MAX);
+    }
+
+    /// Whether the client is to go and its publishes have their answers, or have had their time.
     fn drained(&self) -> bool {
         let settled = |until| self.pending.is_empty() || until <= self.broker.clock.now();
         self.drain_until.is_some_and(settled) && !self.session.is_closed()
@@ -531,6 +539,7 @@ fn close_label(cause: CloseCause) -> metrics::Closed {
         CloseCause::KeepAlive => metrics::Closed::KeepAliveTimeout,
         CloseCause::Server(ReasonCode::SessionTakenOver) => metrics::Closed::TakenOver,
         CloseCause::Server(ReasonCode::ServerShuttingDown) => metrics::Closed::Shutdown,
+        CloseCause::Server(ReasonCode::UseAnotherServer | ReasonCode::ServerMoved) => metrics::Closed::Moved,
         CloseCause::Server(ReasonCode::NotAuthorized) => metrics::Closed::NotAuthorized,
         CloseCause::Server(_) => metrics::Closed::Internal,
         CloseCause::Lost => metrics::Closed::ConnectionLost,

@@ -4,7 +4,6 @@
 use std::sync::Arc;
 
 use anyhow::Context;
-use bytestring::ByteString;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use weir_core::cluster::links::{LinkOptions, Links};
@@ -17,6 +16,7 @@ use super::security::Security;
 use super::server::PeerServer;
 use crate::config::Config;
 use crate::listen;
+use crate::pod;
 use crate::server::Peering;
 
 /// The address is taken; nobody is served yet.
@@ -52,14 +52,7 @@ impl Entrance {
 
     /// How this pod takes part in the cluster, and its way to the others.
     fn part_in_cluster(&self, config: &Config, clock: Clock) -> (ClusterOptions, PeerNetwork) {
-        let info = PodInfo {
-            peer: self.advertised.as_str().into(),
-            admin: config.admin.to_string().into(),
-            server_reference: ByteString::new(),
-            zone: ByteString::new(),
-            version: env!("CARGO_PKG_VERSION").into(),
-            started: clock.wall(),
-        };
+        let info = PodInfo { peer: self.advertised.as_str().into(), ..pod::info(config, clock) };
         let network = PeerNetwork { network: Arc::new(self.network.clone()), links: self.links };
         (ClusterOptions::new(info), network)
     }

@@ -974,6 +974,114 @@ pub struct BackUpStoreResponse {
     #[prost(bytes = "bytes", tag = "1")]
     pub data: ::prost::bytes::Bytes,
 }
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DescribePodsRequest {}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct DescribePodsResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub pods: ::prost::alloc::vec::Vec<Pod>,
+}
+/// A process that serves clients.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Pod {
+    /// Hexadecimal; another one after each start.
+    #[prost(string, tag = "1")]
+    pub id: ::prost::alloc::string::String,
+    /// Where it listens for other pods; empty if it is alone.
+    #[prost(string, tag = "2")]
+    pub peer_address: ::prost::alloc::string::String,
+    /// Where its admin API is.
+    #[prost(string, tag = "3")]
+    pub admin_address: ::prost::alloc::string::String,
+    /// Where clients are sent that are to come to it; empty if they are not told.
+    #[prost(string, tag = "4")]
+    pub server_reference: ::prost::alloc::string::String,
+    /// Where it runs, in words of whoever runs it.
+    #[prost(string, tag = "5")]
+    pub zone: ::prost::alloc::string::String,
+    /// Of the program.
+    #[prost(string, tag = "6")]
+    pub version: ::prost::alloc::string::String,
+    /// When it started, microseconds.
+    #[prost(uint64, tag = "7")]
+    pub started_micros: u64,
+    #[prost(enumeration = "PodState", tag = "8")]
+    pub state: i32,
+    /// The pod that answers.
+    #[prost(bool, tag = "9")]
+    pub is_self: bool,
+    /// What it said last of itself.
+    #[prost(message, optional, tag = "10")]
+    pub load: ::core::option::Option<PodLoad>,
+    /// How long ago that was, milliseconds. A pod that lives says so several times a second; one that is silent for seconds
+    /// hangs or is gone.
+    #[prost(uint64, tag = "11")]
+    pub load_age_millis: u64,
+}
+/// What a pod has to do. Rates are of a second, over the last ten.
+#[derive(Clone, Copy, PartialEq, ::prost::Message)]
+pub struct PodLoad {
+    /// Clients connected now.
+    #[prost(uint64, tag = "1")]
+    pub connections: u64,
+    /// Subscriptions that it knows: of its clients, and of all sessions that last.
+    #[prost(uint64, tag = "2")]
+    pub subscriptions: u64,
+    /// Virtual shards that it owns.
+    #[prost(uint64, tag = "3")]
+    pub shards: u64,
+    /// Connections that clients open.
+    #[prost(double, tag = "4")]
+    pub connect_rate: f64,
+    /// Messages that clients publish.
+    #[prost(double, tag = "5")]
+    pub publish_rate: f64,
+    /// Messages delivered to clients.
+    #[prost(double, tag = "6")]
+    pub deliver_rate: f64,
+    /// Messages appended to the shards that it owns.
+    #[prost(double, tag = "7")]
+    pub append_rate: f64,
+    /// Bytes from clients.
+    #[prost(double, tag = "8")]
+    pub bytes_in_rate: f64,
+    /// Bytes to clients.
+    #[prost(double, tag = "9")]
+    pub bytes_out_rate: f64,
+    /// Clients that were told to go elsewhere since the drain that is under way began.
+    #[prost(uint64, tag = "10")]
+    pub shed: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DrainPodRequest {
+    /// Which one; empty: the one that is asked.
+    #[prost(string, tag = "1")]
+    pub id: ::prost::alloc::string::String,
+    /// Clients sent away in a second; 0: as that pod is configured.
+    #[prost(uint32, tag = "2")]
+    pub rate: u32,
+    /// Time after which all that are left are sent away at once, milliseconds, at most a day; 0: as that pod is configured.
+    #[prost(uint64, tag = "3")]
+    pub grace_millis: u64,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct DrainPodResponse {
+    /// As known to the pod that was asked: it may take a moment until the drain has begun.
+    #[prost(message, optional, tag = "1")]
+    pub pod: ::core::option::Option<Pod>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ResumePodRequest {
+    /// Which one; empty: the one that is asked.
+    #[prost(string, tag = "1")]
+    pub id: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ResumePodResponse {
+    /// As known to the pod that was asked.
+    #[prost(message, optional, tag = "1")]
+    pub pod: ::core::option::Option<Pod>,
+}
 /// Whether messages of one key are delivered in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -1077,6 +1185,43 @@ impl DeletionPolicy {
             "DELETION_POLICY_UNSPECIFIED" => Some(Self::Unspecified),
             "DELETION_POLICY_RETAIN" => Some(Self::Retain),
             "DELETION_POLICY_DELETE" => Some(Self::Delete),
+            _ => None,
+        }
+    }
+}
+/// Whether a pod takes clients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum PodState {
+    /// Not said.
+    Unspecified = 0,
+    /// It does.
+    Serving = 1,
+    /// It does not, and has those go that it has.
+    Draining = 2,
+    /// It does not, and has none left.
+    Drained = 3,
+}
+impl PodState {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "POD_STATE_UNSPECIFIED",
+            Self::Serving => "POD_STATE_SERVING",
+            Self::Draining => "POD_STATE_DRAINING",
+            Self::Drained => "POD_STATE_DRAINED",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "POD_STATE_UNSPECIFIED" => Some(Self::Unspecified),
+            "POD_STATE_SERVING" => Some(Self::Serving),
+            "POD_STATE_DRAINING" => Some(Self::Draining),
+            "POD_STATE_DRAINED" => Some(Self::Drained),
             _ => None,
         }
     }
@@ -1738,6 +1883,83 @@ pub mod admin_client {
                 .insert(GrpcMethod::new("weir.admin.v1.Admin", "BackUpStore"));
             self.inner.server_streaming(req, path, codec).await
         }
+        /// The pods that work on the store, in the order of their ids, and what each has to do. Any of them answers for all: each
+        /// says with its signs of life how it is doing.
+        pub async fn describe_pods(
+            &mut self,
+            request: impl tonic::IntoRequest<super::DescribePodsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DescribePodsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/weir.admin.v1.Admin/DescribePods",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("weir.admin.v1.Admin", "DescribePods"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Has clients and shards of a pod go to the others, and no new ones come, until it is resumed. Any pod can be asked.
+        /// Asking again changes rate and grace. NOT_FOUND if there is no such pod, FAILED_PRECONDITION if no other would stay.
+        pub async fn drain_pod(
+            &mut self,
+            request: impl tonic::IntoRequest<super::DrainPodRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DrainPodResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/weir.admin.v1.Admin/DrainPod",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("weir.admin.v1.Admin", "DrainPod"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Ends the drain of a pod, under way or done. Doing it again changes nothing. NOT_FOUND if there is no such pod.
+        pub async fn resume_pod(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ResumePodRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ResumePodResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/weir.admin.v1.Admin/ResumePod",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("weir.admin.v1.Admin", "ResumePod"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -1951,6 +2173,32 @@ pub mod admin_server {
             request: tonic::Request<super::BackUpStoreRequest>,
         ) -> std::result::Result<
             tonic::Response<Self::BackUpStoreStream>,
+            tonic::Status,
+        >;
+        /// The pods that work on the store, in the order of their ids, and what each has to do. Any of them answers for all: each
+        /// says with its signs of life how it is doing.
+        async fn describe_pods(
+            &self,
+            request: tonic::Request<super::DescribePodsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DescribePodsResponse>,
+            tonic::Status,
+        >;
+        /// Has clients and shards of a pod go to the others, and no new ones come, until it is resumed. Any pod can be asked.
+        /// Asking again changes rate and grace. NOT_FOUND if there is no such pod, FAILED_PRECONDITION if no other would stay.
+        async fn drain_pod(
+            &self,
+            request: tonic::Request<super::DrainPodRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DrainPodResponse>,
+            tonic::Status,
+        >;
+        /// Ends the drain of a pod, under way or done. Doing it again changes nothing. NOT_FOUND if there is no such pod.
+        async fn resume_pod(
+            &self,
+            request: tonic::Request<super::ResumePodRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ResumePodResponse>,
             tonic::Status,
         >;
     }
@@ -2991,6 +3239,137 @@ pub mod admin_server {
                                 max_encoding_message_size,
                             );
                         let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/weir.admin.v1.Admin/DescribePods" => {
+                    #[allow(non_camel_case_types)]
+                    struct DescribePodsSvc<T: Admin>(pub Arc<T>);
+                    impl<
+                        T: Admin,
+                    > tonic::server::UnaryService<super::DescribePodsRequest>
+                    for DescribePodsSvc<T> {
+                        type Response = super::DescribePodsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::DescribePodsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::describe_pods(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = DescribePodsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/weir.admin.v1.Admin/DrainPod" => {
+                    #[allow(non_camel_case_types)]
+                    struct DrainPodSvc<T: Admin>(pub Arc<T>);
+                    impl<T: Admin> tonic::server::UnaryService<super::DrainPodRequest>
+                    for DrainPodSvc<T> {
+                        type Response = super::DrainPodResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::DrainPodRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::drain_pod(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = DrainPodSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/weir.admin.v1.Admin/ResumePod" => {
+                    #[allow(non_camel_case_types)]
+                    struct ResumePodSvc<T: Admin>(pub Arc<T>);
+                    impl<T: Admin> tonic::server::UnaryService<super::ResumePodRequest>
+                    for ResumePodSvc<T> {
+                        type Response = super::ResumePodResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ResumePodRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::resume_pod(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ResumePodSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)

@@ -49,29 +49,51 @@ pub(crate) async fn is_member(tx: &mut dyn Transaction, pod: PodId) -> weir_stor
     Ok(tx.get(&Pod::key(pod), Isolation::Serializable).await?.is_some())
 }
 
-/// Makes this pod a member, or changes what it says of itself.
-pub(super) async fn write_pod(inner: &Inner, is_draining: bool, is_new: bool) -> Result<()> {
+/// Makes this pod a member.
+pub(super) async fn join(inner: &Inner) -> Result<()> {
     let me = inner.me;
-    let pod = &Pod { info: inner.options.info.clone(), is_draining };
+    let pod = &Pod { info: inner.options.info.clone(), is_draining: false, order: None };
     let beat = &inner.heartbeat(0);
     let write = move || -> BoxFuture<'_, Result<()>> {
         Box::pin(async move {
             let body = transact(&*inner.store, |tx| {
                 Box::pin(async move {
-                    if !is_new && !is_member(tx, me).await? {
-                        return Ok(false);
-                    }
                     tx.set(&Pod::key(me), &pod.encode());
-                    if is_new {
-                        tx.set(&Heartbeat::key(me), &beat.encode());
-                    }
-                    let change = if is_new { Change::PodJoined(me) } else { Change::PodChanged(me) };
-                    inner.feed.write(tx, &change);
-                    Ok(true)
+                    tx.set(&Heartbeat::key(me), &beat.encode());
+                    inner.feed.write(tx, &Change::PodJoined(me));
+                    Ok(())
                 })
             });
-            let (is_member, _) = body.await?;
-            if is_member { Ok(()) } else { Err(Error::Fenced) }
+            body.await?;
+            Ok(())
+        })
+    };
+    repeated(write).await
+}
+
+/// Changes what is written of `id`. False if it is no member.
+pub(super) async fn change_pod(inner: &Inner, id: PodId, change: impl Fn(&mut Pod) + Sync) -> Result<bool> {
+    let change = &change;
+    let write = move || -> BoxFuture<'_, Result<bool>> {
+        Box::pin(async move {
+            let body = transact(&*inner.store, |tx| {
+                Box::pin(async move {
+                    let stored = tx.get(&Pod::key(id), Isolation::Serializable).await?;
+                    let Some(stored) = stored else { return Ok(Ok(false)) };
+                    let before = match Pod::decode(stored) {
+                        Ok(pod) => pod,
+                        Err(error) => return Ok(Err(Error::from(error))),
+                    };
+                    let mut pod = before.clone();
+                    change(&mut pod);
+                    if pod != before {
+                        tx.set(&Pod::key(id), &pod.encode());
+                        inner.feed.write(tx, &Change::PodChanged(id));
+                    }
+                    Ok(Ok(true))
+                })
+            });
+            body.await?.0
         })
     };
     repeated(write).await
@@ -180,7 +202,7 @@ impl Inner {
     fn heartbeat(&self, counter: u64) -> Heartbeat {
         let ttl_ms = u32::try_from(self.options.ttl.as_millis()).unwrap_or(u32::MAX);
         let applied = self.applied();
-        Heartbeat { counter, ttl_ms, applied: stamp(applied) }
+        Heartbeat { counter, ttl_ms, applied: stamp(applied), load: *self.load.lock() }
     }
 }
 

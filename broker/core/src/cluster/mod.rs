@@ -39,15 +39,17 @@ pub use self::feed::{Feed, FeedEvent, FeedReceiver};
 pub use self::view::{Member, View};
 pub use crate::keyspace::change::{Change, Topic};
 pub use crate::keyspace::interest::{InterestKey, PodInterest, Want};
-pub use crate::keyspace::pod::PodInfo;
+pub use crate::keyspace::load::{DrainState, PodLoad};
+pub use crate::keyspace::pod::{DrainOrder, PodInfo};
 
 use self::links::Links;
 use self::message::Lane;
 use self::owners::OwnerCache;
 use self::pods::Pods;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::keyspace::VirtualShard;
 use crate::keyspace::owner::{Owner, PodId};
+use crate::keyspace::pod::Pod;
 use crate::metrics::ClusterMetrics;
 use crate::panics::Panics;
 
@@ -117,6 +119,8 @@ struct Inner {
     quiet_tx: watch::Sender<bool>,
     /// Why this pod is no member any more.
     failed_tx: watch::Sender<Option<Arc<str>>>,
+    /// What it says with its signs of life.
+    load: Mutex<PodLoad>,
     tasks: TaskTracker,
     stopped: CancellationToken,
     panics: Panics,
@@ -151,12 +155,13 @@ impl Cluster {
             beats: AtomicU64::new(0),
             quiet_tx: watch::Sender::new(false),
             failed_tx: watch::Sender::new(None),
+            load: Mutex::default(),
             tasks: TaskTracker::new(),
             stopped: CancellationToken::new(),
             panics: Panics::default(),
             options,
         });
-        membership::write_pod(&inner, false, true).await?;
+        membership::join(&inner).await?;
         let mut tail = tail::Tail::new(Arc::clone(&inner));
         tail.start().await?;
         tracing::info!(pod = %me, "joined the cluster");
@@ -283,9 +288,36 @@ impl Cluster {
     /// # Errors
     /// If the store fails, or this pod is no member any more.
     pub async fn drain(&self) -> Result<()> {
-        membership::write_pod(&self.inner, true, false).await?;
+        if !membership::change_pod(&self.inner, self.inner.me, |pod| pod.is_draining = true).await? {
+            return Err(Error::Fenced);
+        }
         self.inner.feed.wake();
         Ok(())
+    }
+
+    /// Asks `pod` to have its clients go and gives it no more shards, or takes that back. False if it is no member.
+    ///
+    /// # Errors
+    /// If the store fails, or what is written of the pod cannot be read.
+    pub async fn order_drain(&self, pod: PodId, order: Option<DrainOrder>) -> Result<bool> {
+        let change = |pod: &mut Pod| (pod.is_draining, pod.order) = (order.is_some(), order);
+        let is_member = membership::change_pod(&self.inner, pod, change).await?;
+        self.inner.feed.wake();
+        Ok(is_member)
+    }
+
+    /// What this pod says of its load from now on.
+    pub fn report(&self, load: PodLoad) {
+        *self.inner.load.lock() = load;
+    }
+
+    /// What `pod` has said last of its load, and how long ago; of this one what it says now. None if it is not known.
+    #[must_use]
+    pub fn load_of(&self, pod: PodId) -> Option<(PodLoad, Duration)> {
+        if pod == self.inner.me {
+            return Some((*self.inner.load.lock(), Duration::ZERO));
+        }
+        self.inner.pods.lock().load_of(pod, self.inner.clock.now())
     }
 
     /// Ends the membership. Shards that are not handed over are taken over by others at once.

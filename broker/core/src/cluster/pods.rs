@@ -9,6 +9,7 @@ use weir_env::clock::Instant;
 use weir_env::seed::HashMap;
 use weir_storage::Version;
 
+use crate::keyspace::load::PodLoad;
 use crate::keyspace::owner::PodId;
 use crate::keyspace::pod::Heartbeat;
 
@@ -29,6 +30,9 @@ struct Life {
     /// When the link broke.
     suspected: Option<Instant>,
     applied: Version,
+    load: PodLoad,
+    /// When the pod was seen to say so; what is found at the first look may be old.
+    said: Instant,
 }
 
 impl Pods {
@@ -46,10 +50,10 @@ impl Pods {
         let ttl = Duration::from_millis(u64::from(beat.ttl_ms));
         let Heartbeat { counter, .. } = *beat;
         let applied = version_of(beat);
-        let life =
-            self.lives.entry(pod).or_insert(Life { counter, ttl, since: now, suspected: None, applied });
+        let new = Life { counter, ttl, since: now, suspected: None, applied, load: beat.load, said: now };
+        let life = self.lives.entry(pod).or_insert(new);
         if life.counter != counter {
-            (life.counter, life.since) = (counter, now);
+            (life.counter, life.since, life.load, life.said) = (counter, now, beat.load, now);
         }
         (life.ttl, life.applied) = (ttl, life.applied.max(applied));
     }
@@ -78,6 +82,11 @@ impl Pods {
     /// Whether all of `pods` have applied all changes up to `version`, as far as is known.
     pub(super) fn have_applied(&self, mut pods: impl Iterator<Item = PodId>, version: Version) -> bool {
         pods.all(|pod| self.lives.get(&pod).is_some_and(|life| life.applied >= version))
+    }
+
+    /// What `pod` has said last of its load, and how long ago as seen at `now`.
+    pub(super) fn load_of(&self, pod: PodId, now: Instant) -> Option<(PodLoad, Duration)> {
+        self.lives.get(&pod).map(|life| (life.load, now.saturating_duration_since(life.said)))
     }
 
     /// Every other pod, and its counter.
@@ -122,7 +131,8 @@ mod tests {
 
     fn beat(counter: u64) -> Heartbeat {
         let applied = Versionstamp::new(Version(counter), u16::MAX);
-        Heartbeat { counter, ttl_ms: 5000, applied }
+        let load = PodLoad { connections: counter, ..PodLoad::default() };
+        Heartbeat { counter, ttl_ms: 5000, applied, load }
     }
 
     fn ms(n: u64) -> Duration {
@@ -135,6 +145,8 @@ mod tests {
         let mut pods = Pods::new(ms(600));
         pods.observe(POD, &beat(1), start);
         pods.observe(POD, &beat(1), start + ms(4900));
+        let said = pods.load_of(POD, start + ms(4999));
+        assert_eq!(said.map(|(load, age)| (load.connections, age)), Some((1, ms(4999))));
         assert_eq!(pods.dead(start + ms(4999)), []);
         assert_eq!(pods.dead(start + ms(5000)), [(POD, 1)]);
         pods.observe(POD, &beat(2), start + ms(5000));

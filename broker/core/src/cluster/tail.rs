@@ -16,6 +16,7 @@ use super::view::{Member, View};
 use super::{Inner, membership};
 use crate::error::{Error, Result};
 use crate::keyspace::change::{self, Change, Floor, Topic};
+use crate::keyspace::load::PodLoad;
 use crate::keyspace::owner::{Owner, PodId};
 use crate::keyspace::pod::{Heartbeat, Pod, PodInfo};
 use crate::keyspace::{DecodeError, VirtualShard, tag};
@@ -201,8 +202,8 @@ impl Tail {
             for member in view.pods.iter().filter(|member| member.id != inner.me) {
                 let beat = lives.iter().find(|(pod, _)| *pod == member.id).map(|(_, beat)| *beat);
                 // Without one it has until its TTL is over, too.
-                let none =
-                    Heartbeat { counter: 0, ttl_ms: 5000, applied: membership::stamp(Version::default()) };
+                let applied = membership::stamp(Version::default());
+                let none = Heartbeat { counter: 0, ttl_ms: 5000, applied, load: PodLoad::default() };
                 pods.observe(member.id, &beat.unwrap_or(none), now);
             }
             if inner.options.is_exclusive {
@@ -318,8 +319,9 @@ async fn members(tx: &mut dyn Transaction) -> Result<Vec<Member>> {
     let member = |(key, value): (Bytes, Bytes)| {
         let id = readable("pod", Pod::of_key(&key))?;
         let pod = readable("pod", Pod::decode(value));
-        let Pod { info, is_draining } = pod.unwrap_or(Pod { info: PodInfo::default(), is_draining: true });
-        Some(Member { id, info, is_draining })
+        let unknown = Pod { info: PodInfo::default(), is_draining: true, order: None };
+        let Pod { info, is_draining, order } = pod.unwrap_or(unknown);
+        Some(Member { id, info, is_draining, order })
     };
     Ok(rows.into_iter().filter_map(member).collect())
 }

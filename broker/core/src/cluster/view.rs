@@ -3,7 +3,7 @@
 use crate::cluster::rendezvous;
 use crate::keyspace::VirtualShard;
 use crate::keyspace::owner::PodId;
-use crate::keyspace::pod::PodInfo;
+use crate::keyspace::pod::{DrainOrder, PodInfo};
 
 /// A member of the cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -14,6 +14,8 @@ pub struct Member {
     pub info: PodInfo,
     /// It is about to leave: it is given no shards.
     pub is_draining: bool,
+    /// It was asked to have its clients go, in this way.
+    pub order: Option<DrainOrder>,
 }
 
 /// The members of the cluster at some time.
@@ -71,8 +73,10 @@ mod tests {
 
     #[test]
     fn who_leaves_is_given_nothing() {
-        let member =
-            |id: u8, is_draining| Member { id: PodId([id; 16]), info: PodInfo::default(), is_draining };
+        let member = |id: u8, is_draining| {
+            let (id, info) = (PodId([id; 16]), PodInfo::default());
+            Member { id, info, is_draining, order: None }
+        };
         let view = View::new(1, vec![member(1, true), member(2, false)], 8);
         let second = PodId([2; 16]);
         assert!((0..8).all(|vs| view.assigned(VirtualShard(vs)) == Some(second)));

@@ -17,6 +17,7 @@ pub mod inbox;
 pub mod inbox_blob;
 pub mod interest;
 pub mod last_value;
+pub mod load;
 pub mod log_blob;
 mod log_id;
 pub mod log_state;

@@ -50,6 +50,11 @@ impl Owners {
     /// If the store fails. Others take over then what was not handed over.
     pub(crate) async fn hand_over_all(&self, cluster: &Cluster) -> Result<usize> {
         cluster.drain().await?;
+        self.hand_over_rest(cluster).await
+    }
+
+    /// As [`Self::hand_over_all`], of a pod that drains already, and until it does not any more.
+    pub(crate) async fn hand_over_rest(&self, cluster: &Cluster) -> Result<usize> {
         let mut members = cluster.members();
         let drains = |pods: &crate::cluster::View| pods.member(cluster.me()).is_none_or(|me| me.is_draining);
         // Until then it may take shards over.

@@ -8,6 +8,7 @@ mod cluster_chaos;
 mod cluster_groups;
 mod cluster_interest;
 mod cluster_members;
+mod cluster_pods;
 mod cluster_queues;
 mod cluster_shards;
 mod cluster_support;

@@ -20,6 +20,7 @@ mod patience;
 mod pod_groups;
 mod pod_sessions;
 mod pods;
+mod pods_drain;
 mod pods_live;
 mod queue_admin;
 mod queue_consumers;

@@ -37,6 +37,34 @@ impl Admin for Canned {
         Ok(Response::new(Box::pin(tokio_stream::iter([Ok(damaged)]))))
     }
 
+    async fn describe_pods(
+        &self,
+        _: Request<DescribePodsRequest>,
+    ) -> Result<Response<DescribePodsResponse>, Status> {
+        let quiet = Pod { id: "0b".repeat(16), load_age_millis: 4_321, is_self: false, ..pod() };
+        Ok(Response::new(DescribePodsResponse { pods: vec![pod(), quiet] }))
+    }
+
+    async fn drain_pod(
+        &self,
+        request: Request<DrainPodRequest>,
+    ) -> Result<Response<DrainPodResponse>, Status> {
+        let DrainPodRequest { id, rate, grace_millis } = request.into_inner();
+        let asked = (rate, grace_millis) == (7, 30_000) && id == pod().id;
+        if !asked {
+            return Err(Status::failed_precondition("no other pod would take its clients"));
+        }
+        Ok(Response::new(DrainPodResponse { pod: Some(pod()) }))
+    }
+
+    async fn resume_pod(
+        &self,
+        request: Request<ResumePodRequest>,
+    ) -> Result<Response<ResumePodResponse>, Status> {
+        let id = request.into_inner().id;
+        Ok(Response::new(ResumePodResponse { pod: Some(Pod { id, ..pod() }) }))
+    }
+
     async fn list_queues(
         &self,
         _: Request<ListQueuesRequest>,
@@ -356,6 +384,34 @@ fn ready() -> Vec<Condition> {
     }]
 }
 
+fn pod() -> Pod {
+    let load = PodLoad {
+        connections: 1_200,
+        subscriptions: 3_400,
+        shards: 341,
+        connect_rate: 0.5,
+        publish_rate: 1_234.5,
+        deliver_rate: 2_000.0,
+        append_rate: 100.0,
+        bytes_in_rate: 2_048.0,
+        bytes_out_rate: 1_048_576.0,
+        shed: 56,
+    };
+    Pod {
+        id: "0a".repeat(16),
+        peer_address: "10.0.0.7:8082".into(),
+        admin_address: "10.0.0.7:8081".into(),
+        server_reference: "a.example.org:1883".into(),
+        zone: "z1".into(),
+        version: "1.2.3".into(),
+        started_micros: 1_700_000_000_000_000,
+        state: PodState::Draining.into(),
+        is_self: true,
+        load: Some(load),
+        load_age_millis: 120,
+    }
+}
+
 fn queue() -> Queue {
     Queue {
         name: "traffic".into(),
@@ -429,6 +485,25 @@ async fn lists_and_descriptions() {
         &["stream", "describe", "telemetry"],
     ] {
         text.push_str(&format!("$ weir {}\n{}\n", args.join(" "), server.weir(args).await.output()));
+    }
+    insta::assert_snapshot!(text);
+}
+
+#[tokio::test]
+async fn pods_are_listed_and_drained() {
+    let server = start().await;
+    let mut text = String::new();
+    for args in [
+        &["pod", "list"][..],
+        &["pod", "describe"],
+        &["pod", "describe", "0b", "-o", "json"],
+        &["pod", "drain", "--rate", "7", "--grace", "30s"],
+        &["pod", "resume", "0b"],
+    ] {
+        text.push_str(&format!("$ weir {}\n{}\n", args.join(" "), server.weir(args).await.output()));
+    }
+    for args in [&["pod", "drain", "0b"][..], &["pod", "drain", "0"], &["pod", "describe", "x"]] {
+        text.push_str(&format!("$ weir {}\n{}\n", args.join(" "), server.weir(args).await.failure()));
     }
     insta::assert_snapshot!(text);
 }
