@@ -225,6 +225,14 @@ impl Config {
         messages.extend(self.admin_access.contradictions(self.admin));
         messages.extend(self.remote.contradictions());
         messages.extend(self.peer.contradictions());
+        if self.peer.listen.is_some() && matches!(self.store, StoreConfig::Embedded(_) | StoreConfig::Memory)
+        {
+            messages.push(format!(
+                "peer is for pods on one store, and {} belongs to one process alone: use remote:HOST:PORT (of `weir store \
+                 serve`) or fdb:CLUSTER_FILE, or leave peer away",
+                self.store
+            ));
+        }
         messages.extend(self.auth.contradictions());
         if self.limits.outbox_bytes_per_client < self.limits.max_packet_size {
             messages.push(format!(

@@ -362,3 +362,12 @@ fn listeners_that_contradict_themselves_or_each_other() {
     let plain = "[[listeners]]\nurl = 'ws://127.0.0.1'\ntls = { clientAuth = 'required' }";
     check_refused(plain, &[], &[], &["ws://127.0.0.1:8083 does not speak TLS: use mqtts:// or wss://"]);
 }
+
+#[test]
+fn pods_need_a_store_that_several_can_have() {
+    let parts = ["belongs to one process alone", "remote:HOST:PORT", "fdb:CLUSTER_FILE"];
+    for store in ["embedded:data", "memory:"] {
+        check_refused("peer = '127.0.0.1:1'", &[], &["--store", store], &[&parts[..], &[store]].concat());
+    }
+    load_from("peer = '127.0.0.1:1'", &[], &["--store", "remote:127.0.0.1:2"]).unwrap();
+}

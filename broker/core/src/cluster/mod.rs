@@ -70,8 +70,6 @@ pub struct ClusterOptions {
     pub changes_kept: Duration,
     /// How many changes stay in the feed, about.
     pub changes_kept_max: u64,
-    /// No other process has the store: whoever else seems to be a member is dead.
-    pub is_exclusive: bool,
 }
 
 impl ClusterOptions {
@@ -86,7 +84,6 @@ impl ClusterOptions {
             moves_per_second: 64,
             changes_kept: Duration::from_secs(300),
             changes_kept_max: 100_000,
-            is_exclusive: false,
         }
     }
 }

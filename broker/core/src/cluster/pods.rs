@@ -89,13 +89,6 @@ impl Pods {
         self.lives.get(&pod).map(|life| (life.load, now.saturating_duration_since(life.said)))
     }
 
-    /// Every other pod, and its counter.
-    pub(super) fn all(&self) -> Vec<(PodId, u64)> {
-        let mut all: Vec<_> = self.lives.iter().map(|(pod, life)| (*pod, life.counter)).collect();
-        all.sort_unstable();
-        all
-    }
-
     /// Who seems dead, as seen at `now`, and the counter that says so.
     pub(super) fn dead(&self, now: Instant) -> Vec<(PodId, u64)> {
         let is_dead = |life: &Life| {

@@ -206,9 +206,7 @@ impl Tail {
                 let none = Heartbeat { counter: 0, ttl_ms: 5000, applied, load: PodLoad::default() };
                 pods.observe(member.id, &beat.unwrap_or(none), now);
             }
-            if inner.options.is_exclusive {
-                pods.all()
-            } else if inner.may_judge() {
+            if inner.may_judge() {
                 pods.dead(since)
             } else {
                 pods.begin_again(now);
