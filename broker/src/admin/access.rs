@@ -9,21 +9,20 @@ use anyhow::{Context, bail};
 use arc_swap::ArcSwap;
 use secrecy::{ExposeSecret, SecretString};
 use tonic::service::Interceptor;
-use tonic::transport::{Certificate, Identity, ServerTlsConfig};
 use tonic::{Request, Status};
 
-use super::connections::FIRST_BYTES_WAIT;
-use crate::config::AdminAccess;
+use crate::config::{AdminAccess, TlsConfig};
+use crate::listen::{Reloaded, TlsServer};
 
 /// Shortest token, in bytes.
 const TOKEN_BYTES_MIN: usize = 16;
 
 /// What is read from the files of an [`AdminAccess`].
 pub(crate) struct Access {
-    pub(crate) tls: Option<ServerTlsConfig>,
+    pub(crate) tls: Option<Arc<TlsServer>>,
     pub(crate) guard: Guard,
     token_file: Option<PathBuf>,
-    /// How often the token is read again; zero: never.
+    /// How often the files are read again; zero: never.
     interval: Duration,
 }
 
@@ -32,16 +31,17 @@ pub(crate) struct Access {
 pub(crate) struct Guard(Option<Arc<ArcSwap<SecretString>>>);
 
 impl Access {
-    /// Reads the files. The token is followed in this `interval`.
+    /// Reads the files. They are followed in this `interval`.
     pub(crate) fn read(config: &AdminAccess, interval: Duration) -> anyhow::Result<Self> {
         let tls = match (&config.certificate_file, &config.key_file) {
             (Some(certificate), Some(key)) => {
-                let identity = Identity::from_pem(file(certificate)?, file(key)?);
-                let tls = ServerTlsConfig::new().identity(identity).timeout(FIRST_BYTES_WAIT);
-                Some(match &config.client_ca_file {
-                    Some(path) => tls.client_ca_root(Certificate::from_pem(file(path)?)),
-                    None => tls,
-                })
+                let files = TlsConfig {
+                    cert: vec![certificate.clone()],
+                    key: vec![key.clone()],
+                    client_ca: config.client_ca_file.clone(),
+                    ..TlsConfig::default()
+                };
+                Some(Arc::new(TlsServer::load_for(&files, b"h2")?))
             }
             _ => None,
         };
@@ -53,34 +53,53 @@ impl Access {
         Ok(Self { tls, guard, token_file: config.token_file.clone(), interval })
     }
 
-    /// Takes another token over as soon as the file has one, for ever. A file without one changes nothing.
+    /// Takes over what the files say, as soon as they say something else, for ever. What is no good changes nothing.
     pub(crate) fn follow(&self) -> impl Future<Output = ()> + Send + use<> {
         let (guard, path, interval) = (self.guard.clone(), self.token_file.clone(), self.interval);
+        let tls = self.tls.clone();
         async move {
-            let (Guard(Some(current)), Some(path)) = (guard, path) else {
-                return std::future::pending().await;
-            };
-            if interval.is_zero() {
+            if interval.is_zero() || (path.is_none() && tls.is_none()) {
                 return std::future::pending().await;
             }
             let mut last_problem = None;
             loop {
                 tokio::time::sleep(interval).await;
-                let path = path.clone();
-                let Ok(read) = tokio::task::spawn_blocking(move || token(&path)).await else { continue };
-                let problem = read.as_ref().err().map(|error| format!("{error:#}"));
-                if problem.is_some() && problem != last_problem {
-                    tracing::error!(problem, "the token of a gRPC API is not read again; the last one stays");
+                if let (Guard(Some(current)), Some(path)) = (&guard, &path) {
+                    follow_token(current, path.clone(), &mut last_problem).await;
                 }
-                last_problem = problem;
-                if let Ok(read) = read
-                    && read.expose_secret() != current.load().expose_secret()
-                {
-                    current.store(Arc::new(read));
-                    tracing::info!("a gRPC API has another token");
+                if let Some(tls) = tls.clone() {
+                    // A reload that panics is a bug; the certificates of before go on.
+                    let _ = tokio::task::spawn_blocking(move || follow_certificates(&tls)).await;
                 }
             }
         }
+    }
+}
+
+/// Takes over another token. What keeps it from that is said once.
+async fn follow_token(current: &ArcSwap<SecretString>, path: PathBuf, last_problem: &mut Option<String>) {
+    let Ok(read) = tokio::task::spawn_blocking(move || token(&path)).await else { return };
+    let problem = read.as_ref().err().map(|error| format!("{error:#}"));
+    if problem.is_some() && problem != *last_problem {
+        tracing::error!(problem, "the token of a gRPC API is not read again; the last one stays");
+    }
+    *last_problem = problem;
+    if let Ok(read) = read
+        && read.expose_secret() != current.load().expose_secret()
+    {
+        current.store(Arc::new(read));
+        tracing::info!("a gRPC API has another token");
+    }
+}
+
+fn follow_certificates(tls: &TlsServer) {
+    match tls.reload() {
+        Reloaded::Same => {}
+        Reloaded::New => tracing::info!("new connections to a gRPC API get the new certificates"),
+        Reloaded::Broken(error) => tracing::error!(
+            error = %format!("{error:#}"),
+            "changed certificates of a gRPC API are not usable and the ones of before are still in use; correct the files"
+        ),
     }
 }
 

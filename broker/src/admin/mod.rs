@@ -83,11 +83,7 @@ pub(crate) async fn serve(
     let followed = access.follow();
     let declarations = InterceptedService::new(declarations, access.guard.clone());
     let service = InterceptedService::new(service, access.guard);
-    let mut builder = Server::builder();
-    if let Some(tls) = access.tls {
-        builder = builder.tls_config(tls).context("use the certificate of the admin API")?;
-    }
-    let server = builder
+    let server = Server::builder()
         .trace_fn(trace::span_of)
         .max_concurrent_streams(CALLS_PER_CONNECTION_MAX)
         .http2_keepalive_interval(Some(KEEPALIVE))
@@ -95,7 +91,7 @@ pub(crate) async fn serve(
         .add_service(service)
         .add_service(declarations)
         .serve_with_incoming_shutdown(
-            connections::incoming(listener, connections::CONNECTIONS_MAX),
+            connections::incoming(listener, connections::CONNECTIONS_MAX, access.tls),
             shutdown.clone().cancelled_owned(),
         );
     let overdue = async {

@@ -547,7 +547,7 @@ async fn reads_are_limited_and_a_dropped_one_gives_its_place_back() {
 async fn connections_are_limited_and_a_closed_one_gives_its_place_back() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
-    let mut incoming = std::pin::pin!(connections::incoming(listener, connections::CONNECTIONS_MAX));
+    let mut incoming = std::pin::pin!(connections::incoming(listener, connections::CONNECTIONS_MAX, None));
     let (mut clients, mut accepted) = (Vec::new(), Vec::new());
     for _ in 0..connections::CONNECTIONS_MAX {
         clients.push(TcpStream::connect(addr).await.unwrap());

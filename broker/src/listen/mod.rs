@@ -35,12 +35,12 @@ use crate::transport::{Socket, Stream};
 use bind::Listening;
 use metrics::ByListener;
 use pace::Pace;
-use tls::TlsServer;
 
 pub(crate) use establish::establish;
 pub use metrics::ListenerMetrics;
 pub use peer::{Certificate, Peer, PeerAddr};
 pub(crate) use reload::follow;
+pub(crate) use tls::{Reloaded, TlsServer};
 
 /// Wait after an error of `accept`, such as too many open files.
 const ACCEPT_WAIT: Duration = Duration::from_millis(100);

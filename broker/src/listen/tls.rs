@@ -1,4 +1,5 @@
-//! What a listener shows its clients and asks of them in TLS, read from files and read again when they change.
+//! What a listener shows its clients and asks of them in TLS, read from files and read again when they change. APIs over gRPC
+//! have the same.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -21,7 +22,7 @@ use super::Certificate;
 use crate::config::{ClientAuth, TlsConfig, Transport};
 
 /// TLS of one listener.
-pub(super) struct TlsServer {
+pub(crate) struct TlsServer {
     config: TlsConfig,
     alpn: &'static [u8],
     current: ArcSwap<ServerConfig>,
@@ -40,7 +41,7 @@ struct Files {
 
 /// What a look at the files led to.
 #[derive(Debug)]
-pub(super) enum Reloaded {
+pub(crate) enum Reloaded {
     /// They are as they were.
     Same,
     /// New connections get what is new.
@@ -52,7 +53,11 @@ pub(super) enum Reloaded {
 impl TlsServer {
     /// Reads the files.
     pub(super) fn load(config: &TlsConfig, transport: Transport) -> anyhow::Result<Self> {
-        let alpn: &[u8] = if transport.is_websocket() { b"http/1.1" } else { b"mqtt" };
+        Self::load_for(config, if transport.is_websocket() { b"http/1.1" } else { b"mqtt" })
+    }
+
+    /// As [`TlsServer::load`], for a protocol by its name in ALPN.
+    pub(crate) fn load_for(config: &TlsConfig, alpn: &'static [u8]) -> anyhow::Result<Self> {
         let files = Files::read(config)?;
         let current = ArcSwap::new(build(config, &files, alpn)?);
         Ok(Self { config: config.clone(), alpn, current, seen: Mutex::new(Ok(files)) })
@@ -60,11 +65,16 @@ impl TlsServer {
 
     /// The server's side of a new connection.
     pub(super) fn connection(&self) -> Result<ServerConnection, rustls::Error> {
-        ServerConnection::new(self.current.load_full())
+        ServerConnection::new(self.current())
+    }
+
+    /// What a new connection gets.
+    pub(crate) fn current(&self) -> Arc<ServerConfig> {
+        self.current.load_full()
     }
 
     /// Looks at the files. What is wrong is said once, until they change again. Blocks.
-    pub(super) fn reload(&self) -> Reloaded {
+    pub(crate) fn reload(&self) -> Reloaded {
         let read = Files::read(&self.config);
         let (now, result) = match read {
             Ok(files) => {

@@ -6,14 +6,14 @@ use std::sync::Arc;
 use futures_util::future::BoxFuture;
 use futures_util::{StreamExt, stream};
 use tokio_util::task::TaskTracker;
-use tonic::transport::{ClientTlsConfig, Endpoint};
+use tonic::transport::Endpoint;
 use tonic::{Code, Request, Status};
 use weir_core::cluster::network::{Broken, Identity, Network, Peer, Pipe};
 use weir_proto::peer::v1 as wire;
 use weir_proto::peer::v1::peer_client::PeerClient;
 use weir_proto::peer::v1::{link_request, link_response};
 
-use super::security::{Security, Token};
+use super::security::{ClientTls, Security, Token};
 use super::{
     FRAME_BYTES_MAX, HELLO_WAIT, KEEPALIVE, KEEPALIVE_WAIT, WINDOWS_BYTES, bring, check, hello, in_words,
     outgoing,
@@ -24,7 +24,7 @@ use super::{
 pub(crate) struct GrpcNetwork(Arc<Dialler>);
 
 struct Dialler {
-    tls: Option<ClientTlsConfig>,
+    tls: Option<ClientTls>,
     token: Token,
     tasks: TaskTracker,
 }
@@ -69,7 +69,12 @@ impl Dialler {
             .keep_alive_timeout(KEEPALIVE_WAIT)
             .keep_alive_while_idle(true);
         let endpoint = match &self.tls {
-            Some(tls) => endpoint.tls_config(tls.clone()).map_err(|error| in_full(&error))?,
+            Some(tls) => {
+                let tls = tls.clone();
+                let read = tokio::task::spawn_blocking(move || tls.read()).await;
+                let tls = read.map_err(|error| in_full(&error))?.map_err(|error| format!("{error:#}"))?;
+                endpoint.tls_config(tls).map_err(|error| in_full(&error))?
+            }
             None => endpoint,
         };
         let channel = endpoint.connect().await.map_err(|error| in_full(&error))?;

@@ -1,5 +1,7 @@
 //! How pods know that they may talk to each other: certificates of common authorities, or a common token.
 
+use std::path::{Path, PathBuf};
+
 use anyhow::Context;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Certificate, ClientTlsConfig, Identity};
@@ -12,7 +14,16 @@ pub(crate) struct Security {
     /// As the one that is dialled.
     pub(super) access: Access,
     /// As the one that dials.
-    pub(super) tls: Option<ClientTlsConfig>,
+    pub(super) tls: Option<ClientTls>,
+}
+
+/// The files of the one that dials, read whenever it does: they may have changed.
+#[derive(Clone)]
+pub(super) struct ClientTls {
+    certificate: PathBuf,
+    key: PathBuf,
+    authorities: PathBuf,
+    server_name: Option<String>,
 }
 
 /// The secret that a pod sends with a call, as the file has it now.
@@ -28,26 +39,38 @@ impl Security {
             key_file: config.key_file.clone(),
             client_ca_file: config.ca_file.clone(),
         };
-        let read = |path: &std::path::Path| {
-            std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))
-        };
         let tls = match (&config.certificate_file, &config.key_file, &config.ca_file) {
-            (Some(certificate), Some(key), Some(authorities)) => {
-                let tls = ClientTlsConfig::new()
-                    .ca_certificate(Certificate::from_pem(read(authorities)?))
-                    .identity(Identity::from_pem(read(certificate)?, read(key)?));
-                Some(match &config.server_name {
-                    Some(name) => tls.domain_name(name),
-                    None => tls,
-                })
-            }
+            (Some(certificate), Some(key), Some(authorities)) => Some(ClientTls {
+                certificate: certificate.clone(),
+                key: key.clone(),
+                authorities: authorities.clone(),
+                server_name: config.server_name.clone(),
+            }),
             _ => None,
         };
+        if let Some(tls) = &tls {
+            tls.read()?;
+        }
         Ok(Self { access: Access::read(&access, reload)?, tls })
     }
 
     pub(super) fn token(&self) -> Token {
         Token(self.access.guard.clone())
+    }
+}
+
+impl ClientTls {
+    /// What the files say now. Blocks.
+    pub(super) fn read(&self) -> anyhow::Result<ClientTlsConfig> {
+        let read =
+            |path: &Path| std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()));
+        let identity = Identity::from_pem(read(&self.certificate)?, read(&self.key)?);
+        let authorities = Certificate::from_pem(read(&self.authorities)?);
+        let tls = ClientTlsConfig::new().ca_certificate(authorities).identity(identity);
+        Ok(match &self.server_name {
+            Some(name) => tls.domain_name(name),
+            None => tls,
+        })
     }
 }
 

@@ -54,18 +54,14 @@ impl PeerServer {
             .max_decoding_message_size(FRAME_BYTES_MAX)
             .max_encoding_message_size(FRAME_BYTES_MAX);
         let followed = access.follow();
-        let mut builder = Server::builder();
-        if let Some(tls) = access.tls {
-            builder = builder.tls_config(tls).context("use the certificate for other pods")?;
-        }
-        let server = builder
+        let server = Server::builder()
             .max_concurrent_streams(CALLS_PER_CONNECTION_MAX)
             .initial_stream_window_size(WINDOWS_BYTES.0)
             .initial_connection_window_size(WINDOWS_BYTES.1)
             .http2_keepalive_interval(Some(KEEPALIVE))
             .http2_keepalive_timeout(Some(KEEPALIVE_WAIT))
             .add_service(InterceptedService::new(service, access.guard))
-            .serve_with_incoming(connections::incoming(listener, CONNECTIONS_MAX));
+            .serve_with_incoming(connections::incoming(listener, CONNECTIONS_MAX, access.tls));
         let served = tokio::select! {
             served = server => served.context("serve other pods"),
             () = followed => Ok(()),

@@ -69,7 +69,7 @@ struct Pod {
 async fn pod_at(number: u8, address: SocketAddr, cluster: [u8; 16], config: &PeerConfig) -> Pod {
     let listener = TcpListener::bind(address).await.unwrap();
     let address = listener.local_addr().unwrap();
-    let security = Security::read(config, Duration::ZERO).unwrap();
+    let security = Security::read(config, Duration::from_millis(20)).unwrap();
     let network = Arc::new(GrpcNetwork::new(&security, TaskTracker::new()));
     let id = PodId([number; 16]);
     let options = LinkOptions { peer_bytes: PEER_BYTES_MIN, ..LinkOptions::default() };
@@ -348,4 +348,25 @@ async fn certificates_of_common_authorities_open_and_others_do_not() {
     let security = Security::read(&named, Duration::ZERO).unwrap();
     let me = one.links.me();
     assert!(GrpcNetwork::new(&security, TaskTracker::new()).connect(&me, &two.peer()).await.is_ok());
+}
+
+#[tokio::test]
+async fn certificates_that_change_count_without_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = certificates(dir.path(), "ours");
+    let anywhere = SocketAddr::from(([127, 0, 0, 1], 0));
+    let two = pod_at(2, anywhere, CLUSTER, &config).await;
+    let security = Security::read(&config, Duration::ZERO).unwrap();
+    let network = GrpcNetwork::new(&security, TaskTracker::new());
+    let me = Identity { pod: PodId([1; 16]), cluster: CLUSTER };
+    two.links.set_peers(&[Peer { pod: me.pod, address: "127.0.0.1:1".to_owned() }]);
+    assert!(network.connect(&me, &two.peer()).await.is_ok());
+    // Another authority, and certificates of it.
+    certificates(dir.path(), "ours");
+    let followed = async {
+        while network.connect(&me, &two.peer()).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    assert!(tokio::time::timeout(WAIT, followed).await.is_ok(), "the new certificates in time");
 }

@@ -176,12 +176,8 @@ async fn answer(
     shutdown: &CancellationToken,
 ) -> anyhow::Result<()> {
     let followed = access.follow();
-    let mut builder = Server::builder();
-    if let Some(tls) = access.tls {
-        builder = builder.tls_config(tls).context("use the certificate of the store server")?;
-    }
     let stop = CancellationToken::new();
-    let server = builder
+    let server = Server::builder()
         .concurrency_limit_per_connection(CALLS_PER_CONNECTION_MAX)
         .max_concurrent_streams(u32::try_from(2 * CALLS_PER_CONNECTION_MAX).ok())
         .initial_stream_window_size(WINDOWS_BYTES.0)
@@ -190,7 +186,7 @@ async fn answer(
         .http2_keepalive_timeout(Some(KEEPALIVE))
         .add_service(InterceptedService::new(served.calls(), access.guard))
         .serve_with_incoming_shutdown(
-            connections::incoming(listener, CONNECTIONS_MAX),
+            connections::incoming(listener, CONNECTIONS_MAX, access.tls),
             stop.clone().cancelled_owned(),
         );
     let mut failure = None;

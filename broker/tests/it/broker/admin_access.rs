@@ -113,6 +113,26 @@ async fn another_token_counts_without_a_restart() {
 }
 
 #[tokio::test]
+async fn other_certificates_count_without_a_restart() {
+    let guarded = Guarded::start(|config, _, _| {
+        config.auth.reload_interval = std::time::Duration::from_millis(100);
+    })
+    .await;
+    let (own, other) = (&guarded.authority, Authority::new());
+    guarded.list_trusting(own, &[]).await.output();
+    // The files that the broker reads.
+    let (read, new) = (own.sign("server", "localhost"), other.sign("server", "localhost"));
+    std::fs::copy(&new.cert, &read.cert).unwrap();
+    std::fs::copy(&new.key, &read.key).unwrap();
+    let followed = async { while guarded.list_trusting(&other, &[]).await.code != 0 {} };
+    tokio::time::timeout(DEADLINE, followed).await.expect("the new certificate in time");
+    guarded.list_trusting(own, &[]).await.failure();
+    // What is no good changes nothing.
+    std::fs::write(&read.cert, "nothing").unwrap();
+    guarded.list_trusting(&other, &[]).await.output();
+}
+
+#[tokio::test]
 async fn connections_that_say_nothing_do_not_lock_the_admin_api() {
     let guarded =
         Guarded::start(|config, _, token| config.admin_access.token_file = Some(token.into())).await;
