@@ -8,6 +8,7 @@ mod pods;
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
@@ -132,6 +133,9 @@ enum Chosen {
     Pod(PodId),
 }
 
+/// What there is to know of members that are not here: which inboxes have room, and who is connected elsewhere.
+type Rooms<'a> = (&'a InboxRoom, &'a Elsewhere);
+
 /// A group that has members.
 type Groups = HashMap<ByteString, (u64, Arc<Group>)>;
 
@@ -142,7 +146,30 @@ pub(crate) struct Router {
     groups: Mutex<Groups>,
     next_id: AtomicU64,
     inboxes: InboxRoom,
+    elsewhere: Elsewhere,
     metrics: Metrics,
+}
+
+/// Tells whether the client of a persistent session is connected to another pod; of what is not known it is not.
+#[derive(Default)]
+pub(crate) struct Elsewhere(Option<Box<IsElsewhere>>);
+
+type IsElsewhere = dyn Fn(&str) -> bool + Send + Sync;
+
+impl Elsewhere {
+    pub(crate) fn new(is_elsewhere: impl Fn(&str) -> bool + Send + Sync + 'static) -> Self {
+        Self(Some(Box::new(is_elsewhere)))
+    }
+
+    fn has(&self, client_id: &str) -> bool {
+        self.0.as_ref().is_some_and(|is_elsewhere| is_elsewhere(client_id))
+    }
+}
+
+impl fmt::Debug for Elsewhere {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Elsewhere").field(&self.0.is_some()).finish()
+    }
 }
 
 /// One receiver of a message, all of its matching subscriptions taken together.
@@ -196,7 +223,13 @@ impl Matched {
 impl Router {
     pub(crate) fn new(metrics: Metrics, inboxes: InboxRoom) -> Self {
         let next_id = AtomicU64::new(1);
-        Self { routes: RwLock::default(), groups: Mutex::default(), next_id, inboxes, metrics }
+        let elsewhere = Elsewhere::default();
+        Self { routes: RwLock::default(), groups: Mutex::default(), next_id, inboxes, elsewhere, metrics }
+    }
+
+    /// The same among other pods.
+    pub(crate) fn among(self, elsewhere: Elsewhere) -> Self {
+        Self { elsewhere, ..self }
     }
 
     /// Tells which inboxes have room.
@@ -337,7 +370,7 @@ impl Router {
         };
         self.routes.read().for_each_match(&message.topic, |_, route| match route {
             Route::Direct(subscriber, wish) => add(subscriber, wish, None),
-            Route::Group(group) => match group.choose(message, qos, &self.inboxes) {
+            Route::Group(group) => match group.choose(message, qos, (&self.inboxes, &self.elsewhere)) {
                 Some(Chosen::Member((subscriber, wish))) => add(&subscriber, &wish, Some(group)),
                 Some(Chosen::Pod(pod)) => pods::add(&mut pods, pod, Some(&group.text)),
                 None => {}
@@ -385,7 +418,7 @@ impl Router {
 
     /// The next member of `group` that has room for a message of `qos`.
     pub(crate) fn heir(&self, group: &Group, message: &Message, qos: QoS) -> Option<Member> {
-        group.with_room(group.turn(), message, qos, &self.inboxes)
+        group.with_room(group.turn(), message, qos, (&self.inboxes, &self.elsewhere))
     }
 
     /// Offers a message to a session; true if it is connected and has room.
@@ -414,29 +447,32 @@ impl Group {
     }
 
     /// The next member in turn: one with room for `message`, else one with whom it can wait, else one that is
-    /// connected. Other pods have their turns, as many as members.
-    fn choose(&self, message: &Message, qos: QoS, inboxes: &InboxRoom) -> Option<Chosen> {
+    /// connected. Other pods have their turns, as many as members that get it live there.
+    fn choose(&self, message: &Message, qos: QoS, rooms: Rooms<'_>) -> Option<Chosen> {
         let turn = self.turn();
         if !self.pods.is_empty()
-            && let Some(pod) = self.pods.in_turn(turn, qos, || self.weight(qos))
+            && let Some(pod) = self.pods.in_turn(turn, qos, || self.weight(qos, rooms.1))
         {
             return Some(Chosen::Pod(pod));
         }
-        self.with_room(turn, message, qos, inboxes)
+        self.with_room(turn, message, qos, rooms)
             .or_else(|| self.next(turn, |(member, wish)| member.has_inbox_for(qos, wish)))
             .or_else(|| self.next(turn, |(member, _)| member.is_connected()))
             .map(Chosen::Member)
     }
 
-    /// The next member with room: one that is connected, else one with whom it can wait.
-    fn with_room(&self, turn: usize, message: &Message, qos: QoS, inboxes: &InboxRoom) -> Option<Member> {
+    /// The next member with room: one that is connected, here or by its inbox elsewhere, else one with whom it can wait.
+    fn with_room(&self, turn: usize, message: &Message, qos: QoS, rooms: Rooms<'_>) -> Option<Member> {
+        let (inboxes, elsewhere) = rooms;
         let inbox_has_room = |member: &Subscriber| {
             let bytes = size_of(message) as u64;
             member.incarnation.is_some_and(|session| inboxes.has_room(&member.client_id, session, bytes))
         };
-        let takes_it = |(member, wish): &Member| {
-            member.mailbox().is_some_and(|mail| mail.has_room_for(message))
-                && (!member.has_inbox_for(qos, wish) || inbox_has_room(member))
+        let takes_it = |(member, wish): &Member| match (member.mailbox(), member.has_inbox_for(qos, wish)) {
+            (Some(mail), false) => mail.has_room_for(message),
+            (Some(mail), true) => mail.has_room_for(message) && inbox_has_room(member),
+            (None, true) => elsewhere.has(&member.client_id) && inbox_has_room(member),
+            (None, false) => false,
         };
         self.next(turn, takes_it)
             // Somebody who is away gets it only if it can wait in an inbox.

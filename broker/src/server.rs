@@ -14,15 +14,15 @@ use tokio::sync::{Semaphore, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use weir_core::Core;
-use weir_core::cluster::ClusterOptions;
 use weir_core::cluster::links::Links;
 use weir_core::cluster::message::Lane;
+use weir_core::cluster::{Cluster, ClusterOptions};
 use weir_core::core::{Options, PeerNetwork};
 use weir_core::inbox::{Inbox, InboxLimits, InboxMetrics, InboxOptions, InboxWriter};
 use weir_core::keyspace::VirtualShard;
 use weir_core::panics::Panics;
 use weir_core::retained::{Retained, RetainedContext, RetainedMetrics, RetainedOptions};
-use weir_core::sessions::Sessions;
+use weir_core::sessions::{Place, Sessions};
 use weir_core::stream::ReadLimits;
 use weir_core::wills::Wills;
 use weir_env::clock::{Clock, Timestamp};
@@ -46,7 +46,7 @@ use crate::listen::{self, Accepting};
 use crate::metrics::Metrics;
 use crate::persistent::Persistent;
 use crate::pod::drain::{self, Drainage};
-use crate::router::Router;
+use crate::router::{self, Router};
 use crate::sys::{self, Sys};
 use crate::under_way::UnderWay;
 use crate::{admin, disk, manifests, peer, pod, process, store};
@@ -395,11 +395,12 @@ async fn build(
         .await
         .context("read retained messages")?;
     let pods = core.cluster().zip(core.links()).map(|(cluster, links)| Pods::new(cluster, links, clock));
+    let elsewhere_of = elsewhere_of(&sessions, core.cluster());
     let broker = Arc::new(Broker {
         core: Arc::new(core),
         auth,
         inbox: Inbox::new(&sessions),
-        router: Router::new(metrics.clone(), inbox_writer.room()),
+        router: Router::new(metrics.clone(), inbox_writer.room()).among(elsewhere_of),
         pods,
         inbox_writer,
         retained,
@@ -436,6 +437,16 @@ async fn build(
         attach(links);
     }
     Ok(broker)
+}
+
+/// Who is connected to another pod, as far as the change feed has told.
+fn elsewhere_of(sessions: &Sessions, cluster: Option<&Cluster>) -> router::Elsewhere {
+    let Some(cluster) = cluster.cloned() else { return router::Elsewhere::default() };
+    let sessions = sessions.clone();
+    router::Elsewhere::new(move |client_id| match sessions.whereabouts(client_id) {
+        Place::At(pod) => pod != cluster.me() && cluster.view().contains(pod),
+        Place::Away | Place::Unknown => false,
+    })
 }
 
 /// Takes up what earlier processes left: on an exclusive store every one of them is gone. Among other pods, those that

@@ -12,7 +12,9 @@ use weir_core::cluster::{InterestKey, Want};
 use weir_core::keyspace::owner::PodId;
 use weir_topic::TopicFilter;
 
-use super::{Group, Matched, Member, Receiver, Route, Router, SPARE, Subscriber, Wish, merge, split};
+use super::{
+    Elsewhere, Group, Matched, Member, Receiver, Route, Router, SPARE, Subscriber, Wish, merge, split,
+};
 use crate::mailbox::Letter;
 
 /// Another pod whose clients get a message live.
@@ -169,9 +171,11 @@ impl Group {
         self.pods.in_turn(self.turn(), qos, || 0)
     }
 
-    /// How many members can have a message of `qos` from here.
-    pub(super) fn weight(&self, qos: QoS) -> usize {
-        let takes_it = |(member, wish): &&Member| member.is_connected() || member.has_inbox_for(qos, wish);
+    /// How many members that are connected can have a message of `qos` from here: live, or elsewhere by their inboxes.
+    pub(super) fn weight(&self, qos: QoS, elsewhere: &Elsewhere) -> usize {
+        let takes_it = |(member, wish): &&Member| {
+            member.is_connected() || (member.has_inbox_for(qos, wish) && elsewhere.has(&member.client_id))
+        };
         self.members.read().iter().filter(takes_it).count()
     }
 
@@ -301,6 +305,37 @@ mod tests {
         assert_eq!(count(QoS::AtMostOnce, 1), (0, 1, 0), "nobody here");
         want(&router, B, Some("g"), "t", 0, 0);
         assert!(router.routes.read().is_empty() && router.groups.lock().is_empty());
+    }
+
+    #[test]
+    fn a_member_with_an_inbox_that_is_connected_elsewhere_has_its_turn() {
+        let away = Arc::new(AtomicBool::new(false));
+        let is_away = Arc::clone(&away);
+        let elsewhere = Elsewhere::new(move |client| client == "inbox" && !is_away.load(Ordering::Relaxed));
+        let router = router().among(elsewhere);
+        let (here, mailbox) = client(&router, "here", None);
+        subscribe(&router, &here, "$share/g/t", qos(QoS::AtLeastOnce));
+        let inbox = router.subscriber("inbox".into(), Some(Incarnation(1)));
+        subscribe(&router, &inbox, "$share/g/t", qos(QoS::AtLeastOnce));
+        let count = |n: usize| {
+            let (mut live, mut inboxes, mut pods) = (0, 0, 0);
+            for _ in 0..n {
+                let mut matched = router.matches(&message("t"), QoS::AtLeastOnce, false, None);
+                live += matched.live.len();
+                inboxes += matched.inboxes.len();
+                pods += std::mem::take(&mut matched.pods).len();
+            }
+            (live, inboxes, pods)
+        };
+        assert_eq!(count(20), (10, 10, 0));
+        want(&router, B, Some("g"), "t", 2, 1);
+        assert_eq!(count(40), (10, 10, 20), "as many as members");
+        away.store(true, Ordering::Relaxed);
+        assert_eq!(count(30), (10, 0, 20), "who is away waits until nobody else is there");
+        here.disconnect(&mailbox);
+        assert_eq!(count(10), (0, 0, 10));
+        want(&router, B, Some("g"), "t", 0, 0);
+        assert_eq!(count(10), (0, 10, 0));
     }
 
     #[test]
