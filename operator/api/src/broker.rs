@@ -4,17 +4,19 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::CustomResource;
 use kube::core::Rule;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::de::Visitor;
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::common::{ObjectRef, ObjectStatus};
+use crate::common::{ObjectRef, conditions_schema};
 use crate::format::{kube_name_schema, name_pattern_schema, port_name_schema, quantity_schema};
+use crate::placement::{PodSettings, ServiceSettings};
 use crate::problem::Problem;
 use crate::queue::QueueSettings;
-use crate::size::ByteSize;
+use crate::store::BrokerStore;
 use crate::stream::StreamSettings;
 
 /// Which pods run, where they listen and where they store.
@@ -24,7 +26,12 @@ use crate::stream::StreamSettings;
     version = "v1alpha1",
     kind = "Broker",
     namespaced,
-    status = "ObjectStatus",
+    status = "BrokerStatus",
+    scale(
+        spec_replicas_path = ".spec.replicas",
+        status_replicas_path = ".status.replicas",
+        label_selector_path = ".status.selector"
+    ),
     derive = "PartialEq",
     shortname = "weirbroker",
     category = "weir",
@@ -42,10 +49,10 @@ use crate::stream::StreamSettings;
         description = "Why it is ready or not."
     ),
     printcolumn(
-        name = "Replicas",
-        type_ = "integer",
-        json_path = ".spec.replicas",
-        description = "Pods, where their number is fixed."
+        name = "Pods",
+        type_ = "string",
+        json_path = ".status.pods",
+        description = "Pods that accept clients, of those there should be."
     ),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     printcolumn(
@@ -68,6 +75,11 @@ use crate::stream::StreamSettings;
     Rule::new("!(has(self.replicas) && has(self.scaling))")
         .message("replicas and scaling exclude each other")
         .field_path(".replicas"),
+    Rule::new(
+        "(has(self.store.embedded) == has(oldSelf.store.embedded)) && (has(self.store.fdb) == has(oldSelf.store.fdb))"
+    )
+    .message("the kind of store is immutable: messages do not move by themselves; back up and restore into a new Broker")
+    .field_path(".store"),
     Rule::new(
         "!has(self.store.embedded) || (!has(self.scaling) && (!has(self.replicas) || self.replicas <= 1))"
     )
@@ -112,6 +124,37 @@ pub struct BrokerSpec {
     /// CPU and memory of each pod. Default: no requests, no limits.
     #[serde(default)]
     pub resources: Resources,
+    /// How clients in and outside of the cluster reach the pods.
+    #[serde(default)]
+    pub service: ServiceSettings,
+    /// Where pods run and what they carry.
+    #[serde(default)]
+    pub pods: PodSettings,
+}
+
+/// What the operator has observed of a Broker. Never written by people.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct BrokerStatus {
+    /// The `metadata.generation` that the conditions speak of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// `Ready`, `Reconciling`, `Stalled`, and the kind's own; one of each type.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "conditions_schema")]
+    pub conditions: Vec<Condition>,
+    /// Pods that there are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub replicas: Option<i32>,
+    /// Pods that accept clients.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ready_replicas: Option<i32>,
+    /// Ready pods of those there should be, as `2/3`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pods: Option<String>,
+    /// The labels of the pods, as autoscalers want them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub selector: Option<String>,
 }
 
 /// Within which bounds, and to keep which load, the number of pods changes.
@@ -145,7 +188,13 @@ pub struct BrokerScaling {
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-validations" = [
     Rule::new("(self.type in ['mqtts', 'wss']) == has(self.tlsSecretRef)")
-        .message("tlsSecretRef is needed with mqtts and wss, and only there")
+        .message("tlsSecretRef is needed with mqtts and wss, and only there"),
+    Rule::new("!(self.name in ['admin', 'http', 'peer'])")
+        .message("admin, http and peer are names of ports that every pod has")
+        .field_path(".name"),
+    Rule::new("self.port < 8080 || self.port > 8082")
+        .message("8080 to 8082 are ports that every pod has")
+        .field_path(".port"),
 ]))]
 pub struct Listener {
     /// Name of the port: 1 to 15 lower-case letters, digits and, inside, `-`; one of each.
@@ -182,58 +231,41 @@ pub enum ListenerType {
 pub struct BrokerAuth {
     /// Whether clients are accepted beyond the pod itself without proving who they are. Default false.
     pub allow_anonymous: bool,
-}
-
-/// Where messages are stored: exactly one of the two.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-#[schemars(extend("x-kubernetes-validations" = [
-    Rule::new("has(self.fdb) != has(self.embedded)").message("exactly one of fdb and embedded is needed")
-]))]
-pub struct BrokerStore {
-    /// A FoundationDB cluster: any number of pods.
+    /// Users and passwords, a line each, as `weir auth hash` prints them. Read again when it changes.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub fdb: Option<FdbStore>,
-    /// An embedded store on a volume: one pod.
+    pub users_secret_ref: Option<SecretKeyRef>,
+    /// Access rules (TOML, `[[rules]]`): the first that applies decides, what none allows is denied. Read again when it
+    /// changes.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub embedded: Option<EmbeddedStore>,
+    pub rules_config_map_ref: Option<RulesRef>,
+    /// JSON Web Key Set that verifies tokens of clients. Read again when it changes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub jwks_secret_ref: Option<SecretKeyRef>,
 }
 
-/// A FoundationDB cluster.
+/// A key of a Secret in the Broker's namespace.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct FdbStore {
-    /// Where the cluster file is.
-    pub cluster_file: ClusterFileSource,
-}
-
-/// Where the cluster file is.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct ClusterFileSource {
-    /// A key of a ConfigMap in the Broker's namespace.
-    pub config_map_ref: ConfigMapKeyRef,
-}
-
-/// A key of a ConfigMap.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct ConfigMapKeyRef {
-    /// Name of the ConfigMap.
+pub struct SecretKeyRef {
+    /// Name of the Secret.
     #[schemars(schema_with = "kube_name_schema")]
     pub name: String,
-    /// Key inside of it. Default `cluster-file`.
-    #[serde(default = "cluster_file_key")]
+    /// Key inside of it.
     #[schemars(length(min = 1, max = 253))]
     pub key: String,
 }
 
-/// An embedded store.
+/// A key of a ConfigMap in the Broker's namespace.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct EmbeddedStore {
-    /// Size of the volume, such as `10Gi`.
-    pub storage: ByteSize,
+pub struct RulesRef {
+    /// Name of the ConfigMap.
+    #[schemars(schema_with = "kube_name_schema")]
+    pub name: String,
+    /// Key inside of it. Default `rules.toml`.
+    #[serde(default = "rules_key")]
+    #[schemars(length(min = 1, max = 253))]
+    pub key: String,
 }
 
 /// Queues and streams that come into being by their first subscription.
@@ -323,6 +355,10 @@ fn amounts_schema(_: &mut SchemaGenerator) -> Schema {
     })
 }
 
+/// Ports of a pod besides its listeners: health and metrics, admin API, peers.
+const POD_PORTS: std::ops::RangeInclusive<i32> = 8080..=8082;
+const POD_PORT_NAMES: [&str; 3] = ["admin", "http", "peer"];
+
 fn default_listeners() -> Vec<Listener> {
     vec![Listener { name: "mqtt".into(), protocol: ListenerType::Mqtt, port: 1883, tls_secret_ref: None }]
 }
@@ -335,8 +371,8 @@ fn all_namespaces() -> Vec<String> {
     vec!["*".into()]
 }
 
-fn cluster_file_key() -> String {
-    "cluster-file".into()
+fn rules_key() -> String {
+    "rules.toml".into()
 }
 
 fn one() -> i32 {
@@ -379,8 +415,9 @@ impl Broker {
 
 impl BrokerSpec {
     fn check_store(&self, problems: &mut Vec<Problem>) {
-        if self.store.fdb.is_some() == self.store.embedded.is_some() {
-            let message = "exactly one store is needed; allowed: fdb or embedded";
+        let BrokerStore { fdb, embedded, remote } = &self.store;
+        if [fdb.is_some(), embedded.is_some(), remote.is_some()].iter().filter(|some| **some).count() != 1 {
+            let message = "exactly one store is needed; allowed: fdb, embedded or remote";
             problems.push(Problem::new("spec.store", message));
         }
         let many_pods = self.scaling.is_some() || self.replicas.is_some_and(|replicas| replicas > 1);
@@ -397,8 +434,20 @@ impl Listener {
         let message = match (needs_tls, self.tls_secret_ref.is_some()) {
             (true, false) => "tlsSecretRef is missing; needed with the types mqtts and wss",
             (false, true) => "tlsSecretRef makes no sense here; allowed with the types mqtts and wss",
-            (true, true) | (false, false) => return,
+            (true, true) | (false, false) => "",
         };
-        problems.push(Problem::new(at, message));
+        if !message.is_empty() {
+            problems.push(Problem::new(at, message));
+        }
+        if POD_PORT_NAMES.contains(&self.name.as_str()) {
+            let message =
+                format!("{:?} is the name of a port that every pod has; allowed: others", self.name);
+            problems.push(Problem::new(format!("{at}.name"), message));
+        }
+        if POD_PORTS.contains(&self.port) {
+            let message =
+                format!("{} is a port that every pod has; allowed: all but 8080 to 8082", self.port);
+            problems.push(Problem::new(format!("{at}.port"), message));
+        }
     }
 }

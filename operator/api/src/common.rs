@@ -1,7 +1,7 @@
 //! What the kinds share: references, deletion, status. Knows no kind.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
-use schemars::JsonSchema;
+use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Serialize};
 
 use crate::format::kube_name_schema;
@@ -58,13 +58,18 @@ pub struct ObjectStatus {
     pub observed_generation: Option<i64>,
     /// `Ready`, `Reconciling`, `Stalled`, and the kind's own; one of each type.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    #[schemars(extend(
-        "x-kubernetes-list-type" = "map",
-        "x-kubernetes-list-map-keys" = ["type"],
-        "maxItems" = 16
-    ))]
+    #[schemars(schema_with = "conditions_schema")]
     pub conditions: Vec<Condition>,
     /// The Broker that has it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub broker_ref: Option<StatusBroker>,
+}
+
+/// Conditions are a map by their type, so that several writers can own one each.
+pub(crate) fn conditions_schema(generator: &mut SchemaGenerator) -> Schema {
+    let mut schema = Vec::<Condition>::json_schema(generator);
+    schema.insert("x-kubernetes-list-type".into(), "map".into());
+    schema.insert("x-kubernetes-list-map-keys".into(), serde_json::json!(["type"]));
+    schema.insert("maxItems".into(), 16.into());
+    schema
 }

@@ -20,7 +20,7 @@ pub struct Format {
 }
 
 /// Every format that the schema of any kind uses.
-pub const FORMATS: [Format; 9] = [
+pub const FORMATS: [Format; 11] = [
     Format { pattern: KubeDuration::PATTERN, check: duration },
     Format { pattern: ByteSize::PATTERN, check: size },
     Format { pattern: TOPIC_FILTER, check: topic_filter },
@@ -30,6 +30,8 @@ pub const FORMATS: [Format; 9] = [
     Format { pattern: DNS_SUBDOMAIN, check: dns_subdomain },
     Format { pattern: NAME_PATTERN, check: name_pattern },
     Format { pattern: QUANTITY, check: quantity },
+    Format { pattern: STORE_PREFIX, check: store_prefix },
+    Format { pattern: ADDRESS, check: address },
 ];
 
 const TOPIC_FILTER: &str = "^(#|([^/+#]*|[+])(/([^/+#]*|[+]))*(/#)?)$";
@@ -39,6 +41,9 @@ const DNS_LABEL: &str = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$";
 const DNS_SUBDOMAIN: &str = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?([.][a-z0-9]([-a-z0-9]*[a-z0-9])?)*$";
 const NAME_PATTERN: &str = "^[-._0-9A-Za-z]*[*]?$";
 const QUANTITY: &str = "^[0-9]+([.][0-9]+)?(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$";
+
+const STORE_PREFIX: &str = "^[-._0-9A-Za-z]+$";
+const ADDRESS: &str = "^[^/ ]+:[0-9]{1,5}$";
 
 /// Names in Kubernetes are at most this long.
 const DNS_SUBDOMAIN_MAX: usize = 253;
@@ -117,6 +122,24 @@ fn quantity(text: &str) -> Result<(), String> {
     ))
 }
 
+fn store_prefix(text: &str) -> Result<(), String> {
+    if !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_'))
+    {
+        return Ok(());
+    }
+    Err(format!("{text:?} is not a prefix; allowed: letters, digits, `-`, `.` and `_`"))
+}
+
+fn address(text: &str) -> Result<(), String> {
+    let is_host = |host: &str| !host.is_empty() && !host.contains(['/', ' ']);
+    let is_port =
+        |port: &str| (1..=5).contains(&port.len()) && port.bytes().all(|byte| byte.is_ascii_digit());
+    if text.rsplit_once(':').is_some_and(|(host, port)| is_host(host) && is_port(port)) {
+        return Ok(());
+    }
+    Err(format!("{text:?} is not an address; allowed: HOST:PORT"))
+}
+
 /// What a publish or a queue or stream may never begin with.
 const RESERVED_RULE: &str = "!self.startsWith('$')";
 
@@ -159,6 +182,14 @@ pub(crate) fn kube_name_schema(_: &mut SchemaGenerator) -> Schema {
 
 pub(crate) fn name_pattern_schema(_: &mut SchemaGenerator) -> Schema {
     json_schema!({ "type": "string", "minLength": 1, "maxLength": ObjectName::BYTES_MAX, "pattern": NAME_PATTERN })
+}
+
+pub(crate) fn store_prefix_schema(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "string", "minLength": 1, "maxLength": 32, "pattern": STORE_PREFIX })
+}
+
+pub(crate) fn address_schema(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "string", "minLength": 1, "maxLength": 300, "pattern": ADDRESS })
 }
 
 pub(crate) fn quantity_schema() -> serde_json::Value {

@@ -12,10 +12,12 @@ mod broker;
 mod common;
 mod duration;
 mod format;
+mod placement;
 mod problem;
 mod queue;
 mod rules;
 mod size;
+mod store;
 mod stream;
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{CustomResourceDefinition, JSON};
@@ -23,19 +25,20 @@ use kube::CustomResourceExt as _;
 use serde_json::{Value, json};
 
 pub use broker::{
-    AutoCreate, Broker, BrokerAuth, BrokerScaling, BrokerSpec, BrokerStore, ClusterFileSource,
-    ConfigMapKeyRef, EmbeddedStore, FdbStore, Listener, ListenerType, QueueTemplate, ResourceAmount,
-    Resources, StreamTemplate,
+    AutoCreate, Broker, BrokerAuth, BrokerScaling, BrokerSpec, BrokerStatus, Listener, ListenerType,
+    QueueTemplate, ResourceAmount, Resources, RulesRef, SecretKeyRef, StreamTemplate,
 };
 pub use common::{BrokerRef, DeletionPolicy, ObjectRef, ObjectStatus, StatusBroker};
 pub use duration::{DurationError, KubeDuration};
 pub use format::{FORMATS, Format, check_namespace, check_object_name};
+pub use placement::{PodSettings, ServiceSettings, ServiceType};
 pub use problem::Problem;
 pub use queue::{
     DeadLetter, Dedup, Dispatch, DispatchStrategy, MessageQueue, MessageQueueSpec, Ordering, Overflow,
     PublisherControl, QueueRetention, QueueSettings, RetryBackoff,
 };
 pub use size::{ByteSize, ByteSizeError};
+pub use store::{BrokerStore, ClusterFileSource, ConfigMapKeyRef, EmbeddedStore, FdbStore, RemoteStore};
 pub use stream::{Groups, Stream, StreamRetention, StreamSettings, StreamSpec};
 
 /// The API group of every kind.

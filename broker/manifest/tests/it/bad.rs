@@ -161,7 +161,7 @@ fn documents() {
         ),
         (
             "apiVersion: weir.dev/v1alpha1\nkind: Broker\nmetadata: {name: a}\nspec:\n  store: {}\n",
-            "a.yaml:5: spec.store: exactly one store is needed; allowed: fdb or embedded",
+            "a.yaml:5: spec.store: exactly one store is needed; allowed: fdb, embedded or remote",
         ),
     ] {
         assert_eq!(errors(text), [expected], "{text}");

@@ -5,8 +5,8 @@ use std::path::Path;
 use proptest::prelude::*;
 use weir_manifest::load;
 use weir_operator_api::{
-    BrokerRef, ByteSize, DeadLetter, KubeDuration, ObjectRef, Ordering, Overflow, PublisherControl, QueueSettings,
-    StreamSettings,
+    BrokerRef, ByteSize, DeadLetter, KubeDuration, ObjectRef, Ordering, Overflow, PublisherControl,
+    QueueSettings, StreamSettings,
 };
 
 use crate::load_files;

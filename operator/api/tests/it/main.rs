@@ -111,11 +111,16 @@ fn brokers() {
         json!({ "listeners": [listener] })
     };
 
+    let named =
+        |name: &str, port: i32| json!({ "listeners": [{ "name": name, "type": "ws", "port": port }] });
+
     accepted(judge(json!({})));
     accepted(judge(json!({ "replicas": 1 })));
     accepted(judge(json!({ "store": fdb, "replicas": 3 })));
     accepted(judge(json!({ "store": fdb, "scaling": { "minReplicas": 2, "maxReplicas": 2 } })));
     accepted(judge(listener("mqtts", json!({ "name": "weir-tls" }))));
+    accepted(judge(json!({ "store": { "remote": { "address": "store:4600" } }, "replicas": 3 })));
+    accepted(judge(named("web", 8083)));
     accepted(judge(json!({ "autoCreate": { "queues": [{ "namePattern": "auto-*" }] } })));
 
     for (changes, rule, path) in [
@@ -131,7 +136,14 @@ fn brokers() {
         ),
         (json!({ "replicas": 2 }), "serves one pod", "spec.store.embedded: "),
         (json!({ "scaling": { "maxReplicas": 2 } }), "serves one pod", "spec.store.embedded: "),
-        (json!({ "store": {} }), "exactly one of fdb and embedded", "spec.store: "),
+        (json!({ "store": {} }), "exactly one of fdb, embedded and remote", "spec.store: "),
+        (
+            json!({ "store": { "embedded": { "storage": "1Gi" }, "remote": { "address": "a:1" } } }),
+            "exactly one of fdb, embedded and remote",
+            "spec.store: ",
+        ),
+        (named("http", 1883), "names of ports that every pod has", "spec.listeners[0].name: "),
+        (named("a", 8081), "ports that every pod has", "spec.listeners[0].port: "),
         (listener("wss", Value::Null), "tlsSecretRef is needed", "spec.listeners[0]: "),
         (listener("mqtt", json!({ "name": "x" })), "tlsSecretRef is needed", "spec.listeners[0]: "),
         (

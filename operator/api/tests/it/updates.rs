@@ -5,7 +5,7 @@ use kube::core::cel::validate_cel_update;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use weir_operator_api::{MessageQueue, Stream};
+use weir_operator_api::{Broker, MessageQueue, Stream};
 
 use crate::object;
 
@@ -62,5 +62,24 @@ fn streams_keep_what_is_immutable() {
         (json!({ "topicFilter": "a/+", "lastValue": true }), "lastValue is immutable"),
     ] {
         assert_eq!(update(&new), [message]);
+    }
+}
+
+#[test]
+fn brokers_keep_their_kind_of_store() {
+    let store = |store: Value| json!({ "store": store });
+    let embedded = store(json!({ "embedded": { "storage": "1Gi" } }));
+    let fdb = store(json!({ "fdb": { "clusterFile": { "configMapRef": { "name": "a" } } } }));
+    let other_fdb = store(json!({ "fdb": { "clusterFile": { "configMapRef": { "name": "b" } } } }));
+    let remote = store(json!({ "remote": { "address": "a:1" } }));
+    let update = |old: &Value, new: &Value| update::<Broker>("Broker", old, new);
+
+    assert_eq!(update(&fdb, &other_fdb), Vec::<String>::new());
+    for (old, new) in [(&embedded, &fdb), (&fdb, &embedded), (&remote, &fdb), (&embedded, &remote)] {
+        let messages = update(old, new);
+        assert!(
+            messages.len() == 1 && messages[0].contains("the kind of store is immutable"),
+            "{messages:?}"
+        );
     }
 }
