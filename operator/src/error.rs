@@ -15,6 +15,9 @@ pub(crate) enum Error {
     /// The object changed between being read and being written.
     #[error("the object has changed meanwhile")]
     Conflict,
+    /// This machine gives no random numbers.
+    #[error("make a token: this machine gives no random numbers")]
+    NoRandomness,
 }
 
 impl Error {
@@ -31,6 +34,7 @@ impl Error {
         match self {
             Self::Kube { .. } => "kube_error",
             Self::Conflict => "conflict",
+            Self::NoRandomness => "no_randomness",
         }
     }
 }

@@ -2,6 +2,7 @@
 
 mod apply;
 mod backoff;
+mod broker;
 mod brokers;
 mod conditions;
 mod context;

@@ -19,14 +19,14 @@ use weir_env::clock::Clock;
 use weir_env::seed::{HashMap, Seed};
 use weir_operator_api::KubeDuration;
 
-use crate::brokers::{Admin, BrokerId, Links, Remote};
+use crate::brokers::{Admin, BrokerId, Links, Pods, Remote};
 use crate::context::{Context, MANAGER};
 use crate::controllers::Scope;
 use crate::leader::{Alone, Election, Leadership};
 use crate::metrics::Metrics;
 use crate::tasks::Tasks;
 use crate::telemetry::LogFormat;
-use crate::{controllers, http as web, telemetry};
+use crate::{broker, controllers, http as web, telemetry};
 
 /// Time that what is under way has to end.
 const SHUTDOWN: Duration = Duration::from_secs(20);
@@ -219,7 +219,11 @@ impl Leader<'_> {
             None => Arc::new(Alone),
         };
         let addresses: HashMap<BrokerId, Uri> = args.broker_address.iter().cloned().collect();
-        let admin: Arc<dyn Admin> = Arc::new(Remote::new(addresses));
+        let named: Vec<Scope> =
+            args.watch_namespaces.iter().filter(|name| !name.is_empty()).cloned().map(Some).collect();
+        let scopes = if named.is_empty() { vec![None] } else { named };
+        let pods = Pods::follow(&client, &scopes, tasks);
+        let admin: Arc<dyn Admin> = Arc::new(Remote::new(addresses, pods));
         // Half of the workers are left for other Brokers, whatever one does.
         let slots = usize::from(args.concurrency).div_ceil(2);
         let links =
@@ -236,9 +240,9 @@ impl Leader<'_> {
             clock: *clock,
             seed: seed.clone(),
         });
-        let named: Vec<Scope> =
-            args.watch_namespaces.iter().filter(|name| !name.is_empty()).cloned().map(Some).collect();
-        let scopes = if named.is_empty() { vec![None] } else { named };
+        let image =
+            args.broker_image.clone().unwrap_or_else(|| concat!("weir:", env!("CARGO_PKG_VERSION")).into());
+        broker::start(&context, &scopes, args.concurrency, &image, tasks);
         controllers::start(&context, &scopes, args.concurrency, admin, tasks);
         Ok(())
     }

@@ -6,6 +6,7 @@ mod find;
 mod follow;
 mod ledger;
 mod link;
+mod pods;
 mod remote;
 
 pub(crate) use admin::{
@@ -16,4 +17,5 @@ pub(crate) use admin::{Changes, Declared, Page, Pending};
 pub(crate) use find::{BrokerId, Place, find};
 pub(crate) use follow::{Followers, Wake};
 pub(crate) use link::{Health, Link, Links};
+pub(crate) use pods::Pods;
 pub(crate) use remote::Remote;

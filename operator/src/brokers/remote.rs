@@ -7,7 +7,9 @@ use std::time::Duration;
 use futures_util::StreamExt as _;
 use opentelemetry::propagation::Injector;
 use parking_lot::Mutex;
-use tonic::metadata::{MetadataKey, MetadataMap, MetadataValue};
+use tonic::metadata::{Ascii, MetadataKey, MetadataMap, MetadataValue};
+use tonic::service::Interceptor;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Code, Request, Status};
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
@@ -21,6 +23,7 @@ use super::admin::{
     Refusal, Released, State, Told,
 };
 use super::find::BrokerId;
+use super::pods::{Door, Pods};
 
 /// Time for a connection.
 const CONNECT: Duration = Duration::from_secs(3);
@@ -31,25 +34,50 @@ const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(10), Duration::from
 /// Metadata of a refusal.
 const REASON: &str = "weir-reason";
 
-/// Brokers by addresses that do not change.
-#[derive(Debug)]
+/// Connections that are kept; with more, those to pods that are gone have piled up.
+const CHANNELS_MAX: usize = 1024;
+
+/// Brokers by their pods, or by addresses that do not change.
 pub(crate) struct Remote {
     addresses: Arc<HashMap<BrokerId, Uri>>,
+    pods: Arc<Pods>,
     channels: Mutex<HashMap<Uri, Channel>>,
 }
 
+/// What a call brings along to prove that it may be made.
+#[derive(Clone)]
+pub(crate) struct Proof(Option<MetadataValue<Ascii>>);
+
+impl Interceptor for Proof {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        if let Some(token) = &self.0 {
+            request.metadata_mut().insert("authorization", token.clone());
+        }
+        Ok(request)
+    }
+}
+
+type Client = DeclarationsClient<InterceptedService<Channel, Proof>>;
+
 impl Remote {
-    /// Brokers that are reached at `addresses`.
-    pub(crate) fn new(addresses: HashMap<BrokerId, Uri>) -> Self {
-        Self { addresses: Arc::new(addresses), channels: Mutex::default() }
+    /// Brokers that are reached at `addresses`, all others by their ready pods.
+    pub(crate) fn new(addresses: HashMap<BrokerId, Uri>, pods: Arc<Pods>) -> Self {
+        Self { addresses: Arc::new(addresses), pods, channels: Mutex::default() }
     }
 
-    fn client(&self, broker: &Broker) -> Result<DeclarationsClient<Channel>, AdminError> {
+    fn client(&self, broker: &Broker) -> Result<Client, AdminError> {
         let id = BrokerId::of(broker);
-        let Some(address) = self.addresses.get(&id) else {
+        let door = match self.addresses.get(&id) {
+            Some(address) => Some(Door { address: address.clone(), token: None }),
+            None => self.pods.next(broker),
+        };
+        let Some(Door { address, token }) = door else {
             return Err(AdminError::Unavailable(format!("no pod of the Broker {id} is ready")));
         };
         let mut channels = self.channels.lock();
+        if channels.len() >= CHANNELS_MAX && !channels.contains_key(&address) {
+            channels.clear();
+        }
         let channel = channels.entry(address.clone()).or_insert_with(|| {
             Endpoint::from(address.clone())
                 .connect_timeout(CONNECT)
@@ -58,7 +86,7 @@ impl Remote {
                 .keep_alive_while_idle(true)
                 .connect_lazy()
         });
-        Ok(DeclarationsClient::new(channel.clone()))
+        Ok(DeclarationsClient::with_interceptor(channel.clone(), Proof(token)))
     }
 }
 

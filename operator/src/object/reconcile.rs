@@ -81,7 +81,7 @@ pub(crate) fn again_after<K: Declares>(
 ) -> Action {
     match error {
         Error::Conflict => Action::requeue(SOON),
-        Error::Kube { .. } => Action::requeue(objects.backoffs.fail(reference(object))),
+        Error::Kube { .. } | Error::NoRandomness => Action::requeue(objects.backoffs.fail(reference(object))),
     }
 }
 
@@ -115,6 +115,7 @@ pub(crate) async fn reconcile<K: Declares>(
     let again = ended.inspect_err(|error| match error {
         Error::Conflict => tracing::debug!(object = %reference, "changed meanwhile"),
         Error::Kube { source, .. } => tracing::warn!(object = %reference, %error, %source, "not reconciled"),
+        Error::NoRandomness => tracing::warn!(object = %reference, %error, "not reconciled"),
     })?;
     if again != Again::Backoff {
         objects.backoffs.succeed(&reference);

@@ -1,0 +1,322 @@
+//! Brokers: the objects that each stands for are made and kept as they should be, and its status says how its pods are.
+//! Owns nothing between two reconciliations; what there should be is decided in [`desired`], what it comes to in [`status`].
+
+pub(crate) mod desired;
+mod status;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::{ConfigMap, Secret, Service, ServiceAccount};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::{ByteString, NamespaceResourceScope};
+use kube::api::{Api, DynamicObject, Patch, PatchParams, PostParams};
+use kube::core::{ObjectMeta, ResourceExt as _};
+use kube::runtime::controller::{Action, Config, Controller};
+use kube::runtime::events::{Event, EventType};
+use kube::runtime::watcher;
+use kube::{Client, Resource};
+use serde_json::{Value, json};
+use weir_operator_api::Broker;
+
+use crate::backoff::Backoffs;
+use crate::conditions::Verdict;
+use crate::context::{Context, MANAGER};
+use crate::error::Error;
+use crate::leader::wall;
+use crate::tasks::Tasks;
+
+use desired::{Owned, Runs, TOKEN_KEY};
+use status::Observed;
+
+/// First and longest wait after a failure.
+const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+/// How often what no watch tells of is looked at while it is missing.
+const MISSING: Duration = Duration::from_secs(10);
+/// Bytes of the secret that pods and operator share.
+const TOKEN_BYTES: usize = 32;
+
+/// What the reconciliations of Brokers share.
+struct Brokers {
+    context: Arc<Context>,
+    image: String,
+    backoffs: Backoffs<(String, String)>,
+}
+
+/// Starts the controller in each of the `scopes`; pods of Brokers that name no image run `image`.
+pub(crate) fn start(
+    context: &Arc<Context>,
+    scopes: &[Option<String>],
+    concurrency: u16,
+    image: &str,
+    tasks: &Tasks,
+) {
+    for scope in scopes {
+        let client = context.client.clone();
+        let ours = watcher::Config::default().labels("app.kubernetes.io/managed-by=weir-operator");
+        let brokers = Arc::new(Brokers {
+            context: context.clone(),
+            image: image.to_owned(),
+            backoffs: Backoffs::new(RETRY.0, RETRY.1, context.seed.fork("brokers")),
+        });
+        let controller = Controller::new(api::<Broker>(&client, scope), watcher::Config::default())
+            .owns(api::<Deployment>(&client, scope), ours.clone())
+            .owns(api::<Service>(&client, scope), ours.clone())
+            .owns(api::<ConfigMap>(&client, scope), ours.clone())
+            .owns(api::<ServiceAccount>(&client, scope), ours.clone())
+            .owns(api::<NetworkPolicy>(&client, scope), ours.clone())
+            .owns(api::<PodDisruptionBudget>(&client, scope), ours)
+            .with_config(Config::default().concurrency(concurrency))
+            .graceful_shutdown_on(tasks.cancel().clone().cancelled_owned())
+            .run(reconcile, again, brokers)
+            .for_each(|ended| {
+                if let Err(error) = ended {
+                    tracing::debug!(%error, "reconciliation of a Broker ended early");
+                }
+                std::future::ready(())
+            });
+        tasks.spawn(controller);
+    }
+}
+
+fn api<K>(client: &Client, scope: &Option<String>) -> Api<K>
+where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>,
+{
+    match scope {
+        Some(namespace) => Api::namespaced(client.clone(), namespace),
+        None => Api::all(client.clone()),
+    }
+}
+
+fn key(broker: &Broker) -> (String, String) {
+    (broker.namespace().unwrap_or_default(), broker.name_any())
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "as the controller calls it")]
+fn again(broker: Arc<Broker>, error: &Error, brokers: Arc<Brokers>) -> Action {
+    tracing::warn!(broker = %broker.name_any(), error = error as &dyn std::error::Error, "a Broker is tried again");
+    Action::requeue(brokers.backoffs.fail(key(&broker)))
+}
+
+async fn reconcile(broker: Arc<Broker>, brokers: Arc<Brokers>) -> Result<Action, Error> {
+    let context = &brokers.context;
+    let began = context.clock.now();
+    let reconciled = if broker.metadata.deletion_timestamp.is_some() {
+        // What it stands for goes with it; the volume of an embedded store stays.
+        Ok(Action::await_change())
+    } else {
+        settle(&broker, &brokers).await
+    };
+    let outcome = reconciled.as_ref().err().map_or("done", Error::label);
+    context.metrics.reconciled("Broker", outcome, context.clock.now().saturating_duration_since(began));
+    if reconciled.is_ok() {
+        brokers.backoffs.succeed(&key(&broker));
+    }
+    reconciled
+}
+
+async fn settle(broker: &Broker, brokers: &Brokers) -> Result<Action, Error> {
+    let context = &brokers.context;
+    let namespace = broker.namespace().unwrap_or_default();
+    let problems: Vec<String> = broker.problems().iter().map(ToString::to_string).collect();
+    if !problems.is_empty() {
+        let verdict = Verdict::stuck("Invalid", format!("edit the Broker: {}", problems.join("; ")));
+        write_status(context, broker, &verdict, None).await?;
+        return Ok(Action::await_change());
+    }
+    let deployments: Api<Deployment> = Api::namespaced(context.client.clone(), &namespace);
+    let deployment =
+        deployments.get_opt(&broker.name_any()).await.map_err(Error::kube("read the Deployment"))?;
+    let runs = Runs { image: &brokers.image, replicas: replicas(broker, deployment.as_ref()) };
+    let objects = match desired::desired(broker, runs) {
+        Ok(objects) => objects,
+        Err(problem) => {
+            let verdict = Verdict::stuck("Invalid", format!("edit the Broker: {problem}"));
+            write_status(context, broker, &verdict, deployment.as_ref()).await?;
+            return Ok(Action::await_change());
+        }
+    };
+    ensure_secret(context, broker).await?;
+    for owned in objects {
+        apply(context, broker, &namespace, owned).await?;
+    }
+    let missing = missing(context, broker).await?;
+    let deployment =
+        deployments.get_opt(&broker.name_any()).await.map_err(Error::kube("read the Deployment"))?;
+    let observed = Observed { deployment: deployment.as_ref(), missing: missing.as_deref() };
+    write_status(context, broker, &status::verdict(broker, &observed), deployment.as_ref()).await?;
+    Ok(match missing {
+        Some(_) => Action::requeue(MISSING),
+        None => Action::requeue(context.resync),
+    })
+}
+
+/// Pods where the Broker does not say: as many as there are, within the bounds of its scaling.
+fn replicas(broker: &Broker, deployment: Option<&Deployment>) -> i32 {
+    let there = deployment.and_then(|deployment| deployment.spec.as_ref()?.replicas);
+    match &broker.spec.scaling {
+        None => 1,
+        Some(scaling) => {
+            let min = scaling.min_replicas.min(scaling.max_replicas);
+            there.unwrap_or(min).clamp(min, scaling.max_replicas)
+        }
+    }
+}
+
+/// The secret that pods and operator share: made once, and left alone.
+async fn ensure_secret(context: &Context, broker: &Broker) -> Result<(), Error> {
+    let namespace = broker.namespace().unwrap_or_default();
+    let secrets: Api<Secret> = Api::namespaced(context.client.clone(), &namespace);
+    let name = desired::internal_secret(broker);
+    let there = secrets.get_opt(&name).await.map_err(Error::kube("read the Secret of the pods"))?;
+    if there.is_some() {
+        return Ok(());
+    }
+    let mut token = [0; TOKEN_BYTES];
+    let random = rustls::crypto::aws_lc_rs::default_provider().secure_random;
+    if random.fill(&mut token).is_err() {
+        return Err(Error::NoRandomness);
+    }
+    let token: String = token.iter().map(|byte| format!("{byte:02x}")).collect();
+    let secret = Secret {
+        metadata: ObjectMeta {
+            name: Some(name),
+            namespace: Some(namespace),
+            labels: Some(desired::labels(broker)),
+            owner_references: broker.controller_owner_ref(&()).map(|owner| vec![owner]),
+            ..ObjectMeta::default()
+        },
+        data: Some([(TOKEN_KEY.to_owned(), ByteString(token.into_bytes()))].into()),
+        ..Secret::default()
+    };
+    match secrets
+        .create(&PostParams { field_manager: Some(MANAGER.into()), ..PostParams::default() }, &secret)
+        .await
+    {
+        // Another reconciliation was faster.
+        Err(kube::Error::Api(status)) if status.is_already_exists() => Ok(()),
+        created => created.map(drop).map_err(Error::kube("make the Secret of the pods")),
+    }
+}
+
+/// Makes an object as it should be, unless it is.
+async fn apply(context: &Context, broker: &Broker, namespace: &str, owned: Owned) -> Result<(), Error> {
+    let Owned { resource, object } = owned;
+    let api: Api<DynamicObject> = Api::namespaced_with(context.client.clone(), namespace, &resource);
+    let name = object.name_any();
+    let there = api.get_opt(&name).await.map_err(Error::kube("read an object of a Broker"))?;
+    let wanted = serde_json::to_value(&object).unwrap_or_default();
+    if let Some(there) = &there {
+        let is = serde_json::to_value(there).unwrap_or_default();
+        if holds(&is, &wanted) {
+            return Ok(());
+        }
+    }
+    let how = PatchParams::apply(MANAGER).force();
+    api.patch(&name, &how, &Patch::Apply(&object))
+        .await
+        .map_err(Error::kube("apply an object of a Broker"))?;
+    let event = Event {
+        type_: EventType::Normal,
+        reason: if there.is_some() { "Updated" } else { "Created" }.to_owned(),
+        note: Some(format!("{} {name}", resource.kind)),
+        action: "Apply".to_owned(),
+        secondary: None,
+    };
+    if let Err(error) = context.recorder.publish(&event, &broker.object_ref(&())).await {
+        tracing::debug!(%error, "an event was not recorded");
+    }
+    Ok(())
+}
+
+/// Whether all that is wanted is there; what else is there belongs to others.
+fn holds(is: &Value, wanted: &Value) -> bool {
+    match (is, wanted) {
+        (Value::Object(is), Value::Object(wanted)) => wanted
+            .iter()
+            .all(|(field, wanted)| is.get(field).map_or_else(|| wanted.is_null(), |is| holds(is, wanted))),
+        (Value::Array(is), Value::Array(wanted)) => {
+            is.len() == wanted.len() && is.iter().zip(wanted).all(|(is, wanted)| holds(is, wanted))
+        }
+        (is, wanted) => is == wanted,
+    }
+}
+
+/// What the pods refer to and is not there, in words for people.
+async fn missing(context: &Context, broker: &Broker) -> Result<Option<String>, Error> {
+    let namespace = broker.namespace().unwrap_or_default();
+    let secrets: Api<Secret> = Api::namespaced(context.client.clone(), &namespace);
+    for (name, key) in status::secrets(broker) {
+        let there = secrets.get_opt(&name).await.map_err(Error::kube("read a Secret of a Broker"))?;
+        let Some(there) = there else {
+            return Ok(Some(format!("the Secret {namespace}/{name} with the key {key} is missing: make it")));
+        };
+        if !there.data.is_some_and(|data| data.contains_key(key)) {
+            return Ok(Some(format!("the Secret {namespace}/{name} has no key {key}: add it")));
+        }
+    }
+    let config_maps: Api<ConfigMap> = Api::namespaced(context.client.clone(), &namespace);
+    for (name, key) in status::config_maps(broker) {
+        let there = config_maps.get_opt(&name).await.map_err(Error::kube("read a ConfigMap of a Broker"))?;
+        let Some(there) = there else {
+            return Ok(Some(format!(
+                "the ConfigMap {namespace}/{name} with the key {key} is missing: make it"
+            )));
+        };
+        if !there.data.is_some_and(|data| data.contains_key(key)) {
+            return Ok(Some(format!("the ConfigMap {namespace}/{name} has no key {key}: add it")));
+        }
+    }
+    Ok(None)
+}
+
+/// Says in the status how a Broker is, if that is not what it says.
+async fn write_status(
+    context: &Context,
+    broker: &Broker,
+    verdict: &Verdict,
+    deployment: Option<&Deployment>,
+) -> Result<(), Error> {
+    let old = broker.status.clone().unwrap_or_default();
+    let status = status::status(broker, verdict, deployment, wall(context.clock));
+    if status == old {
+        return Ok(());
+    }
+    let namespace = broker.namespace().unwrap_or_default();
+    let api: Api<Broker> = Api::namespaced(context.client.clone(), &namespace);
+    let patch = json!({
+        "apiVersion": Broker::api_version(&()),
+        "kind": Broker::kind(&()),
+        "metadata": { "name": broker.name_any() },
+        "status": status,
+    });
+    let how = PatchParams::apply(MANAGER).force();
+    let written = api.patch_status(&broker.name_any(), &how, &Patch::Apply(&patch)).await;
+    written.map(drop).map_err(Error::kube("write the status of a Broker"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_others_add_is_left_alone_and_what_they_change_is_not() {
+        let wanted = json!({ "spec": { "replicas": 2, "list": [{ "name": "a" }], "none": null } });
+        for (is, expected) in [
+            (
+                json!({ "spec": { "replicas": 2, "list": [{ "name": "a", "protocol": "TCP" }], "more": 1 } }),
+                true,
+            ),
+            (json!({ "spec": { "replicas": 3, "list": [{ "name": "a" }] } }), false),
+            (json!({ "spec": { "replicas": 2, "list": [{ "name": "a" }, { "name": "b" }] } }), false),
+            (json!({ "spec": { "replicas": 2 } }), false),
+            (json!({ "spec": { "replicas": 2, "list": [{ "name": "a" }], "none": 1 } }), false),
+        ] {
+            assert_eq!(holds(&is, &wanted), expected, "{is}");
+        }
+    }
+}
