@@ -26,7 +26,7 @@ use crate::leader::{Alone, Election, Leadership};
 use crate::metrics::Metrics;
 use crate::tasks::Tasks;
 use crate::telemetry::LogFormat;
-use crate::{broker, controllers, http as web, telemetry};
+use crate::{broker, controllers, http as web, keda, telemetry};
 
 /// Time that what is under way has to end.
 const SHUTDOWN: Duration = Duration::from_secs(20);
@@ -134,6 +134,16 @@ async fn process(args: Args) -> anyhow::Result<()> {
             tracing::error!(%error, "http ended");
         }
     });
+
+    if let Some(address) = args.external_scaler {
+        // KEDA may ask any replica: what waits is the Brokers' word, not the leader's.
+        let scaler = keda::beside(address, client(config.clone(), &metrics)?, clock, web_cancel.clone());
+        web_tasks.spawn(async move {
+            if let Err(error) = scaler.await {
+                tracing::error!("KEDA gets no answers: {error:#}");
+            }
+        });
+    }
 
     let shutdown = CancellationToken::new();
     let leader = Leader { args: &args, config, metrics, election, identity, clock, seed };

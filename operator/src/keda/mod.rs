@@ -5,7 +5,6 @@
 mod brokers;
 mod trigger;
 
-use std::io::IsTerminal as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::pin::Pin;
@@ -31,6 +30,8 @@ use weir_proto::externalscaler::{
     GetMetricSpecResponse, GetMetricsRequest, GetMetricsResponse, IsActiveResponse, MetricSpec, MetricValue,
     ScaledObjectRef,
 };
+
+use crate::telemetry::{self, LogFormat};
 
 use brokers::{Brokers, Cluster, Directory, Fixed, Waiting, header};
 use trigger::Trigger;
@@ -69,12 +70,23 @@ pub(crate) struct Args {
     /// File with the token that the Brokers of `--broker-address` want.
     #[arg(long, requires = "broker_address", value_name = "FILE")]
     token_file: Option<PathBuf>,
+    /// How log lines look.
+    #[arg(long, env = "WEIR_OPERATOR_LOG_FORMAT", default_value = "text")]
+    log_format: LogFormat,
+    /// Which log lines there are, such as `info,weir_operator=debug`.
+    #[arg(long, env = "WEIR_OPERATOR_LOG_FILTER", default_value = "info")]
+    log_filter: String,
 }
 
 /// Runs the command until SIGTERM or SIGINT.
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
-    let log = tracing_subscriber::fmt().with_max_level(tracing::Level::INFO).with_writer(std::io::stderr);
-    log.with_ansi(std::io::stderr().is_terminal()).init();
+    let guard = telemetry::init(args.log_format, &args.log_filter)?;
+    let ended = process(args).await;
+    guard.shutdown().await;
+    ended
+}
+
+async fn process(args: Args) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
     Seed::from_entropy().install_for_hashing();
@@ -97,6 +109,18 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     cancel.cancel();
     // A client that does not read is not waited for.
     tokio::time::timeout(SHUTDOWN, served).await.unwrap_or(Ok(())).context("serve KEDA")
+}
+
+/// Answers for the Brokers of the cluster that `client` belongs to, until cancelled.
+pub(crate) async fn beside(
+    address: SocketAddr,
+    client: Client,
+    clock: Clock,
+    cancel: CancellationToken,
+) -> anyhow::Result<()> {
+    let listener = TcpListener::bind(address).await.with_context(|| format!("listen at {address}"))?;
+    tracing::info!(address = %listener.local_addr()?, "listens for KEDA");
+    serve(listener, Brokers::new(Box::new(Cluster(client)), clock), LOOK, cancel).await.context("serve KEDA")
 }
 
 fn fixed(args: &Args) -> anyhow::Result<Fixed> {

@@ -113,6 +113,8 @@ impl Bench {
             listen: ([127, 0, 0, 1], 0).into(),
             broker_address: vec![format!("city/main={url}"), "city/gone=http://127.0.0.1:1".into()],
             token_file: None,
+            log_format: LogFormat::Text,
+            log_filter: "info".into(),
         };
         let mut directory = fixed(&args).unwrap();
         directory.token = header("secret\n");
@@ -246,8 +248,13 @@ async fn streams_are_bounded() {
 #[test]
 fn addresses_that_cannot_be_are_refused() {
     for wrong in ["main=http://a:1", "a/b", "a/b=ftp://c:1"] {
-        let args =
-            Args { listen: ([127, 0, 0, 1], 0).into(), broker_address: vec![wrong.into()], token_file: None };
+        let args = Args {
+            listen: ([127, 0, 0, 1], 0).into(),
+            broker_address: vec![wrong.into()],
+            token_file: None,
+            log_format: LogFormat::Text,
+            log_filter: "info".into(),
+        };
         let Err(error) = fixed(&args) else { panic!("{wrong}") };
         assert!(error.to_string().contains("allowed: NAMESPACE/NAME=http://HOST:PORT"), "{error}");
     }
