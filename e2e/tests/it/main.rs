@@ -3,6 +3,7 @@
 //! `scenarios` holds what ordinary MQTT clients may expect of any broker; `control` proves the client drivers
 //! with it against mosquitto's broker, `foreign` runs it, and queues and streams, against Weir.
 
+mod chart;
 mod control;
 mod crash;
 mod crowd;
