@@ -3,6 +3,7 @@
 //! Each test has a cluster of its own in a sandbox. They run when the control plane was built
 //! (`cargo run -p weir-e2e --bin weir-kubernetes -- build`), and say on the standard error whether they do.
 
+mod broker;
 mod chart;
 mod definitions;
 mod operator;

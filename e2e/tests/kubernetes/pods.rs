@@ -126,7 +126,7 @@ fn a_broker_runs_restarts_and_keeps_its_queue() -> Result<()> {
 }
 
 /// The address of a Service's port.
-async fn service(cluster: &Cluster, namespace: &str, name: &str, port: u16) -> Result<SocketAddr> {
+pub(crate) async fn service(cluster: &Cluster, namespace: &str, name: &str, port: u16) -> Result<SocketAddr> {
     let service = cluster.kubectl().get(&format!("service {name} -n {namespace}")).await?;
     let address = service["spec"]["clusterIP"].as_str().context("a cluster IP")?;
     Ok(SocketAddr::new(address.parse()?, port))
