@@ -41,6 +41,8 @@ impl PublishLetters for LetterPublisher {
                 publish: Some(publish),
                 noted: None,
                 from: None,
+                holder: None,
+                is_late: false,
                 publisher: Arc::new(Publisher::default()),
                 version: ProtocolVersion::V5,
                 live,

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use bytestring::ByteString;
@@ -30,6 +31,8 @@ const CLOSE_PATIENCE: Duration = Duration::from_mins(10);
 const CLOSE_RETRY_WAIT: Duration = Duration::from_millis(100);
 /// Longest wait before it is tried again.
 const CLOSE_RETRY_WAIT_MAX: Duration = Duration::from_secs(5);
+/// How long the end of a connection waits for what it has published to be durable and delivered.
+pub(super) const LATE_TIME_MAX: Duration = Duration::from_millis(400);
 /// How long other members of its groups are given to make room for what a client leaves.
 pub(super) const HAND_ON_PATIENCE: Duration = Duration::from_secs(1);
 
@@ -52,7 +55,8 @@ impl Connection {
     pub(super) async fn finish(mut self: Box<Self>, closed: Closed) -> metrics::Closed {
         self.transmit();
         // Putting the session away may take long: what was to be sent and answered does not wait for that.
-        self.pending = Pending::default();
+        let pending = std::mem::take(&mut self.pending);
+        let late = self.is_late.then_some(pending);
         self.retained.clear();
         if let Some(state) = self.inbox.known() {
             state.items = VecDeque::new();
@@ -62,6 +66,11 @@ impl Connection {
             let _ = tokio::time::timeout(FAREWELL_TIMEOUT, write_all(&mut self.wire)).await;
             self.settle_written().await;
             self.wire.close();
+        }
+        if let Some(late) = late {
+            // A client that has said farewell may have no other answer to wait for; and who has lost the session retains
+            // nothing any more.
+            let _ = tokio::time::timeout(LATE_TIME_MAX, deliver_late(Arc::clone(&self.broker), late)).await;
         }
         let to_store = self.inbox.known().map(|state| (state.writing.take(), std::mem::take(&mut state.ops)));
         let (writing, mut ops) = to_store.unwrap_or_default();
@@ -140,6 +149,20 @@ impl Connection {
         }
         let patience = if stops { Duration::ZERO } else { CLOSE_PATIENCE };
         Leaving { broker, stored, options, place, wire, patience }
+    }
+}
+
+/// Delivers what waits to be durable, in its order. What is of QoS 2 comes again.
+async fn deliver_late(broker: Arc<Broker>, mut pending: Pending) {
+    while !pending.is_empty() {
+        let next = std::future::poll_fn(|context| match pending.poll_next(context) {
+            Some(answer) => Poll::Ready(answer),
+            None => Poll::Pending,
+        });
+        let (_, outcome) = next.await;
+        if let Some(mut live) = outcome.live.filter(|live| !live.is_exactly_once()) {
+            broker.deliver(&mut live);
+        }
     }
 }
 

@@ -79,6 +79,9 @@ impl Connection {
             noted.left = false;
             (noted.publish, std::mem::replace(&mut noted.tried, true))
         });
+        let holder = self.broker.pods.is_some() && retain;
+        // What follows one that waits does not overtake it.
+        self.is_late = self.is_late && !self.pending.is_empty() || holder;
         let inbound = Inbound {
             message,
             qos,
@@ -88,6 +91,8 @@ impl Connection {
             publish,
             noted: noted.filter(|_| publish.is_some()).map(PacketId::get),
             from: Some(self.subscriber.id),
+            holder: holder.then(|| Box::new(self.stored.clone())),
+            is_late: self.is_late,
             publisher: Arc::clone(&self.publisher),
             version: self.version,
             live: true,
@@ -192,19 +197,33 @@ impl Connection {
         let mut ops = Vec::new();
         for event in publishes {
             if let Event::Publish {
-                packet_id: Some(id), qos: QoS::ExactlyOnce, repeated: false, dup, retain, message, ..
+                packet_id: Some(id),
+                qos: QoS::ExactlyOnce,
+                repeated: false,
+                dup,
+                retain,
+                message,
+                ..
             } = event
-                // Without DUP it is another publish [MQTT-3.3.1-1], which has the id of one that failed.
-                && (!*dup || !self.incoming.contains_key(&id.get()))
+                && !self.is_noted(*id, *dup, message)
                 && unfit(message).is_none()
                 && self.may_publish(&message.topic, *retain).is_ok()
             {
                 let publish = PublishId::new(self.broker.clock.wall(), self.broker.seed.next_id());
+                let publish = publish.with_content(message.topic.as_str(), &message.payload);
                 self.incoming.insert(id.get(), Incoming { publish, tried: false, left: false });
                 ops.push(SessionOp::StoreIncoming(id.get(), publish));
             }
         }
         ops.is_empty() || self.update_session(&ops).await
+    }
+
+    /// Whether the id of this QoS 2 publish is noted for this very publish. Without DUP it is another one [MQTT-3.3.1-1],
+    /// which has the id of one that failed, unless it says the same: libraries that are widely used send what was not
+    /// answered again without DUP.
+    fn is_noted(&self, packet_id: PacketId, dup: bool, message: &Message) -> bool {
+        let noted = self.incoming.get(&packet_id.get());
+        noted.is_some_and(|noted| dup || noted.publish.is_of(message.topic.as_str(), &message.payload))
     }
 
     /// PUBREL: the ids of QoS 2 publishes are free again.

@@ -2,8 +2,10 @@
 //!
 //! Writes to one topic go through one task, so the last call wins; reads go to the store. How much is retained
 //! is written with it, so the limits need no count at the start; tasks that write at the same time may exceed
-//! them by what is in flight.
+//! them by what is in flight. With other pods a write is refused whose pod is no member any more, or whose publisher
+//! has connected elsewhere: see `fence`.
 
+mod fence;
 mod scan;
 #[cfg(test)]
 mod tests;
@@ -26,11 +28,13 @@ use weir_env::seed::Seed;
 use weir_storage::{Isolation, RangeQuery, SharedStore, Transaction, key_after};
 use weir_topic::{TopicFilter, TopicName};
 
+use crate::cluster::Cluster;
 pub use crate::inbox::Completion;
 use crate::inbox::Waiter;
 use crate::keyspace::retained::{self, RetainedUsage, RetainedValue, decode_chunk};
 use crate::keyspace::{DecodeError, Reader, placement_hash};
 use crate::message::Message;
+use crate::sessions::SessionRef;
 use crate::{Error, Result};
 use writer::{Change, Request, Task};
 
@@ -71,6 +75,8 @@ pub struct RetainedMetrics {
     pub expired: Counter,
     /// Messages refused because of a limit.
     pub refused: Counter,
+    /// Messages refused because their publisher has connected elsewhere, or this pod is no member any more.
+    pub fenced: Counter,
 }
 
 impl RetainedMetrics {
@@ -80,6 +86,11 @@ impl RetainedMetrics {
         registry.register("retained_cleared", "Retained messages removed", self.cleared.clone());
         registry.register("retained_expired", "Retained messages expired", self.expired.clone());
         registry.register("retained_refused", "Retained messages refused", self.refused.clone());
+        registry.register(
+            "retained_fenced",
+            "Retained messages refused because their publisher has connected elsewhere, or this pod is gone",
+            self.fenced.clone(),
+        );
     }
 }
 
@@ -133,6 +144,7 @@ struct Shared {
     clock: Clock,
     seed: Seed,
     virtual_shards: u16,
+    cluster: Option<Cluster>,
     options: RetainedOptions,
     metrics: RetainedMetrics,
     usage: Usage,
@@ -189,6 +201,8 @@ pub struct RetainedContext {
     pub seed: Seed,
     /// Of the keyspace.
     pub virtual_shards: u16,
+    /// The other pods, if there may be any.
+    pub cluster: Option<Cluster>,
 }
 
 impl Retained {
@@ -204,10 +218,11 @@ impl Retained {
         tracker: &TaskTracker,
         stop: &CancellationToken,
     ) -> Result<Self> {
-        let RetainedContext { store, clock, seed, virtual_shards } = context;
+        let RetainedContext { store, clock, seed, virtual_shards, cluster } = context;
         let (usage, seed) = (Usage::default(), seed.fork("retained"));
         let metrics = metrics.clone();
-        let shared = Arc::new(Shared { store, clock, seed, virtual_shards, options, metrics, usage });
+        let shared =
+            Arc::new(Shared { store, clock, seed, virtual_shards, cluster, options, metrics, usage });
         shared.read_usage().await?;
         // Each bucket belongs to one task, so that tasks do not conflict about its usage.
         let lines = (0..options.tasks.clamp(1, RetainedUsage::BUCKETS)).map(|_| {
@@ -225,16 +240,35 @@ impl Retained {
     /// Keeps `message` as the one retained at its topic; an empty payload keeps none. Waits while too much is
     /// pending. Its place in the order of its topic is fixed when this returns.
     ///
-    /// The completion is [`Error::Full`] if a limit is reached; what was retained before stays.
+    /// The completion is [`Error::Full`] if a limit is reached, and [`Error::Fenced`] if this pod is no member of its
+    /// cluster any more; what was retained before stays.
     ///
     /// # Errors
     /// [`Error::Closed`] after the stop. Cancel-safe: a message whose future is dropped was not taken.
     pub async fn set(&self, message: Arc<Message>) -> Result<Completion> {
-        if message.payload.is_empty() {
-            return self.clear(message.topic.clone()).await;
-        }
+        self.request_set(message, None).await
+    }
+
+    /// As [`Self::set`], for the connection that has `publisher`. With other pods the completion is [`Error::Fenced`]
+    /// also if the session has ended or another connection has taken it over before the message is kept.
+    ///
+    /// # Errors
+    /// As [`Self::set`].
+    pub async fn set_by(&self, message: Arc<Message>, publisher: &SessionRef) -> Result<Completion> {
+        let publisher = self.shared.cluster.is_some().then(|| Box::new(publisher.clone()));
+        self.request_set(message, publisher).await
+    }
+
+    async fn request_set(
+        &self,
+        message: Arc<Message>,
+        publisher: Option<Box<SessionRef>>,
+    ) -> Result<Completion> {
         let topic = message.topic.clone();
-        self.request(topic, message.size(), Change::set(&message)).await
+        if message.payload.is_empty() {
+            return self.request(topic, 256, Change::Clear, publisher).await;
+        }
+        self.request(topic, message.size(), Change::set(&message), publisher).await
     }
 
     /// Keeps nothing at `topic`.
@@ -242,16 +276,22 @@ impl Retained {
     /// # Errors
     /// As [`Retained::set`].
     pub async fn clear(&self, topic: TopicName) -> Result<Completion> {
-        self.request(topic, 256, Change::Clear).await
+        self.request(topic, 256, Change::Clear, None).await
     }
 
-    async fn request(&self, topic: TopicName, bytes: usize, change: Change) -> Result<Completion> {
+    async fn request(
+        &self,
+        topic: TopicName,
+        bytes: usize,
+        change: Change,
+        publisher: Option<Box<SessionRef>>,
+    ) -> Result<Completion> {
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX).min(self.pending_bytes_max);
         let permit = Arc::clone(&self.pending_bytes).acquire_many_owned(bytes).await;
         let (waiter, completion) = Waiter::new(permit.map_err(|_| Error::Closed)?);
         let line = self.line_of(&topic).ok_or(Error::Closed)?;
         let place = line.task_tx.reserve().await.map_err(|_| Error::Closed)?;
-        line.put(place, Request { topic, change, waiter: Some(waiter) });
+        line.put(place, Request { topic, change, publisher, waiter: Some(waiter) });
         Ok(completion)
     }
 
@@ -361,7 +401,7 @@ impl Retained {
         if let Some(line) = self.line_of(&topic)
             && let Ok(place) = line.task_tx.try_reserve()
         {
-            line.put(place, Request { topic, change: Change::Expire, waiter: None });
+            line.put(place, Request { topic, change: Change::Expire, publisher: None, waiter: None });
         }
     }
 

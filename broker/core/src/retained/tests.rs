@@ -39,6 +39,7 @@ impl RetainedBench {
             clock: bench.clock,
             seed: Seed::fixed(1),
             virtual_shards: Bench::VIRTUAL_SHARDS,
+            cluster: None,
         }
     }
 

@@ -12,6 +12,7 @@ use weir_env::clock::Timestamp;
 use weir_storage::{Isolation, RangeQuery, Transaction};
 use weir_topic::TopicName;
 
+use super::fence::Fences;
 use super::{MESSAGE_FORMAT, QUEUE_MAX, Shared, decode_message, topic_hash};
 use crate::inbox::Waiter;
 use crate::keyspace::retained::{
@@ -21,7 +22,7 @@ use crate::keyspace::session::shard_of;
 use crate::keyspace::timer::{Timer, TimerId, TimerKind};
 use crate::keyspace::{VirtualShard, Writer};
 use crate::message::Message;
-use crate::sessions::Retry;
+use crate::sessions::{Retry, SessionRef};
 use crate::{Error, Result};
 
 /// Longest encoded message that is kept in one value.
@@ -70,6 +71,8 @@ impl Change {
 pub(super) struct Request {
     pub(super) topic: TopicName,
     pub(super) change: Change,
+    /// The session it comes from, where another connection might take that over.
+    pub(super) publisher: Option<Box<SessionRef>>,
     /// Absent if nobody wants to know.
     pub(super) waiter: Option<Waiter>,
 }
@@ -83,6 +86,8 @@ enum Outcome {
     /// There was nothing to do.
     Nothing,
     Full(&'static str),
+    /// Its publisher has connected elsewhere.
+    Fenced,
 }
 
 pub(super) struct Task {
@@ -160,6 +165,7 @@ impl Task {
                     if let Some(waiter) = request.waiter {
                         waiter.complete(match outcome {
                             Outcome::Full(what) => Err(Error::Full(what)),
+                            Outcome::Fenced => Err(Error::Fenced),
                             Outcome::Stored | Outcome::Cleared | Outcome::Expired | Outcome::Nothing => {
                                 Ok(())
                             }
@@ -168,6 +174,9 @@ impl Task {
                 }
             }
             Err(error) => {
+                if let Error::Fenced = error {
+                    self.shared.metrics.fenced.inc_by(requests.len() as u64);
+                }
                 for waiter in requests.into_iter().filter_map(|request| request.waiter) {
                     waiter.complete(Err(error.clone()));
                 }
@@ -182,6 +191,7 @@ impl Task {
             Outcome::Cleared => metrics.cleared.inc(),
             Outcome::Expired => metrics.expired.inc(),
             Outcome::Full(_) => metrics.refused.inc(),
+            Outcome::Fenced => metrics.fenced.inc(),
             Outcome::Nothing => 0,
         };
     }
@@ -198,7 +208,13 @@ async fn apply(
 ) -> Result<(Vec<Outcome>, Usages)> {
     let mut usages = Usages::new();
     let mut outcomes = Vec::with_capacity(requests.len());
+    let mut fences = Fences::new(shared, tx).await?;
     for request in requests {
+        if !fences.is_current(shared, tx, request.publisher.as_deref()).await? {
+            give_up(shared, tx, request);
+            outcomes.push(Outcome::Fenced);
+            continue;
+        }
         let bucket = RetainedUsage::bucket(&request.topic);
         let at = match usages.iter().position(|(read, _)| *read == bucket) {
             Some(at) => at,
@@ -249,12 +265,11 @@ async fn apply_one(
                 bytes: without.bytes.saturating_add(stored_bytes(&key, encoded.len() as u64)),
             };
             let full = exceeded(shared, with, *usage, others);
-            if let Some((id, timer)) = chunks {
-                // From now on the message holds its chunks, or nobody wants them.
-                tx.clear(&Timer::key(hold_shard(shared, &request.topic), TimerKind::RetainedHold, *timer));
-                if full.is_some() {
-                    clear_chunks(tx, id);
-                }
+            match chunks {
+                Some(_) if full.is_some() => give_up(shared, tx, request),
+                // From now on the message holds its chunks.
+                Some((_, timer)) => tx.clear(&hold_key(shared, &request.topic, *timer)),
+                None => {}
             }
             if let Some(what) = full {
                 return Ok(Outcome::Full(what));
@@ -290,6 +305,18 @@ async fn apply_one(
             if old.is_some() { Outcome::Cleared } else { Outcome::Nothing }
         }
     })
+}
+
+/// Clears the chunks of a message that is not kept.
+fn give_up(shared: &Shared, tx: &mut dyn Transaction, request: &Request) {
+    if let Change::Set { chunks: Some((id, timer)), .. } = &request.change {
+        tx.clear(&hold_key(shared, &request.topic, *timer));
+        clear_chunks(tx, id);
+    }
+}
+
+fn hold_key(shared: &Shared, topic: &TopicName, timer: TimerId) -> Vec<u8> {
+    Timer::key(hold_shard(shared, topic), TimerKind::RetainedHold, timer)
 }
 
 /// Whether there is a message, and it has expired.
