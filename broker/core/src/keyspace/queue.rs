@@ -63,27 +63,30 @@ impl QueueFloor {
     /// Messages that are done, one way or the other.
     #[must_use]
     pub fn done(&self) -> u64 {
-        self.acknowledged
-            + self.expired
-            + self.exhausted
-            + self.purged
-            + self.dead_lettered
-            + self.overflowed
-            + self.superseded
-            + self.redriven
+        let counts = [
+            self.acknowledged,
+            self.expired,
+            self.exhausted,
+            self.purged,
+            self.dead_lettered,
+            self.overflowed,
+            self.superseded,
+            self.redriven,
+        ];
+        counts.into_iter().fold(0, u64::saturating_add)
     }
 
     /// Adds the counters of another log.
     pub fn add(&mut self, other: &Self) {
-        self.acknowledged += other.acknowledged;
-        self.expired += other.expired;
-        self.exhausted += other.exhausted;
-        self.purged += other.purged;
-        self.dead_lettered += other.dead_lettered;
-        self.overflowed += other.overflowed;
-        self.superseded += other.superseded;
-        self.redriven += other.redriven;
-        self.bytes += other.bytes;
+        self.acknowledged = self.acknowledged.saturating_add(other.acknowledged);
+        self.expired = self.expired.saturating_add(other.expired);
+        self.exhausted = self.exhausted.saturating_add(other.exhausted);
+        self.purged = self.purged.saturating_add(other.purged);
+        self.dead_lettered = self.dead_lettered.saturating_add(other.dead_lettered);
+        self.overflowed = self.overflowed.saturating_add(other.overflowed);
+        self.superseded = self.superseded.saturating_add(other.superseded);
+        self.redriven = self.redriven.saturating_add(other.redriven);
+        self.bytes = self.bytes.saturating_add(other.bytes);
     }
 
     /// The value.

@@ -23,6 +23,20 @@ impl Acks {
         Self { floor, blocks, dirty: BTreeSet::new(), stored }
     }
 
+    /// Takes back what lies beyond `next`, the end of the log. Whether there was anything.
+    pub(crate) fn cut(&mut self, next: u64) -> bool {
+        let mut gone: Vec<u64> = self.blocks.split_off(&next.div_ceil(BLOCK_OFFSETS)).into_keys().collect();
+        let (last, first) = (next / BLOCK_OFFSETS, next % BLOCK_OFFSETS);
+        if let Some(block) = self.blocks.get_mut(&last).filter(|block| block.last() >= Some(first)) {
+            for offset in first..BLOCK_OFFSETS {
+                block.clear(offset);
+            }
+            gone.push(last);
+        }
+        self.dirty.extend(&gone);
+        !gone.is_empty()
+    }
+
     pub(crate) fn floor(&self) -> u64 {
         self.floor
     }

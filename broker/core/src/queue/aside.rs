@@ -83,7 +83,7 @@ impl Asides {
     /// As stored: nothing is in memory.
     pub(super) fn restore(by_offset: BTreeMap<u64, Aside>) -> Self {
         let unread = by_offset.keys().copied().collect();
-        let bytes = by_offset.values().map(|aside| aside.cost).sum();
+        let bytes = by_offset.values().fold(0_u64, |sum, aside| sum.saturating_add(aside.cost));
         Self { by_offset, unread, bytes, ..Self::default() }
     }
 
@@ -130,7 +130,7 @@ impl Asides {
     pub(super) fn put_back(&mut self, offset: u64, aside: Aside, record: Arc<Record>) {
         self.ended.remove(&offset);
         self.by_offset.insert(offset, aside);
-        self.bytes += aside.cost;
+        self.bytes = self.bytes.saturating_add(aside.cost);
         // Its row may not have been written when it ended.
         self.moved.insert(offset, record);
     }
@@ -223,7 +223,7 @@ impl QueueShard {
     /// if at least half of what is in between is done, the older half of it is moved aside.
     pub fn check_lag(&mut self, stored: u64) {
         let undone = self.in_log().saturating_sub(self.asides.len() as u64);
-        let done = (self.next - self.floor()).saturating_sub(undone);
+        let done = self.next.saturating_sub(self.floor()).saturating_sub(undone);
         let held = stored.saturating_sub(self.bytes().saturating_sub(self.asides.bytes));
         self.asides.goal = 0;
         if done == 0 || (done <= self.lag.offsets && held <= self.lag.bytes) {
@@ -263,7 +263,7 @@ impl QueueShard {
                 published_at: record.message.published_at,
                 expires_at: record.message.expires_at,
             };
-            self.asides.bytes += aside.cost;
+            self.asides.bytes = self.asides.bytes.saturating_add(aside.cost);
             self.asides.by_offset.insert(offset, aside);
             self.asides.moved.insert(offset, Arc::new(record));
             self.attempts.entry(offset).or_default().aside = Some(aside);

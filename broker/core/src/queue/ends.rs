@@ -103,7 +103,8 @@ impl QueueShard {
         if !self.set_done(offset, cost, end) {
             return false;
         }
-        *counter(&mut self.counters, end) += 1;
+        let count = counter(&mut self.counters, end);
+        *count = count.saturating_add(1);
         true
     }
 }

@@ -154,7 +154,7 @@ impl QueueShard {
         next: u64,
     ) -> DirtyQueue {
         let mut dirty = self.take_dirty();
-        dirty.floor.bytes += cost;
+        dirty.floor.bytes = dirty.floor.bytes.saturating_add(cost);
         let Some(replaced) = replaced.filter(|replaced| !replaced.ends.is_empty()) else { return dirty };
         let mut acks = self.acks.clone();
         for offset in replaced.ends.keys() {
@@ -165,7 +165,7 @@ impl QueueShard {
             if self.attempts.contains_key(offset) {
                 dirty.attempts.insert(*offset, None);
             }
-            dirty.floor.superseded += 1;
+            dirty.floor.superseded = dirty.floor.superseded.saturating_add(1);
         }
         dirty.floor.bytes = dirty.floor.bytes.saturating_sub(replaced.freed);
         dirty.floor.floor = acks.floor();

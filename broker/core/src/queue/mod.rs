@@ -18,6 +18,7 @@ mod latency;
 mod model;
 mod ops;
 mod overflow;
+mod restored;
 mod retry;
 mod shard;
 #[cfg(test)]
@@ -36,8 +37,9 @@ pub use latency::AckLatency;
 pub use ops::{MessageState, StateFilter};
 pub use overflow::Limits;
 pub(crate) use overflow::{Evicted, Room};
+pub use restored::StoredQueue;
 pub(crate) use shard::DirtyQueue;
-pub use shard::{Lost, QueueShard, Settings, StoredQueue, Verdict};
+pub use shard::{Lost, QueueShard, Settings, Verdict};
 pub use stats::{ConsumerReport, Rates};
 
 use acks::Acks;

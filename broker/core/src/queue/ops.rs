@@ -116,7 +116,7 @@ impl QueueShard {
             self.skip_to_end();
         }
         if let Some(Purging { above, .. }) = self.purging.take() {
-            self.counters.bytes = above + self.dying.cost_below(to);
+            self.counters.bytes = above.saturating_add(self.dying.cost_below(to));
             self.owe_nothing_below(to);
         }
         // Others may have begun it, and before some of these were there.
@@ -125,9 +125,9 @@ impl QueueShard {
 
     /// The message at `offset` costs so much more.
     pub(super) fn add_bytes(&mut self, offset: u64, cost: u64) {
-        self.counters.bytes += cost;
+        self.counters.bytes = self.counters.bytes.saturating_add(cost);
         if let Some(purging) = self.purging.as_mut().filter(|purging| offset >= purging.end) {
-            purging.above += cost;
+            purging.above = purging.above.saturating_add(cost);
         }
     }
 

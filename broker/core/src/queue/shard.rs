@@ -23,6 +23,7 @@ use super::expiring::Expiring;
 use super::keys::KeyOrder;
 use super::last_value::LastValues;
 use super::ops::Purging;
+use super::restored::StoredQueue;
 use super::retry::given_up;
 use super::stats::{Stats, Work};
 use super::{Acks, Consumer, ConsumerId, End, Handout, Limits};
@@ -82,19 +83,6 @@ pub(super) struct Attached {
     /// Nobody receives its deliveries any more; its end is about to be told.
     pub(super) gone: bool,
     pub(super) work: Work,
-}
-
-/// What the store knows of a shard of a queue.
-#[derive(Debug, Default)]
-pub struct StoredQueue {
-    /// Floor and counters.
-    pub counters: QueueFloor,
-    /// Acknowledgements above the floor, by block.
-    pub blocks: BTreeMap<u64, AckBlock>,
-    /// Failed attempts by offset.
-    pub attempts: BTreeMap<u64, Attempts>,
-    /// End of the log.
-    pub next: u64,
 }
 
 /// What the queue's declaration says about handing out.
@@ -199,12 +187,24 @@ impl QueueShard {
     #[must_use]
     pub fn restore(
         log: LogId,
-        stored: StoredQueue,
+        mut stored: StoredQueue,
         settings: Settings,
         seed: Seed,
         metrics: Metrics,
     ) -> Self {
+        let (stored_floor, (is_beyond, gone)) = (stored.counters.floor, stored.cut());
         let StoredQueue { counters, blocks, attempts, next } = stored;
+        let mut acks = Acks::new(counters.floor, blocks);
+        let is_damaged = acks.cut(next) | is_beyond | !gone.is_empty();
+        if is_damaged {
+            metrics.damaged.inc();
+            tracing::error!(
+                ?log,
+                end = next,
+                floor = stored_floor,
+                "queue state is beyond the end of its log: the store has lost messages, or was written to by others"
+            );
+        }
         let asides = attempts.iter().filter_map(|(offset, attempts)| Some((*offset, attempts.aside?)));
         let asides = Asides::restore(asides.collect());
         let mut expiring = Expiring::new(counters.floor..counters.expires_below.min(next));
@@ -224,14 +224,14 @@ impl QueueShard {
             scheduled: (0, 0),
             paused: settings.paused,
             elsewhere: (0, 0),
-            acks: Acks::new(counters.floor, blocks),
+            acks,
             attempts,
-            attempts_dirty: Vec::new(),
+            attempts_dirty: gone,
             asides,
             last_values: settings.last_value.then(LastValues::default),
             lag: settings.lag,
             purging: None,
-            changed: false,
+            changed: is_damaged,
             next,
             restored_next: next,
             read_next: counters.floor,
@@ -266,7 +266,7 @@ impl QueueShard {
     /// Messages that are not done.
     #[must_use]
     pub fn depth(&self) -> u64 {
-        self.in_log() + self.scheduled.0
+        self.in_log().saturating_add(self.scheduled.0)
     }
 
     /// Messages of the log that are not done.
@@ -298,7 +298,7 @@ impl QueueShard {
     /// Bytes of messages that are not done.
     #[must_use]
     pub fn bytes(&self) -> u64 {
-        self.counters.bytes + self.scheduled.1
+        self.counters.bytes.saturating_add(self.scheduled.1)
     }
 
     /// Messages that consumers hold.
@@ -659,7 +659,7 @@ impl QueueShard {
         self.changed = !self.attempts_dirty.is_empty() || !left.is_empty();
         let mut floor = self.counters;
         for ended in left.values() {
-            floor.bytes += ended.cost;
+            floor.bytes = floor.bytes.saturating_add(ended.cost);
             let counted = counter(&mut floor, ended.end);
             *counted = counted.saturating_sub(1);
         }
