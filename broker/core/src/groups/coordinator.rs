@@ -4,7 +4,7 @@
 //! It waits for nothing but the store, and that only at first: writes are under way beside it. What is in memory is what
 //! counts; the store follows within a second, and goes on being tried.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -34,6 +34,8 @@ use crate::metrics::{GroupShare, Metrics};
 use crate::queue::ConsumerId;
 use crate::shard::{Owners, write_positions};
 
+/// How often a pod without a sign of life looks whether it has given one.
+const QUIET_LOOK_INTERVAL: Duration = Duration::from_millis(200);
 /// Longest time that a position waits to be written. With the write itself it stays below a second.
 const COMMIT_DELAY: Duration = Duration::from_millis(500);
 /// Wait after a write that failed.
@@ -203,6 +205,8 @@ pub(super) struct Coordinator {
     /// Groups of which a stored position cannot be read: a person must act.
     pub(super) damaged: BTreeMap<ByteString, DecodeError>,
     pub(super) unwritten: Unwritten,
+    /// Groups whose members are to be told something once this pod has given a sign of life again.
+    untold: BTreeSet<ByteString>,
     pub(super) work: FuturesUnordered<BoxFuture<'static, Done>>,
     write_at: Option<Instant>,
     sweep_at: Instant,
@@ -238,6 +242,7 @@ impl Coordinator {
             creating: BTreeMap::new(),
             damaged: BTreeMap::new(),
             unwritten: Unwritten::default(),
+            untold: BTreeSet::new(),
             work: FuturesUnordered::new(),
             write_at: None,
             sweep_at: now + SWEEP_INTERVAL,
@@ -253,7 +258,11 @@ impl Coordinator {
         let board = Arc::clone(&self.board);
         loop {
             let now = self.now();
-            self.handle_timeouts(now);
+            let is_quiet = self.is_quiet();
+            if !is_quiet {
+                std::mem::take(&mut self.untold).iter().for_each(|name| self.tell(name));
+                self.handle_timeouts(now);
+            }
             if !self.follow_cluster(now) {
                 // Whoever has taken the shard over reads what is stored, and nothing of this one is written any more.
                 return;
@@ -262,6 +271,7 @@ impl Coordinator {
                 break;
             }
             let due = self.next_timeout().unwrap_or(now + SWEEP_INTERVAL);
+            let due = if is_quiet { now + QUIET_LOOK_INTERVAL } else { due };
             let guests = &mut self.guests;
             tokio::select! {
                 biased;
@@ -279,6 +289,12 @@ impl Coordinator {
         if let Some(Ending::Closing(reply) | Ending::Forgotten(reply)) = self.ending {
             let _ = reply.send(());
         }
+    }
+
+    /// Whether another pod may be about to divide the stream, or does so already: members are told nothing then. What is
+    /// written is fenced anyway.
+    fn is_quiet(&self) -> bool {
+        self.guests.as_ref().is_some_and(Guests::are_quiet)
     }
 
     pub(super) fn now(&self) -> Instant {
@@ -428,6 +444,10 @@ impl Coordinator {
 
     /// Tells members of a group what concerns them. One that does not listen is gone.
     pub(super) fn tell(&mut self, name: &ByteString) {
+        if self.is_quiet() {
+            self.untold.insert(name.clone());
+            return;
+        }
         let (now, wall) = (self.now(), self.wall());
         let Some(running) = self.groups.get_mut(name) else { return };
         while let Some((member, event)) = running.group.poll_event() {

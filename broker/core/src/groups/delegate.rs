@@ -174,6 +174,7 @@ impl Delegate {
         let (hub, board) = (Arc::clone(&self.hub), Arc::clone(&self.board));
         let mut up = hub.links().link_events();
         let (mut owners, mut pods) = (hub.cluster().owners_changed(), hub.cluster().members());
+        let mut waiting = hub.words_waiting();
         loop {
             let now = hub.now();
             owners.mark_unchanged();
@@ -183,6 +184,7 @@ impl Delegate {
             if self.closing.as_ref().is_some_and(|(by, _)| self.outbox.is_empty() || *by <= now) {
                 break;
             }
+            waiting.set(self.outbox.len());
             let due = self.next_timeout();
             let has_room = self.outbox.len() < OUTBOX_MAX && self.closing.is_none();
             let is_waiting = self.progress_at.is_some();

@@ -77,6 +77,11 @@ impl Guests {
         self.term
     }
 
+    /// Whether this pod has given no sign of life for so long that it may not be the one any more.
+    pub(super) fn are_quiet(&self) -> bool {
+        self.hub.cluster().is_quiet()
+    }
+
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         self.call_at
     }

@@ -31,6 +31,7 @@ use crate::cluster::message::GroupMessage;
 use crate::cluster::message::group::FromCoordinator;
 use crate::definition::Kind;
 use crate::keyspace::owner::PodId;
+use crate::metrics::GaugeShare;
 use crate::panics::Panics;
 use crate::shard::{Owners, Remote, is_ours};
 
@@ -97,6 +98,11 @@ impl Hub {
 
     pub(super) fn now(&self) -> Instant {
         self.owners.context().clock.now()
+    }
+
+    /// What one delegate has not sent yet.
+    pub(super) fn words_waiting(&self) -> GaugeShare {
+        GaugeShare::new(&self.owners.context().metrics.cluster.group_words_waiting)
     }
 
     pub(super) fn next_talk(&self) -> u64 {

@@ -274,6 +274,110 @@ async fn members_keep_what_they_have_when_the_coordinator_dies_and_a_dead_pods_g
     assert_eq!(counts(&members), [6]);
 }
 
+/// Words of a pod about the groups of a stream that wait to be sent.
+const WORDS_WAITING_MAX: i64 = 1024;
+
+#[tokio::test(start_paused = true)]
+async fn who_asks_for_more_than_a_pod_can_send_waits() {
+    let mut pods = Pods::open(1, 1, &[stream_of()]).await;
+    // Room for few words on a link.
+    pods.links.peer_bytes = 64 * 1024;
+    while pods.owner(&find(&pods.cores[0]), 0) == pods.cores.len() - 1 {
+        pods.join().await;
+        pods.settle().await;
+    }
+    let (asks, waiting) =
+        (pods.cores.len() - 1, pods.metrics.last().unwrap().cluster.group_words_waiting.clone());
+    let core = &pods.cores[asks];
+    assert_eq!(list(core).await, []);
+    let coordinator = pods.owner(&find(core), 0);
+    pods.network.block(core.pod(), pods.cores[coordinator].pod());
+    let stream = find(core);
+    let name = "g".repeat(200);
+    let questions =
+        futures_util::future::join_all((0..6_000).map(|_| core.groups().delete(&stream, &name, false)));
+    let healed = async {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        assert_eq!(waiting.get(), WORDS_WAITING_MAX);
+        pods.network.heal();
+    };
+    let (answers, ()) = tokio::join!(questions, healed);
+    for answer in answers {
+        // One that was asked again may have been done before.
+        assert!(matches!(answer, Err(GroupError::Missing) | Ok(())), "{answer:?}");
+    }
+    tokio::time::sleep(SOON).await;
+    assert_eq!(waiting.get(), 0);
+}
+
+/// As a process that was stopped: its tasks go on when all is over.
+#[tokio::test(start_paused = true)]
+async fn a_coordinator_that_was_stopped_divides_nothing_and_stores_nothing_when_it_comes_back() {
+    let (mut pods, mut members, mut history) = three().await;
+    members.iter_mut().for_each(|member| member.acknowledge(&pods, &mut history, 4));
+    settle(&pods, &mut members, &mut history, SOON * 2).await;
+    let coordinator = pods.owner(&find(&pods.cores[0]), 0);
+    let stale = pods.kill(coordinator).await;
+    let mut of_stale = members.remove(coordinator);
+    let before = of_stale.shards.clone();
+    history.gone(of_stale.number);
+    settle(&pods, &mut members, &mut history, LATER).await;
+    assert_eq!(counts(&members), [3, 3]);
+    members.iter_mut().for_each(|member| member.acknowledge(&pods, &mut history, 2));
+    settle(&pods, &mut members, &mut history, SOON * 2).await;
+    history.look(&pods, &find(&pods.cores[0])).await;
+    // It still takes itself for the coordinator, and its member for one who has shards.
+    let stream = find(&stale);
+    for (shard, (generation, position)) in &before {
+        stale.groups().progress(&stream, "g", *shard, *generation, position + 1_000);
+    }
+    let (tx, mut events) = mpsc::channel(4 * usize::from(SHARDS));
+    let joining = stale.groups().join(&stream, "g", ConsumerId(77), "late".to_owned(), &Start::Earliest, tx);
+    let late = tokio::time::timeout(LATER, joining).await;
+    settle(&pods, &mut members, &mut history, LATER).await;
+    while let Ok(event) = of_stale.events.try_recv() {
+        assert!(!matches!(event, GroupEvent::Assigned { .. }), "{event:?}");
+    }
+    if let Ok(Ok(_)) = late {
+        while let Ok(event) = events.try_recv() {
+            assert!(!matches!(event, GroupEvent::Assigned { .. }), "{event:?}");
+        }
+    }
+    // Nobody acknowledged those: `look` would tell.
+    history.look(&pods, &find(&pods.cores[0])).await;
+    let held: BTreeMap<u8, u64> = members.iter().flat_map(Member::positions).collect();
+    assert_eq!(history.stored, held);
+    std::mem::forget(stale);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_member_whose_pod_was_stopped_moves_no_position_of_shards_that_others_have() {
+    let (mut pods, mut members, mut history) = three().await;
+    members.iter_mut().for_each(|member| member.acknowledge(&pods, &mut history, 4));
+    settle(&pods, &mut members, &mut history, SOON * 2).await;
+    let away = pods.other(&find(&pods.cores[0]), 0);
+    let stale = pods.kill(away).await;
+    let of_stale = members.remove(away);
+    history.gone(of_stale.number);
+    settle(&pods, &mut members, &mut history, LATER).await;
+    assert_eq!(counts(&members), [3, 3]);
+    let stream = find(&stale);
+    for (shard, (generation, position)) in &of_stale.shards {
+        stale.groups().progress(&stream, "g", *shard, *generation, position + 1_000);
+        let given_back = stale.groups().release(&stream, "g", *shard, *generation, position + 1_000);
+        // Nobody need answer.
+        let _ = tokio::time::timeout(SOON, given_back).await;
+    }
+    settle(&pods, &mut members, &mut history, LATER).await;
+    members.iter_mut().for_each(|member| member.acknowledge(&pods, &mut history, 1));
+    settle(&pods, &mut members, &mut history, SOON * 2).await;
+    history.look(&pods, &find(&pods.cores[0])).await;
+    let held: BTreeMap<u8, u64> = members.iter().flat_map(Member::positions).collect();
+    assert_eq!((held.len(), &history.stored), (usize::from(SHARDS), &held));
+    assert_eq!(counts(&members), [3, 3]);
+    std::mem::forget(stale);
+}
+
 #[tokio::test(start_paused = true)]
 async fn nobody_gets_a_shard_of_a_pod_that_only_cannot_be_reached() {
     let (pods, mut members, mut history) = three().await;
