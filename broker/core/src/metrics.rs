@@ -6,6 +6,7 @@ mod names;
 mod peers;
 mod queues;
 mod reading;
+mod share;
 mod streams;
 
 use prometheus_client::encoding::EncodeLabelSet;
@@ -21,6 +22,7 @@ pub(crate) use peers::{LaneSeries, PeerSeries};
 pub use peers::{PEERS_NAMED_MAX, PeerMetrics};
 pub use queues::{Gauges, QUEUES_NAMED_MAX, QueueEvent, QueueMetrics, SeriesShare};
 pub use reading::ReadMetrics;
+pub(crate) use share::GaugeShare;
 pub use streams::{STREAMS_NAMED_MAX, StreamGauges, StreamMetrics};
 pub(crate) use streams::{StreamSeries, StreamShare};
 

@@ -42,10 +42,12 @@ pub struct PodLoad {
     pub state: DrainState,
     /// Clients that were told to go since the drain under way began.
     pub shed: u64,
+    /// Rate of milliseconds of processor time.
+    pub cpu: u64,
 }
 
 /// How many figures there are.
-const COUNT: u8 = 11;
+const COUNT: u8 = 12;
 
 impl PodLoad {
     /// Appends the figures.
@@ -67,6 +69,7 @@ impl PodLoad {
             self.bytes_out,
             state,
             self.shed,
+            self.cpu,
         ];
         figures.into_iter().fold(out.u8(COUNT), Writer::varint)
     }
@@ -96,6 +99,7 @@ impl PodLoad {
             bytes_out,
             state,
             shed,
+            cpu,
         ] = figures;
         let state = match state {
             0 => DrainState::Serving,
@@ -115,6 +119,7 @@ impl PodLoad {
             bytes_out,
             state,
             shed,
+            cpu,
         })
     }
 }
@@ -137,12 +142,13 @@ mod tests {
             bytes_out: 9,
             state: DrainState::Drained,
             shed: 10,
+            cpu: 11,
         };
         let read = |bytes: &[u8]| PodLoad::read(&mut Reader::new(bytes.to_vec().into()));
         let bytes = load.write(Writer::new(0)).finish().split_off(1);
-        assert_eq!(bytes, [11, 1, 2, 3, 4, 5, 6, 7, 8, 9, 2, 10]);
+        assert_eq!(bytes, [12, 1, 2, 3, 4, 5, 6, 7, 8, 9, 2, 10, 11]);
         assert_eq!(read(&bytes), Ok(load));
-        let newer = [&[12], &bytes[1..], &[99]].concat();
+        let newer = [&[13], &bytes[1..], &[99]].concat();
         assert_eq!(read(&newer), Ok(load));
         assert_eq!(read(&[1, 7]), Ok(PodLoad { connections: 7, ..PodLoad::default() }));
         assert_eq!(read(&[]), Ok(PodLoad::default()));

@@ -2,16 +2,20 @@
 //!
 //! Key: `u`, log id, publish id (16). Value: format 1, offset u64, time u64 (µs). A publish id begins with the
 //! time it was made (6 bytes, milliseconds), so that all marks of a log before some time are one range. That of a
+//! client's publish ends with a digest of its content (4 bytes). That of a
 //! dead letter is 0xff, the object u32, shard u8, class u8 and offset u64 it comes from, 0: the same however often it
 //! is sent; its mark is swept by the time in its value.
 
 use bytes::Bytes;
 use weir_env::clock::Timestamp;
+use xxhash_rust::xxh3::Xxh3;
 
 use super::{DecodeError, LogId, Reader, Writer, tag};
 
 const FORMAT: u8 = 1;
 const DEAD_LETTER: u8 = 0xff;
+/// Where the digest of the content begins in an id.
+const DIGEST_AT: usize = 12;
 
 /// Identifies one publish, however often it is repeated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -27,6 +31,19 @@ impl PublishId {
         Self(id)
     }
 
+    /// The same for a publish with this content, which [`Self::is_of`] then knows again.
+    #[must_use]
+    pub fn with_content(mut self, topic: &str, payload: &[u8]) -> Self {
+        self.0[DIGEST_AT..].copy_from_slice(&digest(topic, payload));
+        self
+    }
+
+    /// Whether this may be the id of a publish with this content: always if it is, and of others by a rare chance.
+    #[must_use]
+    pub fn is_of(&self, topic: &str, payload: &[u8]) -> bool {
+        self.0[DIGEST_AT..] == digest(topic, payload)
+    }
+
     /// The id under which the message at `offset` of `log` leaves for the dead letters, whenever it does.
     #[must_use]
     pub fn of_dead_letter(log: &LogId, offset: u64) -> Self {
@@ -39,6 +56,16 @@ impl PublishId {
         id[7..15].copy_from_slice(&offset.to_be_bytes());
         Self(id)
     }
+}
+
+fn digest(topic: &str, payload: &[u8]) -> [u8; 16 - DIGEST_AT] {
+    let mut hasher = Xxh3::new();
+    // No topic has a zero byte.
+    hasher.update(topic.as_bytes());
+    hasher.update(&[0]);
+    hasher.update(payload);
+    let [a, b, c, d, ..] = hasher.digest().to_be_bytes();
+    [a, b, c, d]
 }
 
 /// Where a publish was appended.
@@ -110,6 +137,16 @@ mod tests {
         let (begin, end) = Mark::range_of_dead_letters(&log);
         let key = Mark::key(&log, &letter);
         assert!(begin < key && key < end && expected < begin);
+    }
+
+    #[test]
+    fn an_id_knows_its_content_again() {
+        let id = PublishId::new(Timestamp::from_micros(1_000), [7; 16]).with_content("t", b"x");
+        assert_eq!(&id.0, b"\0\0\0\0\0\x01\x07\x07\x07\x07\x07\x07\x3b\xd4\xaf\xe3");
+        assert!(id.is_of("t", b"x"));
+        for (topic, payload) in [("t", "y"), ("u", "x"), ("tx", ""), ("", "tx")] {
+            assert!(!id.is_of(topic, payload.as_bytes()), "{topic} {payload}");
+        }
     }
 
     #[test]

@@ -220,7 +220,7 @@ mod tests {
         assert_eq!(Heartbeat::of_key(&Heartbeat::key(id).into()), Ok(id));
         assert!(Heartbeat::of_key(&Pod::key(id).into()).is_err());
         let bytes = [b"\x01\0\0\0\0\0\0\x01\x02\0\0\x13\x88".as_slice(), &[7; 10]].concat();
-        let with_load = [bytes.as_slice(), b"\x0b\xac\x02\0\0\0\0\0\0\0\0\0\0"].concat();
+        let with_load = [bytes.as_slice(), b"\x0c\xac\x02\0\0\0\0\0\0\0\0\0\0\0"].concat();
         assert_eq!(beat.encode(), with_load);
         assert_eq!(Heartbeat::decode(with_load.into()), Ok(beat));
         assert_eq!(Heartbeat::decode(bytes.into()), Ok(Heartbeat { load: PodLoad::default(), ..beat }));

@@ -120,14 +120,22 @@ impl Timer {
         (prefix.finish(), end)
     }
 
-    /// Which timer a key is of.
+    /// The end of the keys of all timers.
+    #[must_use]
+    pub fn end() -> Vec<u8> {
+        vec![tag::TIMER + 1]
+    }
+
+    /// Which timer of which shard a key is of.
     ///
     /// # Errors
     /// If it is not the key of a timer.
-    pub fn decode_key(key: Bytes) -> Result<TimerId, DecodeError> {
+    pub fn decode_key(key: Bytes) -> Result<(VirtualShard, TimerId), DecodeError> {
         let mut reader = Reader::new(key);
-        reader.take(1 + 2 + 1, "timer key")?;
-        TimerId::decode(&mut reader)
+        reader.take(1, "timer key")?;
+        let shard = VirtualShard(reader.u16("timer shard")?);
+        reader.take(1, "timer kind")?;
+        Ok((shard, TimerId::decode(&mut reader)?))
     }
 
     /// The value.
@@ -183,7 +191,8 @@ mod tests {
         let id = TimerId { due: Timestamp::from_micros(3), seq: 4 };
         let key = Timer::key(VirtualShard(0x0102), TimerKind::Will, id);
         assert_eq!(key, b"t\x01\x02w\0\0\0\0\0\0\0\x03\0\0\0\0\0\0\0\x04");
-        assert_eq!(Timer::decode_key(key.clone().into()), Ok(id));
+        assert_eq!(Timer::decode_key(key.clone().into()), Ok((VirtualShard(0x0102), id)));
+        assert!(key < Timer::end());
         let due_at =
             |micros| Timer::due(VirtualShard(0x0102), TimerKind::Will, Timestamp::from_micros(micros));
         assert!((due_at(3).0..due_at(3).1).contains(&key));

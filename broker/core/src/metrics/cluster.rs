@@ -44,6 +44,12 @@ pub struct ClusterMetrics {
     pub interest_elsewhere: Gauge,
     /// Subscriptions acknowledged before all pods knew of them.
     pub interest_late: Counter,
+    /// Deliveries of queues settled here that the pods whose queues they are of have not heard of.
+    pub settles_waiting: Gauge,
+    /// Words of members of consumer groups here that wait to be sent to the pods which divide their streams.
+    pub group_words_waiting: Gauge,
+    /// Talks of other pods with shards of this one: for each shard, those that have asked something of it.
+    pub talks: Gauge,
 }
 
 impl ClusterMetrics {
@@ -90,5 +96,13 @@ impl ClusterMetrics {
         let late = self.interest_late.clone();
         let help = "Subscriptions acknowledged before all pods knew of them";
         registry.register("cluster_interest_late", help, late);
+        let settles = self.settles_waiting.clone();
+        let help = "Settled deliveries that the pods with their queues have not heard of";
+        registry.register("cluster_settles_waiting", help, settles);
+        let words = self.group_words_waiting.clone();
+        let help = "Words about members of consumer groups that wait to be sent";
+        registry.register("cluster_group_words_waiting", help, words);
+        let help = "Pods that have asked something of a shard of this one, over all shards";
+        registry.register("cluster_talks", help, self.talks.clone());
     }
 }

@@ -44,6 +44,7 @@ struct Script {
     open: Mutex<Vec<Box<dyn Transaction>>>,
     commits: Mutex<usize>,
     rows_read: Mutex<usize>,
+    ranges_read: Mutex<usize>,
 }
 
 impl Faults {
@@ -71,6 +72,11 @@ impl Faults {
     /// Pairs that ranges have returned.
     pub(crate) fn rows_read(&self) -> usize {
         *self.script.rows_read.lock()
+    }
+
+    /// Reads of ranges.
+    pub(crate) fn ranges_read(&self) -> usize {
+        *self.script.ranges_read.lock()
     }
 
     /// Keeps a transaction in flight.
@@ -140,6 +146,7 @@ impl Transaction for FaultTransaction {
     async fn get_range(&mut self, query: RangeQuery, isolation: Isolation) -> Result<RangePage> {
         let page = self.inner.get_range(query, isolation).await?;
         *self.script.rows_read.lock() += page.pairs.len();
+        *self.script.ranges_read.lock() += 1;
         Ok(page)
     }
 

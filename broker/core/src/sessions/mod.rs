@@ -175,7 +175,7 @@ impl Shared {
 }
 
 /// Reads the fence of a client.
-async fn read_fence(tx: &mut dyn Transaction, keys: &ClientKeys) -> Result<Option<Fence>> {
+pub(crate) async fn read_fence(tx: &mut dyn Transaction, keys: &ClientKeys) -> Result<Option<Fence>> {
     let value = tx.get(&keys.fence(), Isolation::Serializable).await?;
     Ok(value.map(Fence::decode).transpose()?)
 }

@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use bytestring::ByteString;
+use weir_env::clock::Timestamp;
+use weir_storage::Store as _;
 use weir_topic::TopicName;
 
 use super::faults::{Bench, Fault};
@@ -11,9 +13,12 @@ use super::{
 };
 use crate::Error;
 use crate::inbox::{Inbox, InboxId};
-use crate::keyspace::session::{OutgoingEntry, OutgoingPhase, StoredSubscription, encode_incoming};
+use crate::keyspace::session::{
+    Incarnation, OutgoingEntry, OutgoingPhase, StoredSubscription, encode_incoming,
+};
 use crate::keyspace::session_position::{SessionPosition, ShardPosition};
-use crate::keyspace::{PublishId, tag};
+use crate::keyspace::timer::{Timer, TimerId, TimerKind};
+use crate::keyspace::{PublishId, VirtualShard, tag};
 use crate::message::tests::full_message;
 use crate::wills::{DueWill, StoredWill, Wills};
 
@@ -70,6 +75,42 @@ async fn assert_empty(bench: &Bench) {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn shards_without_timers_take_no_read() {
+    let bench = Bench::new();
+    let wall = bench.clock.wall();
+    let (now, later) = (Timestamp::from_micros(5), Timestamp::from_micros(6));
+    let due = async |kind| {
+        let before = bench.store.ranges_read();
+        let due = bench.sessions.shared.due_timers(kind, now, 10).await.unwrap();
+        let due: Vec<_> = due.into_iter().map(|(shard, id, _)| (shard.0, id.seq)).collect();
+        (due, bench.store.ranges_read() - before)
+    };
+    assert!(wall > now);
+    assert_eq!(due(TimerKind::SessionEnd).await, (vec![], 1));
+
+    let mut tx = bench.store.begin();
+    let end = Timer::SessionEnd("c".into());
+    let drain = Timer::InboxDrain("c".into(), Incarnation(1));
+    let timers = [
+        (0, &drain, now, 1),
+        (3, &end, now, 2),
+        (3, &end, now, 3),
+        (3, &end, later, 4),
+        (5, &end, later, 5),
+        (5, &drain, now, 6),
+        (7, &end, now, 7),
+    ];
+    for (shard, timer, due, seq) in timers {
+        tx.set(&Timer::key(VirtualShard(shard), timer.kind(), TimerId { due, seq }), &timer.encode());
+    }
+    tx.commit().await.unwrap();
+    // Looks from 0, 1, 3, 4, 5, 6 and 7; two of them find something due, which is then read.
+    assert_eq!(due(TimerKind::SessionEnd).await, (vec![(3, 2), (3, 3), (7, 7)], 7 + 2));
+    assert_eq!(due(TimerKind::InboxDrain).await.0, vec![(0, 1), (5, 6)]);
+    assert_eq!(due(TimerKind::Will).await.0, vec![]);
+}
+
 #[test]
 fn futures_can_be_spawned() {
     fn check(_: &(impl Send + ?Sized)) {}
@@ -79,7 +120,7 @@ fn futures_can_be_spawned() {
         check(&sessions.subscribe(session, &[]));
         check(&sessions.unsubscribe(session, &[]));
         check(&sessions.update(session, &[]));
-        check(&sessions.expire_due(weir_env::clock::Timestamp::MAX));
+        check(&sessions.expire_due(Timestamp::MAX));
         check(&sessions.close_orphans(|_| true));
         check(&sessions.load_routes(None));
         check(&Wills::new(sessions).done(will));

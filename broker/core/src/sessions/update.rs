@@ -232,11 +232,23 @@ impl Shared {
         let mut due = Vec::new();
         let mut tx = self.store.begin();
         let shards = (0..self.virtual_shards).map(VirtualShard);
+        let mut with_timers = VirtualShard(0);
         for shard in shards.filter(|shard| self.cluster.as_ref().is_none_or(|c| c.should_own(*shard))) {
+            if shard < with_timers {
+                continue;
+            }
             let (begin, end) = Timer::due(shard, kind, now);
+            // The next timer, of whichever shard and kind: shards without any take no read of their own.
+            let next = RangeQuery::new(begin.clone(), Timer::end()).limit(1);
+            let next = tx.get_range(next, Isolation::Snapshot).await?.pairs.into_iter().next();
+            let Some((next, _)) = next else { break };
+            if *next >= *end {
+                (with_timers, _) = Timer::decode_key(next)?;
+                continue;
+            }
             let query = RangeQuery::new(begin, end).limit(limit - due.len());
             for (key, value) in tx.get_range(query, Isolation::Snapshot).await?.pairs {
-                due.push((shard, Timer::decode_key(key)?, Timer::decode(kind, value)?));
+                due.push((shard, Timer::decode_key(key)?.1, Timer::decode(kind, value)?));
             }
             if due.len() >= limit {
                 break;

@@ -1,9 +1,10 @@
 //! Queues and streams over several pods: what one pod asks for is done by the one that owns the shard.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use weir_core::Core;
+use weir_core::cluster::network::Peer;
 use weir_core::core::Receipt;
 use weir_core::definition::Kind;
 use weir_core::key::Publisher;
@@ -213,6 +214,27 @@ async fn an_owner_that_does_not_answer_stops_its_publishers_and_no_others() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_link_that_ends_while_something_is_to_be_said_holds_nobody_up() {
+    let pods = Pods::open(2, 7, &[definition(Kind::Stream, "s", "a/#", 8)]).await;
+    let [publisher, other] = [&pods.cores[0], &pods.cores[1]];
+    for topic in 0..8 {
+        put(publisher, pods.clock, &format!("a/{topic}"), "before").await.settled().await;
+    }
+    let mut receipts = Vec::new();
+    for topic in 0..8 {
+        receipts.push(put(publisher, pods.clock, &format!("a/{topic}"), "meanwhile").await);
+    }
+    // Shards are to hear of it before the task of the link does.
+    publisher.links().unwrap().set_peers(&[]);
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    publisher.links().unwrap().set_peers(&[Peer { pod: other.pod(), address: "pod-1".to_owned() }]);
+    for receipt in receipts {
+        assert!(receipt.settled().await.is_empty());
+    }
+    assert_eq!(all(other, &pods.find(1, Kind::Stream, "s"), 16).await.len(), 16);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_publish_that_reaches_no_owner_fails_after_its_time() {
     let pods = Pods::open(2, 14, &[definition(Kind::Stream, "s", "a/#", 1)]).await;
     let stream = pods.find(0, Kind::Stream, "s");
@@ -309,4 +331,24 @@ async fn readers_of_one_pod_cost_one_read_of_what_another_has_stored() {
     let (fills, misses) = (metrics.tail_fills.get(), metrics.tail_misses.get() - missed);
     assert!(fills > 0 && fills <= COUNT as u64, "{fills} reads for {COUNT} messages");
     assert!(misses <= READERS as u64, "{misses} reads of {READERS} readers by themselves");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_talks_once_with_each_shard_it_asks() {
+    let mut pods = Pods::open(2, 6, &[definition(Kind::Stream, "s", "a/#", 8)]).await;
+    let stream = pods.find(0, Kind::Stream, "s");
+    for _ in 0..3 {
+        for n in 0..100 {
+            publish(&pods.cores[0], pods.clock, &format!("a/{n}"), "x").await.unwrap();
+        }
+        let owned: BTreeSet<u16> = (0..8)
+            .filter(|shard| pods.owner(&stream, *shard) == 1)
+            .map(|shard| stream.logs[shard].vs.0)
+            .collect();
+        assert!(!owned.is_empty());
+        assert_eq!(pods.metrics[1].cluster.talks.get(), owned.len() as i64);
+    }
+    std::mem::forget(pods.kill(0).await);
+    tokio::time::sleep(Duration::from_secs(12)).await;
+    assert_eq!(pods.metrics[1].cluster.talks.get(), 0);
 }

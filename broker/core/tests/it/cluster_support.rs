@@ -25,6 +25,8 @@ pub(crate) struct Pods {
     pub(crate) cores: Vec<Core>,
     /// In the order in which pods have joined.
     pub(crate) metrics: Vec<Metrics>,
+    /// Of pods that join.
+    pub(crate) links: LinkOptions,
     seed: u64,
     joined: u64,
 }
@@ -44,8 +46,9 @@ impl Pods {
     ) -> Self {
         let network = MemoryNetwork::new(clock, &Seed::fixed(seed));
         network.set_delay(Duration::from_micros(100)..Duration::from_micros(900));
+        let links = LinkOptions::default();
         let mut pods =
-            Self { network, store, clock, cores: Vec::new(), metrics: Vec::new(), seed, joined: 0 };
+            Self { network, store, clock, cores: Vec::new(), metrics: Vec::new(), links, seed, joined: 0 };
         for n in 0..count {
             pods.join().await;
             if n == 0 {
@@ -63,10 +66,7 @@ impl Pods {
         let info = PodInfo { peer: format!("pod-{n}").into(), ..PodInfo::default() };
         let options = Options {
             cluster: Some(ClusterOptions::new(info)),
-            network: Some(PeerNetwork {
-                network: Arc::new(self.network.clone()),
-                links: LinkOptions::default(),
-            }),
+            network: Some(PeerNetwork { network: Arc::new(self.network.clone()), links: self.links }),
             ..Options::default()
         };
         let seed = Seed::fixed(self.seed * 1000 + n);

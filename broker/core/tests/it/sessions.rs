@@ -152,6 +152,7 @@ impl World {
                 clock: self.clock,
                 seed: seed.clone(),
                 virtual_shards: VIRTUAL_SHARDS,
+                cluster: None,
             };
             let (options, metrics) = (RetainedOptions::default(), RetainedMetrics::default());
             match Retained::spawn(context, options, &metrics, &tracker, &stop).await {

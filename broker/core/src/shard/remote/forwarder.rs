@@ -17,6 +17,7 @@ use crate::cluster::links::{Links, Unreachable, UpLinks};
 use crate::cluster::message::shard::{FromOwner, ShardMessage, ToOwner};
 use crate::keyspace::VirtualShard;
 use crate::keyspace::owner::PodId;
+use crate::metrics::GaugeShare;
 use crate::shard::handed::{Carried, Handed};
 use crate::shard::seat::is_ours;
 use crate::shard::{Command, Context};
@@ -25,6 +26,8 @@ use crate::shard::{Command, Context};
 const COMMANDS_PER_TURN: usize = 256;
 /// Wait before a pod is asked again that does not own the shard, as it says.
 const NOT_OWNER_WAIT: Duration = Duration::from_millis(50);
+/// Wait before a pod is talked to again that could not be reached.
+const UNREACHABLE_WAIT: Duration = Duration::from_millis(10);
 /// How long a pod counts as the owner that says it is, or is said to be, before the feed tells the same.
 const HINT_TIME: Duration = Duration::from_secs(1);
 /// How long a pod that is the owner no longer has to say so: its last answers come before.
@@ -40,6 +43,7 @@ pub(crate) struct Forwarder {
     commands: mpsc::Receiver<Command>,
     heard: mpsc::Receiver<Heard>,
     state: Forwarding,
+    unheard: GaugeShare,
     talk: Option<Talk>,
     /// Who is the owner, from more recent news than the feed's.
     hint: Option<(PodId, Instant)>,
@@ -71,6 +75,7 @@ impl Forwarder {
     ) -> Self {
         let (heard, hint) = remote.listen(vs);
         let now = context.clock.now();
+        let unheard = GaugeShare::new(&context.metrics.cluster.settles_waiting);
         let state = Forwarding::new(Arc::clone(&context.reading.tails), carried, now);
         Self {
             remote,
@@ -79,6 +84,7 @@ impl Forwarder {
             commands,
             heard,
             state,
+            unheard,
             talk: None,
             hint: hint.map(|pod| (pod, now)),
             moved_at: None,
@@ -113,6 +119,7 @@ impl Forwarder {
             if self.close_at.is_some_and(|at| is_done || at <= now) {
                 break;
             }
+            self.unheard.set(self.state.unheard());
             let due = self.next_timeout();
             let has_room = self.state.has_room() && self.close_at.is_none();
             let (talk, vs) = (self.talk, self.vs);
@@ -127,6 +134,8 @@ impl Forwarder {
                 sent = send_out(&links, vs, talk, outbox), if talk.is_some() && !outbox.is_empty() => {
                     if sent.is_err() {
                         self.end_talk();
+                        // The link may count as up until its own task has run, which it cannot while this one does.
+                        self.wait_until = Some(self.context.clock.now() + UNREACHABLE_WAIT);
                     }
                 }
                 Some(filled) = fills.next(), if !fills.is_empty() => self.state.filled(filled),

@@ -3,7 +3,7 @@
 //! Without IO: it is told what comes and when a talk with an owner begins or ends, and says what is to be sent. All
 //! that has no answer when a talk ends is said again in the next one, in the order in which it came, for
 //! [`ANSWER_TIME`]. Bounds: records by the bytes that publishers may have in line, questions by [`LINE_MAX`], consumers
-//! by their windows, settlements by [`SETTLES_MAX`], beyond which no credit is given.
+//! by their windows, settlements as [`Settles`] says, beyond which no credit is given.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -16,6 +16,7 @@ use super::asks::{self, Asked, reference};
 use super::credit::{Client, ClientKey, Delivered};
 use super::fills::{Fill, advance};
 use super::is_foreign;
+use super::settles::{Settlement, Settles};
 use crate::catalog::Object;
 use crate::cluster::message::shard::{Answer, FromOwner, InFlight, Question, Refusal, RemoteAppend, ToOwner};
 use crate::error::{Error, Result};
@@ -34,8 +35,6 @@ pub(super) const ANSWER_TIME: Duration = Duration::from_secs(30);
 pub(super) const LINE_MAX: usize = 16_384;
 /// Words that wait to be sent before nothing more is taken on.
 const OUTBOX_MAX: usize = 256;
-/// Settlements that the owner has not heard of before consumers get no more.
-const SETTLES_MAX: usize = 65_536;
 /// Wait before consumers and readers are announced again whom the owner could not take.
 const RETRY_WAIT: Duration = Duration::from_secs(1);
 
@@ -75,8 +74,7 @@ pub(super) struct Forwarding {
     line: BTreeMap<u64, (Waiting, Instant)>,
     clients: BTreeMap<ClientKey, Client>,
     pub(super) watches: BTreeMap<LogKey, WatchedLog>,
-    settles: VecDeque<(u64, Handout, Verdict, Instant)>,
-    settled: u64,
+    settles: Settles,
     retry_at: Option<Instant>,
     /// Whom somebody waits for to be taken on by an owner, oldest first.
     newcomers: VecDeque<(Instant, Newcomer)>,
@@ -102,8 +100,7 @@ impl Forwarding {
             line: BTreeMap::new(),
             clients: BTreeMap::new(),
             watches: BTreeMap::new(),
-            settles: VecDeque::new(),
-            settled: 0,
+            settles: Settles::default(),
             retry_at: None,
             newcomers: VecDeque::new(),
             starved: Vec::new(),
@@ -173,8 +170,9 @@ impl Forwarding {
             kept.consumers.push((consumer, held));
         }
         // After those who hold the messages are attached again.
-        let settles = self.settles.into_iter();
-        carried.commands.extend(settles.map(|(_, handout, verdict, _)| Command::Settle { handout, verdict }));
+        for Settlement { handout, verdict, .. } in self.settles.iter().copied() {
+            carried.commands.push_back(Command::Settle { handout, verdict });
+        }
         carried
     }
 
@@ -185,7 +183,12 @@ impl Forwarding {
 
     /// Whether nobody waits for an answer.
     pub(super) fn is_idle(&self) -> bool {
-        self.line.is_empty() && self.settles.is_empty()
+        self.line.is_empty() && self.settles.len() == 0
+    }
+
+    /// Settlements that the owner has not heard of yet.
+    pub(super) fn unheard(&self) -> usize {
+        self.settles.len()
     }
 
     /// What is to be said, in order. Whoever sends it takes it out.
@@ -227,8 +230,8 @@ impl Forwarding {
         for key in keys {
             self.announce(key, now);
         }
-        for (seq, handout, verdict, _) in &self.settles {
-            self.outbox.push_back(ToOwner::Settle { seq: *seq, handout: *handout, verdict: *verdict });
+        for Settlement { seq, handout, verdict, .. } in self.settles.iter().copied() {
+            self.outbox.push_back(ToOwner::Settle { seq, handout, verdict });
         }
         self.outbox.push_back(ToOwner::Present);
     }
@@ -269,10 +272,10 @@ impl Forwarding {
         let Some(client) = self.clients.get(&key) else { return };
         let mut held = client.in_flight(now);
         // What it has settled is not known to be heard: nobody else may have it before it is.
-        let settles = self.settles.iter().filter(|(_, handout, ..)| {
+        let settles = self.settles.iter().filter(|Settlement { handout, .. }| {
             handout.consumer == client.consumer.id && key_of(&handout.log.of_class(0)) == key.0
         });
-        held.extend(settles.map(|(_, handout, _, at)| InFlight {
+        held.extend(settles.map(|Settlement { handout, at, .. }| InFlight {
             class: handout.log.class,
             offset: handout.offset,
             delivery_count: handout.delivery_count,
@@ -375,14 +378,13 @@ impl Forwarding {
         if let Some(client) = self.clients.get_mut(&key) {
             client.settled(&handout);
         }
-        self.settled += 1;
-        self.settles.push_back((self.settled, handout, verdict, now));
-        self.say(ToOwner::Settle { seq: self.settled, handout, verdict });
+        let seq = self.settles.add(handout, verdict, now);
+        self.say(ToOwner::Settle { seq, handout, verdict });
         self.give_credit(key);
     }
 
     fn give_credit(&mut self, key: ClientKey) {
-        if self.settles.len() >= SETTLES_MAX {
+        if self.settles.is_full() {
             return;
         }
         if let Some(words) = self.clients.get_mut(&key).and_then(Client::next_credit) {
@@ -430,10 +432,7 @@ impl Forwarding {
                 }
             }
             FromOwner::SettledTo(seq) => {
-                while self.settles.front().is_some_and(|(at, ..)| *at <= seq) {
-                    self.settles.pop_front();
-                }
-                if self.settles.len() + 1 == SETTLES_MAX {
+                if self.settles.heard(seq) {
                     let keys: Vec<ClientKey> = self.clients.keys().copied().collect();
                     keys.into_iter().for_each(|key| self.give_credit(key));
                 }

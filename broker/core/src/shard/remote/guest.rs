@@ -30,6 +30,7 @@ use crate::cluster::message::shard::{
 use crate::error::{Error, Result};
 use crate::keyspace::owner::PodId;
 use crate::keyspace::{LogId, VirtualShard};
+use crate::metrics::GaugeShare;
 use crate::queue::{ConsumerId, Handout, Held, Lost, QueueDelivery};
 use crate::shard::logs::{LogKey, key_of};
 use crate::shard::ops::Operation;
@@ -62,6 +63,7 @@ pub(super) struct Guest {
     shard: ShardHandle,
     input: mpsc::Receiver<Input>,
     talk: u64,
+    talks: GaugeShare,
     /// Nothing more is answered in this talk.
     is_over: bool,
     /// The pod has heard so.
@@ -76,7 +78,10 @@ pub(super) struct Guest {
     /// Logs that are watched, each under the number of the latest question.
     watches: BTreeMap<LogKey, u64>,
     extents: FuturesUnordered<BoxFuture<'static, Changed>>,
+    /// Newest settlement that is in the owner's line.
     settled: Option<u64>,
+    /// Up to which settlement the owner's task has come, once it says so; one at a time. None if it has ended before.
+    hearing: FuturesUnordered<BoxFuture<'static, Option<u64>>>,
 }
 
 /// An append without an answer.
@@ -112,10 +117,10 @@ impl Guest {
     pub(super) fn new(
         remote: Arc<Remote>,
         clock: Clock,
-        pod: PodId,
-        vs: VirtualShard,
+        (pod, vs): (PodId, VirtualShard),
         shard: ShardHandle,
         input: mpsc::Receiver<Input>,
+        talks: GaugeShare,
     ) -> Self {
         let (proxies, deliveries) = Proxies::new();
         Self {
@@ -126,6 +131,7 @@ impl Guest {
             shard,
             input,
             talk: 0,
+            talks,
             is_over: true,
             is_parted: true,
             is_owner: false,
@@ -137,6 +143,7 @@ impl Guest {
             watches: BTreeMap::new(),
             extents: FuturesUnordered::new(),
             settled: None,
+            hearing: FuturesUnordered::new(),
         }
     }
 
@@ -148,9 +155,8 @@ impl Guest {
         let mut credit_due = tokio::time::interval(CREDIT_TIME);
         credit_due.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
-            if let Some(seq) = self.settled.take() {
-                self.say(FromOwner::SettledTo(seq));
-            }
+            self.hear().await;
+            self.talks.set(usize::from(!self.is_over));
             let has_room = self.outbox.len() < OUTBOX_MAX && !self.is_over;
             let (pod, vs, talk) = (self.pod, self.vs, self.talk);
             let has_credit = has_room && self.proxies.have_credit();
@@ -182,6 +188,11 @@ impl Guest {
                 Some((request, outcome)) = self.asks.next(), if has_room && !self.asks.is_empty() => {
                     self.finish_ask(request, outcome);
                 }
+                Some(heard) = self.hearing.next(), if has_room && !self.hearing.is_empty() => {
+                    if let Some(seq) = heard {
+                        self.say(FromOwner::SettledTo(seq));
+                    }
+                }
                 Some(delivery) = self.deliveries.recv(), if has_room => {
                     self.proxies.deliver(delivery, &mut self.outbox);
                 }
@@ -193,6 +204,21 @@ impl Guest {
             }
         }
         self.leave(&links).await;
+    }
+
+    /// Asks the owner's task to say when it has come to what is settled: what is still in its line when it ends is lost, and
+    /// the pod must say it to the next owner, which else would deliver those messages again.
+    async fn hear(&mut self) {
+        if !self.hearing.is_empty() {
+            return;
+        }
+        let Some(seq) = self.settled.take() else { return };
+        let (reply, heard) = oneshot::channel();
+        if self.tell(Command::Settled { reply }).await.is_err() {
+            self.not_owner();
+            return;
+        }
+        self.hearing.push(heard.map(move |heard| heard.ok().map(|()| seq)).boxed());
     }
 
     /// Its consumers leave, and its pod is told to ask another.
@@ -231,6 +257,7 @@ impl Guest {
         self.outbox.clear();
         self.appends.clear();
         self.asks.clear();
+        self.hearing.clear();
         self.watches.clear();
         self.extents.clear();
         self.proxies.end_talk();

@@ -13,6 +13,7 @@ mod forwarding;
 mod guest;
 mod objects;
 mod proxies;
+mod settles;
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -40,6 +41,7 @@ use crate::error::Result;
 use crate::groups::{Hub, HubSlot};
 use crate::keyspace::VirtualShard;
 use crate::keyspace::owner::PodId;
+use crate::metrics::GaugeShare;
 use crate::panics::Panics;
 use crate::queue::{Consumer, ConsumerId, Window};
 
@@ -289,9 +291,11 @@ impl Remote {
         if self.stop.is_cancelled() {
             return None;
         }
-        let shard = self.owners.upgrade()?.get(vs).ok()?.clone();
+        let owners = self.owners.upgrade()?;
+        let shard = owners.get(vs).ok()?.clone();
+        let talks = GaugeShare::new(&owners.context().metrics.cluster.talks);
         let (input_tx, input_rx) = mpsc::channel(HEARD_MAX);
-        let guest = Guest::new(Arc::clone(self), self.clock, pod, vs, shard, input_rx);
+        let guest = Guest::new(Arc::clone(self), self.clock, (pod, vs), shard, input_rx, talks);
         self.tasks.spawn(self.panics.watch(guest.run(self.stop.clone())));
         guests.insert((pod, vs), input_tx.clone());
         Some(input_tx)
