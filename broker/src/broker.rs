@@ -20,7 +20,7 @@ use weir_core::keyspace::PublishId;
 use weir_core::keyspace::session::SessionRoute;
 use weir_core::message::Message;
 use weir_core::retained::Retained;
-use weir_core::sessions::{EndedSession, Sessions};
+use weir_core::sessions::{EndedSession, SessionRef, Sessions};
 use weir_core::shard::AppendError;
 use weir_core::wills::{DueWill, Wills};
 use weir_core::{Core, Error};
@@ -105,6 +105,10 @@ pub(crate) struct Inbound {
     pub(crate) noted: Option<u16>,
     /// The session it comes from, for No Local.
     pub(crate) from: Option<SubscriberId>,
+    /// The publisher's session, if the message is retained where there are other pods: who has lost it retains nothing.
+    pub(crate) holder: Option<Box<SessionRef>>,
+    /// Live subscribers get it once it is durable, as that of QoS 2: behind one that is retained.
+    pub(crate) is_late: bool,
     /// For keys.
     pub(crate) publisher: Arc<Publisher>,
     /// Of the publisher's connection: says whether it can be told of a failure.
@@ -113,6 +117,12 @@ pub(crate) struct Inbound {
     pub(crate) live: bool,
     /// Catalog id of the queue it left as a dead letter.
     pub(crate) dead_letter: Option<u32>,
+}
+
+impl Inbound {
+    fn is_live_when_durable(&self) -> bool {
+        self.is_late || self.qos == QoS::ExactlyOnce
+    }
 }
 
 /// What became of a publish.
@@ -128,8 +138,8 @@ pub(crate) struct Outcome {
     pub(crate) reason: ReasonCode,
     /// Whether the topic's retained message is what it should be: none was to be kept, or it was.
     pub(crate) retained: bool,
-    /// A message of QoS 2 goes to live subscribers now that it is durable. Whoever published it hands it over with
-    /// [`Broker::deliver`], in the order of the publishes [MQTT-4.6.0-5].
+    /// A message of QoS 2, or [a late one](Inbound::is_late), goes to live subscribers now that it is durable. Whoever
+    /// published it hands it over with [`Broker::deliver`], in the order of the publishes [MQTT-4.6.0-5].
     pub(crate) live: Option<Box<Live>>,
     /// A queue does not take the message, now or later, and this is why.
     pub(crate) refusal: Option<Box<str>>,
@@ -143,11 +153,17 @@ pub(crate) struct Live {
     /// For those at other pods.
     forwards: Forwards,
     message: Arc<WireMessage>,
+    qos: QoS,
     expires_at: Option<std::time::Instant>,
     span: tracing::Span,
 }
 
 impl Live {
+    /// Whether its publisher sends it again if that is not told of it, and nobody may get it twice.
+    pub(crate) fn is_exactly_once(&self) -> bool {
+        self.qos == QoS::ExactlyOnce
+    }
+
     /// Bytes it takes while it waits.
     pub(crate) fn size(&self) -> usize {
         crate::mailbox::size_of(&self.message)
@@ -248,7 +264,7 @@ impl Broker {
             self.live(matched, forwards, &inbound, &span)
         });
         let live = match live {
-            Some(mut live) if inbound.qos != QoS::ExactlyOnce => {
+            Some(mut live) if !inbound.is_live_when_durable() => {
                 self.deliver(&mut live);
                 live.forwards.is_waiting().then(|| Box::new(live))
             }
@@ -278,7 +294,7 @@ impl Broker {
         span: tracing::Span,
     ) -> Begun {
         live.forwards.wait(self).await;
-        if inbound.qos == QoS::ExactlyOnce {
+        if inbound.is_live_when_durable() {
             return self.keep(inbound, Some(live), found, span);
         }
         live.forwards.send(&self.metrics);
@@ -332,8 +348,15 @@ impl Broker {
 
     async fn retain(&self, inbound: &Inbound) -> Result<(Arc<Message>, Completion), Error> {
         let kept = self.kept(inbound);
-        let completion = self.retained.set(Arc::clone(&kept)).await?;
+        let completion = self.retain_message(inbound, &kept).await?;
         Ok((kept, completion))
+    }
+
+    async fn retain_message(&self, inbound: &Inbound, kept: &Arc<Message>) -> Result<Completion, Error> {
+        match &inbound.holder {
+            Some(holder) => self.retained.set_by(Arc::clone(kept), holder).await,
+            None => self.retained.set(Arc::clone(kept)).await,
+        }
     }
 
     async fn enqueue(
@@ -363,7 +386,8 @@ impl Broker {
         let expires_at = inbound
             .expiry
             .and_then(|seconds| convert::deadline(self.clock.now(), Duration::from_secs(u64::from(seconds))));
-        Live { matched, forwards, message: Arc::clone(&inbound.message), expires_at, span: span.clone() }
+        let (message, qos) = (Arc::clone(&inbound.message), inbound.qos);
+        Live { matched, forwards, message, qos, expires_at, span: span.clone() }
     }
 
     /// Gives a message to live subscribers, to those at other pods as far as there is room.
@@ -403,6 +427,8 @@ impl Broker {
             publish: Some((due.publish_id(), true)),
             noted: None,
             from: None,
+            holder: None,
+            is_late: self.pods.is_some() && message.retain,
             publisher: Arc::new(publisher),
             version: ProtocolVersion::V5,
             live: due.is_first,
@@ -565,7 +591,11 @@ impl Durable {
 
     async fn try_again(&self, mut failures: Failures, started: Instant) -> Failures {
         let mut wait = RETRY_WAIT;
-        while failures.reason().is_some() && self.broker.clock.now() - started < PATIENCE {
+        // Who has lost the session will not get it back.
+        while failures.reason().is_some()
+            && !failures.is_fenced()
+            && self.broker.clock.now() - started < PATIENCE
+        {
             tokio::time::sleep(wait).await;
             wait = (wait * 2).min(RETRY_WAIT_MAX);
             failures = failures.retry(&self.broker, &self.message, &self.inbound).await;
@@ -587,8 +617,10 @@ impl Durable {
         if reason.is_some() && inbound.qos == QoS::AtMostOnce {
             broker.metrics.messages_dropped.inc(dropped_because(failures.refusal().is_some()));
         }
+        // Of QoS 2, it comes again. Who gets what is late does not depend on who keeps it.
+        let goes = reason.is_none() || inbound.qos != QoS::ExactlyOnce && !failures.is_fenced();
         Outcome {
-            live: live.filter(|_| reason.is_none()),
+            live: live.filter(|_| goes),
             retained: failures.retained.is_none(),
             reason: reason.unwrap_or(ReasonCode::Success),
             refusal: failures.refusal(),
@@ -609,6 +641,11 @@ impl Failures {
         let all: SmallVec<[ReasonCode; 4]> =
             appends.chain(others.into_iter().flatten().map(reason_of)).collect();
         all.iter().copied().find(|reason| *reason != ReasonCode::QuotaExceeded).or(all.first().copied())
+    }
+
+    /// Whether it is not retained because its publisher has connected elsewhere, or this pod is gone.
+    fn is_fenced(&self) -> bool {
+        matches!(self.retained, Some(Error::Fenced))
     }
 
     /// Why a queue will never take the message.
@@ -646,7 +683,7 @@ impl Failures {
             left.inbox = result.err().map(|error| Box::new((append, error)));
         }
         if self.retained.is_some() {
-            left.retained = match broker.retained.set(Arc::clone(message)).await {
+            left.retained = match broker.retain_message(inbound, message).await {
                 Ok(completion) => completion.await.err(),
                 Err(error) => Some(error),
             };

@@ -4,7 +4,8 @@
 //! the server. Connections are few and short: [`CONNECTIONS_MAX`] at once, [`CONNECTION_LIFETIME_MAX`] each.
 
 use std::convert::Infallible;
-use std::sync::Arc;
+use std::fmt;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use axum::Router;
@@ -28,8 +29,14 @@ pub const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 pub const CONNECTION_LIFETIME_MAX: Duration = Duration::from_mins(1);
 
 /// Whether clients are accepted: written by the server, read by `/readyz`. Clones share the state.
-#[derive(Clone, Debug)]
-pub struct Readiness(watch::Sender<ReadyState>);
+#[derive(Clone)]
+pub struct Readiness {
+    state: watch::Sender<ReadyState>,
+    /// Says why clients are not served at this moment, though they are accepted as a rule.
+    hindrance: Arc<OnceLock<Hindrance>>,
+}
+
+type Hindrance = Box<dyn Fn() -> Option<&'static str> + Send + Sync>;
 
 /// What `/readyz` says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,7 +55,14 @@ pub enum ReadyState {
 
 impl Default for Readiness {
     fn default() -> Self {
-        Self(watch::Sender::new(ReadyState::Starting("starting")))
+        let state = watch::Sender::new(ReadyState::Starting("starting"));
+        Self { state, hindrance: Arc::default() }
+    }
+}
+
+impl fmt::Debug for Readiness {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Readiness").field(&self.state()).finish()
     }
 }
 
@@ -56,7 +70,7 @@ impl Readiness {
     /// Changes what `/readyz` says. Only [`ReadyState::Failed`] follows [`ReadyState::Draining`], and nothing follows
     /// that: a start that completes late does not make a stopping broker ready.
     pub fn set(&self, state: ReadyState) {
-        self.0.send_if_modified(|current| {
+        self.state.send_if_modified(|current| {
             let changed = match *current {
                 ReadyState::Starting(_) | ReadyState::Ready | ReadyState::TurningAway => *current != state,
                 ReadyState::Draining => state == ReadyState::Failed,
@@ -69,15 +83,22 @@ impl Readiness {
         });
     }
 
-    /// What `/readyz` says now.
+    /// From now on `/readyz` asks `hindrance` each time whether clients are served at that moment: if not, it says why.
+    /// The first one that is given stays.
+    pub fn ask(&self, hindrance: impl Fn() -> Option<&'static str> + Send + Sync + 'static) {
+        // Whoever else might have given one has the same to say.
+        let _ = self.hindrance.set(Box::new(hindrance));
+    }
+
+    /// What the broker takes itself for.
     #[must_use]
     pub fn state(&self) -> ReadyState {
-        *self.0.borrow()
+        *self.state.borrow()
     }
 
     /// Waits until clients are accepted, or never will be: then `false`. Cancel-safe.
     pub async fn wait_ready(&self) -> bool {
-        let mut state_rx = self.0.subscribe();
+        let mut state_rx = self.state.subscribe();
         let settled = state_rx.wait_for(|state| !matches!(state, ReadyState::Starting(_))).await;
         settled.is_ok_and(|state| *state == ReadyState::Ready)
     }
@@ -166,7 +187,10 @@ async fn healthz(State(shared): State<Shared>) -> Response {
 
 async fn readyz(State(shared): State<Shared>) -> Response {
     match shared.readiness.state() {
-        ReadyState::Ready => "ready\n".into_response(),
+        ReadyState::Ready => match shared.readiness.hindrance.get().and_then(|why| why()) {
+            None => "ready\n".into_response(),
+            Some(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {why}\n")).into_response(),
+        },
         ReadyState::TurningAway | ReadyState::Draining => {
             (StatusCode::SERVICE_UNAVAILABLE, "draining\n").into_response()
         }

@@ -90,6 +90,10 @@ pub struct Inner {
     pub sessions_expired: Counter,
     /// Subscriptions acknowledged before every pod knew of them.
     pub routes_late: Counter,
+    /// Connections that end because other pods have asked for their clients.
+    pub kicks: Gauge,
+    /// Times that more clients had more in their inboxes than a pod is told one by one.
+    pub inbox_notices_all: Counter,
     /// Subscriptions of all sessions.
     pub subscriptions: Gauge,
     /// Shared ones among them.
@@ -458,6 +462,12 @@ impl Metrics {
                 r,
                 "routes_late",
                 "Subscriptions acknowledged before every pod knew of them",
+            ),
+            kicks: gauge(r, "kicks", "Connections that end because other pods have asked for their clients"),
+            inbox_notices_all: counter(
+                r,
+                "inbox_notices_all",
+                "Times that a pod was told to look at all inboxes, because too many had more",
             ),
             subscriptions: gauge(r, "subscriptions", "Subscriptions of all sessions"),
             shared_subscriptions: gauge(r, "shared_subscriptions", "Shared subscriptions of all sessions"),

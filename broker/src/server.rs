@@ -53,6 +53,9 @@ use crate::{admin, disk, manifests, peer, pod, process, store};
 
 /// Wait before queues that could not be read are tried again.
 const TAKE_UP_RETRY: Duration = Duration::from_secs(10);
+/// Why a pod that is quiet serves no clients.
+const QUIET: &str =
+    "quiet: this pod could not give a sign of life to the store for too long, and others may take its place";
 /// Time between two streams that are taken up at the start, so that thousands of them are not all read at once.
 const STREAM_PACE: Duration = Duration::from_millis(50);
 /// How often due wills, expired sessions and leftovers are looked for.
@@ -225,6 +228,8 @@ async fn serve(
     if open && config.listeners.iter().all(config::Listener::is_local) {
         tracing::info!("no authentication is configured: only this machine can connect");
     }
+    let witness = Arc::downgrade(&broker);
+    readiness.ask(move || witness.upgrade().filter(|broker| broker.is_quiet()).map(|_| QUIET));
     readiness.set(ReadyState::Ready);
     tracing::info!("ready");
     // Whoever started it may not want to know.
@@ -361,7 +366,7 @@ async fn build(
     let sessions =
         Sessions::new_in(cluster.clone(), Arc::clone(&store), clock, seed, core.pod().0, virtual_shards);
     let elsewhere = cluster.zip(core.links().cloned());
-    let elsewhere = elsewhere.map(|(cluster, links)| Arc::new(Elsewhere::new(cluster, links)));
+    let elsewhere = elsewhere.map(|(cluster, links)| Arc::new(Elsewhere::new(cluster, links, &metrics)));
     let inbox_metrics = InboxMetrics::default();
     inbox_metrics.register(registry);
     let clients = Arc::new(Clients::default());
@@ -385,7 +390,13 @@ async fn build(
     let inbox_writer = InboxWriter::spawn(&sessions, inbox_options, &inbox_metrics, notify, tasks, stop);
     let retained_metrics = RetainedMetrics::default();
     retained_metrics.register(registry);
-    let context = RetainedContext { store, clock, seed: seed.clone(), virtual_shards };
+    let context = RetainedContext {
+        store,
+        clock,
+        seed: seed.clone(),
+        virtual_shards,
+        cluster: core.cluster().cloned(),
+    };
     let retained_options = RetainedOptions {
         messages_max: config.limits.retained_messages,
         bytes_max: config.limits.retained_bytes.0,

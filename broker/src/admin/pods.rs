@@ -87,6 +87,7 @@ fn pod(report: &PodReport) -> wire::Pod {
             bytes_in_rate: per_second(load.bytes_in),
             bytes_out_rate: per_second(load.bytes_out),
             shed: load.shed,
+            cpu_millis: per_second(load.cpu),
         }),
         load_age_millis: u64::try_from(age.as_millis()).unwrap_or(u64::MAX),
     }

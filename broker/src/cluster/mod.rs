@@ -7,8 +7,9 @@ pub(crate) mod follow;
 pub(crate) mod forward;
 pub(crate) mod holds;
 pub(crate) mod interest;
+mod kicks;
 mod ledger;
-pub(crate) mod notices;
+mod notices;
 pub(crate) mod orphans;
 pub(crate) mod takeover;
 

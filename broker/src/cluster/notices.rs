@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytestring::ByteString;
 use parking_lot::Mutex;
+use prometheus_client::metrics::counter::Counter;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use weir_core::cluster::Cluster;
@@ -26,6 +27,8 @@ const FULL_WAIT: Duration = Duration::from_millis(5);
 pub(crate) struct Notices {
     by_pod: Mutex<HashMap<PodId, Waiting>>,
     arrived: Notify,
+    /// Times that there was more to tell a pod than may wait.
+    overflows: Counter,
 }
 
 #[derive(Debug)]
@@ -35,13 +38,18 @@ enum Waiting {
 }
 
 impl Waiting {
-    fn add(&mut self, client_id: &ByteString) {
+    /// Adds a client; whether it was one too many.
+    fn add(&mut self, client_id: &ByteString) -> bool {
         match self {
-            Self::Some(clients) if clients.len() < CLIENTS_MAX => {
+            Self::Some(clients) if clients.len() < CLIENTS_MAX || clients.contains(client_id) => {
                 clients.insert(client_id.clone());
+                false
             }
-            Self::Some(_) => *self = Self::All,
-            Self::All => {}
+            Self::Some(_) => {
+                *self = Self::All;
+                true
+            }
+            Self::All => false,
         }
     }
 
@@ -68,6 +76,10 @@ impl Waiting {
 }
 
 impl Notices {
+    pub(crate) fn new(overflows: Counter) -> Self {
+        Self { overflows, ..Self::default() }
+    }
+
     /// The inbox of `client_id` has more: has the pod told where it is connected, if that is not this one.
     pub(crate) fn add(&self, cluster: &Cluster, sessions: &Sessions, client_id: &ByteString) {
         let to = match sessions.whereabouts(client_id) {
@@ -79,7 +91,8 @@ impl Notices {
         let view = cluster.view();
         let mut by_pod = self.by_pod.lock();
         let mut add = |pod| {
-            by_pod.entry(pod).or_insert_with(|| Waiting::Some(HashSet::default())).add(client_id);
+            let waiting = by_pod.entry(pod).or_insert_with(|| Waiting::Some(HashSet::default()));
+            self.overflows.inc_by(u64::from(waiting.add(client_id)));
         };
         match to {
             Some(pod) => add(pod),
@@ -122,5 +135,24 @@ impl Notices {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_would_have_too_many_clients_named_looks_at_all() {
+        let mut waiting = Waiting::Some(HashSet::default());
+        let client = |n: usize| ByteString::from(format!("c{n}"));
+        assert!((0..CLIENTS_MAX).all(|n| !waiting.add(&client(n))));
+        assert!(!waiting.add(&client(7)), "once more is no more");
+        let first = waiting.first();
+        assert_eq!(first.len(), CLIENTS_PER_MESSAGE);
+        assert!(waiting.add(&client(CLIENTS_MAX)) && matches!(waiting, Waiting::All));
+        assert!(!waiting.add(&client(0)) && waiting.first().is_empty());
+        // They are told so by one message.
+        assert!(waiting.named(&[]));
     }
 }

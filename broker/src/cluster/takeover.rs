@@ -12,7 +12,7 @@ use std::time::Duration;
 use bytestring::ByteString;
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::oneshot;
 use weir_core::cluster::Cluster;
 use weir_core::cluster::links::{Links, PeerHandler};
 use weir_core::cluster::message::{PeerMessage, SessionMessage};
@@ -26,13 +26,13 @@ use weir_env::seed::HashMap;
 use weir_storage::Version;
 
 use super::holds::{Hold, Holds};
+use super::kicks::Kicks;
 use super::notices::Notices;
 use crate::broker::Broker;
 use crate::clients::EVICTION_WAIT_MAX;
 use crate::mailbox::Mailbox;
+use crate::metrics::Metrics;
 
-/// Connections that end at the same time because their clients are elsewhere; other pods wait for a place.
-const KICKS_MAX: usize = 4_096;
 /// Longest wait for other pods to know of a session that was opened here.
 const KNOWN_WAIT_MAX: Duration = Duration::from_secs(30);
 
@@ -51,7 +51,7 @@ pub(crate) struct Elsewhere {
     pub(crate) notices: Notices,
     asked: Mutex<HashMap<u64, Asked>>,
     next_request: AtomicU64,
-    kicks: Arc<Semaphore>,
+    kicks: Kicks,
     /// Of the tasks that follow what other pods do.
     pub(crate) panics: Panics,
 }
@@ -75,15 +75,15 @@ impl Drop for Asking<'_> {
 }
 
 impl Elsewhere {
-    pub(crate) fn new(cluster: Cluster, links: Links) -> Self {
+    pub(crate) fn new(cluster: Cluster, links: Links, metrics: &Metrics) -> Self {
         Self {
             cluster,
             links,
             holds: Arc::default(),
-            notices: Notices::default(),
+            notices: Notices::new(metrics.inbox_notices_all.clone()),
             asked: Mutex::default(),
             next_request: AtomicU64::new(1),
-            kicks: Arc::new(Semaphore::new(KICKS_MAX)),
+            kicks: Kicks::new(metrics.kicks.clone()),
             panics: Panics::default(),
         }
     }
@@ -237,15 +237,14 @@ impl PeerHandler for SessionHandler {
             let PeerMessage::Session(message) = message else { return };
             match message {
                 SessionMessage::Kick { request, client, incarnation, epoch } => {
-                    // Never closed.
-                    let permit = Arc::clone(&elsewhere.kicks).acquire_owned().await.ok();
+                    let place = elsewhere.kicks.begin().await;
                     let ending = Arc::clone(&broker);
                     broker.tasks.spawn(async move {
                         let received = ending.handle_kick(&client, incarnation, epoch).await;
                         // Without a link nobody waits any more.
                         let _ =
                             elsewhere.links.send(from, SessionMessage::Kicked { request, received }).await;
-                        drop(permit);
+                        drop(place);
                     });
                 }
                 SessionMessage::Kicked { request, received } => {

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use weir_codec::ReasonCode;
 
-use super::close::HAND_ON_PATIENCE;
+use super::close::{HAND_ON_PATIENCE, LATE_TIME_MAX};
 use super::{Connection, FAREWELL_TIMEOUT, HELD_UP_WAIT};
 use crate::clients::EVICTION_WAIT_MAX;
 use crate::mailbox::Eviction;
@@ -20,7 +20,10 @@ const LAST_BYTES_MAX: usize = 8 << 20;
 const LAST_TIME_MAX: Duration = Duration::from_millis(1_500);
 // The new connection waits for all that a connection does at its end.
 const _: () = assert!(
-    LAST_TIME_MAX.as_millis() + FAREWELL_TIMEOUT.as_millis() + HAND_ON_PATIENCE.as_millis()
+    LAST_TIME_MAX.as_millis()
+        + FAREWELL_TIMEOUT.as_millis()
+        + LATE_TIME_MAX.as_millis()
+        + HAND_ON_PATIENCE.as_millis()
         < EVICTION_WAIT_MAX.as_millis()
 );
 

@@ -173,6 +173,8 @@ impl Way {
             publish: None,
             noted: None,
             from: None,
+            holder: None,
+            is_late: false,
             publisher: Arc::clone(&self.publisher),
             version: ProtocolVersion::V5,
             live: true,

@@ -352,6 +352,7 @@ impl Parts {
             externals: Vec::new(),
             catalog: None,
             pending: Pending::default(),
+            is_late: false,
             incoming,
             window: Arc::new(window),
             queue: Inlet::new(QUEUE_CHANNEL),

@@ -159,6 +159,9 @@ struct Connection {
     catalog: Option<Catalog>,
     /// Publishes that are becoming durable, in the order in which they came: so are they answered and delivered.
     pending: Pending,
+    /// Some of them go to live subscribers only when they are durable, whatever their quality of service: with other pods
+    /// what is retained, and what comes behind it.
+    is_late: bool,
     /// Publish ids of QoS 2 publishes under way, stored with the session.
     incoming: HashMap<u16, Incoming>,
     window: Arc<Window>,

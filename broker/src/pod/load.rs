@@ -12,6 +12,7 @@ use weir_core::cluster::PodLoad;
 use weir_env::clock::Instant;
 
 use crate::broker::Broker;
+use crate::process;
 
 /// Time over which rates are averages.
 const WINDOW: Duration = Duration::from_secs(10);
@@ -29,6 +30,8 @@ struct Counts {
     appends: u64,
     bytes_in: u64,
     bytes_out: u64,
+    /// Milliseconds.
+    cpu: u64,
 }
 
 /// What counters have shown lately.
@@ -59,6 +62,7 @@ impl Meter {
             appends: rate(|counts| counts.appends),
             bytes_in: rate(|counts| counts.bytes_in),
             bytes_out: rate(|counts| counts.bytes_out),
+            cpu: rate(|counts| counts.cpu),
             ..PodLoad::default()
         }
     }
@@ -90,6 +94,7 @@ fn counts(broker: &Broker, appended: &Counter) -> Counts {
         appends: appended.get(),
         bytes_in: metrics.bytes_received.get(),
         bytes_out: metrics.bytes_sent.get(),
+        cpu: process::processor_time().map_or(0, |time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
     }
 }
 

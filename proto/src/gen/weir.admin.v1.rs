@@ -1051,6 +1051,9 @@ pub struct PodLoad {
     /// Clients that were told to go elsewhere since the drain that is under way began.
     #[prost(uint64, tag = "10")]
     pub shed: u64,
+    /// Processor time that the process takes, milliseconds a second: 1000 is one core. 0 where the system does not say.
+    #[prost(double, tag = "11")]
+    pub cpu_millis: f64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DrainPodRequest {

@@ -40,5 +40,6 @@ pub(super) fn description(pod: &wire::Pod) -> String {
     row("appended/s", rate(load.append_rate));
     row("bytes in/s", bytes(whole(load.bytes_in_rate)));
     row("bytes out/s", bytes(whole(load.bytes_out_rate)));
+    row("CPU", format!("{}m", whole(load.cpu_millis)));
     table.to_string()
 }

@@ -30,6 +30,7 @@ fn list(pods: &[wire::Pod]) -> String {
         "DELIVERED/S#",
         "IN/S#",
         "OUT/S#",
+        "CPU#",
     ]);
     for pod in pods {
         let load = pod.load.unwrap_or_default();
@@ -45,6 +46,7 @@ fn list(pods: &[wire::Pod]) -> String {
             rate(load.deliver_rate),
             bytes(whole(load.bytes_in_rate)),
             bytes(whole(load.bytes_out_rate)),
+            format!("{}m", whole(load.cpu_millis)),
         ]);
     }
     table.to_string()
@@ -85,6 +87,7 @@ pub(super) fn pod_json(pod: &wire::Pod) -> Value {
             "bytesInRate": load.bytes_in_rate,
             "bytesOutRate": load.bytes_out_rate,
             "shed": load.shed,
+            "cpuMillis": load.cpu_millis,
         },
     })
 }

@@ -22,6 +22,7 @@ mod pod_sessions;
 mod pods;
 mod pods_drain;
 mod pods_live;
+mod pods_retained;
 mod queue_admin;
 mod queue_consumers;
 mod queue_controls;

@@ -243,8 +243,15 @@ async fn a_pod_that_is_cut_off_from_the_store_says_nothing_until_it_has_it_again
         client.subscribe("t", AtMostOnce).await;
         clients.push((version, client));
     }
+    let ready = async |status: &str, word: &str| {
+        let answer = pod.get("/readyz").await;
+        assert!(answer.contains(status) && answer.contains(word), "{answer}");
+        assert!(pod.get("/healthz").await.contains("200"));
+    };
+    ready("200", "ready").await;
     faults.unavailable(true);
     pod.metric_reaches("weir_cluster_quiet", 1.0).await;
+    ready("503", "not ready: quiet").await;
     clients[0].1.send(Packet::Publish(Box::new(publish(AtMostOnce, 0, "t", "late")))).await;
     for (version, client) in &mut clients {
         let said = tokio::time::timeout(Duration::from_millis(300), client.next()).await;
@@ -258,5 +265,6 @@ async fn a_pod_that_is_cut_off_from_the_store_says_nothing_until_it_has_it_again
     for (_, client) in &mut clients {
         assert_eq!(text(&client.message().await), "late");
     }
+    ready("200", "ready").await;
     pod.stop().await;
 }

@@ -197,6 +197,35 @@ async fn a_qos_2_publish_whose_failure_was_not_heard_is_stored_once() {
     }
 }
 
+// Conformance v5: 4.3.3-10
+// Conformance v311: 4.3.3-2
+/// As libraries do that forget to say that they repeat themselves.
+#[tokio::test]
+async fn a_qos_2_publish_that_is_sent_again_without_dup_is_stored_once() {
+    for version in [V5, V311] {
+        let (broker, faults) = half_failing().await;
+        let mut client = broker.connect(persistent("p", version)).await;
+        client.post(retained(ExactlyOnce, 1, "t", "x")).await;
+        if version == V5 {
+            assert!(client.pubreced(1).await.is_error());
+        } else {
+            client.quiet().await;
+        }
+        client.vanish();
+        faults.heal();
+        let mut client = broker.resume(persistent("p", version)).await;
+        client.post(retained(ExactlyOnce, 1, "t", "x")).await;
+        assert_eq!(client.pubreced(1).await, ReasonCode::Success);
+        client.pubrel(id(1)).await;
+        client.pubcomped(1).await;
+        expect_stored(&broker, &["x"]).await;
+        // Now the id is free: the same content is another message.
+        client.post(retained(ExactlyOnce, 1, "t", "x")).await;
+        assert_eq!(client.pubreced(1).await, ReasonCode::Success);
+        expect_stored(&broker, &["x", "x"]).await;
+    }
+}
+
 #[tokio::test]
 async fn a_packet_id_without_dup_after_a_failure_is_another_message() {
     let (broker, faults) = half_failing().await;

@@ -396,6 +396,7 @@ fn pod() -> Pod {
         bytes_in_rate: 2_048.0,
         bytes_out_rate: 1_048_576.0,
         shed: 56,
+        cpu_millis: 730.0,
     };
     Pod {
         id: "0a".repeat(16),
