@@ -154,18 +154,20 @@ fn in_inboxes(known: &BTreeMap<&str, Known>, events: &[(Timestamp, Event)]) -> V
     wrong
 }
 
-/// What readers have read is what is there; one with a session has read all.
+/// What readers have read is what is there; one with a session has read all, and so have the members of a group together.
 fn read(events: &[(Timestamp, Event)], end: &End) -> Vec<String> {
     let mut wrong = Vec::new();
-    for (_, received) in received(events, "reader") {
+    for (_, received) in received(events, "reader").chain(received(events, "member")) {
         let at = received.at.expect("a message of a stream says where it is from");
         if end.stream.get(&at) != Some(&received.payload) {
             wrong.push(format!("stream: {at:?} was {} when it was read", received.payload));
         }
     }
-    let seen: BTreeSet<Place> = received(events, "reader-lasting").filter_map(|(_, one)| one.at).collect();
-    let missing = end.stream.keys().filter(|at| !seen.contains(at));
-    wrong.extend(missing.map(|at| format!("stream: {at:?} was never read by a session")));
+    for who in ["reader-lasting", "member"] {
+        let seen: BTreeSet<Place> = received(events, who).filter_map(|(_, one)| one.at).collect();
+        let missing = end.stream.keys().filter(|at| !seen.contains(at));
+        wrong.extend(missing.map(|at| format!("stream: {at:?} was never read by {who}")));
+    }
     wrong
 }
 

@@ -78,7 +78,6 @@ impl Client {
     }
 
     async fn try_connect(&self, persistent: bool, window: u16) -> Option<(Wire, bool)> {
-        let mut wire = self.net.pick(&self.seed)?.connect();
         let connect = Connect {
             client_id: self.id.clone().into(),
             clean_start: !persistent,
@@ -86,6 +85,12 @@ impl Client {
             receive_maximum: NonZeroU16::new(window),
             ..Connect::default()
         };
+        self.open(connect).await
+    }
+
+    /// A connection to some pod, and whether the session was there; `None` if it is refused or nothing comes.
+    pub(super) async fn open(&self, connect: Connect) -> Option<(Wire, bool)> {
+        let mut wire = self.net.pick(&self.seed)?.connect();
         wire.send(&Packet::Connect(Box::new(connect))).await?;
         match self.next(&mut wire).await? {
             Packet::ConnAck(answer) if answer.code == ReasonCode::Success => {

@@ -1,9 +1,10 @@
 //! The way of one pod to the store that all share: it takes its time, can be held up for as long as the pod is paused,
-//! and ends for good when the pod is killed. Looks at what goes through: a log is written by its owner alone.
+//! and ends for good when the pod is killed. Looks at what goes through: a log is written by its owner alone, and what is
+//! in flight in a session by the pod that it is live on.
 //!
-//! Knows keys of logs and owners, and nothing of what the pod does with them.
+//! Knows keys of logs, owners and sessions, and nothing of what the pod does with them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 use weir_core::keyspace::log_state::LogState;
 use weir_core::keyspace::owner::{Epoch, Owner, PodId};
+use weir_core::keyspace::session::Fence;
 use weir_core::keyspace::{LogId, VirtualShard, tag};
 use weir_env::seed::Seed;
 use weir_storage::{
@@ -88,6 +90,11 @@ impl State {
         self.open().await;
     }
 
+    /// Whether the store calls this pod so.
+    fn is_called(&self, pod: PodId) -> bool {
+        *self.writers.0.lock().entry(pod).or_insert(self.pod) == self.pod
+    }
+
     async fn open(&self) {
         let mut passage = self.passage.subscribe();
         // Cannot fail: the sender is in `self`.
@@ -110,7 +117,13 @@ impl State {
 impl Store for Gate {
     fn begin(&self) -> Box<dyn Transaction> {
         let (inner, state) = (self.inner.begin(), Arc::clone(&self.state));
-        Box::new(GateTransaction { store: Arc::clone(&self.inner), inner, state, logs: Vec::new() })
+        Box::new(GateTransaction {
+            store: Arc::clone(&self.inner),
+            inner,
+            state,
+            logs: Vec::new(),
+            sessions: BTreeSet::new(),
+        })
     }
 
     fn engine(&self) -> &'static str {
@@ -131,6 +144,16 @@ struct GateTransaction {
     state: Arc<State>,
     /// States of logs that it writes.
     logs: Vec<(VirtualShard, Epoch)>,
+    /// Fences of sessions in which it writes what is in flight.
+    sessions: BTreeSet<Vec<u8>>,
+}
+
+/// The key of the fence of a session, if `key` is of a packet id in use in it.
+fn fence_of(key: &[u8]) -> Option<Vec<u8>> {
+    let (begin, rest) = key.split_at_checked(5)?;
+    let length = usize::from(u16::from_be_bytes([begin[3], begin[4]]));
+    let is_in_flight = begin[0] == tag::SESSION && matches!(rest.get(length), Some(b'd' | b'o'));
+    is_in_flight.then(|| [begin, &rest[..length], b"e"].concat())
 }
 
 #[async_trait]
@@ -160,6 +183,7 @@ impl Transaction for GateTransaction {
             let state = LogState::decode(Bytes::copy_from_slice(value)).unwrap();
             self.logs.push((log.vs, state.epoch));
         }
+        self.sessions.extend(fence_of(key));
         self.inner.set(key, value);
     }
 
@@ -188,12 +212,15 @@ impl Transaction for GateTransaction {
     }
 
     async fn commit(self: Box<Self>) -> Result<Committed> {
-        let Self { store, inner, state, logs } = *self;
+        let Self { store, inner, state, logs, sessions } = *self;
         state.send().await;
         let outcome = inner.commit().await;
         if let Ok(committed) = &outcome {
             for (vs, epoch) in logs {
                 check_owner(&store, &state, vs, epoch, committed.version).await;
+            }
+            for fence in sessions {
+                check_session(&store, &state, &fence, committed.version).await;
             }
         }
         // Who is dead or paused hears of it later, or never.
@@ -211,6 +238,15 @@ async fn check_owner(store: &SharedStore, state: &State, vs: VirtualShard, epoch
     let owner = owner.map(|value| Owner::decode(value).unwrap());
     let Some(Owner { epoch: in_force, pod }) = owner else { panic!("{vs:?} is written and has no owner") };
     assert!(epoch <= in_force, "pod {} wrote a log on {vs:?} in {epoch:?}, before its time", state.pod);
-    let owner = *state.writers.0.lock().entry(pod).or_insert(state.pod);
-    assert_eq!(owner, state.pod, "a log on {vs:?} was written by another pod than its owner");
+    assert!(state.is_called(pod), "a log on {vs:?} was written by another pod than its owner");
+}
+
+/// Whoever wrote what is in flight in a session had its connection at that moment.
+async fn check_session(store: &SharedStore, state: &State, fence: &[u8], at: Version) {
+    let mut tx = store.begin();
+    tx.set_read_version(at);
+    let live = tx.get(fence, Isolation::Snapshot).await.unwrap();
+    let live = live.map(|value| Fence::decode(value).unwrap());
+    let Some(Fence { pod, .. }) = live else { panic!("a session that is not there is written") };
+    assert!(state.is_called(PodId(pod)), "a session was written by another pod than it is live on");
 }

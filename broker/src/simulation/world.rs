@@ -14,7 +14,7 @@ use weir_core::shard::LogReport;
 use weir_core::stream::{ReadOptions, Start};
 use weir_env::clock::{Clock, Timestamp};
 use weir_env::seed::Seed;
-use weir_storage::{FaultRates, MemoryStore};
+use weir_storage::{FaultRates, Isolation, MemoryStore, RangeQuery, SharedStore};
 use weir_topic::TopicFilter;
 
 use super::client::{Client, Net};
@@ -23,10 +23,13 @@ use super::history::{End, Event, History};
 use super::pod::{Ground, Pod, TTL};
 use super::publishers::Publisher;
 use super::subscribers::{Phase, Taker};
+use super::testators;
 use super::trouble::{Trouble, Troubles};
 
 const PUBLISHERS: usize = 4;
 const MESSAGES: u16 = 20;
+/// Of a client with a will.
+const CONNECTIONS: u16 = 6;
 /// Nothing happens any more if nothing has happened for this long, and nothing is wrong.
 const QUIET: Duration = Duration::from_secs(40);
 /// By when all that was published has come, once nothing goes wrong any more.
@@ -101,6 +104,29 @@ fn definition(kind: Kind, name: &str, shards: u8) -> Definition {
     }
 }
 
+/// How much the store was used, to the last commit, and what is left in it, to the last byte.
+async fn left_in(store: &SharedStore) -> String {
+    let mut tx = store.begin();
+    let version = tx.read_version().await.unwrap();
+    // Not as maps hash, whose seed is the process's.
+    let mut digest: u64 = 0xcbf2_9ce4_8422_2325;
+    let mut rows = 0;
+    let mut query = RangeQuery::new([], [0xff]);
+    loop {
+        let page = tx.get_range(query.clone(), Isolation::Snapshot).await.unwrap();
+        for (key, value) in &page.pairs {
+            rows += 1;
+            for byte in key.iter().chain(value) {
+                digest = (digest ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+            }
+        }
+        match query.after(&page) {
+            Some(next) => query = next,
+            None => break format!("ends at {version:?} with {rows} rows, {digest:016x}"),
+        }
+    }
+}
+
 impl World {
     fn new(seed: u64, is_cluster: bool, history: &History) -> Self {
         let clock = Clock::simulated(Timestamp::from_micros(1_700_000_000_000_000));
@@ -168,6 +194,7 @@ impl World {
         }
         let keeper = Publisher::new(self.client("keeper"));
         self.publishers.spawn(keeper.run(MESSAGES, true, |n| format!("keep/{}", n % 2)));
+        self.publishers.spawn(testators::run(self.client("testator"), CONNECTIONS));
         let earliest = &[("stream-offset", "earliest")][..];
         let takers = [
             ("consumer-1", "$queue/q", QoS::AtLeastOnce, &[][..], false),
@@ -175,6 +202,8 @@ impl World {
             ("inbox-1", "in/#", QoS::AtLeastOnce, &[][..], true),
             ("inbox-2", "in/#", QoS::ExactlyOnce, &[][..], true),
             ("reader-lasting", "$stream/s", QoS::AtLeastOnce, earliest, true),
+            ("member-1", "$share/g/$stream/s", QoS::AtLeastOnce, earliest, false),
+            ("member-2", "$share/g/$stream/s", QoS::AtLeastOnce, earliest, false),
             ("reader-anew", "$stream/s", QoS::AtMostOnce, earliest, false),
         ];
         for (id, filter, qos, properties, persistent) in takers {
@@ -295,9 +324,8 @@ impl World {
         for pod in &self.pods {
             pod.stop().await;
         }
-        // How much the store was used, to the last commit.
-        let version = self.ground.store.begin().read_version().await.unwrap();
-        self.ground.history.note(Event::Trouble(format!("ends at {version:?}")));
+        let left = left_in(&self.ground.store).await;
+        self.ground.history.note(Event::Trouble(left));
         end
     }
 

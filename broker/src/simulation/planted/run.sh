@@ -25,6 +25,8 @@ for patch in "$here"/*.patch; do
   if [ "$(basename "$patch")" != switch.patch ]; then patch -p1 --quiet < "$patch"; fi
 done
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$root/target}
+# Many runs are worth a better build.
+export CARGO_PROFILE_DEV_OPT_LEVEL=${CARGO_PROFILE_DEV_OPT_LEVEL:-2}
 cargo test -p weir --lib --no-run
 
 missed=0
