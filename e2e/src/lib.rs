@@ -9,6 +9,7 @@ pub mod clients;
 pub mod compare;
 pub mod crowd;
 pub mod endpoint;
+pub mod foundationdb;
 pub mod generator;
 pub mod http;
 pub mod kubernetes;

@@ -43,12 +43,17 @@ pub struct Setup {
 }
 
 /// Where the broker keeps its data.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum Store {
     Memory,
     Embedded,
     /// Served by a [`StoreServer`] there.
     Remote(SocketAddr),
+    /// In the FoundationDB cluster of this file, below this prefix.
+    FoundationDb {
+        file: PathBuf,
+        prefix: String,
+    },
 }
 
 impl Setup {
@@ -65,6 +70,11 @@ impl Setup {
     /// A broker on the store that is served at `address`.
     pub fn remote(address: SocketAddr) -> Result<Self> {
         Self::new(Store::Remote(address))
+    }
+
+    /// A broker on the FoundationDB cluster that `file` names, where it is the installation `prefix`.
+    pub fn foundationdb(file: &Path, prefix: &str) -> Result<Self> {
+        Self::new(Store::FoundationDb { file: file.to_owned(), prefix: prefix.to_owned() })
     }
 
     fn new(store: Store) -> Result<Self> {
@@ -168,15 +178,19 @@ impl Setup {
             Some(binary) => Command::new(binary),
             None => Command::new(binary().await?),
         };
-        let store = match self.store {
+        let store = match &self.store {
             Store::Memory => "memory:".to_owned(),
             Store::Embedded => format!("embedded:{}", self.folder.path().join("store").display()),
             Store::Remote(address) => format!("remote:{address}"),
+            Store::FoundationDb { file, .. } => format!("fdb:{}", file.display()),
         };
         let host = self.host;
         command.args(["serve", "--store", &store, "--listen", &format!("mqtt://{host}:0")]);
         command.args(["--http", &format!("{host}:0"), "--admin", "127.0.0.1:0"]);
         command.arg("--manifests").arg(self.manifests()).args(&self.arguments);
+        if let Store::FoundationDb { prefix, .. } = &self.store {
+            command.args(["--fdb-prefix", prefix]);
+        }
         by_arguments_alone(&mut command);
         command.current_dir(self.folder.path());
         let command = on_cpus(self.cpus.as_deref(), &command);
@@ -310,7 +324,8 @@ impl fmt::Display for Weir {
 pub struct StoreServer {
     process: Process,
     address: SocketAddr,
-    _folder: TempDir,
+    arguments: Vec<String>,
+    folder: TempDir,
 }
 
 impl StoreServer {
@@ -322,17 +337,16 @@ impl StoreServer {
     /// The same at a free port of `host`, with more arguments of `weir store serve`.
     pub async fn start_at(host: IpAddr, arguments: &[&str]) -> Result<Self> {
         let folder = tempfile::tempdir()?;
-        let store = format!("embedded:{}", folder.path().join("store").display());
-        let mut command = Command::new(binary().await?);
-        command.args(["store", "serve", "--store", &store, "--listen", &format!("{host}:0")]);
-        command.args(arguments);
-        by_arguments_alone(&mut command);
-        command.current_dir(folder.path());
-        let process = Process::spawn("weir store serve", command)?;
-        let log = process.log();
-        let address = within("the store server to say where it listens", listening(&log, "grpc")).await;
-        let address = address.with_context(|| process.to_string())?;
-        Ok(Self { process, address, _folder: folder })
+        let arguments: Vec<String> = arguments.iter().map(|&argument| argument.to_owned()).collect();
+        let (process, address) = serve(folder.path(), SocketAddr::new(host, 0), &arguments).await?;
+        Ok(Self { process, address, arguments, folder })
+    }
+
+    /// Ends it as a power cut would, and starts it again at the same place on what it left.
+    pub async fn restart(&mut self) -> Result<()> {
+        self.process.kill9().await?;
+        (self.process, _) = serve(self.folder.path(), self.address, &self.arguments).await?;
+        Ok(())
     }
 
     /// Its process id, unless it has ended.
@@ -346,6 +360,20 @@ impl StoreServer {
     pub fn address(&self) -> SocketAddr {
         self.address
     }
+}
+
+/// Serves the embedded store in `folder` at `address`, and says where that is.
+async fn serve(folder: &Path, address: SocketAddr, arguments: &[String]) -> Result<(Process, SocketAddr)> {
+    let store = format!("embedded:{}", folder.join("store").display());
+    let mut command = Command::new(binary().await?);
+    command.args(["store", "serve", "--store", &store, "--listen", &address.to_string()]).args(arguments);
+    by_arguments_alone(&mut command);
+    command.current_dir(folder);
+    let process = Process::spawn("weir store serve", command)?;
+    let log = process.log();
+    let address = within("the store server to say where it listens", listening(&log, "grpc")).await;
+    let address = address.with_context(|| process.to_string())?;
+    Ok((process, address))
 }
 
 impl fmt::Display for StoreServer {

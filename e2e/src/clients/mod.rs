@@ -4,7 +4,7 @@
 //! [`Subscriber`] owns its client and ends it when dropped.
 
 mod mosquitto;
-mod rumqttc;
+pub(crate) mod rumqttc;
 mod script;
 
 use std::fmt;

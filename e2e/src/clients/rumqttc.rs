@@ -369,7 +369,7 @@ fn granted_5(code: &packet5::SubscribeReasonCode) -> u8 {
     }
 }
 
-fn puback_5(reason: packet5::PubAckReason) -> u8 {
+pub(crate) fn puback_5(reason: packet5::PubAckReason) -> u8 {
     use packet5::PubAckReason as Reason;
     match reason {
         Reason::Success => 0,
@@ -384,7 +384,7 @@ fn puback_5(reason: packet5::PubAckReason) -> u8 {
     }
 }
 
-fn pubrec_5(reason: packet5::PubRecReason) -> u8 {
+pub(crate) fn pubrec_5(reason: packet5::PubRecReason) -> u8 {
     use packet5::PubRecReason as Reason;
     match reason {
         Reason::Success => 0,

@@ -15,11 +15,15 @@ use tokio_util::sync::CancellationToken;
 use weir_codec::{Packet, PacketId, Publish, QoS};
 use weir_env::clock::Clock;
 
+use super::foreign::TOPICS;
 use super::ledger::{Ledger, Place, Places, Published};
+use super::probes::Probes;
 use super::wire::{Wire, ack};
 
 /// How long a client waits for a sign of life before it goes to another pod.
 pub(super) const PATIENCE: Duration = Duration::from_secs(1);
+/// The subscriber whose session lasts.
+const SESSION: &str = "session";
 /// How long it waits before it tries the next pod.
 const RETRY: Duration = Duration::from_millis(20);
 /// Seconds that a session lasts.
@@ -43,6 +47,7 @@ pub(super) struct Field {
     /// Where the pods listen, as a load balancer knows it: each place is a pod's, empty while it is known to be gone.
     pub(super) doors: Mutex<Vec<Option<SocketAddr>>>,
     pub(super) ledger: Mutex<Ledger>,
+    pub(super) probes: Probes,
     /// From one publish of a publisher to its next.
     pub(super) pace: Duration,
     /// Publishers begin nothing new when this is cancelled, and end when all is acknowledged.
@@ -70,13 +75,15 @@ struct Life {
 }
 
 impl Field {
+    /// Where the pod listens at which `attempt` points, or the next one that may be there.
+    pub(super) fn door(&self, attempt: usize) -> Option<SocketAddr> {
+        let doors = self.doors.lock();
+        doors.iter().cycle().skip(attempt % doors.len()).take(doors.len()).find_map(|door| *door)
+    }
+
     /// A connection to the pod at which `attempt` points, or to the next one that may be there.
     async fn connect(&self, client_id: &str, attempt: usize, expiry: u32) -> Result<Wire> {
-        let door = {
-            let doors = self.doors.lock();
-            let mut from_there = doors.iter().cycle().skip(attempt % doors.len()).take(doors.len());
-            from_there.find_map(|door| *door)
-        };
+        let door = self.door(attempt);
         let door = door.context("no pod is there")?;
         timeout(PATIENCE, Wire::connect(door, client_id, expiry)).await.context("no answer to CONNECT")?
     }
@@ -187,7 +194,7 @@ impl Publisher {
             return wire.send(&Packet::PubRel(ack(PacketId::new(open.id).context("a packet id")?))).await;
         }
         // Several topics, so that a publisher uses several shards.
-        let topic = format!("faults/{}/{}", self.n, open.number % 8);
+        let topic = format!("faults/{}/{}", self.n, open.number % TOPICS);
         let dup = std::mem::replace(&mut open.dup, true);
         wire.publish(&topic, self.qos, open.id, dup, &payload).await
     }
@@ -214,7 +221,7 @@ impl Publisher {
         if answer.reason.is_error() {
             self.open[at].dup = false;
             let payload = self.payload(at);
-            self.field.ledger.lock().refuse(payload, answer.reason);
+            self.field.ledger.lock().refuse(payload, format!("{:?}", answer.reason));
             bail!("a publish was refused with {:?}", answer.reason);
         }
         if done {
@@ -262,8 +269,8 @@ async fn consume_once(field: &Field, n: usize, attempt: usize) -> Result<()> {
             let place = place(&publish)?;
             let payload = std::str::from_utf8(&publish.payload)?;
             received += 1;
-            let keeps = received % KEPT_OF == 0 && !field.ledger.lock().queue.messages.contains_key(&place);
-            field.ledger.lock().dequeue(place, payload, keeps);
+            let keeps = received % KEPT_OF == 0;
+            field.ledger.lock().dequeue(Some(place), payload, keeps);
             ensure!(!keeps, "leave without an acknowledgement");
             wire.send(&Packet::PubAck(ack(publish.header.packet_id.context("a packet id")?))).await?;
         }
@@ -294,7 +301,7 @@ struct Subscriber {
 impl Subscriber {
     async fn converse(&mut self, attempt: usize) -> Result<()> {
         let field = Arc::clone(&self.field);
-        let mut wire = field.connect("session", attempt, SESSION_SECONDS).await?;
+        let mut wire = field.connect(SESSION, attempt, SESSION_SECONDS).await?;
         if !wire.session_present {
             if self.subscribed_tx.is_none() {
                 field.ledger.lock().problem("the session of the subscriber is gone".to_owned());
@@ -322,7 +329,7 @@ impl Subscriber {
                 let id = publish.header.packet_id.context("a packet id")?;
                 let exactly_once = publish.header.qos == QoS::ExactlyOnce;
                 if !exactly_once || self.half.insert(id) {
-                    self.field.ledger.lock().receive(std::str::from_utf8(&publish.payload)?);
+                    self.field.ledger.lock().receive(SESSION, std::str::from_utf8(&publish.payload)?);
                 }
                 let answer = if exactly_once { Packet::PubRec } else { Packet::PubAck };
                 wire.send(&answer(ack(id))).await
@@ -409,7 +416,7 @@ async fn read_once(field: &Field, attempt: usize, complete: impl Fn(&Places) -> 
         for packet in packets.drain(..) {
             let Packet::Publish(publish) = packet else { continue };
             let text = std::str::from_utf8(&publish.payload)?;
-            if let Err(problem) = places.note(place(&publish)?, text) {
+            if let Err(problem) = places.note(Some(place(&publish)?), text) {
                 field.ledger.lock().problem(format!("stream: {problem}"));
             }
         }

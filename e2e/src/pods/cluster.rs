@@ -2,17 +2,20 @@
 //!
 //! A pod that ends is started again, as Kubernetes would. Nothing here knows what the clients see.
 
-use std::net::SocketAddr;
+use std::ffi::OsStr;
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail, ensure};
 use rustix::process::Signal;
 use tempfile::TempDir;
 use tokio::time::sleep;
 
 use super::network::{Network, Way};
+use crate::foundationdb::FoundationDb;
 use crate::weir::{Setup, StoreServer, Weir};
 
 /// Without a sign of life for so long a pod is declared dead by others.
@@ -39,6 +42,8 @@ pub enum Fault {
     Terminate,
     /// Cut off from everybody for 1.5 TTL, which needs a network of the pods' own.
     Cut(Way),
+    /// No pod, but the server of their store is killed with `kill -9`, and started again.
+    StoreRestart,
 }
 
 impl Fault {
@@ -54,13 +59,14 @@ impl Fault {
             Self::Cut(Way::Both) => "cut off for 1.5 TTL",
             Self::Cut(Way::In) => "nothing reaches it for 1.5 TTL",
             Self::Cut(Way::Out) => "nothing it sends arrives for 1.5 TTL",
+            Self::StoreRestart => "kill -9 of the store's server",
         }
     }
 
     /// How long a pod is stopped, or cut off.
     const fn pause(self) -> Duration {
         match self {
-            Self::Kill | Self::Terminate => Duration::ZERO,
+            Self::Kill | Self::Terminate | Self::StoreRestart => Duration::ZERO,
             Self::ShortPause => TTL.checked_div(2).expect("not by zero"),
             Self::Pause | Self::Cut(_) => TTL.saturating_add(TTL.checked_div(2).expect("not by zero")),
             Self::LongPause => TTL.saturating_mul(3),
@@ -79,15 +85,91 @@ pub(super) struct Cluster {
     /// If pods can be cut off.
     network: Option<Network>,
     // Ended after those that use it.
-    store: StoreServer,
+    store: StoreHandle,
     _secrets: TempDir,
 }
 
+/// Where the pods keep their data.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Store {
+    /// A `weir store serve` is started for them.
+    #[default]
+    Served,
+    /// A FoundationDB server is started for them.
+    FoundationDb,
+    /// The FoundationDB cluster of this file, below a prefix of their own; nothing is done to the cluster.
+    FoundationDbAt(PathBuf),
+}
+
+/// What runs for a [`Store`].
+#[derive(Debug)]
+enum StoreHandle {
+    Served(StoreServer),
+    FoundationDb(FoundationDb),
+    FoundationDbAt(PathBuf),
+}
+
+impl StoreHandle {
+    async fn start(store: &Store, host: IpAddr, token: &str) -> Result<Self> {
+        Ok(match store {
+            Store::Served if host.is_loopback() => Self::Served(StoreServer::start().await?),
+            Store::Served => Self::Served(StoreServer::start_at(host, &["--token-file", token]).await?),
+            Store::FoundationDb => Self::FoundationDb(FoundationDb::start(host).await?),
+            Store::FoundationDbAt(file) => {
+                ensure!(host.is_loopback(), "pods on a network of their own cannot reach {}", file.display());
+                Self::FoundationDbAt(file.clone())
+            }
+        })
+    }
+
+    /// A pod on it; `prefix` sets one cluster apart from another in FoundationDB.
+    fn setup(&self, prefix: &str, token: Option<&str>) -> Result<Setup> {
+        match self {
+            Self::Served(server) => {
+                let setup = Setup::remote(server.address())?;
+                Ok(match token {
+                    Some(token) => setup.with_arguments(&["--remote-token-file", token]),
+                    None => setup,
+                })
+            }
+            Self::FoundationDb(server) => Setup::foundationdb(&server.cluster_file(), prefix),
+            Self::FoundationDbAt(file) => Setup::foundationdb(file, prefix),
+        }
+    }
+
+    async fn restart(&mut self) -> Result<()> {
+        match self {
+            Self::Served(server) => server.restart().await,
+            Self::FoundationDb(server) => server.restart().await,
+            Self::FoundationDbAt(file) => bail!("the cluster of {} is not ours to restart", file.display()),
+        }
+    }
+
+    fn pid(&self) -> Option<u32> {
+        match self {
+            Self::Served(server) => server.pid(),
+            Self::FoundationDb(server) => server.pid(),
+            Self::FoundationDbAt(_) => None,
+        }
+    }
+}
+
+impl fmt::Display for StoreHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Served(server) => server.fmt(f),
+            Self::FoundationDb(server) => server.fmt(f),
+            Self::FoundationDbAt(file) => write!(f, "FoundationDB at {}", file.display()),
+        }
+    }
+}
+
 impl Cluster {
-    /// Starts a store server and `count` pods; a single one is alone and knows nothing of others. Those that are to be cut
+    /// Starts what `store` needs and `count` pods; a single one is alone and knows nothing of others. Those that are to be cut
     /// off are on a network of their own.
     pub(super) async fn start(
         count: usize,
+        store: &Store,
         manifest: &str,
         logs: Option<PathBuf>,
         is_cut: bool,
@@ -97,19 +179,22 @@ impl Cluster {
         std::fs::write(&token, TOKEN)?;
         let token = token.to_str().context("a path in UTF-8")?;
         let network = if is_cut { Some(Network::make(count).await?) } else { None };
-        let store = match &network {
-            Some(_) => StoreServer::start_at(Network::hub(), &["--token-file", token]).await?,
-            None => StoreServer::start().await?,
-        };
+        let hub = if is_cut { Network::hub() } else { Ipv4Addr::LOCALHOST.into() };
+        let store = StoreHandle::start(store, hub, token).await?;
+        // No other run has this folder, at this time or later: a cluster may outlive this machine.
+        let unique = secrets.path().file_name().and_then(OsStr::to_str).context("a name in UTF-8")?;
+        let unique = unique.trim_start_matches('.');
+        let prefix = format!("faults-{}-{unique}", jiff::Timestamp::now().as_second());
         let (setups, pods) = (Vec::new(), Vec::new());
         let mut cluster = Self { setups, pods, logs, logs_kept: 0, network, store, _secrets: secrets };
         for n in 0..count {
-            let mut setup =
-                Setup::remote(cluster.store.address())?.with_manifest("manifest.yaml", manifest)?;
+            let remote_token = cluster.network.is_some().then_some(token);
+            let setup = cluster.store.setup(&prefix, remote_token)?;
+            let mut setup = setup.with_manifest("manifest.yaml", manifest)?;
             if cluster.network.is_some() {
                 let host = Network::address(n)?;
                 setup = setup.in_namespace(Network::name(n), host);
-                setup = setup.with_arguments(&["--remote-token-file", token, "--peer-token-file", token]);
+                setup = setup.with_arguments(&["--peer-token-file", token]);
                 setup = setup.with_arguments(&["--peer", &format!("{host}:0")]);
             } else if count > 1 {
                 setup = setup.with_arguments(&["--peer", "127.0.0.1:0"]);
@@ -131,7 +216,7 @@ impl Cluster {
         self.pods.iter().map(|pod| Ok((pod.pid().context("a pod that runs")?, pod.http()))).collect()
     }
 
-    /// The process id of the store server.
+    /// The process id of the store server, if it was started here.
     pub(super) fn store_pid(&self) -> Result<u32> {
         self.store.pid().context("a store server that runs")
     }
@@ -159,6 +244,10 @@ impl Cluster {
                 sleep(fault.pause()).await;
                 pod.signal(Signal::CONT)?;
                 noticed(pod, if fault.pause() > TTL { AWAKE } else { Duration::ZERO }).await?
+            }
+            Fault::StoreRestart => {
+                self.store.restart().await?;
+                None
             }
             Fault::Cut(way) => {
                 let network = self.network.as_ref().context("a network that can be cut")?;

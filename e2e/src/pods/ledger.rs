@@ -6,7 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use tokio::time::Instant;
-use weir_codec::ReasonCode;
+
+use super::foreign::TOPICS;
 
 /// Where a message is stored: shard and offset.
 pub(super) type Place = (u64, u64);
@@ -29,18 +30,40 @@ pub(super) struct Ledger {
     pub(super) published: BTreeMap<String, Published>,
     /// Publishes that were refused at least once and sent again, each with the last reason. Whoever sends a refused
     /// message again may double it, at QoS 2 too.
-    pub(super) refused: BTreeMap<String, ReasonCode>,
+    pub(super) refused: BTreeMap<String, String>,
+    /// Publishes that a library gave up, and that were published again: they may be there twice, too.
+    pub(super) given_up: BTreeSet<String>,
     /// Times that a publish was refused.
     pub(super) refusals: u64,
     /// What a consumer of the queue has received.
     pub(super) queue: Places,
     /// Received and not acknowledged: must come again.
     pub(super) owed: BTreeSet<String>,
-    /// What the session has received, and how often.
-    pub(super) session: BTreeMap<String, u64>,
+    /// The sessions that last, by name.
+    pub(super) sessions: BTreeMap<String, Session>,
+    /// What readers of the stream have received that came back to it after each break, by name.
+    pub(super) readers: BTreeMap<String, Places>,
     /// What contradicts the promises.
     problems: Vec<String>,
     problems_untold: u64,
+}
+
+/// What a session has.
+#[derive(Debug, Default)]
+pub(super) struct Session {
+    /// Of the topics of all publishers only this one; all if there is none.
+    topic: Option<u64>,
+    /// What it has received, and how often.
+    pub(super) received: BTreeMap<String, u64>,
+}
+
+impl Session {
+    /// Whether the message is for it and has not come.
+    fn misses(&self, payload: &str) -> bool {
+        let number = || payload.rsplit('/').next()?.parse::<u64>().ok();
+        let is_wanted = self.topic.is_none_or(|topic| number().is_some_and(|n| n % TOPICS == topic));
+        is_wanted && !self.received.contains_key(payload)
+    }
 }
 
 /// Which message stands where. A place never holds another message.
@@ -69,43 +92,68 @@ impl Ledger {
     }
 
     /// A publish was refused.
-    pub(super) fn refuse(&mut self, payload: String, reason: ReasonCode) {
+    pub(super) fn refuse(&mut self, payload: String, reason: String) {
         self.refused.insert(payload, reason);
         self.refusals += 1;
     }
 
     /// Whether this message may be there only once.
     fn is_once(&self, payload: &str) -> bool {
-        payload.starts_with("2/") && !self.refused.contains_key(payload)
+        let may_double = self.refused.contains_key(payload) || self.given_up.contains(payload);
+        payload.starts_with("2/") && !may_double
     }
 
-    /// A message of the queue.
-    pub(super) fn dequeue(&mut self, place: Place, payload: &str, keeps: bool) {
+    /// A message of the queue; one that is kept is not acknowledged, and must come again unless it already has.
+    pub(super) fn dequeue(&mut self, place: Option<Place>, payload: &str, keeps: bool) {
+        let is_new = !self.queue.seen.contains_key(payload);
         if let Err(problem) = self.queue.note(place, payload) {
             self.problem(format!("queue: {problem}"));
         }
-        if keeps {
+        if keeps && is_new {
             self.owed.insert(payload.to_owned());
-        } else {
+        } else if !keeps {
             self.owed.remove(payload);
         }
     }
 
-    /// A message of the session that the client had not.
-    pub(super) fn receive(&mut self, payload: &str) {
-        let times = self.session.entry(payload.to_owned()).or_default();
+    /// A client called `name` has a session with this topic of all publishers, and reads the stream.
+    pub(super) fn enroll(&mut self, name: &str, topic: u64) {
+        let session = Session { topic: Some(topic), ..Session::default() };
+        self.sessions.insert(name.to_owned(), session);
+        self.readers.insert(name.to_owned(), Places::default());
+    }
+
+    /// A message of the session `name` at QoS 1.
+    pub(super) fn receive_at_least_once(&mut self, name: &str, payload: &str) -> u64 {
+        let session = self.sessions.entry(name.to_owned()).or_default();
+        let times = session.received.entry(payload.to_owned()).or_default();
         *times += 1;
-        let again = *times > 1;
-        if again && self.is_once(payload) {
-            self.problem(format!("session: `{payload}` at QoS 2 was delivered twice"));
+        *times
+    }
+
+    /// A message of the session `name` that the client had not.
+    pub(super) fn receive(&mut self, name: &str, payload: &str) {
+        if self.receive_at_least_once(name, payload) > 1 && self.is_once(payload) {
+            self.problem(format!("session of {name}: `{payload}` at QoS 2 was delivered twice"));
+        }
+    }
+
+    /// A message of the stream that the reader `name` has received.
+    pub(super) fn read(&mut self, name: &str, place: Option<Place>, payload: &str) {
+        let reader = self.readers.entry(name.to_owned()).or_default();
+        if let Err(problem) = reader.note(place, payload) {
+            self.problem(format!("stream, read by {name}: {problem}"));
         }
     }
 
     /// Whether all that was acknowledged has come out of the queue and to the session.
     pub(super) fn has_arrived(&self) -> bool {
-        let seen =
-            |payload: &str| self.queue.seen.contains_key(payload) && self.session.contains_key(payload);
-        self.owed.is_empty() && self.missing(seen).is_empty()
+        let seen = |payload: &str| {
+            self.queue.seen.contains_key(payload)
+                && !self.sessions.values().any(|session| session.misses(payload))
+                && self.readers.values().all(|reader| reader.seen.contains_key(payload))
+        };
+        self.owed.is_empty() && self.published.keys().all(|payload| seen(payload))
     }
 
     /// Acknowledged, and not seen by whom `seen` asks.
@@ -115,11 +163,17 @@ impl Ledger {
 
     /// Nothing that was acknowledged is missing, nothing at QoS 2 is there twice, and what was read twice reads the same.
     pub(super) fn audit(&mut self, first: &Places, second: &Places) {
-        let lost = [
-            ("queue", self.missing(|payload| self.queue.seen.contains_key(payload))),
-            ("session", self.missing(|payload| self.session.contains_key(payload))),
-            ("stream", self.missing(|payload| first.seen.contains_key(payload))),
+        let mut lost = vec![
+            ("queue".to_owned(), self.missing(|payload| self.queue.seen.contains_key(payload))),
+            ("stream".to_owned(), self.missing(|payload| first.seen.contains_key(payload))),
         ];
+        for (name, session) in &self.sessions {
+            lost.push((format!("session of {name}"), self.missing(|payload| !session.misses(payload))));
+        }
+        for (name, reader) in &self.readers {
+            let missing = self.missing(|payload| reader.seen.contains_key(payload));
+            lost.push((format!("stream, read by {name}"), missing));
+        }
         let mut problems: Vec<String> = lost
             .iter()
             .filter(|(_, missing)| !missing.is_empty())
@@ -139,6 +193,16 @@ impl Ledger {
                 first.messages.len(),
                 second.messages.len()
             ));
+        }
+        for (name, reader) in &self.readers {
+            let other =
+                reader.messages.iter().find(|(place, payload)| first.messages.get(place) != Some(payload));
+            problems.extend(other.map(|(place, payload)| {
+                format!(
+                    "stream, read by {name}: `{payload}` at {place:?}, where {:?} stands",
+                    first.messages.get(place)
+                )
+            }));
         }
         for (what, places) in [("queue", &self.queue), ("stream", first)] {
             let twice = places.seen.iter().filter(|(payload, at)| at.len() > 1 && self.is_once(payload));
@@ -177,8 +241,10 @@ pub(super) struct Outage {
 }
 
 impl Places {
-    /// Writes down that `payload` stands at `place`.
-    pub(super) fn note(&mut self, place: Place, payload: &str) -> Result<(), String> {
+    /// Writes down that `payload` is there, and stands at `place` if that is known.
+    pub(super) fn note(&mut self, place: Option<Place>, payload: &str) -> Result<(), String> {
+        let places = self.seen.entry(payload.to_owned()).or_default();
+        let Some(place) = place else { return Ok(()) };
         match self.messages.get(&place) {
             None => {
                 self.messages.insert(place, payload.to_owned());
@@ -186,7 +252,7 @@ impl Places {
             Some(before) if before == payload => self.again += 1,
             Some(before) => return Err(format!("at {place:?} first `{before}`, then `{payload}`")),
         }
-        self.seen.entry(payload.to_owned()).or_default().insert(place);
+        places.insert(place);
         Ok(())
     }
 
@@ -212,7 +278,7 @@ mod tests {
     fn places(entries: &[(Place, &str)]) -> Places {
         let mut places = Places::default();
         for (place, payload) in entries {
-            places.note(*place, payload).unwrap();
+            places.note(Some(*place), payload).unwrap();
         }
         places
     }
@@ -225,8 +291,9 @@ mod tests {
         for (place, payload) in stored {
             let published = Published { publisher: 0, sent: now, acknowledged: now + Duration::from_secs(1) };
             ledger.published.insert(payload.to_owned(), published);
-            ledger.dequeue(place, payload, false);
-            ledger.receive(payload);
+            ledger.dequeue(Some(place), payload, false);
+            ledger.receive("s", payload);
+            ledger.read("r", Some(place), payload);
         }
         (ledger, stored)
     }
@@ -245,16 +312,37 @@ mod tests {
     #[test]
     fn every_broken_promise_is_found() {
         type Break = fn(&mut Ledger);
-        let broken: [(Break, &str); 6] = [
+        let broken: [(Break, &str); 10] = [
             (|ledger| ledger.queue = Places::default(), "queue: 3 acknowledged messages are missing"),
             (
-                |ledger| assert_eq!(ledger.session.remove("1/0/0"), Some(1)),
-                "session: 1 acknowledged messages are missing",
+                |ledger| {
+                    ledger
+                        .sessions
+                        .values_mut()
+                        .for_each(|session| session.received.retain(|p, _| p != "1/0/0"))
+                },
+                "session of s: 1 acknowledged messages are missing",
             ),
-            (|ledger| ledger.receive("2/1/0"), "`2/1/0` at QoS 2 was delivered twice"),
-            (|ledger| ledger.dequeue((1, 1), "2/1/1", false), "queue: `2/1/1` at QoS 2 stands at"),
-            (|ledger| ledger.dequeue((1, 0), "1/0/0", false), "at (1, 0) first `2/1/1`, then `1/0/0`"),
-            (|ledger| ledger.dequeue((0, 0), "1/0/0", true), "never delivered again"),
+            (|ledger| ledger.receive("s", "2/1/0"), "`2/1/0` at QoS 2 was delivered twice"),
+            (|ledger| ledger.dequeue(Some((1, 1)), "2/1/1", false), "queue: `2/1/1` at QoS 2 stands at"),
+            (|ledger| ledger.dequeue(Some((1, 0)), "1/0/0", false), "at (1, 0) first `2/1/1`, then `1/0/0`"),
+            (
+                |ledger| {
+                    ledger.queue = Places::default();
+                    ledger.dequeue(Some((0, 0)), "1/0/0", true);
+                },
+                "never delivered again",
+            ),
+            (
+                |ledger| ledger.enroll("t", 1),
+                "session of t: 1 acknowledged messages are missing, such as [\"2/1/1\"]",
+            ),
+            (|ledger| ledger.enroll("t", 2), "stream, read by t: 3 acknowledged messages are missing"),
+            (|ledger| ledger.read("r", Some((0, 0)), "2/1/1"), "read by r: at (0, 0) first `1/0/0`"),
+            (
+                |ledger| ledger.read("r", Some((0, 2)), "2/1/1"),
+                "read by r: `2/1/1` at (0, 2), where None stands",
+            ),
         ];
         for (break_it, expected) in broken {
             let (mut ledger, stored) = good();
@@ -274,10 +362,15 @@ mod tests {
     #[test]
     fn what_may_come_again_is_no_problem() {
         let (mut ledger, stored) = good();
-        ledger.receive("1/0/0");
-        ledger.dequeue((0, 0), "1/0/0", true);
-        ledger.dequeue((0, 0), "1/0/0", false);
-        ledger.dequeue((1, 1), "1/0/0", false);
+        ledger.receive("s", "1/0/0");
+        ledger.receive_at_least_once("s", "2/1/0");
+        ledger.dequeue(Some((0, 0)), "1/0/0", true);
+        ledger.dequeue(Some((0, 0)), "1/0/0", false);
+        ledger.dequeue(Some((1, 1)), "1/0/0", false);
+        ledger.given_up.insert("2/1/1".to_owned());
+        ledger.receive("s", "2/1/1");
+        ledger.dequeue(None, "2/1/0", false);
+        ledger.read("r", None, "2/1/0");
         assert_eq!(found(ledger, &stored, &stored), "");
     }
 

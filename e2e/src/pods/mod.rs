@@ -6,8 +6,10 @@
 
 mod clients;
 mod cluster;
+mod foreign;
 mod ledger;
 pub mod network;
+mod probes;
 mod wire;
 pub mod work;
 
@@ -28,8 +30,11 @@ use weir_env::clock::Clock;
 
 use clients::{Field, Twins};
 use cluster::Cluster;
-pub use cluster::Fault;
+pub use cluster::{Fault, Store};
+use foreign::Foreign;
+pub use foreign::Library;
 use ledger::{Ledger, Outage};
+use probes::{Probes, ShardOutages};
 
 use crate::within;
 
@@ -68,6 +73,12 @@ spec:
 pub struct Options {
     /// Pods; a single one is alone.
     pub pods: usize,
+    /// Where they keep their data.
+    pub store: Store,
+    /// Shards of which is measured how long they are without service; none if it is 0.
+    pub shards: usize,
+    /// Libraries that others wrote, whose clients take part beside our own; each once.
+    pub libraries: Vec<Library>,
     /// In this order, each at the next pod.
     pub faults: Vec<Fault>,
     /// How often all of them.
@@ -103,6 +114,17 @@ pub struct Report {
 struct Struck {
     fault: Fault,
     outages: Vec<Outage>,
+    shards: ShardOutages,
+}
+
+/// One fault, while it is not known what it was to publishers.
+#[derive(Debug)]
+struct Span {
+    fault: Fault,
+    victim: usize,
+    from: Instant,
+    until: Instant,
+    shards: ShardOutages,
 }
 
 /// Runs it.
@@ -110,15 +132,21 @@ struct Struck {
 /// # Errors
 /// If the harness itself could not do its work; broken promises are in the report.
 pub async fn run(options: &Options) -> Result<Report> {
+    foreign::check(&options.libraries)?;
     let clock = Clock::system();
     let mut cluster = {
         let is_cut = options.faults.iter().any(|fault| matches!(fault, Fault::Cut(_)));
-        Cluster::start(options.pods, MANIFEST, options.logs.clone(), is_cut).await?
+        let mut manifest = MANIFEST.to_owned();
+        if options.shards > 0 {
+            manifest.push_str(&probes::manifest(options.shards));
+        }
+        Cluster::start(options.pods, &options.store, &manifest, options.logs.clone(), is_cut).await?
     };
     let field = Arc::new(Field {
         clock,
         doors: Mutex::new(cluster.doors()),
         ledger: Mutex::new(Ledger::default()),
+        probes: Probes::new(options.shards),
         pace: options.pace,
         enough: CancellationToken::new(),
         open: 0.into(),
@@ -146,20 +174,27 @@ async fn load(options: &Options, cluster: &mut Cluster, field: &Arc<Field>) -> R
         others.spawn(clients::be_twin(Arc::clone(field), n));
     }
     let publishers = PUBLISHERS * 2 * options.pods;
+    let mut foreign = Foreign::start(field, &options.libraries, publishers).await?;
     let mut publishing = JoinSet::new();
+    foreign.publish(&mut publishing).await?;
     for n in 0..publishers {
         // Neighbours begin at different pods; each pod has publishers of both kinds.
         let qos = if (n / options.pods).is_multiple_of(2) { QoS::AtLeastOnce } else { QoS::ExactlyOnce };
         publishing.spawn(clients::publish(Arc::clone(field), n, qos));
     }
+    for shard in 0..options.shards {
+        (0..options.pods).for_each(|pod| drop(others.spawn(probes::probe(Arc::clone(field), shard, pod))));
+    }
     let mut spans = Vec::new();
     let mut ended = 0;
     for n in 0..options.rounds * options.faults.len() {
         sleep(BETWEEN).await;
+        look_at_shards(field, &mut spans);
         let fault = options.faults[n % options.faults.len()];
         ended += strike(cluster, field, n % options.pods, fault, &mut spans).await?;
     }
     sleep(BETWEEN).await;
+    look_at_shards(field, &mut spans);
     field.enough.cancel();
     let drained = drain(field, &mut publishing).await;
     ended += cluster.revive(|n, door| field.doors.lock()[n] = door).await?;
@@ -170,15 +205,17 @@ async fn load(options: &Options, cluster: &mut Cluster, field: &Arc<Field>) -> R
     let first = clients::read_stream(field, complete).await?;
     let second = clients::read_stream(field, |places| places.messages.len() >= first.messages.len()).await?;
     others.shutdown().await;
+    foreign.end().await;
     let mut ledger = std::mem::take(&mut *field.ledger.lock());
     if !drained {
         let open = field.open.load(Ordering::Relaxed);
         ledger.problem(format!("{open} publishes were not acknowledged within {} s", DRAIN_MAX.as_secs()));
     }
     ledger.audit(&first, &second);
-    let struck = spans.into_iter().map(|(fault, from, until)| Struck {
-        fault,
-        outages: ledger.without_service(publishers, from, until),
+    let struck = spans.into_iter().map(|span| Struck {
+        fault: span.fault,
+        outages: ledger.without_service(publishers, span.from, span.until),
+        shards: span.shards,
     });
     let struck = struck.collect();
     Ok(report(&mut ledger, field.twins.lock().connections, ended, struck))
@@ -190,7 +227,7 @@ async fn strike(
     field: &Field,
     victim: usize,
     fault: Fault,
-    spans: &mut Vec<(Fault, Instant, Instant)>,
+    spans: &mut Vec<Span>,
 ) -> Result<u64> {
     let from = field.clock.now();
     let door = |door| field.doors.lock()[victim] = door;
@@ -200,8 +237,17 @@ async fn strike(
     }
     let until = field.clock.now();
     field.twins.lock().calm = Some(until);
-    spans.push((fault, from, until));
+    spans.push(Span { fault, victim, from, until, shards: ShardOutages::default() });
     cluster.revive(|n, door| field.doors.lock()[n] = door).await
+}
+
+/// What the last fault, if there was one, was to the shards until now.
+fn look_at_shards(field: &Field, spans: &mut [Span]) {
+    let now = field.clock.now();
+    if let Some(span) = spans.last_mut() {
+        let victim = (span.fault != Fault::StoreRestart).then_some(span.victim);
+        span.shards = field.probes.take(victim, span.from, now);
+    }
 }
 
 /// Waits until all is acknowledged and has arrived. Says whether all was acknowledged; what did not arrive is found by
@@ -230,7 +276,7 @@ fn report(ledger: &mut Ledger, fights: u64, ended: u64, struck: Vec<Struck>) -> 
     if count > 0 {
         ledger.problem(format!("{count} publishes had no success within 30 s, such as {failed:?}"));
     }
-    let mut refused: Vec<String> = ledger.refused.values().map(|reason| format!("{reason:?}")).collect();
+    let mut refused: Vec<String> = ledger.refused.values().cloned().collect();
     refused.sort_unstable();
     Report {
         problems: ledger.problems(),
@@ -252,14 +298,15 @@ impl Report {
     }
 }
 
-/// For each kind of fault how long publishers were without service, and what else was counted.
+/// For each kind of fault how long shards and publishers were without service, and what else was counted.
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "| fault | times | to the next acknowledgement, p50, p99, max | slowest publish, p50, p99, max |"
+            "| fault | times | shards without service: p50, p90, p99, max | publishers, to the next acknowledgement | \
+             publishers, slowest publish |"
         )?;
-        writeln!(f, "|---|---|---|---|")?;
+        writeln!(f, "|---|---|---|---|---|")?;
         let mut kinds: Vec<Fault> = self.struck.iter().map(|struck| struck.fault).collect();
         kinds.sort_unstable();
         kinds.dedup();
@@ -268,8 +315,15 @@ impl fmt::Display for Report {
             let outages = || struck.iter().flat_map(|struck| &struck.outages);
             let next = outages().filter_map(|outage| outage.next).collect();
             let slowest = outages().map(|outage| outage.slowest).collect();
+            let interrupted: Vec<Duration> =
+                struck.iter().flat_map(|struck| struck.shards.outages.iter().copied()).collect();
+            let of: usize = struck.iter().map(|struck| struck.shards.of).sum();
+            let shards = match of {
+                0 => "not looked at".to_owned(),
+                _ => format!("{} of {of}: {}", interrupted.len(), distribution(interrupted)),
+            };
             let (next, slowest) = (distribution(next), distribution(slowest));
-            writeln!(f, "| {} | {} | {next} | {slowest} |", fault.name(), struck.len())?;
+            writeln!(f, "| {} | {} | {shards} | {next} | {slowest} |", fault.name(), struck.len())?;
         }
         writeln!(
             f,
@@ -285,12 +339,12 @@ impl fmt::Display for Report {
     }
 }
 
-/// Median, 99th percentile and maximum in milliseconds.
+/// Median, 90th and 99th percentile and maximum in milliseconds.
 fn distribution(mut of: Vec<Duration>) -> String {
     of.sort_unstable();
     let at = |percent: usize| of.get((of.len() * percent / 100).min(of.len().saturating_sub(1)));
     let shown = |of: Option<&Duration>| of.map_or("-".to_owned(), |of| format!("{} ms", of.as_millis()));
-    format!("{}, {}, {}", shown(at(50)), shown(at(99)), shown(of.last()))
+    format!("{}, {}, {}, {}", shown(at(50)), shown(at(90)), shown(at(99)), shown(of.last()))
 }
 
 #[cfg(test)]
@@ -299,8 +353,8 @@ mod tests {
 
     #[test]
     fn a_distribution_is_of_all_values() {
-        assert_eq!(distribution(Vec::new()), "-, -, -");
+        assert_eq!(distribution(Vec::new()), "-, -, -, -");
         let millis = (1..=200).rev().map(Duration::from_millis).collect();
-        assert_eq!(distribution(millis), "101 ms, 199 ms, 200 ms");
+        assert_eq!(distribution(millis), "101 ms, 181 ms, 199 ms, 200 ms");
     }
 }

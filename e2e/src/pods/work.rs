@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use weir_codec::{Packet, QoS};
 use weir_env::clock::Clock;
 
-use super::cluster::Cluster;
+use super::cluster::{Cluster, Store};
 use super::wire::{Wire, ack};
 use crate::http;
 use crate::process::processor_time;
@@ -177,7 +177,7 @@ fn line(load: &str, pods: usize, subscribers: usize, messages: f64, work: Work) 
 
 /// What a cluster does for `duration` though nobody asks for anything.
 async fn at_rest(pods: usize, duration: Duration) -> Result<Work> {
-    let cluster = Cluster::start(pods, MANIFEST, None, false).await?;
+    let cluster = Cluster::start(pods, &Store::Served, MANIFEST, None, false).await?;
     sleep(SETTLE).await;
     let before = Work::so_far(&cluster).await?;
     sleep(duration).await;
@@ -188,7 +188,7 @@ async fn at_rest(pods: usize, duration: Duration) -> Result<Work> {
 
 /// The messages that arrived while it was measured, and the work of that time.
 async fn under(load: Load, pods: usize, subscribers: usize, options: &Options) -> Result<(f64, Work)> {
-    let cluster = Cluster::start(pods, MANIFEST, None, false).await?;
+    let cluster = Cluster::start(pods, &Store::Served, MANIFEST, None, false).await?;
     let doors: Vec<_> = cluster.doors().into_iter().flatten().collect();
     let done = CancellationToken::new();
     let mut clients = JoinSet::new();

@@ -41,7 +41,7 @@ const CONTROL_PLANE: Module = Module {
 const CHARTS: Module = Module {
     name: "helm",
     pins: [include_str!("../../helm/go.mod"), include_str!("../../helm/go.sum")],
-    programs: &["helm", "helm-docs", "kubeconform"],
+    programs: &["helm", "helm-docs", "kubeconform", "glua"],
 };
 
 /// The programs of a Kubernetes control plane, all of one release.
@@ -68,6 +68,8 @@ pub struct ChartTools {
     pub helm_docs: PathBuf,
     /// `kubeconform`.
     pub kubeconform: PathBuf,
+    /// The Lua that Argo CD runs its health checks with.
+    pub lua: PathBuf,
 }
 
 /// Whether programs were built already.
@@ -115,6 +117,7 @@ fn chart_tools_in(folder: &Path) -> ChartTools {
         helm: folder.join("helm"),
         helm_docs: folder.join("helm-docs"),
         kubeconform: folder.join("kubeconform"),
+        lua: folder.join("glua"),
     }
 }
 

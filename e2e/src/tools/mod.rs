@@ -167,6 +167,28 @@ pub async fn rabbitmq() -> Result<&'static RabbitMq> {
     find(&FOUND, Box::pin(rabbitmq::find()), missing).await
 }
 
+/// The server and the command line of FoundationDB.
+#[derive(Clone, Debug)]
+pub struct FoundationDb {
+    /// `fdbserver`.
+    pub server: PathBuf,
+    /// `fdbcli`.
+    pub cli: PathBuf,
+}
+
+/// The machine's own FoundationDB; it is never installed.
+///
+/// # Errors
+/// If there is none.
+pub fn foundationdb() -> Result<FoundationDb> {
+    let program = |name| {
+        let missing =
+            || format!("{name} is missing: install the servers and clients of FoundationDB 7.3 or later");
+        find_program(name).with_context(missing)
+    };
+    Ok(FoundationDb { server: program("fdbserver")?, cli: program("fdbcli")? })
+}
+
 /// Python with `paho-mqtt`.
 pub async fn python() -> Result<&'static Tool> {
     static FOUND: Found<Tool> = OnceCell::const_new();
