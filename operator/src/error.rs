@@ -15,6 +15,17 @@ pub(crate) enum Error {
     /// The object changed between being read and being written.
     #[error("the object has changed meanwhile")]
     Conflict,
+    /// The cluster's definition of the kind is older than this operator.
+    #[error(
+        "the definition of {kind} in the cluster is older than this operator: update the CRDs (`kubectl apply \
+         --server-side -f crds/` of this release, or the chart with `weir-crds.enabled=true`); the API server said: {said}"
+    )]
+    OldDefinitions {
+        /// Of what.
+        kind: &'static str,
+        /// What the API server said.
+        said: String,
+    },
     /// This machine gives no random numbers.
     #[error("make a token: this machine gives no random numbers")]
     NoRandomness,
@@ -34,6 +45,7 @@ impl Error {
         match self {
             Self::Kube { .. } => "kube_error",
             Self::Conflict => "conflict",
+            Self::OldDefinitions { .. } => "old_definitions",
             Self::NoRandomness => "no_randomness",
         }
     }

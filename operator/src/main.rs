@@ -16,6 +16,7 @@ mod metrics;
 mod object;
 mod probe;
 mod run;
+mod scaling;
 mod tasks;
 mod telemetry;
 

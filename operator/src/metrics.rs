@@ -10,6 +10,9 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
+/// Steps by which the number of pods follows the load.
+const STEPS: [&str; 4] = ["up", "drain", "down", "called_off"];
+
 /// A kind and what came of it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(crate) struct Outcome {
@@ -44,6 +47,14 @@ pub(crate) struct OfBroker {
     broker: String,
 }
 
+/// A change of the pods of a Broker.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct Scaling {
+    namespace: String,
+    broker: String,
+    step: &'static str,
+}
+
 /// All that is counted.
 #[derive(Debug)]
 pub(crate) struct Metrics {
@@ -54,6 +65,8 @@ pub(crate) struct Metrics {
     calls: Family<Call, Counter>,
     requests: Family<Request, Counter>,
     up: Family<OfBroker, Gauge>,
+    scalings: Family<Scaling, Counter>,
+    scaling_desired: Family<OfBroker, Gauge>,
     leader: Gauge,
 }
 
@@ -71,6 +84,8 @@ impl Metrics {
             calls: Family::default(),
             requests: Family::default(),
             up: Family::default(),
+            scalings: Family::default(),
+            scaling_desired: Family::default(),
             leader: Gauge::default(),
             registry: Mutex::default(),
         };
@@ -88,6 +103,16 @@ impl Metrics {
         registry.register("admin_calls", "Calls of brokers and what came of them", metrics.calls.clone());
         registry.register("kube_requests", "Requests to the API server", metrics.requests.clone());
         registry.register("broker_up", "Whether calls of the Broker succeed", metrics.up.clone());
+        registry.register(
+            "scalings",
+            "Steps by which the number of pods followed the load",
+            metrics.scalings.clone(),
+        );
+        registry.register(
+            "scaling_desired_pods",
+            "Pods that a Broker should have by its load",
+            metrics.scaling_desired.clone(),
+        );
         registry.register("leader", "Whether this operator leads", metrics.leader.clone());
         *metrics.registry.lock() = registry;
         metrics
@@ -130,6 +155,22 @@ impl Metrics {
     /// A Broker is gone.
     pub(crate) fn broker_gone(&self, namespace: &str, broker: &str) {
         self.up.remove(&of_broker(namespace, broker));
+        self.scaling_desired.remove(&of_broker(namespace, broker));
+        for step in STEPS {
+            let (namespace, broker) = (namespace.to_owned(), broker.to_owned());
+            self.scalings.remove(&Scaling { namespace, broker, step });
+        }
+    }
+
+    /// A `step` of [`STEPS`] was made.
+    pub(crate) fn scaled(&self, namespace: &str, broker: &str, step: &'static str) {
+        let (namespace, broker) = (namespace.to_owned(), broker.to_owned());
+        self.scalings.get_or_create(&Scaling { namespace, broker, step }).inc();
+    }
+
+    /// Pods that a Broker should have by its load.
+    pub(crate) fn scaling_desired(&self, namespace: &str, broker: &str, pods: i32) {
+        self.scaling_desired.get_or_create(&of_broker(namespace, broker)).set(pods.into());
     }
 
     /// Whether this operator leads.
@@ -140,4 +181,42 @@ impl Metrics {
 
 fn of_broker(namespace: &str, broker: &str) -> OfBroker {
     OfBroker { namespace: namespace.to_owned(), broker: broker.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Each series once; the chart's dashboards and alerts are checked against this list.
+    #[test]
+    fn list_of_metrics() {
+        let metrics = Metrics::new();
+        for outcome in ["done", "retry", "stalled"] {
+            metrics.reconciled("MessageQueue", outcome, Duration::from_millis(1));
+        }
+        metrics.repaired("MessageQueue");
+        metrics.called("DeclareQueue", "ok");
+        metrics.asked("get", "leases".to_owned());
+        metrics.broker_up("messaging", "main", true);
+        metrics.leads(true);
+        let text = metrics.encode();
+        // One bucket of a histogram stands for all. Series come in no order.
+        let told = text.lines().filter(|line| !line.contains("le=") || line.contains("le=\"+Inf\""));
+        let (comments, series): (Vec<&str>, Vec<&str>) = told.partition(|line| line.starts_with('#'));
+        let series = series.into_iter().filter_map(|line| line.rsplit_once(' ')).map(|(series, _)| series);
+        let series = std::collections::BTreeSet::from_iter(series);
+        let list: Vec<&str> = comments.into_iter().chain(series).collect();
+        insta::assert_snapshot!(list.join("\n"));
+    }
+
+    #[test]
+    fn a_broker_that_is_gone_has_no_series() {
+        let metrics = Metrics::new();
+        metrics.broker_up("messaging", "main", false);
+        assert!(
+            metrics.encode().contains("weir_operator_broker_up{namespace=\"messaging\",broker=\"main\"} 0\n")
+        );
+        metrics.broker_gone("messaging", "main");
+        assert!(!metrics.encode().contains("broker=\"main\""));
+    }
 }

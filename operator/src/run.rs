@@ -26,10 +26,13 @@ use crate::leader::{Alone, Election, Leadership};
 use crate::metrics::Metrics;
 use crate::tasks::Tasks;
 use crate::telemetry::LogFormat;
-use crate::{broker, controllers, http as web, keda, telemetry};
+use crate::{broker, controllers, http as web, keda, scaling, telemetry};
 
 /// Time that what is under way has to end.
 const SHUTDOWN: Duration = Duration::from_secs(20);
+
+/// Shortest time between two looks at the load.
+const SCALING_MIN: Duration = Duration::from_millis(500);
 
 /// Runs the operator.
 #[derive(Debug, clap::Args)]
@@ -69,6 +72,9 @@ pub(crate) struct Args {
     /// Address of the gRPC service by which KEDA scales consumers. Absent: none.
     #[arg(long, env = "WEIR_OPERATOR_EXTERNAL_SCALER", value_name = "ADDRESS")]
     external_scaler: Option<SocketAddr>,
+    /// How often the load of Brokers with `spec.scaling` is looked at, at least every 500ms.
+    #[arg(long, env = "WEIR_OPERATOR_SCALING_INTERVAL", default_value = "15s")]
+    scaling_interval: KubeDuration,
     /// Image of the pods of Brokers that name none. Default: that of this version.
     #[arg(long, env = "WEIR_OPERATOR_BROKER_IMAGE", value_name = "IMAGE")]
     broker_image: Option<String>,
@@ -233,7 +239,8 @@ impl Leader<'_> {
             args.watch_namespaces.iter().filter(|name| !name.is_empty()).cloned().map(Some).collect();
         let scopes = if named.is_empty() { vec![None] } else { named };
         let pods = Pods::follow(&client, &scopes, tasks);
-        let admin: Arc<dyn Admin> = Arc::new(Remote::new(addresses, pods));
+        let remote = Arc::new(Remote::new(addresses, pods, *clock));
+        let admin: Arc<dyn Admin> = remote.clone();
         // Half of the workers are left for other Brokers, whatever one does.
         let slots = usize::from(args.concurrency).div_ceil(2);
         let links =
@@ -253,6 +260,7 @@ impl Leader<'_> {
         let image =
             args.broker_image.clone().unwrap_or_else(|| concat!("weir:", env!("CARGO_PKG_VERSION")).into());
         broker::start(&context, &scopes, args.concurrency, &image, tasks);
+        scaling::start(&context, remote, args.scaling_interval.as_duration().max(SCALING_MIN), tasks);
         controllers::start(&context, &scopes, args.concurrency, admin, tasks);
         Ok(())
     }

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::CustomResource;
 use kube::core::Rule;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
@@ -12,10 +12,12 @@ use serde::de::Visitor;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::common::{ObjectRef, conditions_schema};
+use crate::duration::KubeDuration;
 use crate::format::{kube_name_schema, name_pattern_schema, port_name_schema, quantity_schema};
 use crate::placement::{PodSettings, ServiceSettings};
 use crate::problem::Problem;
 use crate::queue::QueueSettings;
+use crate::rules::DurationRange;
 use crate::store::BrokerStore;
 use crate::stream::StreamSettings;
 
@@ -85,6 +87,9 @@ use crate::stream::StreamSettings;
     )
     .message("an embedded store serves one pod: replicas at most 1 and no scaling")
     .field_path(".store.embedded"),
+    Rule::new("!(has(self.store.embedded) && has(self.peerTls))")
+        .message("with an embedded store there is one pod, which has no peers: leave peerTls out")
+        .field_path(".peerTls"),
 ]))]
 pub struct BrokerSpec {
     /// Container image of the pods. Default: the one that the operator was installed with.
@@ -121,6 +126,10 @@ pub struct BrokerSpec {
     #[serde(default = "all_namespaces")]
     #[schemars(length(max = 256), inner(length(min = 1, max = 63)), extend("x-kubernetes-list-type" = "set"))]
     pub allowed_namespaces: Vec<String>,
+    /// Certificates by which pods prove themselves to each other, besides their token; what they say to each other is then
+    /// encrypted. Not with an embedded store. Default: the token alone, and no encryption.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub peer_tls: Option<PeerTls>,
     /// CPU and memory of each pod. Default: no requests, no limits.
     #[serde(default)]
     pub resources: Resources,
@@ -155,6 +164,30 @@ pub struct BrokerStatus {
     /// The labels of the pods, as autoscalers want them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub selector: Option<String>,
+    /// What the load makes of the number of pods. Absent without `spec.scaling`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scaling: Option<ScalingStatus>,
+}
+
+/// What the load makes of the number of pods.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ScalingStatus {
+    /// Pods that there should be.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub desired: Option<i32>,
+    /// Why, as one CamelCase word.
+    #[schemars(length(max = 64))]
+    pub reason: String,
+    /// Why, for people.
+    #[schemars(length(max = 1024))]
+    pub message: String,
+    /// Since when that holds.
+    pub since: Time,
+    /// The pod that is being drained, to go.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253))]
+    pub draining: Option<String>,
 }
 
 /// Within which bounds, and to keep which load, the number of pods changes.
@@ -177,11 +210,40 @@ pub struct BrokerScaling {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1_000_000))]
     pub connections_per_pod: Option<i32>,
-    /// CPU use to aim at, in percent of the request, 1 to 100. Absent: CPU does not count.
+    /// Connections that clients open per pod in a second to aim at, 1 to 1000000. Absent: they do not count.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub connect_rate_per_pod: Option<i32>,
+    /// Bytes from and to clients per pod in a second to aim at, 1 to 1000000000000. Absent: bytes do not count.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1_000_000_000_000_i64))]
+    pub bytes_rate_per_pod: Option<i64>,
+    /// Messages stored in queues, streams and sessions per pod in a second to aim at, 1 to 1000000000. Absent: they do not
+    /// count.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1_000_000_000))]
+    pub append_rate_per_pod: Option<i32>,
+    /// Messages sent to clients per pod in a second to aim at, 1 to 1000000000. Absent: they do not count.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1_000_000_000))]
+    pub deliver_rate_per_pod: Option<i32>,
+    /// CPU use to aim at, in percent of `resources.requests.cpu`, 1 to 100. Without a request CPU brings no pods, and none goes.
+    /// Absent: CPU does not count.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 100))]
     pub cpu_percent: Option<i32>,
+    /// How long more pods have to make sense before they come, 0s to 1h. Default 0s: at once.
+    #[serde(default = "at_once")]
+    #[schemars(extend("x-kubernetes-validations" = UP_AFTER.rules()))]
+    pub scale_up_after: KubeDuration,
+    /// How long fewer pods have to do before one goes, 0s to 24h. Default 5m.
+    #[serde(default = "five_minutes")]
+    #[schemars(extend("x-kubernetes-validations" = DOWN_AFTER.rules()))]
+    pub scale_down_after: KubeDuration,
 }
+
+const UP_AFTER: DurationRange = DurationRange::new(KubeDuration::ZERO, KubeDuration::from_hours(1));
+const DOWN_AFTER: DurationRange = DurationRange::new(KubeDuration::ZERO, KubeDuration::from_hours(24));
 
 /// A port at which clients connect.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -223,6 +285,15 @@ pub enum ListenerType {
     Ws,
     /// MQTT over WebSocket over TLS.
     Wss,
+}
+
+/// Certificates by which pods prove themselves to each other.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PeerTls {
+    /// Secret in the Broker's namespace with `tls.crt`, `tls.key` and `ca.crt`, as cert-manager makes them. The certificate is for
+    /// the name `BROKER.NAMESPACE.weir.internal`, to be used by servers and clients. Read again when it changes.
+    pub secret_ref: ObjectRef,
 }
 
 /// Who may connect and do what.
@@ -379,6 +450,14 @@ fn one() -> i32 {
     1
 }
 
+fn at_once() -> KubeDuration {
+    KubeDuration::ZERO
+}
+
+fn five_minutes() -> KubeDuration {
+    KubeDuration::from_secs(300)
+}
+
 impl Broker {
     /// What is wrong beyond types, single-field ranges and formats; nothing in a good object.
     #[must_use]
@@ -388,6 +467,9 @@ impl Broker {
         if spec.replicas.is_some() && spec.scaling.is_some() {
             problems
                 .push(Problem::new("spec.replicas", "replicas and scaling exclude each other; allowed: one"));
+        }
+        if let Some(scaling) = &spec.scaling {
+            scaling.check(&mut problems);
         }
         if let Some(BrokerScaling { min_replicas, max_replicas, .. }) = spec.scaling
             && min_replicas > max_replicas
@@ -413,6 +495,13 @@ impl Broker {
     }
 }
 
+impl BrokerScaling {
+    fn check(&self, problems: &mut Vec<Problem>) {
+        UP_AFTER.check("spec.scaling.scaleUpAfter", self.scale_up_after, problems);
+        DOWN_AFTER.check("spec.scaling.scaleDownAfter", self.scale_down_after, problems);
+    }
+}
+
 impl BrokerSpec {
     fn check_store(&self, problems: &mut Vec<Problem>) {
         let BrokerStore { fdb, embedded, remote } = &self.store;
@@ -424,6 +513,10 @@ impl BrokerSpec {
         if self.store.embedded.is_some() && many_pods {
             let message = "an embedded store serves one pod; allowed: replicas up to 1 and no scaling";
             problems.push(Problem::new("spec.store.embedded", message));
+        }
+        if self.store.embedded.is_some() && self.peer_tls.is_some() {
+            let message = "with an embedded store there is one pod, which has no peers; allowed: no peerTls";
+            problems.push(Problem::new("spec.peerTls", message));
         }
     }
 }

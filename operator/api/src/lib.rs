@@ -26,7 +26,7 @@ use serde_json::{Value, json};
 
 pub use broker::{
     AutoCreate, Broker, BrokerAuth, BrokerScaling, BrokerSpec, BrokerStatus, Listener, ListenerType,
-    QueueTemplate, ResourceAmount, Resources, RulesRef, SecretKeyRef, StreamTemplate,
+    QueueTemplate, ResourceAmount, Resources, RulesRef, ScalingStatus, SecretKeyRef, StreamTemplate,
 };
 pub use common::{BrokerRef, DeletionPolicy, ObjectRef, ObjectStatus, StatusBroker};
 pub use duration::{DurationError, KubeDuration};

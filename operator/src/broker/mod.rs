@@ -1,6 +1,7 @@
 //! Brokers: the objects that each stands for are made and kept as they should be, and its status says how its pods are.
 //! Owns nothing between two reconciliations; what there should be is decided in [`desired`], what it comes to in [`status`].
 
+mod claim;
 pub(crate) mod desired;
 mod status;
 
@@ -9,18 +10,18 @@ use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::{ConfigMap, Secret, Service, ServiceAccount};
+use k8s_openapi::api::core::v1::{ConfigMap, ObjectReference, Secret, Service, ServiceAccount};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::{ByteString, NamespaceResourceScope};
-use kube::api::{Api, DynamicObject, Patch, PatchParams, PostParams};
+use kube::api::{Api, ApiResource, DynamicObject, Patch, PatchParams, PostParams};
 use kube::core::{ObjectMeta, ResourceExt as _};
 use kube::runtime::controller::{Action, Config, Controller};
 use kube::runtime::events::{Event, EventType};
 use kube::runtime::watcher;
 use kube::{Client, Resource};
 use serde_json::{Value, json};
-use weir_operator_api::Broker;
+use weir_operator_api::{Broker, BrokerStatus};
 
 use crate::backoff::Backoffs;
 use crate::conditions::Verdict;
@@ -128,9 +129,9 @@ async fn settle(broker: &Broker, brokers: &Brokers) -> Result<Action, Error> {
         write_status(context, broker, &verdict, None).await?;
         return Ok(Action::await_change());
     }
-    let deployments: Api<Deployment> = Api::namespaced(context.client.clone(), &namespace);
-    let deployment =
-        deployments.get_opt(&broker.name_any()).await.map_err(Error::kube("read the Deployment"))?;
+    let resource = ApiResource::erase::<Deployment>(&());
+    let mut there = read(context, &namespace, &resource, &broker.name_any()).await?;
+    let mut deployment = there.as_ref().map(typed).transpose()?;
     let runs = Runs { image: &brokers.image, replicas: replicas(broker, deployment.as_ref()) };
     let objects = match desired::desired(broker, runs) {
         Ok(objects) => objects,
@@ -140,19 +141,54 @@ async fn settle(broker: &Broker, brokers: &Brokers) -> Result<Action, Error> {
             return Ok(Action::await_change());
         }
     };
-    ensure_secret(context, broker).await?;
+    if let Err(taken) = ensure_secret(context, broker).await? {
+        return refuse(context, broker, &taken, deployment.as_ref()).await;
+    }
     for owned in objects {
-        apply(context, broker, &namespace, owned).await?;
+        let is_deployment = owned.resource.kind == resource.kind;
+        let there = match is_deployment {
+            true => there.take(),
+            false => read(context, &namespace, &owned.resource, &owned.object.name_any()).await?,
+        };
+        match apply(context, broker, owned, there).await? {
+            Ok(is) if is_deployment => deployment = Some(typed(&is)?),
+            Ok(_) => {}
+            Err(taken) => return refuse(context, broker, &taken, deployment.as_ref()).await,
+        }
     }
     let missing = missing(context, broker).await?;
-    let deployment =
-        deployments.get_opt(&broker.name_any()).await.map_err(Error::kube("read the Deployment"))?;
     let observed = Observed { deployment: deployment.as_ref(), missing: missing.as_deref() };
     write_status(context, broker, &status::verdict(broker, &observed), deployment.as_ref()).await?;
     Ok(match missing {
         Some(_) => Action::requeue(MISSING),
         None => Action::requeue(context.resync),
     })
+}
+
+/// Says that an object is another's. No watch tells when that changes.
+async fn refuse(
+    context: &Context,
+    broker: &Broker,
+    taken: &Verdict,
+    deployment: Option<&Deployment>,
+) -> Result<Action, Error> {
+    write_status(context, broker, taken, deployment).await?;
+    Ok(Action::requeue(MISSING))
+}
+
+async fn read(
+    context: &Context,
+    namespace: &str,
+    resource: &ApiResource,
+    name: &str,
+) -> Result<Option<DynamicObject>, Error> {
+    let api: Api<DynamicObject> = Api::namespaced_with(context.client.clone(), namespace, resource);
+    api.get_opt(name).await.map_err(Error::kube("read an object of a Broker"))
+}
+
+fn typed(object: &DynamicObject) -> Result<Deployment, Error> {
+    let typed = serde_json::to_value(object).and_then(serde_json::from_value);
+    typed.map_err(|error| Error::kube("read the Deployment")(kube::Error::SerdeError(error)))
 }
 
 /// Pods where the Broker does not say: as many as there are, within the bounds of its scaling.
@@ -167,14 +203,14 @@ fn replicas(broker: &Broker, deployment: Option<&Deployment>) -> i32 {
     }
 }
 
-/// The secret that pods and operator share: made once, and left alone.
-async fn ensure_secret(context: &Context, broker: &Broker) -> Result<(), Error> {
+/// The secret that pods and operator share: made once, and left alone. The inner error is what to say if it is another's.
+async fn ensure_secret(context: &Context, broker: &Broker) -> Result<Result<(), Verdict>, Error> {
     let namespace = broker.namespace().unwrap_or_default();
     let secrets: Api<Secret> = Api::namespaced(context.client.clone(), &namespace);
     let name = desired::internal_secret(broker);
     let there = secrets.get_opt(&name).await.map_err(Error::kube("read the Secret of the pods"))?;
-    if there.is_some() {
-        return Ok(());
+    if let Some(there) = there {
+        return Ok(claim::check(broker, "Secret", &there.metadata));
     }
     let mut token = [0; TOKEN_BYTES];
     let random = rustls::crypto::aws_lc_rs::default_provider().secure_random;
@@ -198,39 +234,59 @@ async fn ensure_secret(context: &Context, broker: &Broker) -> Result<(), Error> 
         .await
     {
         // Another reconciliation was faster.
-        Err(kube::Error::Api(status)) if status.is_already_exists() => Ok(()),
-        created => created.map(drop).map_err(Error::kube("make the Secret of the pods")),
+        Err(kube::Error::Api(status)) if status.is_already_exists() => Err(Error::Conflict),
+        created => created.map(|_| Ok(())).map_err(Error::kube("make the Secret of the pods")),
     }
 }
 
-/// Makes an object as it should be, unless it is.
-async fn apply(context: &Context, broker: &Broker, namespace: &str, owned: Owned) -> Result<(), Error> {
-    let Owned { resource, object } = owned;
-    let api: Api<DynamicObject> = Api::namespaced_with(context.client.clone(), namespace, &resource);
+/// Makes an object as it should be, unless it is, and says how it is then. The inner error is what to say if it is another's.
+async fn apply(
+    context: &Context,
+    broker: &Broker,
+    owned: Owned,
+    there: Option<DynamicObject>,
+) -> Result<Result<DynamicObject, Verdict>, Error> {
+    let Owned { resource, mut object } = owned;
     let name = object.name_any();
-    let there = api.get_opt(&name).await.map_err(Error::kube("read an object of a Broker"))?;
-    let wanted = serde_json::to_value(&object).unwrap_or_default();
-    if let Some(there) = &there {
-        let is = serde_json::to_value(there).unwrap_or_default();
-        if holds(&is, &wanted) {
-            return Ok(());
+    let is_new = there.is_none();
+    if let Some(there) = there {
+        if let Err(taken) = claim::check(broker, &resource.kind, &there.metadata) {
+            return Ok(Err(taken));
+        }
+        let wanted = serde_json::to_value(&object).unwrap_or_default();
+        if holds(&serde_json::to_value(&there).unwrap_or_default(), &wanted) {
+            return Ok(Ok(there));
+        }
+        if resource.kind == "Deployment" {
+            // The number of pods was reckoned from what it was then.
+            object.metadata.resource_version = there.metadata.resource_version;
         }
     }
+    let namespace = broker.namespace().unwrap_or_default();
+    let api: Api<DynamicObject> = Api::namespaced_with(context.client.clone(), &namespace, &resource);
     let how = PatchParams::apply(MANAGER).force();
-    api.patch(&name, &how, &Patch::Apply(&object))
+    let is = api
+        .patch(&name, &how, &Patch::Apply(&object))
         .await
         .map_err(Error::kube("apply an object of a Broker"))?;
     let event = Event {
         type_: EventType::Normal,
-        reason: if there.is_some() { "Updated" } else { "Created" }.to_owned(),
+        reason: if is_new { "Created" } else { "Updated" }.to_owned(),
         note: Some(format!("{} {name}", resource.kind)),
         action: "Apply".to_owned(),
-        secondary: None,
+        // Events of the same reason are one, but for this.
+        secondary: Some(ObjectReference {
+            api_version: Some(resource.api_version.clone()),
+            kind: Some(resource.kind.clone()),
+            namespace: Some(namespace),
+            name: Some(name.clone()),
+            ..ObjectReference::default()
+        }),
     };
     if let Err(error) = context.recorder.publish(&event, &broker.object_ref(&())).await {
         tracing::debug!(%error, "an event was not recorded");
     }
-    Ok(())
+    Ok(Ok(is))
 }
 
 /// Whether all that is wanted is there; what else is there belongs to others.
@@ -281,7 +337,7 @@ async fn write_status(
     verdict: &Verdict,
     deployment: Option<&Deployment>,
 ) -> Result<(), Error> {
-    let old = broker.status.clone().unwrap_or_default();
+    let old = BrokerStatus { scaling: None, ..broker.status.clone().unwrap_or_default() };
     let status = status::status(broker, verdict, deployment, wall(context.clock));
     if status == old {
         return Ok(());
@@ -300,23 +356,4 @@ async fn write_status(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_others_add_is_left_alone_and_what_they_change_is_not() {
-        let wanted = json!({ "spec": { "replicas": 2, "list": [{ "name": "a" }], "none": null } });
-        for (is, expected) in [
-            (
-                json!({ "spec": { "replicas": 2, "list": [{ "name": "a", "protocol": "TCP" }], "more": 1 } }),
-                true,
-            ),
-            (json!({ "spec": { "replicas": 3, "list": [{ "name": "a" }] } }), false),
-            (json!({ "spec": { "replicas": 2, "list": [{ "name": "a" }, { "name": "b" }] } }), false),
-            (json!({ "spec": { "replicas": 2 } }), false),
-            (json!({ "spec": { "replicas": 2, "list": [{ "name": "a" }], "none": 1 } }), false),
-        ] {
-            assert_eq!(holds(&is, &wanted), expected, "{is}");
-        }
-    }
-}
+mod tests;

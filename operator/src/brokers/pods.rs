@@ -2,7 +2,6 @@
 //! ask. Owns the watches' stores; knows no call.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use futures_util::StreamExt as _;
 use k8s_openapi::api::core::v1::{Pod, Secret};
@@ -21,8 +20,12 @@ use crate::tasks::Tasks;
 pub(crate) struct Pods {
     pods: Vec<Store<Pod>>,
     secrets: Vec<Store<Secret>>,
-    /// Pods take turns.
-    turn: AtomicUsize,
+}
+
+/// Who knows where the pods of a Broker are.
+pub(crate) trait Whereabouts: Send + Sync + 'static {
+    /// Its ready pods, by name.
+    fn ready(&self, broker: &Broker) -> Vec<Door>;
 }
 
 /// A pod that can be called.
@@ -42,25 +45,7 @@ impl Pods {
         Arc::new(Self {
             pods: scopes.iter().map(|scope| store(client, scope.as_deref(), &pods, tasks)).collect(),
             secrets: scopes.iter().map(|scope| store(client, scope.as_deref(), &secrets, tasks)).collect(),
-            turn: AtomicUsize::new(0),
         })
-    }
-
-    /// A ready pod of the Broker, each time the next.
-    pub(crate) fn next(&self, broker: &Broker) -> Option<Door> {
-        let mut doors = self.all(broker);
-        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
-        (!doors.is_empty()).then(|| doors.swap_remove(turn % doors.len()))
-    }
-
-    /// Every ready pod of the Broker.
-    pub(crate) fn all(&self, broker: &Broker) -> Vec<Door> {
-        let token = self.token(broker);
-        let mut pods: Vec<Arc<Pod>> =
-            self.pods.iter().flat_map(Store::state).filter(|pod| is_of(pod, broker)).collect();
-        pods.sort_by_key(|pod| pod.name_any());
-        let doors = pods.iter().filter_map(|pod| Some(Door { address: address(pod)?, token: token.clone() }));
-        doors.collect()
     }
 
     fn token(&self, broker: &Broker) -> Option<MetadataValue<Ascii>> {
@@ -71,6 +56,17 @@ impl Pods {
         let mut token: MetadataValue<Ascii> = format!("Bearer {}", token.trim()).parse().ok()?;
         token.set_sensitive(true);
         Some(token)
+    }
+}
+
+impl Whereabouts for Pods {
+    fn ready(&self, broker: &Broker) -> Vec<Door> {
+        let token = self.token(broker);
+        let mut pods: Vec<Arc<Pod>> =
+            self.pods.iter().flat_map(Store::state).filter(|pod| is_of(pod, broker)).collect();
+        pods.sort_by_key(|pod| pod.name_any());
+        let doors = pods.iter().filter_map(|pod| Some(Door { address: address(pod)?, token: token.clone() }));
+        doors.collect()
     }
 }
 
@@ -134,7 +130,7 @@ mod tests {
         all.into_iter().for_each(|pod| writer.apply_watcher_event(&watcher::Event::Apply(pod)));
         let (secrets, mut writer) = reflector::store();
         secret.into_iter().for_each(|secret| writer.apply_watcher_event(&watcher::Event::Apply(secret)));
-        Pods { pods: vec![pods], secrets: vec![secrets], turn: AtomicUsize::new(0) }
+        Pods { pods: vec![pods], secrets: vec![secrets] }
     }
 
     fn broker(name: &str) -> Broker {
@@ -147,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn ready_pods_take_turns() {
+    fn only_ready_pods_that_stay_are_asked() {
         let mut going = pod("d", "10.0.0.4", "True");
         going.metadata.deletion_timestamp =
             Some(serde_json::from_value(json!("2026-01-01T00:00:00Z")).unwrap());
@@ -160,9 +156,9 @@ mod tests {
         ];
         let pods = pods(all, None);
         let asked: Vec<String> =
-            (0..3).map(|_| pods.next(&broker("main")).unwrap().address.to_string()).collect();
-        assert_eq!(asked, ["http://10.0.0.1:8081/", "http://[fd00::2]:8081/", "http://10.0.0.1:8081/"]);
-        assert!(pods.next(&broker("other")).is_none());
+            pods.ready(&broker("main")).iter().map(|door| door.address.to_string()).collect();
+        assert_eq!(asked, ["http://10.0.0.1:8081/", "http://[fd00::2]:8081/"]);
+        assert!(pods.ready(&broker("other")).is_empty());
     }
 
     #[test]
@@ -172,7 +168,8 @@ mod tests {
         }))
         .unwrap();
         let pods = pods(vec![pod("a", "10.0.0.1", "True")], Some(secret));
-        assert_eq!(pods.next(&broker("main")).unwrap().token.unwrap().to_str().unwrap(), "Bearer abc");
-        assert!(format!("{:?}", pods.next(&broker("main"))).contains("Sensitive"), "tokens are not shown");
+        let door = pods.ready(&broker("main")).remove(0);
+        assert!(format!("{door:?}").contains("Sensitive"), "tokens are not shown");
+        assert_eq!(door.token.unwrap().to_str().unwrap(), "Bearer abc");
     }
 }

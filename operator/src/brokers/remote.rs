@@ -1,7 +1,11 @@
 //! The admin API of Brokers over gRPC. Owns a connection per address. The wire types are converted here and go no
 //! further.
+//!
+//! A call goes to one ready pod after the other, in turn, until one answers: calls may be repeated. A pod that does not answer
+//! goes to the end of the line for a while, so that it costs later calls nothing.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
@@ -11,11 +15,13 @@ use tonic::metadata::{Ascii, MetadataKey, MetadataMap, MetadataValue};
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint, Uri};
-use tonic::{Code, Request, Status};
+use tonic::{Code, Request, Response, Status};
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
+use weir_env::clock::{Clock, Instant};
 use weir_env::seed::HashMap;
 use weir_operator_api::Broker;
 use weir_proto::admin::v1 as wire;
+use weir_proto::admin::v1::admin_client::AdminClient;
 use weir_proto::admin::v1::declarations_client::DeclarationsClient;
 
 use super::admin::{
@@ -23,7 +29,8 @@ use super::admin::{
     Refusal, Released, State, Told,
 };
 use super::find::BrokerId;
-use super::pods::{Door, Pods};
+use super::pods::{Door, Whereabouts};
+use crate::scaling::{Figures, Load, PodAdmin, whole};
 
 /// Time for a connection.
 const CONNECT: Duration = Duration::from_secs(3);
@@ -33,15 +40,27 @@ const CALL: Duration = Duration::from_secs(10);
 const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(5));
 /// Metadata of a refusal.
 const REASON: &str = "weir-reason";
-
+/// Pods that one call tries.
+const TRIES_MAX: usize = 3;
+/// For so long a pod that did not answer is asked after the others.
+const ASIDE: Duration = Duration::from_secs(10);
 /// Connections that are kept; with more, those to pods that are gone have piled up.
 const CHANNELS_MAX: usize = 1024;
 
 /// Brokers by their pods, or by addresses that do not change.
 pub(crate) struct Remote {
-    addresses: Arc<HashMap<BrokerId, Uri>>,
-    pods: Arc<Pods>,
-    channels: Mutex<HashMap<Uri, Channel>>,
+    addresses: HashMap<BrokerId, Uri>,
+    pods: Arc<dyn Whereabouts>,
+    clock: Clock,
+    known: Mutex<HashMap<Uri, Known>>,
+    /// Pods take turns.
+    turn: AtomicUsize,
+}
+
+struct Known {
+    channel: Channel,
+    /// It did not answer then.
+    failed: Option<Instant>,
 }
 
 /// What a call brings along to prove that it may be made.
@@ -57,45 +76,97 @@ impl Interceptor for Proof {
     }
 }
 
-type Client = DeclarationsClient<InterceptedService<Channel, Proof>>;
+/// The way to a pod.
+pub(crate) type Way = InterceptedService<Channel, Proof>;
 
 impl Remote {
     /// Brokers that are reached at `addresses`, all others by their ready pods.
-    pub(crate) fn new(addresses: HashMap<BrokerId, Uri>, pods: Arc<Pods>) -> Self {
-        Self { addresses: Arc::new(addresses), pods, channels: Mutex::default() }
+    pub(crate) fn new(addresses: HashMap<BrokerId, Uri>, pods: Arc<dyn Whereabouts>, clock: Clock) -> Self {
+        Self { addresses, pods, clock, known: Mutex::default(), turn: AtomicUsize::new(0) }
     }
 
-    fn client(&self, broker: &Broker) -> Result<Client, AdminError> {
-        let id = BrokerId::of(broker);
-        let door = match self.addresses.get(&id) {
-            Some(address) => Some(Door { address: address.clone(), token: None }),
-            None => self.pods.next(broker),
-        };
-        let Some(Door { address, token }) = door else {
-            return Err(AdminError::Unavailable(format!("no pod of the Broker {id} is ready")));
-        };
-        let mut channels = self.channels.lock();
-        if channels.len() >= CHANNELS_MAX && !channels.contains_key(&address) {
-            channels.clear();
+    /// Asks one pod of the Broker after the other until one answers.
+    pub(crate) async fn call<T, F>(
+        &self,
+        broker: &Broker,
+        call: impl Fn(Way) -> F + Send + Sync,
+    ) -> Result<T, AdminError>
+    where
+        F: Future<Output = Result<Response<T>, Status>> + Send,
+    {
+        let mut last = None;
+        for (address, way) in self.line(broker) {
+            let answer = call(way).await;
+            let is_away = answer.as_ref().err().is_some_and(is_away);
+            if let Some(known) = self.known.lock().get_mut(&address) {
+                known.failed = is_away.then(|| self.clock.now());
+            }
+            match answer {
+                Ok(answer) => return Ok(answer.into_inner()),
+                Err(status) if is_away => last = Some(refused(status)),
+                Err(status) => return Err(refused(status)),
+            }
         }
-        let channel = channels.entry(address.clone()).or_insert_with(|| {
-            Endpoint::from(address.clone())
-                .connect_timeout(CONNECT)
-                .http2_keep_alive_interval(KEEPALIVE.0)
-                .keep_alive_timeout(KEEPALIVE.1)
-                .keep_alive_while_idle(true)
-                .connect_lazy()
-        });
-        Ok(DeclarationsClient::with_interceptor(channel.clone(), Proof(token)))
+        let id = BrokerId::of(broker);
+        Err(last.unwrap_or_else(|| AdminError::Unavailable(format!("no pod of the Broker {id} is ready"))))
     }
+
+    /// The pods to try, in that order.
+    fn line(&self, broker: &Broker) -> Vec<(Uri, Way)> {
+        let mut doors = match self.addresses.get(&BrokerId::of(broker)) {
+            Some(address) => vec![Door { address: address.clone(), token: None }],
+            None => self.pods.ready(broker),
+        };
+        if !doors.is_empty() {
+            let turn = self.turn.fetch_add(1, Ordering::Relaxed) % doors.len();
+            doors.rotate_left(turn);
+        }
+        let now = self.clock.now();
+        let mut known = self.known.lock();
+        if known.len().saturating_add(doors.len()) > CHANNELS_MAX {
+            known.retain(|address, _| doors.iter().any(|door| door.address == *address));
+        }
+        let mut line: Vec<(bool, Uri, Way)> = Vec::with_capacity(doors.len());
+        for Door { address, token } in doors {
+            let pod = known
+                .entry(address.clone())
+                .or_insert_with(|| Known { channel: connection(&address), failed: None });
+            let aside = pod.failed.is_some_and(|at| now.saturating_duration_since(at) < ASIDE);
+            let way = InterceptedService::new(pod.channel.clone(), Proof(token));
+            line.push((aside, address, way));
+        }
+        line.sort_by_key(|(aside, ..)| *aside);
+        line.into_iter().take(TRIES_MAX).map(|(_, address, way)| (address, way)).collect()
+    }
+}
+
+/// A connection that is made with the first call.
+fn connection(address: &Uri) -> Channel {
+    Endpoint::from(address.clone())
+        .connect_timeout(CONNECT)
+        .http2_keep_alive_interval(KEEPALIVE.0)
+        .keep_alive_timeout(KEEPALIVE.1)
+        .keep_alive_while_idle(true)
+        .connect_lazy()
+}
+
+/// Whether a pod did not answer, rather than refuse.
+fn is_away(status: &Status) -> bool {
+    let away = [Code::Unavailable, Code::DeadlineExceeded, Code::Cancelled, Code::Unknown];
+    away.contains(&status.code()) && !status.metadata().contains_key(REASON)
 }
 
 impl Admin for Remote {
     fn acquire_writer<'a>(&'a self, broker: &'a Broker, cluster: &'a str) -> Pending<'a, u64> {
         Box::pin(async move {
             let request = wire::AcquireWriterRequest { cluster: cluster.to_owned() };
-            let answer = self.client(broker)?.acquire_writer(bounded(request)).await;
-            answer.map(|answer| answer.into_inner().writer).map_err(refused)
+            let answer = self
+                .call(broker, |way| {
+                    let request = bounded(request.clone());
+                    async move { DeclarationsClient::new(way).acquire_writer(request).await }
+                })
+                .await?;
+            Ok(answer.writer)
         })
     }
 
@@ -113,8 +184,13 @@ impl Admin for Remote {
                 name: declaration.name.clone(),
                 spec: declaration.spec.clone(),
             };
-            let answer = self.client(broker)?.apply_object(bounded(request)).await.map_err(refused)?;
-            applied(answer.into_inner())
+            let answer = self
+                .call(broker, |way| {
+                    let request = bounded(request.clone());
+                    async move { DeclarationsClient::new(way).apply_object(request).await }
+                })
+                .await?;
+            applied(answer)
         })
     }
 
@@ -137,8 +213,13 @@ impl Admin for Remote {
                 name: declaration.name.clone(),
                 policy: policy.into(),
             };
-            let answer = self.client(broker)?.release_object(bounded(request)).await.map_err(refused)?;
-            match answer.into_inner().outcome() {
+            let answer = self
+                .call(broker, |way| {
+                    let request = bounded(request.clone());
+                    async move { DeclarationsClient::new(way).release_object(request).await }
+                })
+                .await?;
+            match answer.outcome() {
                 wire::ReleaseOutcome::Released => Ok(Released::Kept),
                 wire::ReleaseOutcome::Deleted => Ok(Released::Deleted),
                 wire::ReleaseOutcome::Missing => Ok(Released::Missing),
@@ -155,8 +236,12 @@ impl Admin for Remote {
                 with_conditions: true,
                 ..wire::ListDeclaredRequest::default()
             };
-            let answer = self.client(broker)?.list_declared(bounded(request)).await.map_err(refused)?;
-            let answer = answer.into_inner();
+            let answer = self
+                .call(broker, |way| {
+                    let request = bounded(request.clone());
+                    async move { DeclarationsClient::new(way).list_declared(request).await }
+                })
+                .await?;
             let objects = answer.objects.into_iter().filter_map(declared).collect();
             Ok(Page { objects, next: answer.next_page })
         })
@@ -164,18 +249,80 @@ impl Admin for Remote {
 
     fn watch<'a>(&'a self, broker: &'a Broker) -> Pending<'a, Changes> {
         Box::pin(async move {
-            let mut client = self.client(broker)?;
-            let begun = client.watch_declared(traced(wire::WatchDeclaredRequest {}));
-            let Ok(begun) = tokio::time::timeout(CALL, begun).await else {
-                return Err(AdminError::Unavailable("the watch did not begin in time".to_owned()));
+            let begin = |way: Way| async move {
+                let mut client = DeclarationsClient::new(way);
+                let begun = client.watch_declared(traced(wire::WatchDeclaredRequest {}));
+                let late = |_| Status::deadline_exceeded("the watch did not begin in time");
+                tokio::time::timeout(CALL, begun).await.map_err(late)?
             };
-            let changes = begun.map_err(refused)?.into_inner();
+            let changes = self.call(broker, begin).await?;
             let changes = changes.filter_map(async |told| match told {
                 Ok(told) => self::told(told).map(Ok),
                 Err(status) => Some(Err(refused(status))),
             });
             Ok(Box::pin(changes) as Changes)
         })
+    }
+}
+
+impl PodAdmin for Remote {
+    fn describe<'a>(&'a self, broker: &'a Broker) -> Pending<'a, Vec<Figures>> {
+        Box::pin(async move {
+            let answer = self
+                .call(broker, |way| {
+                    let request = bounded(wire::DescribePodsRequest {});
+                    async move { AdminClient::new(way).describe_pods(request).await }
+                })
+                .await?;
+            Ok(answer.pods.into_iter().map(figures).collect())
+        })
+    }
+
+    fn drain<'a>(&'a self, broker: &'a Broker, id: &'a str) -> Pending<'a, ()> {
+        Box::pin(async move {
+            // At the rate and within the grace that the pod is configured with.
+            let request = wire::DrainPodRequest { id: id.to_owned(), rate: 0, grace_millis: 0 };
+            let answer = self.call(broker, |way| {
+                let request = bounded(request.clone());
+                async move { AdminClient::new(way).drain_pod(request).await }
+            });
+            answer.await.map(drop)
+        })
+    }
+
+    fn resume<'a>(&'a self, broker: &'a Broker, id: &'a str) -> Pending<'a, ()> {
+        Box::pin(async move {
+            let request = wire::ResumePodRequest { id: id.to_owned() };
+            let answer = self.call(broker, |way| {
+                let request = bounded(request.clone());
+                async move { AdminClient::new(way).resume_pod(request).await }
+            });
+            answer.await.map(drop)
+        })
+    }
+}
+
+fn figures(pod: wire::Pod) -> Figures {
+    let state = pod.state();
+    let load = pod.load.unwrap_or_default();
+    let rate = |figure: f64| whole(figure.ceil()).unwrap_or(0);
+    let host = pod.peer_address.rsplit_once(':').map_or("", |(host, _)| host);
+    Figures {
+        id: pod.id,
+        host: host.trim_matches(['[', ']']).to_owned(),
+        is_drained: state == wire::PodState::Drained,
+        age_millis: pod.load_age_millis,
+        load: Load {
+            connections: load.connections,
+            connect_rate: rate(load.connect_rate),
+            bytes_rate: rate(load.bytes_in_rate).saturating_add(rate(load.bytes_out_rate)),
+            append_rate: rate(load.append_rate),
+            deliver_rate: rate(load.deliver_rate),
+            shards: load.shards,
+            cpu_millis: rate(load.cpu_millis),
+            is_draining: state != wire::PodState::Serving,
+            ..Load::default()
+        },
     }
 }
 
@@ -296,3 +443,6 @@ fn refused(status: Status) -> AdminError {
 fn unknown() -> AdminError {
     AdminError::Unavailable("the broker answers with a word that this operator does not know".to_owned())
 }
+
+#[cfg(test)]
+mod tests;

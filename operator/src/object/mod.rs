@@ -5,7 +5,7 @@ mod declares;
 pub(crate) mod plan;
 mod reconcile;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use kube::runtime::events::{Event, EventType};
 

@@ -4,6 +4,7 @@
 //! Objects that are being deleted have workers of their own, so that failing ones never keep them waiting. An object is
 //! worked on by one worker at a time all the same.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -35,6 +36,8 @@ const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_sec
 const SOON: Duration = Duration::from_millis(100);
 /// Steps of one reconciliation: hold, apply, say.
 const STEPS_MAX: usize = 4;
+/// Objects that were let go, of which the watch may show an older state.
+const LET_GO_MAX: usize = 256;
 
 /// Which objects a set of workers takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +53,8 @@ pub(crate) struct Objects<K: Declares> {
     pub(crate) context: Arc<Context>,
     backoffs: Backoffs<ObjectRef<K>>,
     under_way: Mutex<HashSet<ObjectRef<K>>>,
+    /// Uids, oldest first.
+    let_go: Mutex<VecDeque<String>>,
 }
 
 /// Takes its object's mark away.
@@ -65,11 +70,24 @@ impl<K: Declares> Objects<K> {
     /// Nothing under way.
     pub(crate) fn new(context: Arc<Context>) -> Self {
         let backoffs = Backoffs::new(PAUSES.0, PAUSES.1, context.seed.fork(K::KIND.object()));
-        Self { context, backoffs, under_way: Mutex::default() }
+        Self { context, backoffs, under_way: Mutex::default(), let_go: Mutex::default() }
     }
 
     fn mark(&self, object: ObjectRef<K>) -> Option<Mark<'_, K>> {
         self.under_way.lock().insert(object.clone()).then_some(Mark(self, object))
+    }
+
+    /// Whether the finalizer of the object with this uid was taken away, and the watch is only behind.
+    fn was_let_go(&self, uid: Option<&String>) -> bool {
+        uid.is_some_and(|uid| self.let_go.lock().contains(uid))
+    }
+
+    fn remember_let_go(&self, uid: Option<String>) {
+        let mut let_go = self.let_go.lock();
+        if let_go.len() >= LET_GO_MAX {
+            let_go.pop_front();
+        }
+        let_go.extend(uid);
     }
 }
 
@@ -81,7 +99,9 @@ pub(crate) fn again_after<K: Declares>(
 ) -> Action {
     match error {
         Error::Conflict => Action::requeue(SOON),
-        Error::Kube { .. } | Error::NoRandomness => Action::requeue(objects.backoffs.fail(reference(object))),
+        Error::Kube { .. } | Error::OldDefinitions { .. } | Error::NoRandomness => {
+            Action::requeue(objects.backoffs.fail(reference(object)))
+        }
     }
 }
 
@@ -96,7 +116,7 @@ pub(crate) async fn reconcile<K: Declares>(
     urgency: Urgency,
 ) -> Result<Action, Error> {
     let is_dying = guarded.meta().deletion_timestamp.is_some();
-    if is_dying != (urgency == Urgency::Dying) {
+    if is_dying != (urgency == Urgency::Dying) || objects.was_let_go(guarded.meta().uid.as_ref()) {
         return Ok(Action::await_change());
     }
     let reference = reference(&guarded);
@@ -115,7 +135,9 @@ pub(crate) async fn reconcile<K: Declares>(
     let again = ended.inspect_err(|error| match error {
         Error::Conflict => tracing::debug!(object = %reference, "changed meanwhile"),
         Error::Kube { source, .. } => tracing::warn!(object = %reference, %error, %source, "not reconciled"),
-        Error::NoRandomness => tracing::warn!(object = %reference, %error, "not reconciled"),
+        Error::OldDefinitions { .. } | Error::NoRandomness => {
+            tracing::warn!(object = %reference, %error, "not reconciled");
+        }
     })?;
     if again != Again::Backoff {
         objects.backoffs.succeed(&reference);
@@ -333,9 +355,11 @@ impl<K: Declares> Work<'_, K> {
             self.reference.namespace.as_deref().unwrap_or_default(),
         );
         match api.patch_metadata(&self.reference.name, &PatchParams::default(), &Patch::Merge(patch)).await {
-            Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
-            patched => patched.map(drop).map_err(Error::kube("remove the finalizer")),
+            Err(kube::Error::Api(status)) if status.is_not_found() => {}
+            patched => patched.map(drop).map_err(Error::kube("remove the finalizer"))?,
         }
+        self.objects.remember_let_go(object.uid());
+        Ok(())
     }
 
     /// Whether the object's namespace is being deleted; not, if that cannot be found out.
@@ -373,8 +397,14 @@ impl<K: Declares> Work<'_, K> {
                 conditions: verdict.conditions(&old.conditions, generation, now),
                 broker_ref: at,
             };
-            if *old != status {
-                self.write_status(&status).await?;
+            if *old != status
+                && let Err(error) = self.write_status(&status).await
+            {
+                if matches!(error, Error::OldDefinitions { .. }) {
+                    // People look at the object, whose status tells nothing now.
+                    self.note(object, &Note::warning("OldDefinitions", error.to_string())).await;
+                }
+                return Err(error);
             }
         }
         for note in &notes {
@@ -392,6 +422,9 @@ impl<K: Declares> Work<'_, K> {
         let params = PatchParams::apply(MANAGER).force();
         match self.api().patch_status(&self.reference.name, &params, &Patch::Apply(patch)).await {
             Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
+            Err(kube::Error::Api(status)) if is_old_definition(&status.message) => {
+                Err(Error::OldDefinitions { kind: K::KIND.object(), said: status.message.clone() })
+            }
             written => written.map(drop).map_err(Error::kube("write the status")),
         }
     }
@@ -404,6 +437,11 @@ impl<K: Declares> Work<'_, K> {
             tracing::debug!(object = %self.reference, %error, "event not written");
         }
     }
+}
+
+/// Whether the API server knows fewer fields than this operator writes.
+fn is_old_definition(said: &str) -> bool {
+    said.contains("field not declared in schema")
 }
 
 fn finalizers_patch(version: Option<&str>, finalizers: &[String]) -> Value {

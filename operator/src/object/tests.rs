@@ -2,5 +2,5 @@
 
 mod complaints;
 mod plans;
-mod server;
+pub(crate) mod server;
 mod writes;

@@ -118,9 +118,14 @@ fn brokers() {
     accepted(judge(json!({ "replicas": 1 })));
     accepted(judge(json!({ "store": fdb, "replicas": 3 })));
     accepted(judge(json!({ "store": fdb, "scaling": { "minReplicas": 2, "maxReplicas": 2 } })));
+    accepted(judge(json!({ "store": fdb, "scaling": {
+        "maxReplicas": 9, "connectRatePerPod": 100, "bytesRatePerPod": 1_000_000_000_000_i64, "appendRatePerPod": 1,
+        "deliverRatePerPod": 5000, "cpuPercent": 70, "scaleUpAfter": "1h", "scaleDownAfter": "24h",
+    } })));
     accepted(judge(listener("mqtts", json!({ "name": "weir-tls" }))));
     accepted(judge(json!({ "store": { "remote": { "address": "store:4600" } }, "replicas": 3 })));
     accepted(judge(named("web", 8083)));
+    accepted(judge(json!({ "store": fdb, "peerTls": { "secretRef": { "name": "pods" } } })));
     accepted(judge(json!({ "autoCreate": { "queues": [{ "namePattern": "auto-*" }] } })));
 
     for (changes, rule, path) in [
@@ -134,8 +139,19 @@ fn brokers() {
             "minReplicas must not",
             "spec.scaling.minReplicas: ",
         ),
+        (
+            json!({ "store": fdb, "scaling": { "maxReplicas": 2, "scaleUpAfter": "61m" } }),
+            "must be 0s to 1h",
+            "spec.scaling.scaleUpAfter: ",
+        ),
+        (
+            json!({ "store": fdb, "scaling": { "maxReplicas": 2, "scaleDownAfter": "25h" } }),
+            "must be 0s to 24h",
+            "spec.scaling.scaleDownAfter: ",
+        ),
         (json!({ "replicas": 2 }), "serves one pod", "spec.store.embedded: "),
         (json!({ "scaling": { "maxReplicas": 2 } }), "serves one pod", "spec.store.embedded: "),
+        (json!({ "peerTls": { "secretRef": { "name": "pods" } } }), "has no peers", "spec.peerTls: "),
         (json!({ "store": {} }), "exactly one of fdb, embedded and remote", "spec.store: "),
         (
             json!({ "store": { "embedded": { "storage": "1Gi" }, "remote": { "address": "a:1" } } }),

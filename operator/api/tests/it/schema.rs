@@ -92,6 +92,7 @@ fn only_what_must_be_said_is_required() {
             "Broker.spec.listeners[].name",
             "Broker.spec.listeners[].port",
             "Broker.spec.listeners[].type",
+            "Broker.spec.peerTls.secretRef",
             "Broker.spec.pods.imagePullSecrets[].name",
             "Broker.spec.scaling.maxReplicas",
             "Broker.spec.store.embedded.storage",

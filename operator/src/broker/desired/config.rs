@@ -6,12 +6,14 @@ use kube::core::ResourceExt as _;
 use serde_json::{Map, Value, json};
 use weir_operator_api::{Broker, Listener, ListenerType};
 
-use super::{ADMIN_PORT, HTTP_PORT, PEER_PORT, TOKEN_KEY};
+use super::{ADMIN_PORT, HTTP_PORT, PEER_PORT, PEER_TLS_KEYS, TOKEN_KEY};
 
 /// Where the pod finds its configuration.
 pub(super) const CONFIG_DIR: &str = "/etc/weir/config";
 /// Where the pod finds what it shares with its peers and the operator.
 pub(super) const INTERNAL_DIR: &str = "/etc/weir/internal";
+/// Where the pod finds the certificate that it shows to its peers, and who signs theirs.
+pub(super) const PEER_DIR: &str = "/etc/weir/peer";
 /// Where the pod finds certificates, a folder for each Secret.
 pub(super) const TLS_DIR: &str = "/etc/weir/tls";
 /// Where the pod finds users, rules and keys.
@@ -52,6 +54,13 @@ pub(crate) fn files(broker: &Broker) -> Files {
     if spec.store.embedded.is_none() {
         settings.insert("peer".into(), format!("0.0.0.0:{PEER_PORT}").into());
         settings.insert("peerTokenFile".into(), format!("{INTERNAL_DIR}/{TOKEN_KEY}").into());
+        if spec.peer_tls.is_some() {
+            let settings_of_files = ["peerCertificateFile", "peerKeyFile", "peerCaFile"];
+            for (setting, file) in settings_of_files.into_iter().zip(PEER_TLS_KEYS) {
+                settings.insert(setting.into(), format!("{PEER_DIR}/{file}").into());
+            }
+            settings.insert("peerServerName".into(), peer_name(broker).into());
+        }
     }
     if creates {
         settings.insert("manifests".into(), MANIFESTS_DIR.into());
@@ -62,6 +71,11 @@ pub(crate) fn files(broker: &Broker) -> Files {
     insert(settings, "remote", remote(broker));
     let config = toml::to_string(&config).expect("texts, numbers and tables are TOML");
     Files { config, manifest: creates.then(|| manifest(broker)) }
+}
+
+/// The name that certificates of pods are for: their addresses are not known when those are made.
+fn peer_name(broker: &Broker) -> String {
+    format!("{}.{}.weir.internal", broker.name_any(), broker.namespace().unwrap_or_default())
 }
 
 fn insert(settings: &mut Map<String, Value>, name: &str, table: Map<String, Value>) {

@@ -31,6 +31,8 @@ pub(crate) const ADMIN_PORT: i32 = 8081;
 pub(crate) const PEER_PORT: i32 = 8082;
 /// Key of the secret that pods and operator share, in the Secret that [`internal_secret`] names.
 pub(crate) const TOKEN_KEY: &str = "token";
+/// Keys of the Secret of `spec.peerTls`: certificate, private key, authorities.
+pub(crate) const PEER_TLS_KEYS: [&str; 3] = ["tls.crt", "tls.key", "ca.crt"];
 
 /// An object with the resource that it is of.
 #[derive(Clone, Debug)]

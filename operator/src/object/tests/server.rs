@@ -40,6 +40,8 @@ pub(super) struct Server {
     /// Answers to the next requests that write an object, instead of doing it.
     pub(super) failures: Vec<StatusCode>,
     pub(super) ending: bool,
+    /// It knows fewer fields of a status than the operator writes.
+    pub(super) is_old: bool,
 }
 
 impl Server {
@@ -74,6 +76,11 @@ impl Server {
             return (StatusCode::OK, object.clone());
         }
         assert_eq!(*method, Method::PATCH);
+        if self.is_old && subresource == ["status"] {
+            let mut refusal = status(StatusCode::INTERNAL_SERVER_ERROR);
+            refusal["message"] = json!(".status.brokerRef: field not declared in schema");
+            return (StatusCode::INTERNAL_SERVER_ERROR, refusal);
+        }
         let wanted = &body["metadata"]["resourceVersion"];
         if !wanted.is_null() && *wanted != object["metadata"]["resourceVersion"] {
             return (StatusCode::CONFLICT, status(StatusCode::CONFLICT));
@@ -131,7 +138,7 @@ pub(super) struct FakeBroker {
 }
 
 #[derive(Debug, Default)]
-pub(super) struct FakeAdmin(pub(super) Mutex<BTreeMap<String, FakeBroker>>);
+pub(crate) struct FakeAdmin(pub(super) Mutex<BTreeMap<String, FakeBroker>>);
 
 impl FakeAdmin {
     fn call<T>(
@@ -271,13 +278,36 @@ impl Admin for FakeAdmin {
 
 /// Leads, or not.
 #[derive(Debug)]
-pub(super) struct FakeLeadership(pub(super) Mutex<bool>);
+pub(crate) struct FakeLeadership(pub(crate) Mutex<bool>);
 
 impl Leadership for FakeLeadership {
     fn confirm(&self) -> Pin<Box<dyn Future<Output = bool> + Send + '_>> {
         let leads = *self.0.lock();
         Box::pin(std::future::ready(leads))
     }
+}
+
+/// What controllers share, with an API server and Brokers that are not real.
+pub(crate) fn context(
+    client: Client,
+    admin: Arc<FakeAdmin>,
+    leadership: Arc<FakeLeadership>,
+) -> Arc<Context> {
+    let metrics = Arc::new(Metrics::new());
+    let clock = Clock::simulated(Timestamp::from_micros(1_700_000_000_000_000));
+    let links = Links::new(admin, leadership, "default".to_owned(), 2, metrics.clone(), clock);
+    let reporter = Reporter { controller: "weir-operator".to_owned(), instance: Some("test".to_owned()) };
+    Arc::new(Context {
+        recorder: Recorder::new(client.clone(), reporter),
+        client,
+        metrics,
+        links: Arc::new(links),
+        brokers: RwLock::new(Arc::new([])),
+        cluster: "default".to_owned(),
+        resync: Duration::from_secs(300),
+        clock,
+        seed: Seed::fixed(1),
+    })
 }
 
 /// A cluster in memory: the Broker `city/main`, and MessageQueues of the namespace `city`.
@@ -313,24 +343,9 @@ impl World {
             }
         });
         let client = Client::new(service, "city");
-        let metrics = Arc::new(Metrics::new());
         let admin = Arc::new(FakeAdmin::default());
         let leadership = Arc::new(FakeLeadership(Mutex::new(true)));
-        let clock = Clock::simulated(Timestamp::from_micros(1_700_000_000_000_000));
-        let links =
-            Links::new(admin.clone(), leadership.clone(), "default".to_owned(), 2, metrics.clone(), clock);
-        let reporter = Reporter { controller: "weir-operator".to_owned(), instance: Some("test".to_owned()) };
-        let context = Arc::new(Context {
-            recorder: Recorder::new(client.clone(), reporter),
-            client,
-            metrics,
-            links: Arc::new(links),
-            brokers: RwLock::new(Arc::new([])),
-            cluster: "default".to_owned(),
-            resync: Duration::from_secs(300),
-            clock,
-            seed: Seed::fixed(1),
-        });
+        let context = context(client, admin.clone(), leadership.clone());
         let objects = Arc::new(Objects::new(context.clone()));
         Self { server, admin, leadership, context, objects }
     }

@@ -108,7 +108,32 @@ async fn an_object_that_is_gone_is_gone() {
     world.delete("traffic");
     let seen = world.get("traffic").unwrap();
     world.reconcile("traffic").await.unwrap();
+    world.events();
+    world.calls();
+    // The watch is behind: nothing is asked or told twice.
     world.reconcile_object(seen).await.unwrap();
+    assert_eq!((world.calls(), world.events()), (vec![], vec![]));
+    // A new object of that name is another one.
+    world.apply("traffic", json!({}));
+    world.reconcile("traffic").await.unwrap();
+    assert!(world.holds("traffic", "Ready"));
+}
+
+#[tokio::test]
+async fn definitions_that_are_older_than_the_operator_are_named_with_what_to_do() {
+    let world = World::new();
+    world.server.lock().is_old = true;
+    world.apply("traffic", json!({}));
+    let error = world.reconcile("traffic").await.unwrap_err();
+    assert!(matches!(error, Error::OldDefinitions { .. }), "{error:?}");
+    assert!(
+        error.to_string().contains("MessageQueue") && error.to_string().contains("update the CRDs"),
+        "{error}"
+    );
+    assert_eq!(world.events(), ["OldDefinitions"]);
+    world.server.lock().is_old = false;
+    world.reconcile("traffic").await.unwrap();
+    assert!(world.holds("traffic", "Ready"));
 }
 
 #[tokio::test]
