@@ -6,7 +6,10 @@ tool helm.sh/helm/v4/cmd/helm
 
 tool github.com/norwoodj/helm-docs/cmd/helm-docs
 
-tool github.com/yannh/kubeconform/cmd/kubeconform
+tool (
+	github.com/yannh/kubeconform/cmd/kubeconform
+	github.com/yuin/gopher-lua/cmd/glua
+)
 
 require (
 	dario.cat/mergo v1.0.1 // indirect
@@ -24,6 +27,7 @@ require (
 	github.com/blang/semver/v4 v4.0.0 // indirect
 	github.com/cespare/xxhash/v2 v2.3.0 // indirect
 	github.com/chai2010/gettext-go v1.0.2 // indirect
+	github.com/chzyer/readline v0.0.0-20180603132655-2972be24d48e // indirect
 	github.com/cloudflare/circl v1.6.3 // indirect
 	github.com/cpuguy83/go-md2man/v2 v2.0.6 // indirect
 	github.com/cyphar/filepath-securejoin v0.7.0 // indirect
@@ -113,6 +117,7 @@ require (
 	github.com/x448/float16 v0.8.4 // indirect
 	github.com/xlab/treeprint v1.2.0 // indirect
 	github.com/yannh/kubeconform v0.8.0 // indirect
+	github.com/yuin/gopher-lua v1.1.2 // indirect
 	go.opentelemetry.io/proto/otlp v1.11.0 // indirect
 	go.yaml.in/yaml/v2 v2.4.4 // indirect
 	go.yaml.in/yaml/v3 v3.0.5 // indirect

@@ -12,6 +12,7 @@ mod hostile;
 mod lifecycle;
 
 mod matrix;
+mod monitoring;
 mod peers;
 mod pods;
 mod scenarios;

@@ -2,17 +2,16 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use tokio::process::Command;
 use tokio::task::JoinSet;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use weir_e2e::clients::{Client, Connect, Kind, Publish, Subscribe, Version};
 use weir_e2e::kubernetes::{Cluster, Daemon, until};
+use weir_env::clock::Clock;
 
 use crate::on_kubernetes;
 use crate::pods::service;
@@ -20,8 +19,10 @@ use crate::pods::service;
 const CLIENT: Client = Client { kind: Kind::Rumqttc, version: Version::V5 };
 /// From one publish of the load to its next.
 const PACE: Duration = Duration::from_millis(50);
-/// Attempts at one publish: a client that is told to go elsewhere goes there, and needs no third.
-const ATTEMPTS_MAX: u32 = 3;
+/// A publish has failed if no success was acknowledged for so long, to a client that connects again and sends again.
+const FAILED_AFTER: Duration = Duration::from_secs(30);
+/// A client takes a connection that says nothing for so long for dead.
+const SILENCE_MAX: Duration = Duration::from_secs(10);
 
 /// One pod with a volume, and a queue of another namespace.
 const TRIAL: &str = r#"
@@ -128,10 +129,7 @@ fn pods_come_go_and_are_replaced_without_a_failed_publish() -> Result<()> {
         async |cluster: &mut Cluster| {
             let _operator = operator(cluster)?;
             let kubectl = cluster.kubectl();
-            kubectl.apply(SHARED).await?;
-            kubectl.run("rollout status deployment/store -n messaging --timeout=55s").await?;
-            kubectl.run("wait broker/main -n messaging --for=condition=Ready --timeout=55s").await?;
-            kubectl.run("wait mq/jobs -n messaging --for=condition=Ready --timeout=55s").await?;
+            serve_shared(cluster).await?;
             let broker = service(cluster, "messaging", "main", 1883).await?;
             let load = Load::start(broker);
 
@@ -139,29 +137,120 @@ fn pods_come_go_and_are_replaced_without_a_failed_publish() -> Result<()> {
             pods_ready(cluster, 3).await?;
             kubectl.run("scale broker main -n messaging --replicas=2").await?;
             pods_ready(cluster, 2).await?;
+            replaced(cluster, r#"{"spec":{"pods":{"annotations":{"example.com/version":"2"}}}}"#).await?;
+            replaced(cluster, r#"{"spec":{"image":"registry.example/weir:e2e-2"}}"#).await?;
+            let images =
+                kubectl.run("get pods -n messaging -l weir.dev/broker=main -o jsonpath={..image}").await?;
+            ensure!(images.split_whitespace().all(|image| image.ends_with("weir:e2e-2")), "{images}");
+
+            load.end_and_consume(broker).await
+        },
+    )
+}
+
+/// Those who look after the pods go away in the middle of a rolling replacement; then all pods do.
+#[test]
+fn a_rollout_survives_its_operator_its_api_server_and_its_pods() -> Result<()> {
+    on_kubernetes(
+        "broker::a_rollout_survives_its_operator_its_api_server_and_its_pods",
+        async |cluster: &mut Cluster| {
+            let first = operator(cluster)?;
+            let kubectl = cluster.kubectl().clone();
+            serve_shared(cluster).await?;
+            let broker = service(cluster, "messaging", "main", 1883).await?;
+            let load = Load::start(broker);
+
             let before = pod_names(cluster).await?;
-            let patch = r#"{"spec":{"pods":{"annotations":{"example.com/version":"2"}}}}"#;
-            kubectl.run(&format!("patch broker main -n messaging --type=merge -p {patch}")).await?;
-            until("all pods to be others", || async {
+            patch(cluster, r#"{"spec":{"image":"registry.example/weir:e2e-2"}}"#).await?;
+            until("the first new pod", || async {
                 let now = pod_names(cluster).await?;
-                Ok((now.len() == 2 && now.iter().all(|name| !before.contains(name))).then_some(()))
+                Ok(now.iter().any(|name| !before.contains(name)).then_some(()))
             })
             .await?;
+            drop(first);
+            cluster.kill_api_server().await?;
+            cluster.start_api_server().await?;
+            let _second = operator(cluster)?;
+            others_than(cluster, &before).await?;
+            load.end_and_consume(broker).await?;
 
-            let published = load.end().await?;
-            let consumer =
-                CLIENT.subscribe(Connect::clean(broker, "consumer"), Subscribe::to("$queue/jobs", 1)).await;
-            let (mut consumer, mut seen) = (consumer?, BTreeSet::new());
-            while seen.len() < published {
-                // One whose acknowledgement was lost may be there twice.
-                let messages =
-                    consumer.collect(1).await.with_context(|| format!("{} of {published}", seen.len()))?;
-                seen.extend(messages.into_iter().map(|message| message.payload));
-            }
-            eprintln!("{published} publishes, none failed");
+            // No pod is left: what was acknowledged is there when others come.
+            let published = CLIENT
+                .publish(Connect::clean(broker, "before"), Publish::to("work/before", 1, ["before"]))
+                .await?;
+            ensure!(published == [0], "{published:?}");
+            let before = pod_names(cluster).await?;
+            kubectl.run("delete pods -n messaging -l weir.dev/broker=main --force --grace-period=0").await?;
+            others_than(cluster, &before).await?;
+            pods_ready(cluster, 2).await?;
+            kubectl.run("wait mq/jobs -n messaging --for=condition=Ready --timeout=55s").await?;
+            let mut consumer =
+                CLIENT.subscribe(Connect::clean(broker, "after"), Subscribe::to("$queue/jobs", 1)).await?;
+            let messages = consumer.collect(1).await?;
+            ensure!(messages[0].payload == "before", "{messages:?}");
             Ok(())
         },
     )
+}
+
+/// Another may set the number of pods; the operator leaves it alone.
+#[test]
+fn an_autoscaler_finds_the_scale_of_a_broker() -> Result<()> {
+    on_kubernetes("broker::an_autoscaler_finds_the_scale_of_a_broker", async |cluster: &mut Cluster| {
+        let _operator = operator(cluster)?;
+        let kubectl = cluster.kubectl();
+        serve_shared(cluster).await?;
+        kubectl.run("autoscale broker main -n messaging --min=2 --max=4 --cpu=80%").await?;
+        until("the autoscaler to read the scale", || async {
+            let autoscaler = kubectl.get("hpa main -n messaging").await?;
+            let status = &autoscaler["status"];
+            let conditions = status["conditions"].as_array();
+            let able = conditions
+                .into_iter()
+                .flatten()
+                .any(|condition| condition["type"] == "AbleToScale" && condition["status"] == "True");
+            Ok((able && status["currentReplicas"] == 2).then_some(()))
+        })
+        .await?;
+        let scale =
+            kubectl.run("get broker main -n messaging --subresource=scale -o jsonpath={.status}").await?;
+        ensure!(scale.contains("weir.dev/broker=main") && scale.contains(r#""replicas":2"#), "{scale}");
+        // As the autoscaler would do it.
+        kubectl.run("scale broker main -n messaging --replicas=3").await?;
+        pods_ready(cluster, 3).await?;
+        let kept = kubectl.run("get broker main -n messaging -o jsonpath={.spec.replicas}").await?;
+        ensure!(kept.trim() == "3", "{kept}");
+        Ok(())
+    })
+}
+
+/// Applies [`SHARED`], and waits until all of it is ready.
+async fn serve_shared(cluster: &Cluster) -> Result<()> {
+    let kubectl = cluster.kubectl();
+    kubectl.apply(SHARED).await?;
+    kubectl.run("rollout status deployment/store -n messaging --timeout=55s").await?;
+    kubectl.run("wait broker/main -n messaging --for=condition=Ready --timeout=55s").await?;
+    kubectl.run("wait mq/jobs -n messaging --for=condition=Ready --timeout=55s").await.map(drop)
+}
+
+async fn patch(cluster: &Cluster, patch: &str) -> Result<()> {
+    let patch = format!("patch broker main -n messaging --type=merge -p {patch}");
+    cluster.kubectl().run(&patch).await.map(drop)
+}
+
+/// Changes the Broker, and waits until all its pods are others.
+async fn replaced(cluster: &Cluster, change: &str) -> Result<()> {
+    let before = pod_names(cluster).await?;
+    patch(cluster, change).await?;
+    others_than(cluster, &before).await
+}
+
+async fn others_than(cluster: &Cluster, before: &[String]) -> Result<()> {
+    until("all pods to be others", || async {
+        let now = pod_names(cluster).await?;
+        Ok((now.len() == 2 && now.iter().all(|name| !before.contains(name))).then_some(()))
+    })
+    .await
 }
 
 fn operator(cluster: &Cluster) -> Result<Daemon> {
@@ -196,49 +285,80 @@ async fn pods_ready(cluster: &Cluster, wanted: u64) -> Result<()> {
 
 /// A client that connects anew for each publish.
 struct Load {
-    task: JoinSet<Result<()>>,
+    task: JoinSet<Result<Counts>>,
     enough: CancellationToken,
-    published: Arc<AtomicU64>,
+}
+
+/// What a load has seen. None of its publishes has failed.
+#[derive(Default)]
+struct Counts {
+    published: usize,
+    /// Publishes that were sent more than once.
+    resent: usize,
+    /// The longest time from the first try of a publish to its success.
+    longest: Duration,
 }
 
 impl Load {
     fn start(broker: SocketAddr) -> Self {
-        let (enough, published) = (CancellationToken::new(), Arc::new(AtomicU64::new(0)));
+        let enough = CancellationToken::new();
         let mut task = JoinSet::new();
-        task.spawn(load(broker, enough.clone(), published.clone()));
-        Self { task, enough, published }
+        task.spawn(load(broker, enough.clone()));
+        Self { task, enough }
     }
 
-    /// Messages that were acknowledged; an error if a publish failed.
-    async fn end(mut self) -> Result<usize> {
+    /// Ends it, and consumes from the queue what was acknowledged; an error if a publish failed or is not there.
+    async fn end_and_consume(mut self, broker: SocketAddr) -> Result<()> {
         self.enough.cancel();
-        self.task.join_next().await.context("the load runs")???;
-        Ok(usize::try_from(self.published.load(Ordering::Acquire))?)
+        let counts = self.task.join_next().await.context("the load runs")???;
+        let consumer =
+            CLIENT.subscribe(Connect::clean(broker, "consumer"), Subscribe::to("$queue/jobs", 1)).await;
+        let (mut consumer, mut seen) = (consumer?, BTreeSet::new());
+        while seen.len() < counts.published {
+            // One whose acknowledgement was lost may be there twice.
+            let messages = consumer
+                .collect(1)
+                .await
+                .with_context(|| format!("{} of {}", seen.len(), counts.published))?;
+            seen.extend(messages.into_iter().map(|message| message.payload));
+        }
+        consumer.disconnect().await?;
+        eprintln!(
+            "{} publishes, none failed; {} were sent again, and the longest took {:.1} s",
+            counts.published,
+            counts.resent,
+            counts.longest.as_secs_f64()
+        );
+        Ok(())
     }
 }
 
-async fn load(broker: SocketAddr, enough: CancellationToken, published: Arc<AtomicU64>) -> Result<()> {
-    for n in 0_u64.. {
-        if enough.is_cancelled() {
-            break;
-        }
+async fn load(broker: SocketAddr, enough: CancellationToken) -> Result<Counts> {
+    let mut counts = Counts::default();
+    while !enough.is_cancelled() {
+        let n = counts.published;
+        let began = Clock::system().now();
         let mut attempts = 0;
         loop {
             attempts += 1;
             let connect = Connect::clean(broker, format!("load-{n}-{attempts}"));
-            match CLIENT.publish(connect, Publish::to("work/load", 1, [n.to_string()])).await {
-                Ok(reasons) => {
-                    ensure!(reasons == [0], "publish {n} was answered {reasons:?}");
-                    break;
-                }
-                Err(error) if attempts >= ATTEMPTS_MAX => {
-                    return Err(error.context(format!("publish {n}, attempt {attempts}")));
-                }
-                Err(_) => {}
+            let publish = CLIENT.publish(connect, Publish::to("work/load", 1, [n.to_string()]));
+            let answer = timeout(SILENCE_MAX, publish).await;
+            let took = Clock::system().now().duration_since(began);
+            let is_success = matches!(&answer, Ok(Ok(reasons)) if *reasons == [0]);
+            ensure!(
+                took < FAILED_AFTER,
+                "publish {n} failed: after {took:?} and {attempts} tries: {answer:?}"
+            );
+            if is_success {
+                counts.longest = counts.longest.max(took);
+                break;
             }
+            sleep(PACE).await;
         }
-        published.fetch_add(1, Ordering::AcqRel);
+        counts.resent += usize::from(attempts > 1);
+        counts.published += 1;
         sleep(PACE).await;
     }
-    Ok(())
+    Ok(counts)
 }
