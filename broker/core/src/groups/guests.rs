@@ -5,7 +5,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytestring::ByteString;
 use tokio::sync::{oneshot, watch};
@@ -15,6 +14,7 @@ use super::coordinator::{Coordinator, Done};
 use super::hub::Hub;
 use super::joining::{Join, Joined};
 use super::listener::{Listener, Voice};
+use super::roll::Roll;
 use super::term::Term;
 use super::{GroupError, GroupReport};
 use crate::cluster::View;
@@ -22,9 +22,6 @@ use crate::cluster::message::group::{FromCoordinator, GroupRefusal, ToCoordinato
 use crate::error::{Error, Result};
 use crate::keyspace::owner::PodId;
 use crate::queue::ConsumerId;
-
-/// How often pods that have not answered are asked again who their members are.
-const CALL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What became of what a pod has asked for.
 pub(super) struct Answered {
@@ -58,9 +55,7 @@ pub(super) struct Guests {
     hub: Arc<Hub>,
     term: Term,
     pods: BTreeMap<PodId, Guest>,
-    /// Who has not announced its members; nobody gets a shard until all have, or are members of the cluster no more.
-    awaited: BTreeSet<PodId>,
-    call_at: Option<Instant>,
+    roll: Roll,
     last_member: u64,
     view: watch::Receiver<Arc<View>>,
     owners: watch::Receiver<u64>,
@@ -69,8 +64,7 @@ pub(super) struct Guests {
 impl Guests {
     pub(super) fn new(hub: Arc<Hub>, term: Term) -> Self {
         let (view, owners) = (hub.cluster().members(), hub.cluster().owners_changed());
-        let (pods, awaited) = (BTreeMap::new(), BTreeSet::new());
-        Self { hub, term, pods, awaited, call_at: None, last_member: 0, view, owners }
+        Self { hub, term, pods: BTreeMap::new(), roll: Roll::default(), last_member: 0, view, owners }
     }
 
     pub(super) fn term(&self) -> Term {
@@ -83,7 +77,7 @@ impl Guests {
     }
 
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
-        self.call_at
+        self.roll.poll_timeout()
     }
 
     /// Takes the number of words that came; false if they count for nothing.
@@ -153,7 +147,7 @@ impl Guests {
     fn take_gone(&mut self) -> Vec<(ConsumerId, ByteString)> {
         let view = self.view.borrow_and_update().clone();
         self.owners.mark_unchanged();
-        self.awaited.retain(|pod| view.contains(*pod));
+        self.roll.keep(|pod| view.contains(pod));
         let gone: Vec<PodId> = self.pods.keys().filter(|pod| !view.contains(**pod)).copied().collect();
         let gone = gone.into_iter().filter_map(|pod| self.pods.remove(&pod));
         gone.flat_map(|guest| guest.members.into_values()).collect()
@@ -163,10 +157,10 @@ impl Guests {
         self.pods.get(&from).map(|guest| Arc::clone(&guest.voice))
     }
 
+    /// Asks pods that have not announced their members, if it is time.
     fn call(&mut self, stream: u32, now: Instant) {
-        self.call_at = (!self.awaited.is_empty()).then(|| now + CALL_INTERVAL);
-        for pod in &self.awaited {
-            self.hub.call_roll(*pod, stream);
+        for pod in self.roll.due(now) {
+            self.hub.call_roll(pod, stream);
         }
     }
 }
@@ -192,9 +186,7 @@ impl Coordinator {
             return false;
         }
         let gone = guests.take_gone();
-        if guests.call_at.is_some_and(|at| at <= now) {
-            guests.call(self.stream.id, now);
-        }
+        guests.call(self.stream.id, now);
         for (member, group) in gone {
             self.leave(&group, member, false);
         }
@@ -206,7 +198,7 @@ impl Coordinator {
     pub(super) fn call_roll(&mut self) {
         let now = self.now();
         let Some(guests) = &mut self.guests else { return };
-        guests.awaited = guests.view.borrow().pods.iter().map(|pod| pod.id).collect();
+        guests.roll = Roll::begun(guests.view.borrow().pods.iter().map(|pod| pod.id), now);
         guests.call(self.stream.id, now);
         self.metrics.groups.roll_calls.inc();
     }
@@ -215,17 +207,16 @@ impl Coordinator {
     pub(super) fn is_present(&mut self, from: PodId) {
         let now = self.now();
         if let Some(guests) = &mut self.guests {
-            guests.awaited.remove(&from);
+            guests.roll.answered(from);
         }
         self.go_on_if_all_are_present(now);
     }
 
     fn go_on_if_all_are_present(&mut self, now: Instant) {
         let Some(guests) = &mut self.guests else { return };
-        if guests.call_at.is_none() || !guests.awaited.is_empty() {
+        if !guests.roll.take_complete() {
             return;
         }
-        guests.call_at = None;
         let names: Vec<ByteString> = self.groups.keys().cloned().collect();
         for name in names {
             if let Some(running) = self.groups.get_mut(&name) {

@@ -119,6 +119,10 @@ impl Coordinator {
     /// A member leaves. If it does `for_good`, and the group has nothing to be kept for, that ends with it.
     pub(super) fn leave(&mut self, name: &ByteString, member: ConsumerId, for_good: bool) {
         let (now, wall) = (self.now(), self.wall());
+        if let Some(creating) = self.creating.get_mut(name) {
+            // Nobody would be there to give back what it got.
+            creating.waiting.retain(|join| join.member != member);
+        }
         let Some(running) = self.groups.get_mut(name) else { return };
         let was_awaited = running.is_awaited;
         if running.lose(member, now, wall) {

@@ -15,6 +15,7 @@ mod joining;
 mod lag;
 mod listener;
 mod positions;
+mod roll;
 mod state;
 #[cfg(test)]
 mod state_tests;
