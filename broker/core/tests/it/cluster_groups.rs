@@ -11,10 +11,11 @@ use weir_core::catalog::Object;
 use weir_core::definition::{Definition, Kind};
 use weir_core::groups::{GroupError, GroupEvent, GroupReport};
 use weir_core::keyspace::group::GroupPosition;
+use weir_core::keyspace::tag;
 use weir_core::queue::ConsumerId;
 use weir_core::stream::Start;
 use weir_env::seed::{Seed, trials};
-use weir_storage::Isolation;
+use weir_storage::{CommitFault, Isolation};
 
 use crate::cluster_support::Pods;
 use crate::support::{definition, publish};
@@ -202,6 +203,28 @@ async fn shards_are_divided_among_members_of_all_pods() {
     members.push(Member::join(&pods.cores[1], 9).await);
     settle(&pods, &mut members, &mut history, SOON).await;
     assert_eq!(counts(&members), [2, 2, 2]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_member_whose_pod_dies_while_its_group_is_made_gets_no_shard() {
+    let (mut pods, faults) = Pods::over_faults(3, 1, &[stream_of()]).await;
+    let other = pods.other(&find(&pods.cores[0]), 0);
+    let dying = pods.cores.remove(other);
+    faults.fail_commits_matching(&[tag::GROUP], CommitFault::Stalled(LATER));
+    let stream = find(&dying);
+    let (tx, _events) = mpsc::channel(4 * usize::from(SHARDS));
+    let joining = dying.groups().join(&stream, "g", ConsumerId(1), "dying", &Start::Earliest, tx);
+    // Asked for, and being stored.
+    assert!(tokio::time::timeout(SOON, joining).await.is_err());
+    pods.network.kill(dying.pod());
+    dying.cluster().unwrap().stop().await;
+    tokio::time::sleep(SOON).await;
+    assert_eq!(pods.cores[0].cluster().unwrap().view().pods.len(), 2);
+    faults.heal();
+    faults.release_stalled();
+    let mut members = vec![Member::join(&pods.cores[0], 2).await];
+    settle(&pods, &mut members, &mut History::default(), LATER).await;
+    assert_eq!(counts(&members), [usize::from(SHARDS)]);
 }
 
 #[tokio::test(start_paused = true)]

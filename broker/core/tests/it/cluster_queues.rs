@@ -7,7 +7,9 @@ use std::time::Duration;
 use weir_core::Core;
 use weir_core::catalog::Object;
 use weir_core::definition::{Definition, Kind};
+use weir_core::keyspace::tag;
 use weir_core::queue::{QueueDelivery, Verdict};
+use weir_storage::CommitFault;
 
 use crate::cluster_support::Pods;
 use crate::support::{TestConsumer, definition, publish, text};
@@ -145,6 +147,50 @@ async fn what_consumers_hold_stays_theirs_over_a_failover() {
         assert_eq!(seen, (0..9).map(|n| (n, 1)).collect(), "seed {seed}");
         assert_eq!(depth(one, &queue).await, 0, "seed {seed}: acknowledgements count after the failover");
     }
+}
+
+/// The owner takes nothing more from its line once it is to give the shard up, though its last commit is still under way.
+#[tokio::test(start_paused = true)]
+async fn what_is_acknowledged_while_the_owner_gives_the_shard_up_does_not_come_again() {
+    let (mut pods, faults) = Pods::over_faults(3, 31, &[queue(1)]).await;
+    let queue = pods.find(0, Kind::Queue, "q");
+    let owner = pods.owner(&queue, 0);
+    let leaver = pods.cores.remove(owner);
+    let mut consumers = Vec::new();
+    for (n, core) in (1..).zip(&pods.cores) {
+        consumers.push(TestConsumer::attach(core, &queue, n, 4).await);
+    }
+    for n in 0..8 {
+        publish(&pods.cores[0], pods.clock, "a/b", &n.to_string()).await.unwrap();
+    }
+    a_moment().await;
+    let held: Vec<Vec<QueueDelivery>> = consumers.iter_mut().map(given).collect();
+    assert_eq!(held.iter().map(Vec::len).collect::<Vec<_>>(), [4, 4]);
+
+    faults.fail_commits_matching(&[tag::SEGMENT], CommitFault::Stalled(Duration::from_secs(60)));
+    let last = publish(&leaver, pods.clock, "a/b", "last");
+    let leaving = async {
+        a_moment().await;
+        leaver.close().await;
+    };
+    let acknowledging = async {
+        a_moment().await;
+        a_moment().await;
+        for (core, (consumer, held)) in pods.cores.iter().zip(consumers.iter().zip(&held)) {
+            for delivery in held {
+                consumer.ack(core, delivery).await;
+            }
+        }
+        a_moment().await;
+        faults.heal();
+        faults.release_stalled();
+    };
+    let (stored, (), ()) = tokio::join!(last, leaving, acknowledging);
+    stored.unwrap();
+    pods.settle().await;
+    let again: Vec<String> = consumers.iter_mut().flat_map(given).map(|delivery| text(&delivery)).collect();
+    assert_eq!(again, ["last"]);
+    assert_eq!(depth(&pods.cores[0], &queue).await, 1);
 }
 
 #[tokio::test(start_paused = true)]

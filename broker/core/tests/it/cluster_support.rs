@@ -13,7 +13,7 @@ use weir_core::definition::{Definition, Kind};
 use weir_core::metrics::Metrics;
 use weir_env::clock::Clock;
 use weir_env::seed::Seed;
-use weir_storage::SharedStore;
+use weir_storage::{FaultHandle, FaultStore, SharedStore};
 
 use crate::support::in_memory;
 
@@ -35,6 +35,18 @@ impl Pods {
     pub(crate) async fn open(count: usize, seed: u64, definitions: &[Definition]) -> Self {
         let (store, clock) = in_memory();
         Self::over(store, clock, count, seed, definitions).await
+    }
+
+    /// Over a store that can be made to fail for all.
+    pub(crate) async fn over_faults(
+        count: usize,
+        seed: u64,
+        definitions: &[Definition],
+    ) -> (Self, FaultHandle) {
+        let (store, clock) = in_memory();
+        let store = FaultStore::wrap(store, Seed::fixed(seed));
+        let faults = store.handle();
+        (Self::over(Arc::new(store), clock, count, seed, definitions).await, faults)
     }
 
     pub(crate) async fn over(
