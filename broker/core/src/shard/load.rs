@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use futures_util::stream::{self, StreamExt};
 use weir_env::clock::Timestamp;
 use weir_storage::{Isolation, RangeQuery, SharedStore, Transaction};
 
@@ -24,6 +25,8 @@ use crate::queue::{QueueShard, StoredQueue};
 const PAGE: usize = 1000;
 /// Bytes read at once to find the keys of a last-value queue.
 const LAST_VALUES_BYTES: usize = 256 * 1024;
+/// Publishes looked up at a time.
+const LOOKUPS_AT_ONCE: usize = 64;
 
 /// The state of `log` as stored; a fresh one if there is none.
 pub(crate) async fn log_state(context: &Context, log: &LogId) -> Result<LogState> {
@@ -158,11 +161,14 @@ pub(crate) async fn rows(context: &Context, log: &LogId, state: &LogState) -> Re
     Ok(Rows::restore(oldest, tombstone))
 }
 
-/// Where a publish was appended, if it was.
-pub(crate) async fn find_mark(context: &Context, log: &LogId, publish: &PublishId) -> Result<Option<Mark>> {
-    let mut tx = context.store.begin();
-    let stored = tx.get(&Mark::key(log, publish), Isolation::Snapshot).await?;
-    Ok(stored.map(Mark::decode).transpose()?)
+/// Of each of these publishes, whether it was appended.
+pub(crate) async fn have_marks(context: &Context, publishes: Vec<(LogId, PublishId)>) -> Vec<Result<bool>> {
+    let lookups = publishes.into_iter().map(|(log, publish)| async move {
+        let mut tx = context.store.begin();
+        let stored = tx.get(&Mark::key(&log, &publish), Isolation::Snapshot).await?;
+        Ok(stored.map(Mark::decode).transpose()?.is_some())
+    });
+    stream::iter(lookups).buffered(LOOKUPS_AT_ONCE).collect().await
 }
 
 /// Segments of `log` from the one that holds `from` on, about `target_bytes` of them, at least one.

@@ -318,6 +318,16 @@ pub(crate) enum Command {
     },
 }
 
+impl Command {
+    /// What is asked, whoever asks it.
+    fn of_anybody(self) -> Self {
+        match self {
+            Self::Foreign(command) => *command,
+            own => own,
+        }
+    }
+}
+
 impl PendingAppend {
     /// What names it.
     pub(crate) fn names(&self) -> Names {

@@ -30,6 +30,7 @@ use super::{AppendError, Command, Context, PendingAppend, Watched, load, upkeep}
 use crate::catalog::Object;
 use crate::definition::Kind;
 use crate::error::{Error, Result};
+use crate::keyspace::mark::PublishId;
 use crate::keyspace::segment::RECORD_BYTES_MAX;
 use crate::keyspace::{LogId, VirtualShard};
 use crate::metrics::Reason;
@@ -146,7 +147,7 @@ impl ShardOwner {
                     self.finish_background(done);
                     // Reads may end faster than they are asked for.
                     if !self.is_ending() {
-                        self.handle_waiting_commands().await;
+                        self.handle_turn(None).await;
                     }
                 }
                 command = self.commands.recv(), if !self.is_ending() => {
@@ -182,34 +183,39 @@ impl ShardOwner {
     }
 
     async fn handle_commands(&mut self, first: Command) {
-        self.handle(first).await;
-        self.handle_waiting_commands().await;
+        self.handle_turn(Some(first)).await;
         if self.committing.is_none() {
             // Whoever can run now may add to the batch that is about to start: with a fast store it would
             // hold one message otherwise, as whoever sends a command yields to this task at once.
             tokio::task::yield_now().await;
-            self.handle_waiting_commands().await;
+            self.handle_turn(None).await;
         }
     }
 
-    async fn handle_waiting_commands(&mut self) {
+    /// Handles `first` and what else is in line, in order.
+    async fn handle_turn(&mut self, first: Option<Command>) {
+        let mut next = first;
+        let mut appends = Vec::new();
         for _ in 0..COMMANDS_PER_TURN {
             if self.is_lost || self.leaving.is_some() {
                 break;
             }
-            let Ok(command) = self.commands.try_recv() else { break };
-            self.handle(command).await;
+            let Some(command) = next.take().or_else(|| self.commands.try_recv().ok()) else { break };
+            match command.of_anybody() {
+                Command::Append(pending) => appends.push(pending),
+                other => {
+                    self.handle_appends(std::mem::take(&mut appends)).await;
+                    self.handle(other).await;
+                }
+            }
         }
+        self.handle_appends(appends).await;
         self.in_doubt &= !self.commands.is_empty();
     }
 
     async fn handle(&mut self, command: Command) {
-        let command = match command {
-            Command::Foreign(command) => *command,
-            command => command,
-        };
-        match command {
-            Command::Append(pending) => self.handle_append(pending).await,
+        match command.of_anybody() {
+            Command::Append(pending) => self.handle_appends(vec![pending]).await,
             Command::Watch { object, log, reply } => {
                 let watched = |log: &mut Log| Watched {
                     extent: log.extent.subscribe(),
@@ -263,44 +269,58 @@ impl ShardOwner {
         }
     }
 
-    async fn handle_append(&mut self, pending: PendingAppend) {
-        if let Err(size) = pending.record.check_size() {
-            let what = "topic, properties and key";
-            let error = weir_storage::Error::TooLarge { what, size, limit: RECORD_BYTES_MAX };
-            self.refuse(pending, error.into());
-            return;
+    /// Puts publishes in line, in order, but for those that are stored already. What has to be looked up of them is looked up
+    /// at once.
+    async fn handle_appends(&mut self, appends: Vec<PendingAppend>) {
+        let mut admitted = Vec::with_capacity(appends.len());
+        for pending in appends {
+            if let Err(size) = pending.record.check_size() {
+                let what = "topic, properties and key";
+                let error = weir_storage::Error::TooLarge { what, size, limit: RECORD_BYTES_MAX };
+                self.refuse(pending, error.into());
+            } else if let Err(error) = self.log_mut(&pending.object, pending.log).await {
+                self.refuse(pending, error);
+            } else {
+                admitted.push(pending);
+            }
         }
-        if let Err(error) = self.log_mut(&pending.object, pending.log).await {
-            self.refuse(pending, error);
-            return;
-        }
-        let key = key_of(&pending.log);
-        if let Some((publish, is_repeat)) = pending.publish
-            && (is_repeat || self.in_doubt)
-        {
-            if self.logs.get(key).is_some_and(|log| log.repeats.is_unsettled(&publish)) {
+        let lookups = admitted.iter().filter_map(|pending| Some((pending.log, self.may_be_stored(pending)?)));
+        let mut stored = load::have_marks(&self.context, lookups.collect()).await.into_iter();
+        for pending in admitted {
+            let may_be_stored = self.may_be_stored(&pending);
+            let is_stored = may_be_stored.and_then(|_| stored.next());
+            let key = key_of(&pending.log);
+            // Also by one before it in this turn.
+            if let Some(publish) = may_be_stored
+                && self.logs.get(key).is_some_and(|log| log.repeats.is_unsettled(&publish))
+            {
                 self.repeats.push_back(pending);
-                return;
+                continue;
             }
-            match load::find_mark(&self.context, &pending.log, &publish).await {
-                Ok(None) => {}
-                Ok(Some(_)) => {
+            match is_stored {
+                None | Some(Ok(false)) => {}
+                Some(Ok(true)) => {
                     pending.answer(Ok(()));
-                    return;
+                    continue;
                 }
-                Err(error) => {
+                Some(Err(error)) => {
                     self.refuse(pending, error);
-                    return;
+                    continue;
                 }
             }
+            let Some(pending) = self.look_for_duplicate(pending) else { continue };
+            if let Some(log) = self.logs.get_mut(key) {
+                log.repeats.begin(pending.names());
+            }
+            // What has to wait goes into its log when it is due.
+            let class = if pending.wishes.delay.is_zero() { pending.wishes.priority } else { 0 };
+            self.put_in_line(pending, class);
         }
-        let Some(pending) = self.look_for_duplicate(pending) else { return };
-        if let Some(log) = self.logs.get_mut(key) {
-            log.repeats.begin(pending.names());
-        }
-        // What has to wait goes into its log when it is due.
-        let class = if pending.wishes.delay.is_zero() { pending.wishes.priority } else { 0 };
-        self.put_in_line(pending, class);
+    }
+
+    /// What to look for in the store before a publish is taken.
+    fn may_be_stored(&self, pending: &PendingAppend) -> Option<PublishId> {
+        pending.publish.filter(|(_, is_repeat)| *is_repeat || self.in_doubt).map(|(publish, _)| publish)
     }
 
     /// Answers a publish whose message is stored already, keeps one for later of which that is not known yet, and gives
@@ -327,9 +347,8 @@ impl ShardOwner {
 
     /// Looks again at repeats that waited for their original.
     async fn handle_repeats(&mut self) {
-        for pending in std::mem::take(&mut self.repeats) {
-            self.handle_append(pending).await;
-        }
+        let repeats = std::mem::take(&mut self.repeats).into();
+        self.handle_appends(repeats).await;
     }
 
     pub(super) fn refuse(&self, pending: PendingAppend, error: Error) {

@@ -14,6 +14,7 @@ use weir_core::queue::StateFilter;
 use weir_core::shard::{APPEND_BYTES_MAX, AppendError};
 use weir_core::stream::Start;
 use weir_env::clock::Clock;
+use weir_storage::FaultRates;
 
 use crate::cluster_support::Pods;
 use crate::support::{definition, message, publish, read, reader};
@@ -87,6 +88,37 @@ async fn a_publish_that_comes_after_its_repeat_through_another_pod_is_stored_onc
     }
     let stream = pods.find(1, Kind::Stream, "s");
     assert_eq!(pods.cores[1].describe(&stream).await.unwrap()[0].extent.next, 2);
+}
+
+/// Whether an owner has them already is looked up for many at a time, however slow the store answers.
+#[tokio::test(start_paused = true)]
+async fn publishes_that_may_be_repeats_do_not_wait_for_each_other() {
+    const COUNT: u16 = 200;
+    let (pods, faults) = Pods::over_faults(2, 1, &[definition(Kind::Stream, "s", "a/#", 1)]).await;
+    let stream = pods.find(0, Kind::Stream, "s");
+    let core = &pods.cores[pods.other(&stream, 0)];
+    assert!(put(core, pods.clock, "a/b", "first").await.settled().await.is_empty());
+    let slow_max = Duration::from_millis(20);
+    faults.set_rates(FaultRates { read_slow: 1_000_000, slow_max, ..FaultRates::NONE });
+    let began = pods.clock.now();
+    let mut receipts = Vec::new();
+    // Each comes twice, and nobody knows of the first when the second comes.
+    for n in (0..COUNT).flat_map(|n| [n, n]) {
+        let mut name = [0; 16];
+        name[8..10].copy_from_slice(&n.to_be_bytes());
+        let id = PublishId::new(pods.clock.wall(), name);
+        let message = message(pods.clock, "a/b", &format!("once {n}"));
+        let targets = core.targets(&message.topic);
+        let publish = Some((id, false));
+        receipts.push(core.append(&targets, &message, &Publisher::default(), publish).await.unwrap());
+    }
+    for receipt in receipts {
+        assert!(receipt.settled().await.is_empty());
+    }
+    let took = pods.clock.now() - began;
+    assert!(took < slow_max * u32::from(COUNT) / 4, "{took:?}");
+    faults.heal();
+    assert_eq!(core.describe(&stream).await.unwrap()[0].extent.next, u64::from(COUNT) + 1);
 }
 
 #[tokio::test(start_paused = true)]
