@@ -45,8 +45,8 @@ metadata: { name: main, namespace: messaging }
 spec: { store: { embedded: { storage: 1Gi } }, auth: { allowAnonymous: true } }
 "#;
 
-/// A store server, and two pods on it.
-const SHARED: &str = r#"
+/// A store server that brokers may share, and a queue.
+pub(crate) const STORE: &str = r#"
 apiVersion: v1
 kind: Namespace
 metadata: { name: messaging }
@@ -82,7 +82,10 @@ apiVersion: weir.dev/v1alpha1
 kind: MessageQueue
 metadata: { name: jobs, namespace: messaging }
 spec: { topicFilter: work/# }
----
+"#;
+
+/// Two pods on that store.
+const TWO_PODS: &str = r#"
 apiVersion: weir.dev/v1alpha1
 kind: Broker
 metadata: { name: main, namespace: messaging }
@@ -97,7 +100,7 @@ fn a_broker_and_a_queue_that_are_applied_together_serve_a_client() -> Result<()>
     on_kubernetes(
         "broker::a_broker_and_a_queue_that_are_applied_together_serve_a_client",
         async |cluster: &mut Cluster| {
-            let _operator = operator(cluster)?;
+            let _operator = operator(cluster, &[])?;
             let kubectl = cluster.kubectl();
             kubectl.apply(TRIAL).await?;
             kubectl.run("wait broker/main -n messaging --for=condition=Ready --timeout=55s").await?;
@@ -127,9 +130,9 @@ fn pods_come_go_and_are_replaced_without_a_failed_publish() -> Result<()> {
     on_kubernetes(
         "broker::pods_come_go_and_are_replaced_without_a_failed_publish",
         async |cluster: &mut Cluster| {
-            let _operator = operator(cluster)?;
+            let _operator = operator(cluster, &[])?;
             let kubectl = cluster.kubectl();
-            serve_shared(cluster).await?;
+            serve_shared(cluster, TWO_PODS).await?;
             let broker = service(cluster, "messaging", "main", 1883).await?;
             let load = Load::start(broker);
 
@@ -154,9 +157,9 @@ fn a_rollout_survives_its_operator_its_api_server_and_its_pods() -> Result<()> {
     on_kubernetes(
         "broker::a_rollout_survives_its_operator_its_api_server_and_its_pods",
         async |cluster: &mut Cluster| {
-            let first = operator(cluster)?;
+            let first = operator(cluster, &[])?;
             let kubectl = cluster.kubectl().clone();
-            serve_shared(cluster).await?;
+            serve_shared(cluster, TWO_PODS).await?;
             let broker = service(cluster, "messaging", "main", 1883).await?;
             let load = Load::start(broker);
 
@@ -170,7 +173,7 @@ fn a_rollout_survives_its_operator_its_api_server_and_its_pods() -> Result<()> {
             drop(first);
             cluster.kill_api_server().await?;
             cluster.start_api_server().await?;
-            let _second = operator(cluster)?;
+            let _second = operator(cluster, &[])?;
             others_than(cluster, &before).await?;
             load.end_and_consume(broker).await?;
 
@@ -197,9 +200,9 @@ fn a_rollout_survives_its_operator_its_api_server_and_its_pods() -> Result<()> {
 #[test]
 fn an_autoscaler_finds_the_scale_of_a_broker() -> Result<()> {
     on_kubernetes("broker::an_autoscaler_finds_the_scale_of_a_broker", async |cluster: &mut Cluster| {
-        let _operator = operator(cluster)?;
+        let _operator = operator(cluster, &[])?;
         let kubectl = cluster.kubectl();
-        serve_shared(cluster).await?;
+        serve_shared(cluster, TWO_PODS).await?;
         kubectl.run("autoscale broker main -n messaging --min=2 --max=4 --cpu=80%").await?;
         until("the autoscaler to read the scale", || async {
             let autoscaler = kubectl.get("hpa main -n messaging").await?;
@@ -224,16 +227,17 @@ fn an_autoscaler_finds_the_scale_of_a_broker() -> Result<()> {
     })
 }
 
-/// Applies [`SHARED`], and waits until all of it is ready.
-async fn serve_shared(cluster: &Cluster) -> Result<()> {
+/// Applies [`STORE`] and the Broker `main`, and waits until all of it is ready.
+pub(crate) async fn serve_shared(cluster: &Cluster, broker: &str) -> Result<()> {
     let kubectl = cluster.kubectl();
-    kubectl.apply(SHARED).await?;
+    kubectl.apply(&format!("{STORE}---{broker}")).await?;
     kubectl.run("rollout status deployment/store -n messaging --timeout=55s").await?;
     kubectl.run("wait broker/main -n messaging --for=condition=Ready --timeout=55s").await?;
     kubectl.run("wait mq/jobs -n messaging --for=condition=Ready --timeout=55s").await.map(drop)
 }
 
-async fn patch(cluster: &Cluster, patch: &str) -> Result<()> {
+/// Changes the Broker.
+pub(crate) async fn patch(cluster: &Cluster, patch: &str) -> Result<()> {
     let patch = format!("patch broker main -n messaging --type=merge -p {patch}");
     cluster.kubectl().run(&patch).await.map(drop)
 }
@@ -253,7 +257,8 @@ async fn others_than(cluster: &Cluster, before: &[String]) -> Result<()> {
     .await
 }
 
-fn operator(cluster: &Cluster) -> Result<Daemon> {
+/// The operator as a process beside the cluster, with `more` flags.
+pub(crate) fn operator(cluster: &Cluster, more: &[&str]) -> Result<Daemon> {
     let mut command = Command::new(&cluster.programs().operator);
     command.args([
         "run",
@@ -264,7 +269,7 @@ fn operator(cluster: &Cluster) -> Result<Daemon> {
         "--lease-namespace",
         "default",
     ]);
-    command.args(["--resync", "10s"]).env("KUBECONFIG", cluster.kubectl().kubeconfig());
+    command.args(["--resync", "10s"]).args(more).env("KUBECONFIG", cluster.kubectl().kubeconfig());
     Daemon::start(command, cluster.logs().join("pods").join("operator.log"))
 }
 
@@ -274,7 +279,7 @@ async fn pod_names(cluster: &Cluster) -> Result<Vec<String>> {
 }
 
 /// Waits until the Broker has `wanted` pods, each ready.
-async fn pods_ready(cluster: &Cluster, wanted: u64) -> Result<()> {
+pub(crate) async fn pods_ready(cluster: &Cluster, wanted: u64) -> Result<()> {
     until(&format!("{wanted} ready pods"), || async {
         let deployment = cluster.kubectl().get("deployment main -n messaging").await?;
         let status = &deployment["status"];
@@ -284,7 +289,7 @@ async fn pods_ready(cluster: &Cluster, wanted: u64) -> Result<()> {
 }
 
 /// A client that connects anew for each publish.
-struct Load {
+pub(crate) struct Load {
     task: JoinSet<Result<Counts>>,
     enough: CancellationToken,
 }
@@ -300,36 +305,39 @@ struct Counts {
 }
 
 impl Load {
-    fn start(broker: SocketAddr) -> Self {
+    pub(crate) fn start(broker: SocketAddr) -> Self {
         let enough = CancellationToken::new();
         let mut task = JoinSet::new();
         task.spawn(load(broker, enough.clone()));
         Self { task, enough }
     }
 
-    /// Ends it, and consumes from the queue what was acknowledged; an error if a publish failed or is not there.
-    async fn end_and_consume(mut self, broker: SocketAddr) -> Result<()> {
+    /// Ends it; how many payloads were published, from `0` on. An error if a publish failed.
+    pub(crate) async fn end(mut self) -> Result<usize> {
         self.enough.cancel();
         let counts = self.task.join_next().await.context("the load runs")???;
-        let consumer =
-            CLIENT.subscribe(Connect::clean(broker, "consumer"), Subscribe::to("$queue/jobs", 1)).await;
-        let (mut consumer, mut seen) = (consumer?, BTreeSet::new());
-        while seen.len() < counts.published {
-            // One whose acknowledgement was lost may be there twice.
-            let messages = consumer
-                .collect(1)
-                .await
-                .with_context(|| format!("{} of {}", seen.len(), counts.published))?;
-            seen.extend(messages.into_iter().map(|message| message.payload));
-        }
-        consumer.disconnect().await?;
         eprintln!(
             "{} publishes, none failed; {} were sent again, and the longest took {:.1} s",
             counts.published,
             counts.resent,
             counts.longest.as_secs_f64()
         );
-        Ok(())
+        Ok(counts.published)
+    }
+
+    /// Ends it, and consumes from the queue what was acknowledged; an error if a publish failed or is not there.
+    async fn end_and_consume(self, broker: SocketAddr) -> Result<()> {
+        let published = self.end().await?;
+        let consumer =
+            CLIENT.subscribe(Connect::clean(broker, "consumer"), Subscribe::to("$queue/jobs", 1)).await;
+        let (mut consumer, mut seen) = (consumer?, BTreeSet::new());
+        while seen.len() < published {
+            // One whose acknowledgement was lost may be there twice.
+            let messages =
+                consumer.collect(1).await.with_context(|| format!("{} of {published}", seen.len()))?;
+            seen.extend(messages.into_iter().map(|message| message.payload));
+        }
+        consumer.disconnect().await
     }
 }
 

@@ -8,6 +8,7 @@ mod chart;
 mod definitions;
 mod operator;
 mod pods;
+mod scaling;
 
 use std::time::Duration;
 

@@ -191,14 +191,15 @@ fn typed(object: &DynamicObject) -> Result<Deployment, Error> {
     typed.map_err(|error| Error::kube("read the Deployment")(kube::Error::SerdeError(error)))
 }
 
-/// Pods where the Broker does not say: as many as there are, within the bounds of its scaling.
+/// Pods where the Broker does not say: as many as there are, and no fewer than its scaling wants. Those that are too many
+/// go one by one, which is the scaling's to do: each is drained first.
 fn replicas(broker: &Broker, deployment: Option<&Deployment>) -> i32 {
     let there = deployment.and_then(|deployment| deployment.spec.as_ref()?.replicas);
     match &broker.spec.scaling {
         None => 1,
         Some(scaling) => {
             let min = scaling.min_replicas.min(scaling.max_replicas);
-            there.unwrap_or(min).clamp(min, scaling.max_replicas)
+            there.unwrap_or(min).max(min)
         }
     }
 }

@@ -382,6 +382,22 @@ async fn each_key_of_the_certificates_of_pods_is_looked_for() {
     }
 }
 
+/// Fewer pods is for the scaling, which drains them one by one.
+#[tokio::test]
+async fn pods_that_are_too_many_stay_and_those_that_lack_are_made() {
+    for (there, expected) in [(None, 2), (Some(1), 2), (Some(3), 3), (Some(9), 9)] {
+        let scaling = json!({ "minReplicas": 2, "maxReplicas": 4, "connectionsPerPod": 10 });
+        let world =
+            World::new(json!({ "scaling": scaling, "store": { "remote": { "address": "store:4600" } } }));
+        if let Some(there) = there {
+            world.reconcile().await.0.unwrap();
+            world.change(PLAIN, |deployment| deployment["spec"]["replicas"] = json!(there));
+        }
+        world.reconcile().await.0.unwrap();
+        assert_eq!(world.object(PLAIN).unwrap()["spec"]["replicas"], expected, "{there:?}");
+    }
+}
+
 /// What the Deployment says, and what is said of the Broker.
 #[tokio::test]
 async fn the_status_follows_the_deployment() {

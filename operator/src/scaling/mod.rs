@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
+use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use kube::Resource as _;
@@ -156,12 +157,13 @@ impl Scaler {
             .map(|name| ("LeftToAutoscaler", format!("the HorizontalPodAutoscaler {name} moves the pods")))
             .or_else(|| {
                 let none = targets == Targets::default() && scaling.cpu_percent.is_none();
-                none.then(|| ("NoTargets", "spec.scaling has no target: it is a bound only".to_owned()))
+                (none && current <= limits.max)
+                    .then(|| ("NoTargets", "spec.scaling has no target: it is a bound only".to_owned()))
             });
         let now = wall(self.context.clock);
         let next = match left_alone {
-            Some(_) => step::left_alone(&seen),
-            None => step(current, &seen, &decision, |since| overdue(since, now)),
+            Some(_) => step::left_alone(current, &seen),
+            None => step(current, at_rest(&deployment), &seen, &decision, |since| overdue(since, now)),
         };
         self.carry_out(broker, cluster, &deployment, &next, history).await?;
         if let Some((reason, message)) = left_alone {
@@ -186,7 +188,7 @@ impl Scaler {
         &self,
         broker: &Broker,
         cluster: &Cluster<'_>,
-        deployment: &k8s_openapi::api::apps::v1::Deployment,
+        deployment: &Deployment,
         step: &Step<'_>,
         history: &mut History,
     ) -> Result<(), Error> {
@@ -320,6 +322,16 @@ impl Scaler {
         let written = api.patch_status(&broker.name_any(), &how, &Patch::Apply(&patch)).await;
         written.map(drop).map_err(Error::kube("write the status of a Broker"))
     }
+}
+
+/// Whether all pods are what the Deployment wants, and as many.
+fn at_rest(deployment: &Deployment) -> bool {
+    let wanted = deployment.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1);
+    deployment.status.as_ref().is_some_and(|status| {
+        status.observed_generation >= deployment.metadata.generation
+            && status.replicas.unwrap_or(0) == wanted
+            && status.updated_replicas.unwrap_or(0) == wanted
+    })
 }
 
 /// Whether a drain that began then takes too long; what cannot be read does.

@@ -50,9 +50,11 @@ impl Step<'_> {
     }
 }
 
-/// The next step where the Deployment wants `current` pods and these are `seen` to stay.
+/// The next step where the Deployment wants `current` pods, all of which are what it wants if it is at `rest`, and these are
+/// `seen` to stay.
 pub(super) fn step<'s>(
     current: u32,
+    rest: bool,
     seen: &'s [Seen],
     decision: &Decision,
     overdue: impl Fn(&str) -> bool,
@@ -65,9 +67,11 @@ pub(super) fn step<'s>(
     let fresh = seen.iter().filter(|pod| pod.load.is_fresh).count();
     let count = |pods: usize| u32::try_from(pods).unwrap_or(u32::MAX);
     let all_known = count(fresh) >= current;
-    // With more, one is on its way out already; with fewer, one is still to come.
-    let is_settled = count(seen.len()) == current;
+    // With more, one is on its way out already; with fewer, one is still to come. While pods are replaced, Kubernetes may
+    // take others than the one that is marked.
+    let is_settled = rest && count(seen.len()) == current;
     match leaving {
+        Some((pod, _)) if is_going(pod, current, seen) => Step::Rest { reason: "ScalingDown" },
         Some((pod, since)) if overdue(since) => Step::CallOff { pod, why: "it has not been drained in time" },
         Some((pod, _)) if all_known && !decision.fewer => Step::CallOff { pod, why: "it is needed again" },
         Some((pod, _)) if pod.is_drained && all_known && is_settled => {
@@ -86,9 +90,15 @@ pub(super) fn step<'s>(
     }
 }
 
+/// Whether there is one pod fewer to be already, and Kubernetes has only not taken this one yet.
+fn is_going(pod: &Seen, current: u32, seen: &[Seen]) -> bool {
+    pod.is_drained && u32::try_from(seen.len()).unwrap_or(u32::MAX) > current
+}
+
 /// The next step where others say how many pods there are.
-pub(super) fn left_alone(seen: &[Seen]) -> Step<'_> {
+pub(super) fn left_alone(current: u32, seen: &[Seen]) -> Step<'_> {
     match seen.iter().find(|pod| pod.leaving.is_some()) {
+        Some(pod) if is_going(pod, current, seen) => Step::Rest { reason: "LeftAlone" },
         Some(pod) => Step::CallOff { pod, why: "the load moves no pods any more" },
         None => Step::Rest { reason: "LeftAlone" },
     }

@@ -28,6 +28,8 @@ struct World {
     /// By name: its number, and the annotations.
     pods: BTreeMap<String, (u64, BTreeMap<String, String>)>,
     made: u64,
+    /// Pods that are not what was declared last.
+    old: usize,
     autoscaler: Option<&'static str>,
     /// Thousandths of a processor that each pod uses.
     cpu_millis: u64,
@@ -87,7 +89,9 @@ impl World {
                 }
                 let metadata = json!({ "name": "main", "resourceVersion": self.version.to_string() });
                 let spec = json!({ "replicas": self.replicas, "selector": {}, "template": {} });
-                (StatusCode::OK, json!({ "metadata": metadata, "spec": spec }))
+                let updated = self.pods.len() - self.old;
+                let status = json!({ "replicas": self.pods.len(), "updatedReplicas": updated });
+                (StatusCode::OK, json!({ "metadata": metadata, "spec": spec, "status": status }))
             }
             ("GET", "/api/v1/namespaces/mq/pods") => {
                 assert!(uri.query().unwrap().contains("weir.dev%2Fbroker%3Dmain"), "{uri}");
@@ -368,6 +372,54 @@ async fn others_that_move_the_pods_are_left_to_it() {
     bench.world.lock().autoscaler = Some("StatefulSet");
     bench.looks(1).await;
     assert_eq!(bench.world.lock().replicas, 6);
+}
+
+#[tokio::test(start_paused = true)]
+async fn pods_above_the_most_there_may_be_go_one_by_one_without_a_wait() {
+    for scaling in [json!({ "maxReplicas": 2 }), json!({ "maxReplicas": 2, "connectionsPerPod": null })] {
+        let bench = Bench::new(4, 900, &scaling);
+        bench.looks(3).await;
+        assert_eq!((bench.state(), bench.drains()), ((4, "Draining".to_owned()), 1), "{scaling}");
+        bench.world.lock().drained = true;
+        bench.looks(8).await;
+        let world = bench.world.lock();
+        assert_eq!((world.replicas, world.drains, world.resumes), (2, 2, 0), "{scaling}");
+        assert_eq!(world.events, ["ScalingDown", "ScaledDown", "ScalingDown", "ScaledDown"], "{scaling}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drained_pod_that_is_only_not_taken_yet_is_not_called_back() {
+    for scaling in [json!({ "maxReplicas": 2 }), json!({ "maxReplicas": 2, "connectionsPerPod": null })] {
+        let bench = Bench::new(3, 190, &scaling);
+        bench.world.lock().drained = true;
+        bench.scaler.look_at_all().await;
+        // Kubernetes is slow to take it.
+        for _ in 0..3 {
+            bench.scaler.look_at_all().await;
+            let world = bench.world.lock();
+            assert_eq!((world.replicas, world.pods.len(), world.resumes), (2, 3, 0), "{scaling}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_goes_while_pods_are_replaced() {
+    let bench = Bench::new(3, 50, &json!({}));
+    bench.world.lock().old = 1;
+    bench.looks(100).await;
+    assert_eq!((bench.state(), bench.drains()), ((3, "Waiting".to_owned()), 0));
+    bench.world.lock().old = 0;
+    bench.looks(1).await;
+    assert_eq!(bench.drains(), 1);
+    // A replacement that begins meanwhile holds the drained pod until it is over.
+    bench.world.lock().old = 1;
+    bench.world.lock().drained = true;
+    bench.looks(5).await;
+    assert_eq!(bench.state(), (3, "Draining".to_owned()));
+    bench.world.lock().old = 0;
+    bench.looks(1).await;
+    assert_eq!(bench.world.lock().replicas, 2);
 }
 
 #[tokio::test(start_paused = true)]
