@@ -92,6 +92,18 @@ pub(crate) struct Args {
     pod_namespace: Option<String>,
 }
 
+impl Args {
+    fn scopes(&self) -> Vec<Scope> {
+        scopes(&self.watch_namespaces)
+    }
+}
+
+/// The namespaces of these names; of none: all.
+pub(crate) fn scopes(names: &[String]) -> Vec<Scope> {
+    let named: Vec<Scope> = names.iter().filter(|name| !name.is_empty()).cloned().map(Some).collect();
+    if named.is_empty() { vec![None] } else { named }
+}
+
 /// Runs the command until SIGTERM, SIGINT or the loss of the lease.
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let guard = telemetry::init(args.log_format, &args.log_filter)?;
@@ -143,7 +155,9 @@ async fn process(args: Args) -> anyhow::Result<()> {
 
     if let Some(address) = args.external_scaler {
         // KEDA may ask any replica: what waits is the Brokers' word, not the leader's.
-        let scaler = keda::beside(address, client(config.clone(), &metrics)?, clock, web_cancel.clone());
+        let client = client(config.clone(), &metrics)?;
+        let addresses = args.broker_address.iter().cloned().collect();
+        let scaler = keda::beside(address, client, args.scopes(), addresses, clock, web_cancel.clone());
         web_tasks.spawn(async move {
             if let Err(error) = scaler.await {
                 tracing::error!("KEDA gets no answers: {error:#}");
@@ -235,9 +249,7 @@ impl Leader<'_> {
             None => Arc::new(Alone),
         };
         let addresses: HashMap<BrokerId, Uri> = args.broker_address.iter().cloned().collect();
-        let named: Vec<Scope> =
-            args.watch_namespaces.iter().filter(|name| !name.is_empty()).cloned().map(Some).collect();
-        let scopes = if named.is_empty() { vec![None] } else { named };
+        let scopes = args.scopes();
         let pods = Pods::follow(&client, &scopes, tasks);
         let remote = Arc::new(Remote::new(addresses, pods, *clock));
         let admin: Arc<dyn Admin> = remote.clone();
@@ -321,7 +333,7 @@ fn cluster_id(text: &str) -> Result<String, String> {
     }
 }
 
-fn broker_address(text: &str) -> Result<(BrokerId, Uri), String> {
+pub(crate) fn broker_address(text: &str) -> Result<(BrokerId, Uri), String> {
     let form = || "expected NAMESPACE/NAME=http://ADDRESS:PORT".to_owned();
     let (place, address) = text.split_once('=').ok_or_else(form)?;
     let (namespace, name) = place.split_once('/').ok_or_else(form)?;

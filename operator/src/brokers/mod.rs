@@ -17,5 +17,5 @@ pub(crate) use admin::{Changes, Declared, Page, Pending};
 pub(crate) use find::{BrokerId, Place, find};
 pub(crate) use follow::{Followers, Wake};
 pub(crate) use link::{Health, Link, Links};
-pub(crate) use pods::Pods;
+pub(crate) use pods::{Door, Pods, Whereabouts, watched};
 pub(crate) use remote::Remote;

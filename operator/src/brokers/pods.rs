@@ -43,8 +43,8 @@ impl Pods {
             .labels("app.kubernetes.io/name=weir,app.kubernetes.io/component=broker");
         let secrets = watcher::Config::default().labels("app.kubernetes.io/managed-by=weir-operator");
         Arc::new(Self {
-            pods: scopes.iter().map(|scope| store(client, scope.as_deref(), &pods, tasks)).collect(),
-            secrets: scopes.iter().map(|scope| store(client, scope.as_deref(), &secrets, tasks)).collect(),
+            pods: watched(client, scopes, &pods, tasks),
+            secrets: watched(client, scopes, &secrets, tasks),
         })
     }
 
@@ -70,7 +70,20 @@ impl Whereabouts for Pods {
     }
 }
 
-/// A store that a watch fills for as long as `tasks` run.
+/// A store for each of the `scopes`, which a watch fills for as long as `tasks` run; `None` is all namespaces.
+pub(crate) fn watched<K>(
+    client: &Client,
+    scopes: &[Option<String>],
+    config: &watcher::Config,
+    tasks: &Tasks,
+) -> Vec<Store<K>>
+where
+    K: kube::Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>,
+    K: Clone + std::fmt::Debug + serde::de::DeserializeOwned + Send + Sync + 'static,
+{
+    scopes.iter().map(|scope| store(client, scope.as_deref(), config, tasks)).collect()
+}
+
 fn store<K>(client: &Client, scope: Option<&str>, config: &watcher::Config, tasks: &Tasks) -> Store<K>
 where
     K: kube::Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>,

@@ -86,11 +86,23 @@ impl Remote {
     }
 
     /// Asks one pod of the Broker after the other until one answers.
-    pub(crate) async fn call<T, F>(
+    async fn call<T, F>(
         &self,
         broker: &Broker,
         call: impl Fn(Way) -> F + Send + Sync,
     ) -> Result<T, AdminError>
+    where
+        F: Future<Output = Result<Response<T>, Status>> + Send,
+    {
+        self.ask(broker, call).await.map_err(refused)
+    }
+
+    /// The same, for who reads statuses.
+    pub(crate) async fn ask<T, F>(
+        &self,
+        broker: &Broker,
+        call: impl Fn(Way) -> F + Send + Sync,
+    ) -> Result<T, Status>
     where
         F: Future<Output = Result<Response<T>, Status>> + Send,
     {
@@ -103,12 +115,12 @@ impl Remote {
             }
             match answer {
                 Ok(answer) => return Ok(answer.into_inner()),
-                Err(status) if is_away => last = Some(refused(status)),
-                Err(status) => return Err(refused(status)),
+                Err(status) if is_away => last = Some(status),
+                Err(status) => return Err(status),
             }
         }
         let id = BrokerId::of(broker);
-        Err(last.unwrap_or_else(|| AdminError::Unavailable(format!("no pod of the Broker {id} is ready"))))
+        Err(last.unwrap_or_else(|| Status::unavailable(format!("no pod of the Broker {id} is ready"))))
     }
 
     /// The pods to try, in that order.
@@ -436,6 +448,7 @@ fn refused(status: Status) -> AdminError {
     match (reason.and_then(Refusal::parse), status.code()) {
         (Some(refusal), _) => AdminError::Refused { refusal, message },
         (None, Code::InvalidArgument) => AdminError::Refused { refusal: Refusal::Invalid, message },
+        (None, Code::Unavailable) => AdminError::Unavailable(message),
         (None, code) => AdminError::Unavailable(format!("{}: {message}", code.description())),
     }
 }

@@ -1,9 +1,9 @@
 //! KEDA's external scaler: how many messages wait in a queue, or for a consumer group of a stream, so that KEDA gives the
-//! workload that consumes them as many replicas as it needs. Knows nothing of the pods of a Broker. Owns the connections to
-//! the Brokers that it asks.
+//! workload that consumes them as many replicas as it needs. Decides nothing about the pods of a
+//! Broker. Owns the watches by which it finds them.
 
-mod brokers;
 mod trigger;
+mod waiting;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -14,7 +14,9 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use futures_util::Stream;
 use futures_util::stream::unfold;
+use http::Uri;
 use kube::Client;
+use kube::runtime::watcher;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -24,17 +26,20 @@ use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status};
 use weir_env::clock::Clock;
-use weir_env::seed::Seed;
+use weir_env::seed::{HashMap, Seed};
 use weir_proto::externalscaler::external_scaler_server::{ExternalScaler, ExternalScalerServer};
 use weir_proto::externalscaler::{
     GetMetricSpecResponse, GetMetricsRequest, GetMetricsResponse, IsActiveResponse, MetricSpec, MetricValue,
     ScaledObjectRef,
 };
 
+use crate::brokers::{self, BrokerId, Pods};
+use crate::controllers::Scope;
+use crate::tasks::Tasks;
 use crate::telemetry::{self, LogFormat};
 
-use brokers::{Brokers, Cluster, Directory, Fixed, Waiting, header};
 use trigger::Trigger;
+use waiting::{Brokers, Directory, Fixed, Waiting, header};
 
 /// How often a Broker is asked for those who want to be told.
 const LOOK: Duration = Duration::from_secs(5);
@@ -59,14 +64,13 @@ pub(crate) struct Args {
     )]
     listen: SocketAddr,
     /// A Broker and the address of its admin API, as `messaging/main=http://127.0.0.1:8081`. May be repeated. Default: the
-    /// Brokers of the Kubernetes cluster, by their Services.
-    #[arg(
-        long,
-        env = "WEIR_OPERATOR_BROKER_ADDRESS",
-        value_delimiter = ',',
-        value_name = "NAMESPACE/NAME=URL"
-    )]
-    broker_address: Vec<String>,
+    /// Brokers of the Kubernetes cluster, by their pods.
+    #[arg(long, env = "WEIR_OPERATOR_BROKER_ADDRESS", value_delimiter = ',',
+          value_parser = crate::run::broker_address, value_name = "NAMESPACE/NAME=URL")]
+    broker_address: Vec<(BrokerId, Uri)>,
+    /// Namespaces whose Brokers are asked, separated by commas. Empty: all.
+    #[arg(long, env = "WEIR_OPERATOR_WATCH_NAMESPACES", value_delimiter = ',', value_name = "NAMESPACE")]
+    watch_namespaces: Vec<String>,
     /// File with the token that the Brokers of `--broker-address` want.
     #[arg(long, requires = "broker_address", value_name = "FILE")]
     token_file: Option<PathBuf>,
@@ -90,56 +94,75 @@ async fn process(args: Args) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
     Seed::from_entropy().install_for_hashing();
-    let directory: Box<dyn Directory> = if args.broker_address.is_empty() {
-        Box::new(Cluster(Client::try_default().await.context("find the Kubernetes cluster")?))
+    let tasks = Tasks::default();
+    let clock = Clock::system();
+    let brokers = if args.broker_address.is_empty() {
+        let client = Client::try_default().await.context("find the Kubernetes cluster")?;
+        watched(&client, &crate::run::scopes(&args.watch_namespaces), HashMap::default(), clock, &tasks)
     } else {
-        Box::new(fixed(&args)?)
+        let fixed = fixed(&args)?;
+        Brokers::new(fixed.directory(), HashMap::default(), Arc::new(fixed), clock)
     };
     let listener = TcpListener::bind(args.listen).await;
     let listener = listener.with_context(|| format!("listen at {}", args.listen))?;
     tracing::info!(address = %listener.local_addr()?, "listens for KEDA");
     let cancel = CancellationToken::new();
-    let served = serve(listener, Brokers::new(directory, Clock::system()), LOOK, cancel.clone());
+    let served = serve(listener, brokers, LOOK, cancel.clone());
     let mut served = std::pin::pin!(served);
     tokio::select! {
         ended = &mut served => return ended.context("serve KEDA"),
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
+        () = tasks.failed() => bail!("a task has panicked"),
     }
+    tasks.end().await;
     cancel.cancel();
     // A client that does not read is not waited for.
     tokio::time::timeout(SHUTDOWN, served).await.unwrap_or(Ok(())).context("serve KEDA")
 }
 
-/// Answers for the Brokers of the cluster that `client` belongs to, until cancelled.
+/// Answers for the Brokers of the cluster that `client` belongs to, in the `scopes`, until cancelled. Those that have one
+/// are reached at their address.
 pub(crate) async fn beside(
     address: SocketAddr,
     client: Client,
+    scopes: Vec<Scope>,
+    addresses: HashMap<BrokerId, Uri>,
     clock: Clock,
     cancel: CancellationToken,
 ) -> anyhow::Result<()> {
     let listener = TcpListener::bind(address).await.with_context(|| format!("listen at {address}"))?;
     tracing::info!(address = %listener.local_addr()?, "listens for KEDA");
-    serve(listener, Brokers::new(Box::new(Cluster(client)), clock), LOOK, cancel).await.context("serve KEDA")
+    let tasks = Tasks::default();
+    let brokers = watched(&client, &scopes, addresses, clock, &tasks);
+    let served = tokio::select! {
+        served = serve(listener, brokers, LOOK, cancel) => served.context("serve KEDA"),
+        () = tasks.failed() => bail!("a task has panicked"),
+    };
+    tasks.end().await;
+    served
+}
+
+/// The Brokers of the cluster that `client` belongs to, for as long as `tasks` run.
+fn watched(
+    client: &Client,
+    scopes: &[Scope],
+    addresses: HashMap<BrokerId, Uri>,
+    clock: Clock,
+    tasks: &Tasks,
+) -> Brokers {
+    let brokers = brokers::watched(client, scopes, &watcher::Config::default(), tasks);
+    let pods = Pods::follow(client, scopes, tasks);
+    Brokers::new(Directory::Cluster(brokers), addresses, pods, clock)
 }
 
 fn fixed(args: &Args) -> anyhow::Result<Fixed> {
-    let mut fixed = Fixed { urls: weir_env::seed::HashMap::default(), token: None };
-    for text in &args.broker_address {
-        let parts = text.split_once('=').and_then(|(place, url)| Some((place.split_once('/')?, url)));
-        match parts {
-            Some(((namespace, name), url)) if url.starts_with("http://") => {
-                fixed.urls.insert((namespace.to_owned(), name.to_owned()), url.to_owned());
-            }
-            _ => bail!("--broker-address {text:?} cannot be; allowed: NAMESPACE/NAME=http://HOST:PORT"),
-        }
-    }
-    if let Some(path) = &args.token_file {
+    let addresses = args.broker_address.iter().cloned().collect();
+    let token = args.token_file.as_ref().map(|path| {
         let token = std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
-        let token = header(&token).with_context(|| format!("{} holds no token", path.display()))?;
-        fixed.token = Some(token);
-    }
-    Ok(fixed)
+        header(&token).with_context(|| format!("{} holds no token", path.display()))
+    });
+    Ok(Fixed { addresses, token: token.transpose()? })
 }
 
 /// Answers until cancelled; asks Brokers every `look` for those who want to be told.

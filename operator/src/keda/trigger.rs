@@ -3,6 +3,8 @@
 use tonic::Status;
 use weir_proto::externalscaler::ScaledObjectRef;
 
+use crate::brokers::BrokerId;
+
 /// Messages that a replica is to have, if the trigger does not say.
 const TARGET: u64 = 100;
 /// Largest number that a trigger can say: exact as a float, too.
@@ -15,8 +17,7 @@ const NAME_BYTES_MAX: usize = 253;
 pub(super) struct Trigger {
     /// Where the ScaledObject is.
     pub(super) namespace: String,
-    /// Namespace and name of the Broker.
-    pub(super) broker: (String, String),
+    pub(super) broker: BrokerId,
     pub(super) counted: Counted,
     /// Messages for each replica.
     pub(super) target: u64,
@@ -58,10 +59,10 @@ impl Trigger {
             ));
         };
         let broker = match broker.split_once('/') {
-            Some((namespace, name)) => (namespace.to_owned(), name.to_owned()),
-            None => (object.namespace.clone(), broker),
+            Some((namespace, name)) => BrokerId { namespace: namespace.to_owned(), name: name.to_owned() },
+            None => BrokerId { namespace: object.namespace.clone(), name: broker },
         };
-        if !(is_label(&broker.0) && is_label(&broker.1)) {
+        if !(is_label(&broker.namespace) && is_label(&broker.name)) {
             let message = "is no Broker; allowed: NAME or NAMESPACE/NAME, each up to 63 lower-case letters, digits and `-`";
             return Err(wrong(object, "broker", message.into()));
         }
@@ -125,7 +126,7 @@ mod tests {
         let own =
             Trigger::parse(&object(&[("broker", "main"), ("queue", "a/b"), ("scalerAddress", "x:9090")]))
                 .unwrap();
-        assert_eq!(own.broker, ("city".into(), "main".into()));
+        assert_eq!(own.broker.to_string(), "city/main");
         assert_eq!((own.target, own.activation, own.metric().as_str()), (100, 0, "weir-queue-a-b"));
         let other = Trigger::parse(&object(&[
             ("broker", "mq/main"),
@@ -135,7 +136,7 @@ mod tests {
             ("activation", "3"),
         ]));
         let other = other.unwrap();
-        assert_eq!(other.broker, ("mq".into(), "main".into()));
+        assert_eq!(other.broker.to_string(), "mq/main");
         assert_eq!((other.target, other.activation, other.metric().as_str()), (7, 3, "weir-group-s-g"));
     }
 
