@@ -35,6 +35,8 @@ const CLOSE_RETRY_WAIT_MAX: Duration = Duration::from_secs(5);
 pub(super) const LATE_TIME_MAX: Duration = Duration::from_millis(400);
 /// How long other members of its groups are given to make room for what a client leaves.
 pub(super) const HAND_ON_PATIENCE: Duration = Duration::from_secs(1);
+/// How long a client that is sent away may take to end its connection too.
+const LINGER_MAX: Duration = Duration::from_secs(1);
 
 /// Positions in streams stored with the end of a connection, each of at most some kilobytes: of the rest it is tried
 /// once.
@@ -47,6 +49,8 @@ struct Leaving {
     options: CloseOptions,
     place: Place,
     wire: Wire,
+    /// The client, which may be sending still, is to read why it ends, and the last answers.
+    lingers: bool,
     /// How long it is tried.
     patience: Duration,
 }
@@ -98,10 +102,8 @@ impl Connection {
 
     async fn release_queues(&mut self, closed: &Closed) {
         let lost = match closed.cause {
-            CloseCause::Client(_)
-            | CloseCause::Server(
-                ReasonCode::ServerShuttingDown | ReasonCode::UseAnotherServer | ReasonCode::ServerMoved,
-            ) => Lost::Left,
+            CloseCause::Client(_) => Lost::Left,
+            cause if is_sent_away(cause) => Lost::Left,
             CloseCause::Protocol(_) | CloseCause::KeepAlive | CloseCause::Server(_) | CloseCause::Lost => {
                 Lost::Vanished
             }
@@ -136,6 +138,7 @@ impl Connection {
             broker.metrics.forbidden.inc(metrics::Forbidden::Will);
         }
         let will = if fires { WillAction::Fire } else { WillAction::Cancel };
+        let lingers = is_sent_away(closed.cause);
         let options = CloseOptions { expiry_seconds: closed.session_expiry, will, outgoing, positions };
         if !stored.persistent {
             for (text, from) in subscriptions.iter().filter_map(parsed) {
@@ -148,8 +151,19 @@ impl Connection {
             broker.hand_on(unfinished.chain(waiting), patience).await;
         }
         let patience = if stops { Duration::ZERO } else { CLOSE_PATIENCE };
-        Leaving { broker, stored, options, place, wire, patience }
+        Leaving { broker, stored, options, place, wire, lingers, patience }
     }
+}
+
+/// Whether the client has done nothing wrong and is only to go: to another pod, or because this one stops. No others are let in
+/// then, so that such connections may stay a little longer.
+fn is_sent_away(cause: CloseCause) -> bool {
+    matches!(
+        cause,
+        CloseCause::Server(
+            ReasonCode::ServerShuttingDown | ReasonCode::UseAnotherServer | ReasonCode::ServerMoved
+        )
+    )
 }
 
 /// Delivers what waits to be durable, in its order. What is of QoS 2 comes again.
@@ -180,7 +194,7 @@ fn split_positions(ops: &mut Vec<SessionOp>) -> Vec<(ByteString, SessionPosition
 /// Stores the end of a connection, and publishes its will if that is due. A store in trouble is asked again:
 /// nobody else would do it before the client comes back or the broker starts anew.
 async fn put_away(leaving: Leaving) {
-    let Leaving { broker, stored, options, place, wire, patience } = leaving;
+    let Leaving { broker, stored, options, place, wire, lingers, patience } = leaving;
     let give_up_at = broker.clock.now() + patience;
     let mut place = Some(place);
     let mut wire = Some(wire);
@@ -191,9 +205,16 @@ async fn put_away(leaving: Leaving) {
                 if let Some(ended) = &result.ended {
                     broker.forget(ended);
                 }
-                drop(wire.take());
+                let mut wire = wire.take().filter(|_| lingers);
+                if let Some(wire) = &mut wire {
+                    wire.shutdown().await;
+                }
                 if let Some(will) = result.will {
                     broker.publish_will(will).await;
+                }
+                drop(place.take());
+                if let Some(wire) = wire {
+                    let _ = tokio::time::timeout(LINGER_MAX, wire.linger()).await;
                 }
                 return;
             }

@@ -205,6 +205,16 @@ impl Wire {
         self.stream.try_close();
     }
 
+    /// Ends the connection, as the other end can see.
+    pub(super) async fn shutdown(&mut self) {
+        self.stream.shutdown().await;
+    }
+
+    /// Waits until the other end has read what was written last, and has ended too. Cancel-safe.
+    pub(super) async fn linger(&self) {
+        self.stream.linger().await;
+    }
+
     /// Lets go of buffers that hold nothing.
     pub(super) fn compact(&mut self) {
         // Also if it has no capacity left: it still holds what it was part of.

@@ -252,6 +252,12 @@ impl Stream {
         self.socket.shutdown().await;
     }
 
+    /// After [`shutdown`](Self::shutdown), waits until the other end has ended too or is gone. A socket that is let go with
+    /// input that nobody has read is reset, and takes from the other end what it has not read yet. Cancel-safe.
+    pub async fn linger(&self) {
+        self.socket.discard().await;
+    }
+
     /// Lets go of buffers that hold nothing.
     pub fn compact(&mut self) {
         if let Some(ws) = self.layers.as_mut().and_then(|layers| layers.ws.as_mut()) {

@@ -4,13 +4,16 @@ use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::task::{Context, Poll};
 
-use bytes::BufMut;
+use bytes::{BufMut, BytesMut};
 use socket2::SockRef;
 use tokio::io::{AsyncWriteExt, Interest, Ready};
 use tokio::net::{TcpStream, UnixStream};
 
 #[cfg(test)]
 use super::memory::MemorySocket;
+
+/// Bytes that are read to be thrown away at once.
+const DISCARDED_AT_ONCE: usize = 4096;
 
 /// A connected socket.
 #[derive(Debug)]
@@ -135,6 +138,19 @@ impl Socket {
                 Ok(())
             }
         };
+    }
+
+    /// Reads what still comes, and throws it away, until the other end ends or is gone. Cancel-safe.
+    pub(super) async fn discard(&self) {
+        let mut bytes = BytesMut::with_capacity(DISCARDED_AT_ONCE);
+        while self.ready(Interest::READABLE).await.is_ok() {
+            bytes.clear();
+            match self.try_read_buf(&mut bytes) {
+                Ok(0) => return,
+                Err(error) if error.kind() != io::ErrorKind::WouldBlock => return,
+                Ok(_) | Err(_) => {}
+            }
+        }
     }
 
     /// Fills `bytes`, and reads no byte more. False if the connection ended before.

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_util::task::TaskTracker;
 use weir_codec::{Connect, Packet, ProtocolVersion, QoS, ReasonCode};
@@ -130,6 +131,32 @@ async fn a_slow_drain_goes_on_and_ends_all_when_its_grace_is_over() {
     for mut client in clients {
         assert_eq!(sent_to(&mut client, ReasonCode::UseAnotherServer).await, None);
     }
+}
+
+/// It sends without a pause: when its connection ends there is input that nobody reads, and it is to hear why all the same.
+#[tokio::test]
+async fn a_client_that_goes_on_sending_is_told_and_not_reset() {
+    const CONNECT: &[u8] = b"\x10\x10\x00\x04MQTT\x05\x02\x00\x3c\x00\x00\x03bus";
+    let pings = [0xC0, 0].repeat(32 * 1024);
+    let [a, b] = <[TestBroker; 2]>::try_from(pods(&["", ""]).await).ok().unwrap();
+    let (mut from, mut to) = TcpStream::connect(a.addr).await.unwrap().into_split();
+    to.write_all(CONNECT).await.unwrap();
+    let mut read = vec![0; 64 * 1024];
+    let connack = from.read(&mut read).await.unwrap();
+    assert_eq!((read[0], read[3]), (0x20, 0), "{connack} bytes");
+    let tasks = TaskTracker::new();
+    tasks.spawn(async move { while to.write_all(&pings).await.is_ok() {} });
+    ask(&b, &a, Some(FAST)).await;
+    let mut last = Vec::new();
+    loop {
+        let length = from.read(&mut read).await.expect("the end, not a reset");
+        if length == 0 {
+            break;
+        }
+        last.extend_from_slice(&read[..length]);
+        last.drain(..last.len().saturating_sub(4));
+    }
+    assert!(last.ends_with(&[0xE0, 1, 0x9C]) || last.ends_with(&[0xE0, 2, 0x9C, 0]), "{last:x?}");
 }
 
 /// What a publisher publishes at one pod after the other.
