@@ -7,6 +7,8 @@ use weir_codec::QoS;
 use weir_env::clock::Timestamp;
 
 use super::history::{End, Event, Place};
+use super::live::{self, Troubles};
+use super::testators;
 
 /// What publishers know of one message.
 #[derive(Debug)]
@@ -22,11 +24,16 @@ struct Known {
 /// All that is broken, in words.
 pub(super) fn violations(events: &[(Timestamp, Event)], end: &End) -> Vec<String> {
     let known = published(events);
-    let mut found = Vec::new();
-    found.extend(in_stream(&known, end));
+    let mut found = end.unseen.clone();
+    if end.unseen.is_empty() {
+        found.extend(in_stream(&known, end));
+        found.extend(read(events, end));
+        found.extend(read_again(events, end));
+        found.extend(testators::violations(events, end));
+    }
     found.extend(in_queue(&known, events, end));
     found.extend(in_inboxes(&known, events));
-    found.extend(read(events, end));
+    found.extend(live::violations(events));
     found.extend(retained(&known, end));
     found
 }
@@ -141,7 +148,8 @@ fn in_queue(known: &BTreeMap<&str, Known>, events: &[(Timestamp, Event)], end: &
 fn in_inboxes(known: &BTreeMap<&str, Known>, events: &[(Timestamp, Event)]) -> Vec<String> {
     let mut wrong = Vec::new();
     for id in ["inbox-1", "inbox-2"] {
-        let since = events.iter().position(|(_, event)| *event == Event::Subscribed(id.to_owned()));
+        let is_it = |event: &Event| matches!(event, Event::Subscribed(client, _) if client == id);
+        let since = events.iter().position(|(_, event)| is_it(event));
         let Some(since) = since else { continue };
         let payloads = received(events, id).map(|(_, received)| received.payload.as_str());
         let mut of_one = once(known, id, payloads, |one| one.sent > since);
@@ -167,6 +175,26 @@ fn read(events: &[(Timestamp, Event)], end: &End) -> Vec<String> {
         let seen: BTreeSet<Place> = received(events, who).filter_map(|(_, one)| one.at).collect();
         let missing = end.stream.keys().filter(|at| !seen.contains(at));
         wrong.extend(missing.map(|at| format!("stream: {at:?} was never read by {who}")));
+    }
+    wrong
+}
+
+/// Whenever a group was moved to the beginning, its members have read everything since, if nothing was wrong then: a pod
+/// that comes to divide the stream before members have given back what they had hears from them how far they are.
+fn read_again(events: &[(Timestamp, Event)], end: &End) -> Vec<String> {
+    let troubles = Troubles::of(events);
+    let mut wrong = Vec::new();
+    for (at, moved) in events {
+        let Event::Moved(n) = moved else { continue };
+        if troubles.touch_any(*at, *at) {
+            continue;
+        }
+        // Some of it may be read before it is told that the group was moved.
+        let since = events.iter().position(|(_, event)| *event == Event::Moves(*n)).unwrap();
+        let seen: BTreeSet<Place> =
+            received(&events[since..], "member").filter_map(|(_, one)| one.at).collect();
+        let missing = end.stream.keys().filter(|at| !seen.contains(at));
+        wrong.extend(missing.map(|at| format!("stream: {at:?} was not read again after move {n}")));
     }
     wrong
 }

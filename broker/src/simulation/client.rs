@@ -41,7 +41,7 @@ impl Net {
         self.0.lock().retain(|other| other.number != pod.number);
     }
 
-    fn pick(&self, seed: &Seed) -> Option<Arc<Pod>> {
+    pub(super) fn pick(&self, seed: &Seed) -> Option<Arc<Pod>> {
         let pods = self.0.lock();
         let n = usize::try_from(seed.below(pods.len() as u64)).unwrap();
         pods.get(n).cloned()
@@ -106,8 +106,20 @@ impl Client {
         tokio::time::timeout(PATIENCE, wire.next()).await.ok().flatten()
     }
 
-    /// `None` if the connection is over. What is delivered before the SUBACK goes to `early`.
+    /// What is delivered before the SUBACK. `None` if the connection is over, or that does not come in time: before the
+    /// broker would send it although not all pods know of the subscription.
     pub(super) async fn subscribe(
+        &self,
+        wire: &mut Wire,
+        filter: &str,
+        qos: QoS,
+        properties: &[(&'static str, &'static str)],
+    ) -> Option<Vec<Packet>> {
+        let asking = self.ask_for(wire, filter, qos, properties);
+        tokio::time::timeout(PATIENCE, asking).await.ok().flatten()
+    }
+
+    async fn ask_for(
         &self,
         wire: &mut Wire,
         filter: &str,
@@ -137,7 +149,7 @@ impl Client {
                 other => early.push(other),
             }
         }
-        self.history.note(Event::Subscribed(self.id.clone()));
+        self.history.note(Event::Subscribed(self.id.clone(), filter.to_owned()));
         Some(early)
     }
 

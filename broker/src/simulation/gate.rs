@@ -1,11 +1,12 @@
 //! The way of one pod to the store that all share: it takes its time, can be held up for as long as the pod is paused,
-//! and ends for good when the pod is killed. Looks at what goes through: a log is written by its owner alone, and what is
-//! in flight in a session by the pod that it is live on.
+//! and ends for good when the pod is killed. Looks at what goes through: a log is written by its owner alone, what is in
+//! flight in a session by the pod that it is live on, what only members write by a member, and no shard is taken from a
+//! member but by itself.
 //!
-//! Knows keys of logs, owners and sessions, and nothing of what the pod does with them.
+//! Knows keys of logs, owners, sessions and members, and nothing of what the pod does with them.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -14,6 +15,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 use weir_core::keyspace::log_state::LogState;
 use weir_core::keyspace::owner::{Epoch, Owner, PodId};
+use weir_core::keyspace::pod::{Heartbeat, Pod};
 use weir_core::keyspace::session::Fence;
 use weir_core::keyspace::{LogId, VirtualShard, tag};
 use weir_env::seed::Seed;
@@ -24,6 +26,8 @@ use weir_storage::{
 
 /// Longest time that an operation takes on its way to the store.
 const LATENCY_MAX: Duration = Duration::from_millis(3);
+/// Longest time that a commit of a pod that is dead or paused stays on its way: almost as long as a transaction lives.
+const LATE_MAX: Duration = Duration::from_millis(4_900);
 
 /// Which pod of the run is called what in the store, if it owns anything. Clones share it.
 #[derive(Clone, Debug, Default)]
@@ -43,6 +47,10 @@ struct State {
     seed: Seed,
     writers: Writers,
     passage: watch::Sender<Passage>,
+    /// What the store calls it, if it is one of many.
+    me: OnceLock<PodId>,
+    /// Commits that were sent off.
+    sent: watch::Sender<u64>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,7 +65,14 @@ enum Passage {
 impl Gate {
     pub(super) fn new(inner: SharedStore, pod: usize, seed: Seed, writers: Writers) -> Self {
         let passage = watch::Sender::new(Passage::Open);
-        Self { inner, state: Arc::new(State { pod, seed, writers, passage }) }
+        let (me, sent) = (OnceLock::new(), watch::Sender::new(0));
+        Self { inner, state: Arc::new(State { pod, seed, writers, passage, me, sent }) }
+    }
+
+    /// Until the pod has sent off a commit, which is on its way then.
+    pub(super) async fn commit_sent(&self) {
+        // Cannot fail: the sender is in `self`.
+        let _ = self.state.sent.subscribe().changed().await;
     }
 
     /// The pod is dead. Each commit that is on its way happens or not.
@@ -85,8 +100,7 @@ impl Gate {
 impl State {
     /// The way there. For ever, if the pod is dead.
     async fn pass(&self) {
-        let latency = self.seed.below(u64::try_from(LATENCY_MAX.as_micros()).unwrap());
-        tokio::time::sleep(Duration::from_micros(latency)).await;
+        self.travel(LATENCY_MAX).await;
         self.open().await;
     }
 
@@ -101,15 +115,23 @@ impl State {
         let _ = passage.wait_for(|passage| *passage == Passage::Open).await;
     }
 
-    /// As [`State::pass`], of what is sent off now: the death of the pod does not always stop it.
+    /// As [`State::pass`], of what is sent off now: the death of the pod does not always stop it, and it may be long on
+    /// its way then.
     async fn send(&self) {
         let was_open = *self.passage.borrow() == Passage::Open;
         let survives = was_open && self.seed.below(2) == 0;
-        let latency = self.seed.below(u64::try_from(LATENCY_MAX.as_micros()).unwrap());
-        tokio::time::sleep(Duration::from_micros(latency)).await;
+        self.sent.send_modify(|sent| *sent += 1);
+        self.travel(LATENCY_MAX).await;
         if !survives {
             self.open().await;
+        } else if *self.passage.borrow() != Passage::Open && self.seed.below(2) == 0 {
+            self.travel(LATE_MAX).await;
         }
+    }
+
+    async fn travel(&self, max: Duration) {
+        let micros = self.seed.below(u64::try_from(max.as_micros()).unwrap());
+        tokio::time::sleep(Duration::from_micros(micros)).await;
     }
 }
 
@@ -121,8 +143,7 @@ impl Store for Gate {
             store: Arc::clone(&self.inner),
             inner,
             state,
-            logs: Vec::new(),
-            sessions: BTreeSet::new(),
+            written: Written::default(),
         })
     }
 
@@ -142,10 +163,66 @@ struct GateTransaction {
     store: SharedStore,
     inner: Box<dyn Transaction>,
     state: Arc<State>,
-    /// States of logs that it writes.
+    written: Written,
+}
+
+/// What a transaction writes that only some may write.
+#[derive(Debug, Default)]
+struct Written {
+    /// States of logs.
     logs: Vec<(VirtualShard, Epoch)>,
     /// Fences of sessions in which it writes what is in flight.
     sessions: BTreeSet<Vec<u8>>,
+    /// Owners of shards.
+    owners: Vec<(VirtualShard, Owner)>,
+    /// Something that only a member writes.
+    of_members: Option<&'static str>,
+}
+
+impl Written {
+    fn note(&mut self, state: &State, key: &[u8], value: &[u8]) {
+        let (whole, value) = (Bytes::copy_from_slice(key), || Bytes::copy_from_slice(value));
+        match key.first() {
+            Some(&tag::LOG_STATE) => {
+                let epoch = LogState::decode(value()).unwrap().epoch;
+                self.logs.push((LogId::of_key(&whole).unwrap().vs, epoch));
+            }
+            Some(&tag::OWNER) => {
+                let vs = VirtualShard(u16::from_be_bytes([key[1], key[2]]));
+                self.owners.push((vs, Owner::decode(value()).unwrap()));
+            }
+            Some(&tag::HEARTBEAT) => {
+                let me = *state.me.get_or_init(|| Heartbeat::of_key(&whole).unwrap());
+                assert!(state.is_called(me), "a sign of life of another pod");
+                self.of_members = Some("a sign of life");
+            }
+            Some(&tag::INTEREST) => self.of_members = Some("what its clients want"),
+            Some(&tag::RETAINED) => self.of_members = Some("what is retained"),
+            _ => self.sessions.extend(fence_of(key)),
+        }
+    }
+
+    /// Looks at what is committed in version `at`.
+    async fn check(&self, store: &SharedStore, state: &State, at: Version) {
+        for (vs, epoch) in &self.logs {
+            check_owner(store, state, *vs, *epoch, at).await;
+        }
+        for fence in &self.sessions {
+            check_session(store, state, fence, at).await;
+        }
+        // Alone a pod is no member of anything.
+        let Some(me) = state.me.get() else { return };
+        if let Some(what) = self.of_members {
+            let pod = state.pod;
+            assert!(
+                is_member(store, *me, at).await,
+                "pod {pod} is no member any more, and has written {what}"
+            );
+        }
+        for (vs, owner) in &self.owners {
+            check_takeover(store, *me, *vs, *owner, at).await;
+        }
+    }
 }
 
 /// The key of the fence of a session, if `key` is of a packet id in use in it.
@@ -178,12 +255,7 @@ impl Transaction for GateTransaction {
     }
 
     fn set(&mut self, key: &[u8], value: &[u8]) {
-        if key.first() == Some(&tag::LOG_STATE) {
-            let log = LogId::of_key(&Bytes::copy_from_slice(key)).unwrap();
-            let state = LogState::decode(Bytes::copy_from_slice(value)).unwrap();
-            self.logs.push((log.vs, state.epoch));
-        }
-        self.sessions.extend(fence_of(key));
+        self.written.note(&self.state, key, value);
         self.inner.set(key, value);
     }
 
@@ -212,16 +284,11 @@ impl Transaction for GateTransaction {
     }
 
     async fn commit(self: Box<Self>) -> Result<Committed> {
-        let Self { store, inner, state, logs, sessions } = *self;
+        let Self { store, inner, state, written } = *self;
         state.send().await;
         let outcome = inner.commit().await;
         if let Ok(committed) = &outcome {
-            for (vs, epoch) in logs {
-                check_owner(&store, &state, vs, epoch, committed.version).await;
-            }
-            for fence in sessions {
-                check_session(&store, &state, &fence, committed.version).await;
-            }
+            written.check(&store, &state, committed.version).await;
         }
         // Who is dead or paused hears of it later, or never.
         state.open().await;
@@ -249,4 +316,23 @@ async fn check_session(store: &SharedStore, state: &State, fence: &[u8], at: Ver
     let live = live.map(|value| Fence::decode(value).unwrap());
     let Some(Fence { pod, .. }) = live else { panic!("a session that is not there is written") };
     assert!(state.is_called(PodId(pod)), "a session was written by another pod than it is live on");
+}
+
+async fn is_member(store: &SharedStore, pod: PodId, at: Version) -> bool {
+    let mut tx = store.begin();
+    tx.set_read_version(at);
+    tx.get(&Pod::key(pod), Isolation::Snapshot).await.unwrap().is_some()
+}
+
+/// Whoever owns a shard from now on is a member, and had it from nobody who is one, but for the pod `me` that has written
+/// it: that gives away what is its own.
+async fn check_takeover(store: &SharedStore, me: PodId, vs: VirtualShard, owner: Owner, at: Version) {
+    assert!(is_member(store, owner.pod, at).await, "{vs:?} goes to a pod that is no member any more");
+    let mut tx = store.begin();
+    tx.set_read_version(Version(at.0 - 1));
+    let before = tx.get(&Owner::key(vs), Isolation::Snapshot).await.unwrap();
+    let Some(before) = before.map(|value| Owner::decode(value).unwrap()) else { return };
+    assert_eq!(owner.epoch.0, before.epoch.0 + 1, "{vs:?} has skipped an epoch, or repeated one");
+    let is_taken = before.pod != me && is_member(store, before.pod, at).await;
+    assert!(!is_taken, "{vs:?} was taken from a pod that lives");
 }

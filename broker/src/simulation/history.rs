@@ -7,15 +7,20 @@ use parking_lot::Mutex;
 use weir_codec::{QoS, ReasonCode};
 use weir_env::clock::{Clock, Timestamp};
 
+use super::trouble::Trouble;
+
 /// Something that happened. Names of clients come first.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Event {
     Pod(usize, PodEvent),
     Trouble(String),
+    /// Something is wrong between pods from now on, or not any more.
+    Link(Trouble, bool),
     /// With the pod, and whether the session was there.
     Connected(String, usize, bool),
     Lost(String),
-    Subscribed(String),
+    /// With the filter.
+    Subscribed(String, String),
     /// The first attempt; repeats are not told.
     Sent(String, Message),
     /// The broker has taken responsibility for the payload, or has not.
@@ -23,6 +28,11 @@ pub(super) enum Event {
     Received(String, Received),
     /// What a subscriber heard or told of a packet id at QoS 2.
     Step(String, u16, &'static str),
+    /// A client is back whose session went on without it.
+    Back(String, Visit),
+    /// A consumer group is to be moved to the beginning of its stream, for the nth time, and has been.
+    Moves(u16),
+    Moved(u16),
     /// The client has told how it judges the message of this payload.
     Settled(String, String, ReasonCode),
 }
@@ -33,6 +43,7 @@ pub(super) enum PodEvent {
     Killed,
     Paused,
     GoesOn,
+    Stops,
     Stopped,
 }
 
@@ -49,6 +60,20 @@ pub(super) struct Received {
     pub(super) dup: bool,
     /// Shard and offset, of a message of a queue or stream.
     pub(super) at: Option<Place>,
+}
+
+/// The connection that a client had before it came back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Visit {
+    pub(super) will: String,
+    pub(super) pod: usize,
+    pub(super) connected: Timestamp,
+    pub(super) left: Timestamp,
+    /// When it came back: it asked for that, and had it.
+    pub(super) asked: Timestamp,
+    pub(super) came: Timestamp,
+    /// Whether the session was there.
+    pub(super) present: bool,
 }
 
 /// A shard and an offset in it.
@@ -68,6 +93,10 @@ impl History {
     /// Before the first event.
     pub(super) fn set_clock(&self, clock: Clock) {
         self.0.lock().clock = Some(clock);
+    }
+
+    pub(super) fn now(&self) -> Timestamp {
+        self.0.lock().clock.expect("is set before the first event").wall()
     }
 
     pub(super) fn note(&self, event: Event) {
@@ -103,6 +132,8 @@ pub(super) struct End {
     /// Of the shards of the queue: messages ever accepted, those that are not done, those that ended by being
     /// acknowledged, and those that ended in whatever way.
     pub(super) queue: Vec<[u64; 4]>,
+    /// What a pod could not tell.
+    pub(super) unseen: Vec<String>,
     /// By topic.
     pub(super) retained: BTreeMap<String, String>,
 }

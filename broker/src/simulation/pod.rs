@@ -196,6 +196,11 @@ impl Pod {
         self.cables.lock().iter().for_each(|cable| cable.stall(held));
     }
 
+    /// Until a commit of it is on its way to the store.
+    pub(super) async fn commit_sent(&self) {
+        self.gate.commit_sent().await;
+    }
+
     /// Whether it is held up.
     pub(super) fn is_held(&self) -> bool {
         self.gate.is_held()
@@ -204,6 +209,7 @@ impl Pod {
     /// Stops it in order.
     pub(super) async fn stop(&self) {
         self.ends.cancel();
+        self.history.note(Event::Pod(self.number, PodEvent::Stops));
         self.shutdown.cancel();
         server::wind_down(&self.broker, &self.clients, GRACE).await;
         self.stop_background.cancel();

@@ -3,7 +3,7 @@
 use weir_codec::{Packet, PacketId, Publish, PublishHeader, QoS, ReasonCode};
 use weir_topic::TopicName;
 
-use super::client::{Client, ack};
+use super::client::{Client, PATIENCE, ack};
 use super::history::{Event, Message};
 use super::wire::Wire;
 
@@ -36,6 +36,14 @@ impl Publisher {
         }
     }
 
+    /// Its connection, if need be a new one.
+    pub(super) async fn connected(&mut self) -> &mut Wire {
+        if self.wire.is_none() {
+            self.wire = Some(self.client.connect(true, 10).await.0);
+        }
+        self.wire.as_mut().expect("has just been connected")
+    }
+
     fn hang_up(&mut self) {
         self.wire = None;
         self.client.lost();
@@ -43,12 +51,9 @@ impl Publisher {
 
     /// Sends a packet and returns the answer; `None` if the connection is over first.
     async fn ask(&mut self, packet: &Packet) -> Option<Packet> {
-        if self.wire.is_none() {
-            self.wire = Some(self.client.connect(true, 10).await.0);
-        }
-        let wire = self.wire.as_mut().expect("has just been connected");
+        let wire = self.connected().await;
         let answer = match wire.send(packet).await {
-            Some(()) => self.client.next(wire).await,
+            Some(()) => tokio::time::timeout(PATIENCE, wire.next()).await.ok().flatten(),
             None => None,
         };
         let answer = answer.filter(|answer| !matches!(answer, Packet::Disconnect(_)));
@@ -58,8 +63,8 @@ impl Publisher {
         answer
     }
 
-    /// Publishes one message, again after each lost connection, until it is acknowledged or refused.
-    async fn publish(&mut self, qos: QoS, retain: bool, topic: String) {
+    /// Publishes one message, again after each lost connection, until it is acknowledged or refused. Returns its payload.
+    pub(super) async fn publish(&mut self, qos: QoS, retain: bool, topic: String) -> String {
         self.last += 1;
         let packet_id = PacketId::new(self.last).unwrap();
         let id = self.client.id.clone();
@@ -81,10 +86,11 @@ impl Publisher {
                 Some(other) => panic!("{id}: not an answer to {payload}: {other:?}"),
             }
         };
-        self.client.history.note(Event::Answered(id, payload, reason));
+        self.client.history.note(Event::Answered(id, payload.clone(), reason));
         if qos == QoS::ExactlyOnce && !reason.is_error() {
             self.release(packet_id).await;
         }
+        payload
     }
 
     /// PUBREL until PUBCOMP.

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use weir_core::cluster::testing::MemoryNetwork;
 use weir_core::keyspace::owner::PodId;
 
+use super::history::{Event, History};
 use super::pod::Pod;
 
 /// Longest time that frames take on a slow way: less than what counts as silence.
@@ -36,11 +37,16 @@ pub(super) struct Troubles {
     /// How long frames take otherwise.
     delay: Range<Duration>,
     under_way: Vec<(Instant, Trouble)>,
+    history: History,
 }
 
 impl Troubles {
-    pub(super) const fn new(network: Option<MemoryNetwork>, delay: Range<Duration>) -> Self {
-        Self { network, delay, under_way: Vec::new() }
+    pub(super) const fn new(
+        network: Option<MemoryNetwork>,
+        delay: Range<Duration>,
+        history: History,
+    ) -> Self {
+        Self { network, delay, under_way: Vec::new(), history }
     }
 
     /// When the first of them ends.
@@ -49,22 +55,28 @@ impl Troubles {
     }
 
     pub(super) fn begin(&mut self, trouble: Trouble, until: Instant, pods: &[Arc<Pod>]) {
+        self.history.note(Event::Link(trouble, true));
         self.under_way.push((until, trouble));
         self.apply(pods);
     }
 
     /// Ends those whose time has come.
     pub(super) fn end_until(&mut self, now: Instant, pods: &[Arc<Pod>]) {
-        let before = self.under_way.len();
-        self.under_way.retain(|(end, _)| *end > now);
-        if self.under_way.len() != before {
-            self.apply(pods);
-        }
+        self.end_where(pods, |end| end <= now);
     }
 
     pub(super) fn end_all(&mut self, pods: &[Arc<Pod>]) {
-        self.under_way.clear();
-        self.apply(pods);
+        self.end_where(pods, |_| true);
+    }
+
+    fn end_where(&mut self, pods: &[Arc<Pod>], is_over: impl Fn(Instant) -> bool) {
+        let ended: Vec<_> = self.under_way.extract_if(.., |(end, _)| is_over(*end)).collect();
+        if !ended.is_empty() {
+            self.apply(pods);
+        }
+        for (_, trouble) in ended {
+            self.history.note(Event::Link(trouble, false));
+        }
     }
 
     fn is_paused(&self, pod: &Pod) -> bool {

@@ -20,7 +20,10 @@ use weir_topic::TopicFilter;
 use super::client::{Client, Net};
 use super::gate::Writers;
 use super::history::{End, Event, History};
+use super::live::SHADOW;
+use super::movers;
 use super::pod::{Ground, Pod, TTL};
+use super::probers;
 use super::publishers::Publisher;
 use super::subscribers::{Phase, Taker};
 use super::testators;
@@ -30,6 +33,13 @@ const PUBLISHERS: usize = 4;
 const MESSAGES: u16 = 20;
 /// Of a client with a will.
 const CONNECTIONS: u16 = 6;
+const PROBES: u16 = 10;
+const VISITS: u16 = 4;
+/// Of the consumer group.
+const MOVES: u16 = 3;
+/// Of each publisher once nothing goes wrong any more.
+const LAST_MESSAGES: u16 = 6;
+const LAST_PROBES: u16 = 4;
 /// Nothing happens any more if nothing has happened for this long, and nothing is wrong.
 const QUIET: Duration = Duration::from_secs(40);
 /// By when all that was published has come, once nothing goes wrong any more.
@@ -76,6 +86,7 @@ pub(super) async fn run(seed: u64, pods: usize, history: &History) -> End {
     world.start_clients();
     world.make_trouble().await;
     world.heal();
+    world.publish_last().await;
     world.drain().await;
     world.finish().await
 }
@@ -145,7 +156,7 @@ impl World {
             net: Net::default(),
             pods: Vec::new(),
             started: 0,
-            troubles: Troubles::new(ground.network.clone(), DELAY),
+            troubles: Troubles::new(ground.network.clone(), DELAY, history.clone()),
             ending: JoinSet::new(),
             ground,
             phase: watch::Sender::new(Phase::Busy),
@@ -195,6 +206,10 @@ impl World {
         let keeper = Publisher::new(self.client("keeper"));
         self.publishers.spawn(keeper.run(MESSAGES, true, |n| format!("keep/{}", n % 2)));
         self.publishers.spawn(testators::run(self.client("testator"), CONNECTIONS));
+        self.publishers.spawn(testators::visit(self.client("visitor"), VISITS));
+        self.publishers.spawn(movers::run(self.client("mover"), "s", "g", MOVES));
+        let (inward, outward) = (self.client("prober-in"), self.client("prober-out"));
+        self.publishers.spawn(probers::run(inward, outward, PROBES));
         let earliest = &[("stream-offset", "earliest")][..];
         let takers = [
             ("consumer-1", "$queue/q", QoS::AtLeastOnce, &[][..], false),
@@ -205,6 +220,12 @@ impl World {
             ("member-1", "$share/g/$stream/s", QoS::AtLeastOnce, earliest, false),
             ("member-2", "$share/g/$stream/s", QoS::AtLeastOnce, earliest, false),
             ("reader-anew", "$stream/s", QoS::AtMostOnce, earliest, false),
+            ("live-1", "in/#", QoS::AtLeastOnce, &[][..], false),
+            ("live-2", "in/#", QoS::ExactlyOnce, &[][..], false),
+            ("shared-1", "$share/h/in/#", QoS::ExactlyOnce, &[][..], false),
+            ("shared-2", "$share/h/in/#", QoS::ExactlyOnce, &[][..], false),
+            ("lasting-1", "$share/l/in/#", QoS::ExactlyOnce, &[][..], true),
+            ("lasting-2", "$share/l/in/#", QoS::ExactlyOnce, &[][..], true),
         ];
         for (id, filter, qos, properties, persistent) in takers {
             let taker = Taker::new(self.client(id), &self.phase.subscribe(), filter, qos, properties);
@@ -244,6 +265,10 @@ impl World {
         let (pod, other) = (self.any_pod(), self.any_pod());
         let (one, two) = (pod.number, other.number);
         let between = if one == two { 4 } else { 7 };
+        if self.below(2) == 0 {
+            // Else nothing is on its way, as a rule.
+            let _ = tokio::time::timeout(LOOK, pod.commit_sent()).await;
+        }
         match self.below(between) {
             0 => {
                 pod.kill();
@@ -293,6 +318,30 @@ impl World {
             pod.set_rates(FaultRates::NONE);
         }
         self.ground.history.note(Event::Trouble("is over".to_owned()));
+    }
+
+    /// As before, when all is well again: whatever pods have missed shows by what does not come.
+    async fn publish_last(&mut self) {
+        let clock = self.ground.clock;
+        let well = clock.now() + SHADOW + LOOK * 2;
+        while clock.now() < well {
+            tokio::time::sleep(LOOK).await;
+            self.replace_ended().await;
+        }
+        for n in 0..PUBLISHERS {
+            let publisher = Publisher::new(self.client(&format!("late-{n}")));
+            self.publishers.spawn(publisher.run(LAST_MESSAGES, false, |n| format!("in/{}", n % 5)));
+        }
+        let (inward, outward) = (self.client("prober-in-late"), self.client("prober-out-late"));
+        self.publishers.spawn(probers::run(inward, outward, LAST_PROBES));
+        let limit = clock.now() + DRAINED;
+        while !self.publishers.is_empty() {
+            assert!(clock.now() < limit, "publishers do not come to an end");
+            if let Ok(Some(ended)) = tokio::time::timeout(LOOK, self.publishers.join_next()).await {
+                ended.unwrap();
+            }
+            self.replace_ended().await;
+        }
     }
 
     /// Until nothing comes any more.
@@ -353,15 +402,8 @@ impl World {
             let [accepted, acknowledged] = [report.extent.next, queue.counters.acknowledged];
             end.queue.push([accepted, queue.depth, acknowledged, queue.counters.done()]);
         }
-        let until = Some(Start::Latest);
-        let options = ReadOptions { start: Start::Earliest, until, ..ReadOptions::default() };
-        let mut reader = core.reader(&stream, &options).await.unwrap();
-        while !reader.is_ended() {
-            let batch = reader.next().await.unwrap();
-            for (offset, record) in batch.records {
-                let payload = String::from_utf8(record.message.payload.to_vec()).unwrap();
-                end.stream.insert((batch.log.shard, offset), payload);
-            }
+        if let Err(error) = self.read_stream(&stream, &mut end).await {
+            end.unseen.push(format!("stream: a pod that is well does not read it: {error}"));
         }
         let filter = TopicFilter::parse("keep/#".to_owned()).unwrap();
         let retained = &self.pods[0].broker.retained;
@@ -370,5 +412,19 @@ impl World {
             end.retained.insert(message.topic.to_string(), payload);
         }
         end
+    }
+
+    async fn read_stream(&self, stream: &Arc<Object>, end: &mut End) -> weir_core::Result<()> {
+        let until = Some(Start::Latest);
+        let options = ReadOptions { start: Start::Earliest, until, ..ReadOptions::default() };
+        let mut reader = self.pods[0].broker.core.reader(stream, &options).await?;
+        while !reader.is_ended() {
+            let batch = reader.next().await?;
+            for (offset, record) in batch.records {
+                let payload = String::from_utf8(record.message.payload.to_vec()).unwrap();
+                end.stream.insert((batch.log.shard, offset), payload);
+            }
+        }
+        Ok(())
     }
 }
