@@ -66,6 +66,8 @@ pub(super) struct Received {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Visit {
     pub(super) will: String,
+    /// Seconds until it is published.
+    pub(super) delay: u32,
     pub(super) pod: usize,
     pub(super) connected: Timestamp,
     pub(super) left: Timestamp,

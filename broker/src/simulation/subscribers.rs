@@ -174,9 +174,16 @@ impl Taker {
             } else {
                 self.step(packet_id, "came again");
             }
+            if self.is_busy() && self.client.chance(25) {
+                // It has the message, and the broker does not know.
+                return None;
+            }
             return wire.send(&Packet::PubRec(ack(packet_id, ReasonCode::Success))).await;
         }
         self.client.received(&publish);
+        if self.is_busy() && self.client.chance(40) {
+            return None;
+        }
         if self.is_busy() && self.client.chance(8) {
             self.client.idle(300).await;
         }

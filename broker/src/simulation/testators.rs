@@ -16,8 +16,8 @@ use super::wire::Wire;
 const PAUSE_MAX: u64 = 1500;
 /// As that, of a client that is back before its will is published.
 const HASTE_MAX: u64 = 30;
-/// Seconds from the end of a visitor's connection to its will.
-const DELAY: u32 = 2;
+/// Seconds from the end of a visitor's connection to its will, if that is to wait.
+pub(super) const DELAY: u32 = 2;
 /// Seconds from the end of a visitor's connection to the end of its session.
 const EXPIRY: u32 = 7;
 /// How much later things happen than they should while nothing is wrong with the pod.
@@ -37,20 +37,21 @@ pub(super) async fn run(client: Client, connections: u16) {
     }
 }
 
-/// As [`run`], in a session that goes on for a while, with wills that wait. Some come back before the will is due, some
-/// before the session ends, some later.
-pub(super) async fn visit(client: Client, visits: u16) {
+/// As [`run`], in a session that goes on for a while, with wills that wait for `delay` seconds. Some come back before the
+/// will is due or while it is published, some before the session ends, some later.
+pub(super) async fn visit(client: Client, visits: u16, delay: u32) {
     // The last will, with when its connection began and ended, and the pod.
     let mut last: Option<(String, [Timestamp; 2], usize)> = None;
     for n in 0..visits {
-        let away = [500, u64::from(DELAY) * 2000, u64::from(EXPIRY) * 2200];
-        client.idle(away[usize::try_from(client.seed.below(3)).unwrap()]).await;
+        let away = [HASTE_MAX, 500, u64::from(DELAY) * 2000, u64::from(EXPIRY) * 2200];
+        let choice = client.seed.below(if delay == 0 { 2 } else { 4 });
+        client.idle(away[usize::try_from(choice).unwrap()]).await;
         let payload = format!("{}-{n}", client.id);
         let expiry = Some(EXPIRY);
         let connect = Connect {
             session_expiry_interval: expiry,
             clean_start: false,
-            ..with_will(&client, &payload, DELAY)
+            ..with_will(&client, &payload, delay)
         };
         let asked = client.history.now();
         let Some((wire, present)) = client.open(connect).await else {
@@ -60,7 +61,8 @@ pub(super) async fn visit(client: Client, visits: u16) {
         };
         let came = client.history.now();
         if let Some((will, times, pod)) = last {
-            let visit = Visit { will, pod, connected: times[0], left: times[1], asked, came, present };
+            let [connected, left] = times;
+            let visit = Visit { will, delay, pod, connected, left, asked, came, present };
             client.history.note(Event::Back(client.id.clone(), visit));
         }
         let pod = wire.pod;
@@ -93,10 +95,13 @@ fn with_will(client: &Client, payload: &str, delay_interval: u32) -> Connect {
     }
 }
 
-/// For a while; then the connection is cut.
-async fn stay(client: &Client, wire: Wire, present: bool) {
+/// For a while, or until the connection is over; then it is cut.
+async fn stay(client: &Client, mut wire: Wire, present: bool) {
     client.history.note(Event::Connected(client.id.clone(), wire.pod, present));
-    client.idle(PAUSE_MAX).await;
+    let stay = Duration::from_micros(client.seed.below(PAUSE_MAX * 1000));
+    let over = async { while wire.next().await.is_some() {} };
+    // Either will do.
+    let _ = tokio::time::timeout(stay, over).await;
     drop(wire);
     client.lost();
 }
@@ -109,28 +114,28 @@ pub(super) fn violations(events: &[(Timestamp, Event)], end: &End) -> Vec<String
     let mut found = Vec::new();
     for (_, event) in events {
         let Event::Back(client, visit) = event else { continue };
-        let Visit { will, pod, connected, left, asked, came, present } = visit;
+        let Visit { will, delay, pod, connected, left, asked, came, present } = visit;
         let is_published = end.stream.values().any(|payload| payload == will);
-        let before = |since: u32, slack: Duration| {
+        let behind = |since: u32, slack: Duration| {
             left.saturating_add(Duration::from_secs(since.into())).saturating_add(slack)
         };
-        let (delay, expiry) = (before(DELAY, Duration::ZERO), before(EXPIRY, Duration::ZERO));
+        let (due, expiry) = (behind(*delay, Duration::ZERO), behind(EXPIRY, Duration::ZERO));
         if !present && !is_published {
             found.push(format!("{will} is not published, and the session of {client} has ended"));
         }
         if troubles.touch(&[*pod], *connected, *came) {
             continue;
         }
-        if *present && *came < delay && is_published {
+        if *present && *came < due && is_published {
             found.push(format!("{will} is published, and {client} was back in time"));
         }
-        if *present && *asked > before(DELAY, SLACK) && !is_published {
+        if *present && *asked > behind(*delay, SLACK) && !is_published {
             found.push(format!("{will} is not published, and {client} was away for too long"));
         }
         if !*present && *came < expiry {
             found.push(format!("the session of {client} has ended before its time ({will})"));
         }
-        if *present && *asked > before(EXPIRY, SLACK) {
+        if *present && *asked > behind(EXPIRY, SLACK) {
             found.push(format!("the session of {client} has not ended in time ({will})"));
         }
     }

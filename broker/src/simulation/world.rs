@@ -206,7 +206,9 @@ impl World {
         let keeper = Publisher::new(self.client("keeper"));
         self.publishers.spawn(keeper.run(MESSAGES, true, |n| format!("keep/{}", n % 2)));
         self.publishers.spawn(testators::run(self.client("testator"), CONNECTIONS));
-        self.publishers.spawn(testators::visit(self.client("visitor"), VISITS));
+        for (id, delay) in [("visitor-prompt", 0), ("visitor-late", testators::DELAY)] {
+            self.publishers.spawn(testators::visit(self.client(id), VISITS, delay));
+        }
         self.publishers.spawn(movers::run(self.client("mover"), "s", "g", MOVES));
         let (inward, outward) = (self.client("prober-in"), self.client("prober-out"));
         self.publishers.spawn(probers::run(inward, outward, PROBES));
@@ -300,7 +302,9 @@ impl World {
     async fn replace(&mut self, pod: &Pod) {
         self.net.remove(pod);
         self.pods.retain(|other| other.number != pod.number);
-        tokio::time::sleep(Duration::from_millis(self.below(2000))).await;
+        // Often about when others take over what it had.
+        let millis = if self.below(2) == 0 { 500 + self.below(500) } else { self.below(2000) };
+        tokio::time::sleep(Duration::from_millis(millis)).await;
         self.start_pod().await;
     }
 
