@@ -9,6 +9,7 @@ mod crash;
 mod crowd;
 mod foreign;
 mod hostile;
+mod image;
 mod lifecycle;
 
 mod matrix;
