@@ -55,9 +55,8 @@ pub(super) async fn visit(client: Client, visits: u16, delay: u32) {
         };
         let asked = client.history.now();
         let Some((wire, present)) = client.open(connect).await else {
-            // It may be connected for all it knows, which ends whatever was.
-            last = None;
-            continue;
+            // It may be connected by that at any time, which takes up the session of whatever connection there is then.
+            return;
         };
         let came = client.history.now();
         if let Some((will, times, pod)) = last {
