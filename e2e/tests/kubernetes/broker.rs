@@ -15,6 +15,7 @@ use weir_env::clock::Clock;
 
 use crate::on_kubernetes;
 use crate::pods::service;
+use crate::scaling::Crowd;
 
 const CLIENT: Client = Client { kind: Kind::Rumqttc, version: Version::V5 };
 /// From one publish of the load to its next.
@@ -145,6 +146,8 @@ fn pods_come_go_and_are_replaced_without_a_failed_publish() -> Result<()> {
             serve_shared(cluster, TWO_PODS).await?;
             let broker = service(cluster, "messaging", "main", 1883).await?;
             let load = Load::start(broker);
+            // Of pods that are told to end as of those that come and stay.
+            let subscribers = Crowd::start(broker, 6, "work/#");
 
             kubectl.run("scale broker main -n messaging --replicas=3").await?;
             pods_ready(cluster, 3).await?;
@@ -156,6 +159,7 @@ fn pods_come_go_and_are_replaced_without_a_failed_publish() -> Result<()> {
                 kubectl.run("get pods -n messaging -l weir.dev/broker=main -o jsonpath={..image}").await?;
             ensure!(images.split_whitespace().all(|image| image.ends_with("weir:e2e-2")), "{images}");
 
+            subscribers.end().await?;
             load.end_and_consume(broker).await
         },
     )

@@ -111,9 +111,8 @@ pub(super) fn disconnect<S: Sink>(disconnect: &Disconnect, version: ProtocolVers
         return;
     }
     out.u8(disconnect.reason.as_u8());
-    if has_properties {
-        out.properties(disconnect);
-    }
+    // Their length may be left out if there are none, and some clients read such a packet as the end of the connection.
+    out.properties(disconnect);
 }
 
 impl WriteProperties for Disconnect {

@@ -357,8 +357,8 @@ fn disconnect() {
     let packet = |disconnect| Packet::Disconnect(Box::new(disconnect));
     check(Server, V5, "e0 00", packet(Disconnect::default()));
     let with_will = Disconnect { reason: ReasonCode::DisconnectWithWill, ..Disconnect::default() };
-    check(Server, V5, "e0 01 04", packet(with_will.clone()));
-    check_decode(Server, V5, "e0 02 04 00", packet(with_will));
+    check(Server, V5, "e0 02 04 00", packet(with_will.clone()));
+    check_decode(Server, V5, "e0 01 04", packet(with_will));
     check_decode(Server, V5, "e0 01 00", packet(Disconnect::default()));
     check(
         Server,
