@@ -6,6 +6,9 @@ use weir_e2e::kubernetes::{Cluster, Kubectl, until};
 
 use crate::on_kubernetes;
 
+#[path = "../../../operator/api/tests/it/rules.rs"]
+mod rules;
+
 #[test]
 fn the_api_server_refuses_what_the_rules_refuse() -> Result<()> {
     on_kubernetes(
@@ -39,16 +42,11 @@ async fn refused(kubectl: &Kubectl, kind: &str, name: &str, spec: Value, why: &s
 }
 
 async fn queues(kubectl: &Kubectl) -> Result<()> {
+    for (spec, why, _) in rules::queues() {
+        refused(kubectl, "MessageQueue", "traffic", spec, why).await?;
+    }
     for (spec, why) in [
-        (json!({ "topicFilter": "$SYS/#" }), "spec.topicFilter: Invalid value"),
-        (json!({ "ackTimeout": "99ms" }), "must be 100ms to 168h"),
         (json!({ "ackTimeout": "soon" }), "spec.ackTimeout"),
-        (json!({ "retryBackoff": { "initial": "2m" } }), "initial must not"),
-        (json!({ "retryBackoff": { "max": "25h" } }), "must be 0s to 24h"),
-        (json!({ "dedup": { "window": "24h1ms" } }), "must be 0s to 24h"),
-        (json!({ "deadLetter": {} }), "exactly one of queueRef and topic"),
-        (json!({ "deadLetter": { "topic": "$queue/a" } }), "must not begin"),
-        (json!({ "deadLetter": { "queueRef": { "name": "traffic" } } }), "cannot be its own"),
         (json!({ "shards": 0 }), "spec.shards"),
         (json!({ "ordering": "sometimes" }), "Unsupported value"),
         (json!({ "topicFiler": "a/#" }), "unknown field"),
@@ -59,25 +57,16 @@ async fn queues(kubectl: &Kubectl) -> Result<()> {
 }
 
 async fn streams(kubectl: &Kubectl) -> Result<()> {
-    refused(kubectl, "Stream", "telemetry", json!({ "topicFilter": "$s" }), "must not begin").await?;
+    for (spec, why, _) in rules::streams() {
+        refused(kubectl, "Stream", "telemetry", spec, why).await?;
+    }
     refused(kubectl, "Stream", "telemetry", json!({}), "spec.topicFilter: Required").await?;
     refused(kubectl, "Stream", &"s".repeat(129), json!({ "topicFilter": "#" }), "streamName is needed").await
 }
 
 async fn brokers(kubectl: &Kubectl) -> Result<()> {
-    let embedded = json!({ "embedded": { "storage": "10Gi" } });
-    let fdb = json!({ "fdb": { "clusterFile": { "configMapRef": { "name": "fdb-config" } } } });
-    for (spec, why) in [
-        (json!({ "store": fdb, "replicas": 3, "scaling": { "maxReplicas": 2 } }), "exclude each other"),
-        (json!({ "store": fdb, "scaling": { "minReplicas": 3, "maxReplicas": 2 } }), "minReplicas must not"),
-        (json!({ "store": embedded, "replicas": 2 }), "serves one pod"),
-        (json!({ "store": {} }), "exactly one of"),
-        (
-            json!({ "store": embedded, "listeners": [{ "name": "a", "type": "wss", "port": 443 }] }),
-            "tlsSecretRef is needed",
-        ),
-    ] {
-        refused(kubectl, "Broker", "main", spec, why).await?;
+    for (changes, why, _) in rules::brokers() {
+        refused(kubectl, "Broker", "main", rules::broker(changes), why).await?;
     }
     Ok(())
 }

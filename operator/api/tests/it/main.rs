@@ -1,6 +1,7 @@
 //! The schema and the Rust checks must agree: one table of changes to a good object, each run through both.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod rules;
 mod schema;
 mod updates;
 
@@ -57,26 +58,7 @@ fn queues() {
     accepted(judge("traffic", json!({ "deadLetter": { "queueRef": { "name": "traffic-dead" } } })));
     accepted(judge("traffic", json!({ "retryBackoff": { "initial": "5s", "max": "5s" } })));
 
-    for (spec, rule, path) in [
-        (json!({ "topicFilter": "$SYS/#" }), "must not begin with `$`", "spec.topicFilter: "),
-        (json!({ "ackTimeout": "99ms" }), "must be 100ms to 168h", "spec.ackTimeout: "),
-        (json!({ "ackTimeout": "169h" }), "must be 100ms to 168h", "spec.ackTimeout: "),
-        (json!({ "retryBackoff": { "initial": "2m" } }), "initial must not", "spec.retryBackoff.initial: "),
-        (json!({ "retryBackoff": { "max": "25h" } }), "must be 0s to 24h", "spec.retryBackoff.max: "),
-        (json!({ "dedup": { "window": "24h1ms" } }), "must be 0s to 24h", "spec.dedup.window: "),
-        (json!({ "deadLetter": {} }), "exactly one of queueRef and topic", "spec.deadLetter: "),
-        (
-            json!({ "deadLetter": { "topic": "a", "queueRef": { "name": "b" } } }),
-            "exactly one of queueRef and topic",
-            "spec.deadLetter: ",
-        ),
-        (json!({ "deadLetter": { "topic": "$queue/a" } }), "must not begin", "spec.deadLetter.topic: "),
-        (
-            json!({ "deadLetter": { "queueRef": { "name": "traffic" } } }),
-            "cannot be its own",
-            "spec.deadLetter.queueRef.name: ",
-        ),
-    ] {
+    for (spec, rule, path) in rules::queues() {
         refused(judge("traffic", spec), rule, path);
     }
     refused(judge(&long, json!({})), "queueName is needed", "metadata.name: ");
@@ -89,31 +71,16 @@ fn streams() {
 
     accepted(judge("telemetry", json!({ "topicFilter": "#" })));
     accepted(judge(&long, json!({ "topicFilter": "#", "streamName": "telemetry" })));
-    refused(judge("telemetry", json!({ "topicFilter": "$s" })), "must not begin", "spec.topicFilter: ");
+    for (spec, rule, path) in rules::streams() {
+        refused(judge("telemetry", spec), rule, path);
+    }
     refused(judge(&long, json!({ "topicFilter": "#" })), "streamName is needed", "metadata.name: ");
 }
 
 #[test]
 fn brokers() {
-    let judge = |changes: Value| {
-        let mut spec = json!({ "store": { "embedded": { "storage": "10Gi" } } });
-        for (field, value) in changes.as_object().unwrap() {
-            spec[field] = value.clone();
-        }
-        judge(object("Broker", "main", &spec), Broker::problems)
-    };
-    let fdb = json!({ "fdb": { "clusterFile": { "configMapRef": { "name": "fdb-config" } } } });
-    let listener = |protocol: &str, tls: Value| {
-        let mut listener = json!({ "name": "a", "type": protocol, "port": 1883 });
-        if !tls.is_null() {
-            listener["tlsSecretRef"] = tls;
-        }
-        json!({ "listeners": [listener] })
-    };
-
-    let named =
-        |name: &str, port: i32| json!({ "listeners": [{ "name": name, "type": "ws", "port": port }] });
-
+    let judge = |changes: Value| judge(object("Broker", "main", &rules::broker(changes)), Broker::problems);
+    let fdb = rules::fdb();
     accepted(judge(json!({})));
     accepted(judge(json!({ "replicas": 1 })));
     accepted(judge(json!({ "store": fdb, "replicas": 3 })));
@@ -122,52 +89,13 @@ fn brokers() {
         "maxReplicas": 9, "connectRatePerPod": 100, "bytesRatePerPod": 1_000_000_000_000_i64, "appendRatePerPod": 1,
         "deliverRatePerPod": 5000, "cpuPercent": 70, "scaleUpAfter": "1h", "scaleDownAfter": "24h",
     } })));
-    accepted(judge(listener("mqtts", json!({ "name": "weir-tls" }))));
+    accepted(judge(rules::listener("mqtts", json!({ "name": "weir-tls" }))));
     accepted(judge(json!({ "store": { "remote": { "address": "store:4600" } }, "replicas": 3 })));
-    accepted(judge(named("web", 8083)));
+    accepted(judge(rules::named("web", 8083)));
     accepted(judge(json!({ "store": fdb, "peerTls": { "secretRef": { "name": "pods" } } })));
     accepted(judge(json!({ "autoCreate": { "queues": [{ "namePattern": "auto-*" }] } })));
 
-    for (changes, rule, path) in [
-        (
-            json!({ "store": fdb, "replicas": 3, "scaling": { "maxReplicas": 2 } }),
-            "exclude each other",
-            "spec.replicas: ",
-        ),
-        (
-            json!({ "store": fdb, "scaling": { "minReplicas": 3, "maxReplicas": 2 } }),
-            "minReplicas must not",
-            "spec.scaling.minReplicas: ",
-        ),
-        (
-            json!({ "store": fdb, "scaling": { "maxReplicas": 2, "scaleUpAfter": "61m" } }),
-            "must be 0s to 1h",
-            "spec.scaling.scaleUpAfter: ",
-        ),
-        (
-            json!({ "store": fdb, "scaling": { "maxReplicas": 2, "scaleDownAfter": "25h" } }),
-            "must be 0s to 24h",
-            "spec.scaling.scaleDownAfter: ",
-        ),
-        (json!({ "replicas": 2 }), "serves one pod", "spec.store.embedded: "),
-        (json!({ "scaling": { "maxReplicas": 2 } }), "serves one pod", "spec.store.embedded: "),
-        (json!({ "peerTls": { "secretRef": { "name": "pods" } } }), "has no peers", "spec.peerTls: "),
-        (json!({ "store": {} }), "exactly one of fdb, embedded and remote", "spec.store: "),
-        (
-            json!({ "store": { "embedded": { "storage": "1Gi" }, "remote": { "address": "a:1" } } }),
-            "exactly one of fdb, embedded and remote",
-            "spec.store: ",
-        ),
-        (named("http", 1883), "names of ports that every pod has", "spec.listeners[0].name: "),
-        (named("a", 8081), "ports that every pod has", "spec.listeners[0].port: "),
-        (listener("wss", Value::Null), "tlsSecretRef is needed", "spec.listeners[0]: "),
-        (listener("mqtt", json!({ "name": "x" })), "tlsSecretRef is needed", "spec.listeners[0]: "),
-        (
-            json!({ "autoCreate": { "queues": [{ "namePattern": "auto-*", "spec": { "deadLetter": {} } }] } }),
-            "exactly one of queueRef and topic",
-            "spec.autoCreate.queues[0].spec.deadLetter: ",
-        ),
-    ] {
+    for (changes, rule, path) in rules::brokers() {
         refused(judge(changes), rule, path);
     }
 }
