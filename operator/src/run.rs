@@ -250,7 +250,7 @@ impl Leader<'_> {
         };
         let addresses: HashMap<BrokerId, Uri> = args.broker_address.iter().cloned().collect();
         let scopes = args.scopes();
-        let pods = Pods::follow(&client, &scopes, tasks);
+        let pods = Pods::follow(&client, &scopes, *clock, tasks);
         let remote = Arc::new(Remote::new(addresses, pods, *clock));
         let admin: Arc<dyn Admin> = remote.clone();
         // Half of the workers are left for other Brokers, whatever one does.

@@ -35,6 +35,9 @@ pub(super) struct AdminArgs {
     /// Authorities (PEM) that the broker's certificate must come from; speaks TLS
     #[arg(long, env = "WEIR_CA_FILE", value_name = "FILE")]
     ca_file: Option<PathBuf>,
+    /// Name that the broker's certificate must be for, if it is not the host of --admin
+    #[arg(long, env = "WEIR_SERVER_NAME", value_name = "NAME", requires = "ca_file")]
+    server_name: Option<String>,
     /// Own certificate (PEM), for a broker that asks for one
     #[arg(long, env = "WEIR_CERT", value_name = "FILE", requires_all = ["key", "ca_file"])]
     cert: Option<PathBuf>,
@@ -75,6 +78,10 @@ impl AdminArgs {
     fn tls(&self) -> anyhow::Result<Option<ClientTlsConfig>> {
         let Some(authorities) = &self.ca_file else { return Ok(None) };
         let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read(authorities)?));
+        let tls = match &self.server_name {
+            Some(name) => tls.domain_name(name),
+            None => tls,
+        };
         Ok(Some(match (&self.cert, &self.key) {
             (Some(cert), Some(key)) => tls.identity(Identity::from_pem(read(cert)?, read(key)?)),
             _ => tls,

@@ -129,7 +129,12 @@ pub struct BrokerSpec {
     /// Certificates by which pods prove themselves to each other, besides their token; what they say to each other is then
     /// encrypted. Not with an embedded store. Default: the token alone, and no encryption.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub peer_tls: Option<PeerTls>,
+    pub peer_tls: Option<PodTls>,
+    /// Certificates by which pods and those who call their admin API (the operator, KEDA's scaler, `weir`) prove themselves to
+    /// each other, besides the token; what they say is then encrypted. May name the Secret of `peerTls`. Default: the token
+    /// alone, and no encryption.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub admin_tls: Option<PodTls>,
     /// CPU and memory of each pod. Default: no requests, no limits.
     #[serde(default)]
     pub resources: Resources,
@@ -287,10 +292,10 @@ pub enum ListenerType {
     Wss,
 }
 
-/// Certificates by which pods prove themselves to each other.
+/// Certificates of the pods, and of those who call them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct PeerTls {
+pub struct PodTls {
     /// Secret in the Broker's namespace with `tls.crt`, `tls.key` and `ca.crt`, as cert-manager makes them. The certificate is for
     /// the name `BROKER.NAMESPACE.weir.internal`, to be used by servers and clients. Read again when it changes.
     pub secret_ref: ObjectRef,

@@ -23,8 +23,8 @@ pub(super) fn secrets(broker: &Broker) -> Vec<(String, &str)> {
     for secret in spec.listeners.iter().filter_map(|listener| listener.tls_secret_ref.as_ref()) {
         all.extend([(secret.name.clone(), "tls.crt"), (secret.name.clone(), "tls.key")]);
     }
-    if let Some(tls) = &spec.peer_tls {
-        all.extend(desired::PEER_TLS_KEYS.map(|key| (tls.secret_ref.name.clone(), key)));
+    for tls in [&spec.peer_tls, &spec.admin_tls].into_iter().flatten() {
+        all.extend(desired::POD_TLS_KEYS.map(|key| (tls.secret_ref.name.clone(), key)));
     }
     let remote = spec.store.remote.as_ref();
     let referred = [&spec.auth.users_secret_ref, &spec.auth.jwks_secret_ref]

@@ -1,31 +1,59 @@
 //! Where the pods of Brokers are, and what the operator proves itself by to them: watched in Kubernetes, so that no call has to
-//! ask. Owns the watches' stores; knows no call.
+//! ask. Certificates are read when they are needed, as their Secrets have no label to watch by. Owns the watches' stores; knows no
+//! call.
 
+use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::StreamExt as _;
+use futures_util::future::BoxFuture;
 use k8s_openapi::api::core::v1::{Pod, Secret};
 use kube::core::ResourceExt as _;
 use kube::runtime::reflector::{self, ObjectRef, Store};
 use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Api, Client};
+use parking_lot::Mutex;
+use tonic::Status;
 use tonic::metadata::{Ascii, MetadataValue};
-use tonic::transport::Uri;
+use tonic::transport::{Certificate, ClientTlsConfig, Identity, Uri};
+use weir_env::clock::{Clock, Instant};
+use weir_env::seed::HashMap;
 use weir_operator_api::Broker;
 
-use crate::broker::desired::{ADMIN_PORT, BROKER_LABEL, TOKEN_KEY, internal_secret};
+use crate::broker::desired::{
+    ADMIN_PORT, ADMIN_TLS_VOLUME, BROKER_LABEL, POD_TLS_KEYS, TOKEN_KEY, internal_secret,
+};
 use crate::tasks::Tasks;
+
+/// How long certificates are taken to be as they were read.
+const KNOWN: Duration = Duration::from_secs(30);
+/// Secrets with certificates that are kept in mind; with more, those that were read longest ago are read again.
+const CERTIFICATES_MAX: usize = 256;
 
 /// The pods of Brokers, and their Secrets.
 pub(crate) struct Pods {
+    client: Client,
+    clock: Clock,
     pods: Vec<Store<Pod>>,
     secrets: Vec<Store<Secret>>,
+    /// By namespace and name of the Secret, with the time at which they were read.
+    certificates: Mutex<HashMap<(String, String), (Instant, Arc<Certificates>)>>,
 }
+
+/// Certificates that are being read.
+pub(crate) type Reading<'a> = BoxFuture<'a, Result<Arc<Certificates>, Status>>;
 
 /// Who knows where the pods of a Broker are.
 pub(crate) trait Whereabouts: Send + Sync + 'static {
     /// Its ready pods, by name.
     fn ready(&self, broker: &Broker) -> Vec<Door>;
+
+    /// What the Secret of this name has.
+    fn certificates<'a>(&'a self, namespace: &'a str, secret: &'a str) -> Reading<'a> {
+        let none = Status::unavailable(format!("there is no Secret {namespace}/{secret}"));
+        Box::pin(std::future::ready(Err(none)))
+    }
 }
 
 /// A pod that can be called.
@@ -34,15 +62,59 @@ pub(crate) struct Door {
     pub(crate) address: Uri,
     /// What every call must bring.
     pub(crate) token: Option<MetadataValue<Ascii>>,
+    /// The Secret that the pod was started with, by which pod and callers prove themselves to each other.
+    pub(crate) certificates: Option<String>,
+}
+
+/// A certificate with its key, and the authorities of those that it is shown to.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct Certificates {
+    certificate: Vec<u8>,
+    key: Vec<u8>,
+    authorities: Vec<u8>,
+}
+
+impl fmt::Debug for Certificates {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Certificates").finish_non_exhaustive()
+    }
+}
+
+impl Certificates {
+    /// What a Secret has; the error names the key that is missing.
+    pub(crate) fn of(secret: &Secret) -> Result<Self, &'static str> {
+        let file = |key: &'static str| {
+            let found = secret.data.as_ref().and_then(|data| data.get(key));
+            found.map(|file| file.0.clone()).ok_or(key)
+        };
+        let [certificate, key, authorities] = POD_TLS_KEYS;
+        Ok(Self { certificate: file(certificate)?, key: file(key)?, authorities: file(authorities)? })
+    }
+
+    /// For calls to who has a certificate for `name`.
+    pub(crate) fn client(&self, name: String) -> ClientTlsConfig {
+        ClientTlsConfig::new()
+            .ca_certificate(Certificate::from_pem(&self.authorities))
+            .identity(Identity::from_pem(&self.certificate, &self.key))
+            .domain_name(name)
+    }
 }
 
 impl Pods {
     /// Watches the pods of Brokers in the `scopes`; `None` is all namespaces.
-    pub(crate) fn follow(client: &Client, scopes: &[Option<String>], tasks: &Tasks) -> Arc<Self> {
+    pub(crate) fn follow(
+        client: &Client,
+        scopes: &[Option<String>],
+        clock: Clock,
+        tasks: &Tasks,
+    ) -> Arc<Self> {
         let pods = watcher::Config::default()
             .labels("app.kubernetes.io/name=weir,app.kubernetes.io/component=broker");
         let secrets = watcher::Config::default().labels("app.kubernetes.io/managed-by=weir-operator");
         Arc::new(Self {
+            client: client.clone(),
+            clock,
+            certificates: Mutex::default(),
             pods: watched(client, scopes, &pods, tasks),
             secrets: watched(client, scopes, &secrets, tasks),
         })
@@ -57,6 +129,28 @@ impl Pods {
         token.set_sensitive(true);
         Some(token)
     }
+
+    async fn read_certificates(&self, namespace: &str, name: &str) -> Result<Certificates, Status> {
+        let secrets: Api<Secret> = Api::namespaced(self.client.clone(), namespace);
+        let unavailable = |why: String| {
+            Status::unavailable(format!("the Secret {namespace}/{name} of spec.adminTls {why}"))
+        };
+        let there =
+            secrets.get_opt(name).await.map_err(|error| unavailable(format!("cannot be read: {error}")))?;
+        let secret = there.ok_or_else(|| unavailable("is missing: make it".to_owned()))?;
+        Certificates::of(&secret).map_err(|key| unavailable(format!("has no key {key}: add it")))
+    }
+
+    fn remember(&self, key: (String, String), read: Arc<Certificates>) {
+        let mut known = self.certificates.lock();
+        if known.len() >= CERTIFICATES_MAX
+            && !known.contains_key(&key)
+            && let Some(oldest) = known.iter().min_by_key(|(_, (at, _))| *at).map(|(key, _)| key.clone())
+        {
+            known.remove(&oldest);
+        }
+        known.insert(key, (self.clock.now(), read));
+    }
 }
 
 impl Whereabouts for Pods {
@@ -65,8 +159,37 @@ impl Whereabouts for Pods {
         let mut pods: Vec<Arc<Pod>> =
             self.pods.iter().flat_map(Store::state).filter(|pod| is_of(pod, broker)).collect();
         pods.sort_by_key(|pod| pod.name_any());
-        let doors = pods.iter().filter_map(|pod| Some(Door { address: address(pod)?, token: token.clone() }));
-        doors.collect()
+        let door = |pod: &Arc<Pod>| {
+            let certificates = certificates(pod);
+            let address = address(pod, certificates.is_some())?;
+            Some(Door { address, token: token.clone(), certificates })
+        };
+        pods.iter().filter_map(door).collect()
+    }
+
+    fn certificates<'a>(&'a self, namespace: &'a str, secret: &'a str) -> Reading<'a> {
+        Box::pin(async move {
+            let key = (namespace.to_owned(), secret.to_owned());
+            let known = self.certificates.lock().get(&key).cloned();
+            if let Some((at, known)) = &known
+                && self.clock.now().saturating_duration_since(*at) < KNOWN
+            {
+                return Ok(Arc::clone(known));
+            }
+            match (self.read_certificates(namespace, secret).await, known) {
+                (Ok(read), _) => {
+                    let read = Arc::new(read);
+                    self.remember(key, Arc::clone(&read));
+                    Ok(read)
+                }
+                // The pods go on with what they have as well.
+                (Err(error), Some((_, known))) => {
+                    tracing::warn!(%error, "certificates are not read again; the last ones stay");
+                    Ok(known)
+                }
+                (Err(error), None) => Err(error),
+            }
+        })
     }
 }
 
@@ -79,7 +202,7 @@ pub(crate) fn watched<K>(
 ) -> Vec<Store<K>>
 where
     K: kube::Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>,
-    K: Clone + std::fmt::Debug + serde::de::DeserializeOwned + Send + Sync + 'static,
+    K: Clone + fmt::Debug + serde::de::DeserializeOwned + Send + Sync + 'static,
 {
     scopes.iter().map(|scope| store(client, scope.as_deref(), config, tasks)).collect()
 }
@@ -87,7 +210,7 @@ where
 fn store<K>(client: &Client, scope: Option<&str>, config: &watcher::Config, tasks: &Tasks) -> Store<K>
 where
     K: kube::Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>,
-    K: Clone + std::fmt::Debug + serde::de::DeserializeOwned + Send + Sync + 'static,
+    K: Clone + fmt::Debug + serde::de::DeserializeOwned + Send + Sync + 'static,
 {
     let api: Api<K> = match scope {
         Some(namespace) => Api::namespaced(client.clone(), namespace),
@@ -111,8 +234,15 @@ fn is_of(pod: &Pod, broker: &Broker) -> bool {
         && pod.labels().get(BROKER_LABEL).is_some_and(|name| *name == broker.name_any())
 }
 
+/// The Secret by which the admin API of a pod proves itself: what this pod was started with, whatever the Broker says by now.
+fn certificates(pod: &Pod) -> Option<String> {
+    let volumes = pod.spec.as_ref()?.volumes.as_deref()?;
+    let volume = volumes.iter().find(|volume| volume.name == ADMIN_TLS_VOLUME)?;
+    volume.secret.as_ref()?.secret_name.clone()
+}
+
 /// Where the admin API of a pod is, if it is ready and not on its way out.
-fn address(pod: &Pod) -> Option<Uri> {
+fn address(pod: &Pod, speaks_tls: bool) -> Option<Uri> {
     let status = pod.status.as_ref()?;
     let conditions = status.conditions.as_deref().unwrap_or_default();
     let is_ready =
@@ -122,67 +252,9 @@ fn address(pod: &Pod) -> Option<Uri> {
     }
     let ip = status.pod_ip.as_deref().filter(|ip| !ip.is_empty())?;
     let host = if ip.contains(':') { format!("[{ip}]") } else { ip.to_owned() };
-    format!("http://{host}:{ADMIN_PORT}").parse().ok()
+    let scheme = if speaks_tls { "https" } else { "http" };
+    format!("{scheme}://{host}:{ADMIN_PORT}").parse().ok()
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::json;
-
-    fn pod(name: &str, ip: &str, ready: &str) -> Pod {
-        serde_json::from_value(json!({
-            "metadata": { "name": name, "namespace": "messaging", "labels": { BROKER_LABEL: "main" } },
-            "status": { "podIP": ip, "conditions": [{ "type": "Ready", "status": ready }] },
-        }))
-        .unwrap()
-    }
-
-    fn pods(all: Vec<Pod>, secret: Option<Secret>) -> Pods {
-        let (pods, mut writer) = reflector::store();
-        all.into_iter().for_each(|pod| writer.apply_watcher_event(&watcher::Event::Apply(pod)));
-        let (secrets, mut writer) = reflector::store();
-        secret.into_iter().for_each(|secret| writer.apply_watcher_event(&watcher::Event::Apply(secret)));
-        Pods { pods: vec![pods], secrets: vec![secrets] }
-    }
-
-    fn broker(name: &str) -> Broker {
-        let spec = json!({ "store": { "remote": { "address": "a:1" } } });
-        serde_json::from_value(json!({
-            "apiVersion": "weir.dev/v1alpha1", "kind": "Broker",
-            "metadata": { "name": name, "namespace": "messaging" }, "spec": spec,
-        }))
-        .unwrap()
-    }
-
-    #[test]
-    fn only_ready_pods_that_stay_are_asked() {
-        let mut going = pod("d", "10.0.0.4", "True");
-        going.metadata.deletion_timestamp =
-            Some(serde_json::from_value(json!("2026-01-01T00:00:00Z")).unwrap());
-        let all = vec![
-            pod("a", "10.0.0.1", "True"),
-            pod("b", "fd00::2", "True"),
-            pod("c", "10.0.0.3", "False"),
-            going,
-            pod("e", "", "True"),
-        ];
-        let pods = pods(all, None);
-        let asked: Vec<String> =
-            pods.ready(&broker("main")).iter().map(|door| door.address.to_string()).collect();
-        assert_eq!(asked, ["http://10.0.0.1:8081/", "http://[fd00::2]:8081/"]);
-        assert!(pods.ready(&broker("other")).is_empty());
-    }
-
-    #[test]
-    fn calls_bring_the_token_of_the_broker() {
-        let secret: Secret = serde_json::from_value(json!({
-            "metadata": { "name": "main-internal", "namespace": "messaging" }, "data": { "token": "YWJj" },
-        }))
-        .unwrap();
-        let pods = pods(vec![pod("a", "10.0.0.1", "True")], Some(secret));
-        let door = pods.ready(&broker("main")).remove(0);
-        assert!(format!("{door:?}").contains("Sensitive"), "tokens are not shown");
-        assert_eq!(door.token.unwrap().to_str().unwrap(), "Bearer abc");
-    }
-}
+mod tests;

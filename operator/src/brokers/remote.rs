@@ -9,12 +9,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
+use kube::core::ResourceExt as _;
 use opentelemetry::propagation::Injector;
 use parking_lot::Mutex;
 use tonic::metadata::{Ascii, MetadataKey, MetadataMap, MetadataValue};
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
-use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::transport::{Channel, ClientTlsConfig, Endpoint, Uri};
 use tonic::{Code, Request, Response, Status};
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 use weir_env::clock::{Clock, Instant};
@@ -29,7 +30,8 @@ use super::admin::{
     Refusal, Released, State, Told,
 };
 use super::find::BrokerId;
-use super::pods::{Door, Whereabouts};
+use super::pods::{Certificates, Door, Whereabouts};
+use crate::broker::desired::pod_name;
 use crate::scaling::{Figures, Load, PodAdmin, whole};
 
 /// Time for a connection.
@@ -59,6 +61,8 @@ pub(crate) struct Remote {
 
 struct Known {
     channel: Channel,
+    /// What it was made with.
+    certificates: Option<Arc<Certificates>>,
     /// It did not answer then.
     failed: Option<Instant>,
 }
@@ -106,8 +110,8 @@ impl Remote {
     where
         F: Future<Output = Result<Response<T>, Status>> + Send,
     {
-        let mut last = None;
-        for (address, way) in self.line(broker) {
+        let (line, mut last) = self.line(broker).await;
+        for (address, way) in line {
             let answer = call(way).await;
             let is_away = answer.as_ref().err().is_some_and(is_away);
             if let Some(known) = self.known.lock().get_mut(&address) {
@@ -123,12 +127,22 @@ impl Remote {
         Err(last.unwrap_or_else(|| Status::unavailable(format!("no pod of the Broker {id} is ready"))))
     }
 
-    /// The pods to try, in that order.
-    fn line(&self, broker: &Broker) -> Vec<(Uri, Way)> {
+    /// The pods to try, in that order, and why others cannot be called.
+    async fn line(&self, broker: &Broker) -> (Vec<(Uri, Way)>, Option<Status>) {
         let mut doors = match self.addresses.get(&BrokerId::of(broker)) {
-            Some(address) => vec![Door { address: address.clone(), token: None }],
+            Some(address) => vec![Door { address: address.clone(), token: None, certificates: None }],
             None => self.pods.ready(broker),
         };
+        let (mut certificates, mut problem) = (HashMap::default(), None);
+        let namespace = broker.namespace().unwrap_or_default();
+        for secret in doors.iter().filter_map(|door| door.certificates.clone()) {
+            if !certificates.contains_key(&secret) {
+                match self.pods.certificates(&namespace, &secret).await {
+                    Ok(read) => _ = certificates.insert(secret, read),
+                    Err(error) => problem = Some(error),
+                }
+            }
+        }
         if !doors.is_empty() {
             let turn = self.turn.fetch_add(1, Ordering::Relaxed) % doors.len();
             doors.rotate_left(turn);
@@ -139,27 +153,64 @@ impl Remote {
             known.retain(|address, _| doors.iter().any(|door| door.address == *address));
         }
         let mut line: Vec<(bool, Uri, Way)> = Vec::with_capacity(doors.len());
-        for Door { address, token } in doors {
-            let pod = known
-                .entry(address.clone())
-                .or_insert_with(|| Known { channel: connection(&address), failed: None });
+        for Door { address, token, certificates: secret } in doors {
+            let its = secret.as_ref().and_then(|secret| certificates.get(secret));
+            if secret.is_some() && its.is_none() {
+                continue;
+            }
+            if known.get(&address).is_none_or(|pod| pod.certificates.as_ref() != its) {
+                match connection(&address, its.map(|its| its.client(pod_name(broker)))) {
+                    Ok(channel) => {
+                        let pod = Known { channel, certificates: its.cloned(), failed: None };
+                        known.insert(address.clone(), pod);
+                    }
+                    Err(error) => {
+                        let secret = secret.unwrap_or_default();
+                        let message =
+                            format!("the Secret {namespace}/{secret} of spec.adminTls is no good: {error}");
+                        problem = Some(Status::unavailable(message));
+                        continue;
+                    }
+                }
+            }
+            let Some(pod) = known.get(&address) else { continue };
             let aside = pod.failed.is_some_and(|at| now.saturating_duration_since(at) < ASIDE);
             let way = InterceptedService::new(pod.channel.clone(), Proof(token));
             line.push((aside, address, way));
         }
         line.sort_by_key(|(aside, ..)| *aside);
-        line.into_iter().take(TRIES_MAX).map(|(_, address, way)| (address, way)).collect()
+        let line = line.into_iter().take(TRIES_MAX).map(|(_, address, way)| (address, way)).collect();
+        (line, problem)
     }
 }
 
 /// A connection that is made with the first call.
-fn connection(address: &Uri) -> Channel {
-    Endpoint::from(address.clone())
+fn connection(address: &Uri, tls: Option<ClientTlsConfig>) -> Result<Channel, String> {
+    let endpoint = Endpoint::from(address.clone())
         .connect_timeout(CONNECT)
         .http2_keep_alive_interval(KEEPALIVE.0)
         .keep_alive_timeout(KEEPALIVE.1)
-        .keep_alive_while_idle(true)
-        .connect_lazy()
+        .keep_alive_while_idle(true);
+    let endpoint = match tls {
+        Some(tls) => endpoint.tls_config(tls).map_err(|error| in_full(&error))?,
+        None => endpoint,
+    };
+    Ok(endpoint.connect_lazy())
+}
+
+/// An error with what caused it.
+fn in_full(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text.push_str(": ");
+            text.push_str(&more);
+        }
+        cause = error.source();
+    }
+    text
 }
 
 /// Whether a pod did not answer, rather than refuse.

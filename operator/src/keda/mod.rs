@@ -152,7 +152,7 @@ fn watched(
     tasks: &Tasks,
 ) -> Brokers {
     let brokers = brokers::watched(client, scopes, &watcher::Config::default(), tasks);
-    let pods = Pods::follow(client, scopes, tasks);
+    let pods = Pods::follow(client, scopes, clock, tasks);
     Brokers::new(Directory::Cluster(brokers), addresses, pods, clock)
 }
 

@@ -72,7 +72,8 @@ impl Fixed {
 impl Whereabouts for Fixed {
     fn ready(&self, broker: &Broker) -> Vec<Door> {
         let address = self.addresses.get(&BrokerId::of(broker)).cloned();
-        address.map(|address| Door { address, token: self.token.clone() }).into_iter().collect()
+        let door = |address| Door { address, token: self.token.clone(), certificates: None };
+        address.map(door).into_iter().collect()
     }
 }
 

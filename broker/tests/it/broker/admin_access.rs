@@ -83,6 +83,11 @@ async fn a_certificate_opens_the_admin_api() {
         (own.sign("operator", "operator.example"), other.sign("stranger", "stranger.example"));
     let list = guarded.list_trusting(own, &shown(&operator)).await.output();
     assert!(list.contains("jobs"), "{list}");
+    let named = |name| [&shown(&operator)[..], &["--server-name", name]].concat();
+    let list = guarded.list_trusting(own, &named("localhost")).await.output();
+    assert!(list.contains("jobs"), "{list}");
+    let failure = guarded.list_trusting(own, &named("elsewhere")).await.failure();
+    assert!(failure.contains("certificate"), "{failure}");
     for args in [&[][..], &shown(&stranger)] {
         let failure = guarded.list_trusting(own, args).await.failure();
         assert!(failure.contains("--cert"), "{failure}");

@@ -87,6 +87,7 @@ fn only_what_must_be_said_is_required() {
         [
             "Broker.spec",
             "Broker.spec.store",
+            "Broker.spec.adminTls.secretRef",
             "Broker.spec.autoCreate.queues[].namePattern",
             "Broker.spec.autoCreate.streams[].namePattern",
             "Broker.spec.listeners[].name",

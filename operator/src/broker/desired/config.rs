@@ -6,7 +6,7 @@ use kube::core::ResourceExt as _;
 use serde_json::{Map, Value, json};
 use weir_operator_api::{Broker, Listener, ListenerType};
 
-use super::{ADMIN_PORT, HTTP_PORT, PEER_PORT, PEER_TLS_KEYS, TOKEN_KEY};
+use super::{ADMIN_PORT, HTTP_PORT, PEER_PORT, POD_TLS_KEYS, TOKEN_KEY, pod_name};
 
 /// Where the pod finds its configuration.
 pub(super) const CONFIG_DIR: &str = "/etc/weir/config";
@@ -14,6 +14,8 @@ pub(super) const CONFIG_DIR: &str = "/etc/weir/config";
 pub(super) const INTERNAL_DIR: &str = "/etc/weir/internal";
 /// Where the pod finds the certificate that it shows to its peers, and who signs theirs.
 pub(super) const PEER_DIR: &str = "/etc/weir/peer";
+/// Where the pod finds the certificate of its admin API, and who signs those of its callers.
+pub(super) const ADMIN_DIR: &str = "/etc/weir/admin";
 /// Where the pod finds certificates, a folder for each Secret.
 pub(super) const TLS_DIR: &str = "/etc/weir/tls";
 /// Where the pod finds users, rules and keys.
@@ -55,12 +57,12 @@ pub(crate) fn files(broker: &Broker) -> Files {
         settings.insert("peer".into(), format!("0.0.0.0:{PEER_PORT}").into());
         settings.insert("peerTokenFile".into(), format!("{INTERNAL_DIR}/{TOKEN_KEY}").into());
         if spec.peer_tls.is_some() {
-            let settings_of_files = ["peerCertificateFile", "peerKeyFile", "peerCaFile"];
-            for (setting, file) in settings_of_files.into_iter().zip(PEER_TLS_KEYS) {
-                settings.insert(setting.into(), format!("{PEER_DIR}/{file}").into());
-            }
-            settings.insert("peerServerName".into(), peer_name(broker).into());
+            insert_files(settings, ["peerCertificateFile", "peerKeyFile", "peerCaFile"], PEER_DIR);
+            settings.insert("peerServerName".into(), pod_name(broker).into());
         }
+    }
+    if spec.admin_tls.is_some() {
+        insert_files(settings, ["adminCertificateFile", "adminKeyFile", "adminClientCaFile"], ADMIN_DIR);
     }
     if creates {
         settings.insert("manifests".into(), MANIFESTS_DIR.into());
@@ -73,9 +75,11 @@ pub(crate) fn files(broker: &Broker) -> Files {
     Files { config, manifest: creates.then(|| manifest(broker)) }
 }
 
-/// The name that certificates of pods are for: their addresses are not known when those are made.
-fn peer_name(broker: &Broker) -> String {
-    format!("{}.{}.weir.internal", broker.name_any(), broker.namespace().unwrap_or_default())
+/// The settings that name the files of a Secret with certificates.
+fn insert_files(settings: &mut Map<String, Value>, names: [&str; 3], dir: &str) {
+    for (setting, file) in names.into_iter().zip(POD_TLS_KEYS) {
+        settings.insert(setting.into(), format!("{dir}/{file}").into());
+    }
 }
 
 fn insert(settings: &mut Map<String, Value>, name: &str, table: Map<String, Value>) {

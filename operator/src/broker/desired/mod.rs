@@ -31,8 +31,15 @@ pub(crate) const ADMIN_PORT: i32 = 8081;
 pub(crate) const PEER_PORT: i32 = 8082;
 /// Key of the secret that pods and operator share, in the Secret that [`internal_secret`] names.
 pub(crate) const TOKEN_KEY: &str = "token";
-/// Keys of the Secret of `spec.peerTls`: certificate, private key, authorities.
-pub(crate) const PEER_TLS_KEYS: [&str; 3] = ["tls.crt", "tls.key", "ca.crt"];
+/// Keys of the Secrets of `spec.peerTls` and `spec.adminTls`: certificate, private key, authorities.
+pub(crate) const POD_TLS_KEYS: [&str; 3] = ["tls.crt", "tls.key", "ca.crt"];
+/// Volume with the certificate of the admin API, in pods that have one.
+pub(crate) const ADMIN_TLS_VOLUME: &str = "admin-tls";
+
+/// The name that the certificates of pods are for: their addresses are not known when those are made.
+pub(crate) fn pod_name(broker: &Broker) -> String {
+    format!("{}.{}.weir.internal", broker.name_any(), broker.namespace().unwrap_or_default())
+}
 
 /// An object with the resource that it is of.
 #[derive(Clone, Debug)]

@@ -18,12 +18,12 @@ use weir_operator_api::{Broker, ResourceAmount, SecretKeyRef};
 
 use super::around::{config_name, volume_name};
 use super::config::{
-    AUTH_DIR, CONFIG_DIR, DATA_DIR, FDB_DIR, Files, INTERNAL_DIR, MANIFESTS_DIR, PEER_DIR, REMOTE_DIR,
-    TLS_DIR, certificates,
+    ADMIN_DIR, AUTH_DIR, CONFIG_DIR, DATA_DIR, FDB_DIR, Files, INTERNAL_DIR, MANIFESTS_DIR, PEER_DIR,
+    REMOTE_DIR, TLS_DIR, certificates,
 };
 use super::{
-    ADMIN_PORT, HTTP_PORT, PEER_PORT, PEER_TLS_KEYS, Runs, internal_secret, label_selector, labels, metadata,
-    selector,
+    ADMIN_PORT, ADMIN_TLS_VOLUME, HTTP_PORT, PEER_PORT, POD_TLS_KEYS, Runs, internal_secret, label_selector,
+    labels, metadata, selector,
 };
 
 /// The user of the image.
@@ -95,10 +95,13 @@ fn mounts(broker: &Broker, files: &Files) -> Mounts {
         all.add(manifest, MANIFESTS_DIR.to_owned(), true);
     }
     all.add(secret("internal", &internal_secret(broker), None), INTERNAL_DIR.to_owned(), true);
-    if let Some(tls) = &spec.peer_tls {
+    for (volume, tls, dir) in
+        [("peer-tls", &spec.peer_tls, PEER_DIR), (ADMIN_TLS_VOLUME, &spec.admin_tls, ADMIN_DIR)]
+    {
+        let Some(tls) = tls else { continue };
         let key = |key: &str| KeyToPath { key: key.to_owned(), path: key.to_owned(), mode: None };
-        let items = PEER_TLS_KEYS.map(key).into();
-        all.add(secret("peer-tls", &tls.secret_ref.name, Some(items)), PEER_DIR.to_owned(), true);
+        let items = POD_TLS_KEYS.map(key).into();
+        all.add(secret(volume, &tls.secret_ref.name, Some(items)), dir.to_owned(), true);
     }
     for (n, name) in certificates(&spec.listeners).into_iter().enumerate() {
         all.add(secret(&format!("tls-{n}"), name, None), format!("{TLS_DIR}/{name}"), true);

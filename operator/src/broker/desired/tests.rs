@@ -37,6 +37,7 @@ const REMOTE: &str = "  replicas: 2
 const SECURE: &str = "  store: { remote: { address: 'store:4600' } }
   waitForQueue: false
   peerTls: { secretRef: { name: weir-pods } }
+  adminTls: { secretRef: { name: weir-pods } }
   listeners:
     - { name: mqtts, type: mqtts, port: 8883, tlsSecretRef: { name: weir-tls } }
     - { name: wss, type: wss, port: 8884, tlsSecretRef: { name: web-tls } }
