@@ -243,15 +243,23 @@ pub(crate) async fn is_handed_out(shared: &Shared, due: &DueWill) -> Result<bool
     Ok(header.is_some_and(|header| header.first_due == due.first_due))
 }
 
+/// Who publishes a will that is due at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Publisher {
+    /// This pod. `is_repeat`: it may have been told so before, by an attempt of unknown outcome.
+    Here { is_repeat: bool },
+    /// Whoever sees first that it is due.
+    Anybody,
+}
+
 /// Starts the delay of the will of a connection that has ended; the end of its session cuts the delay short.
-/// A will due at once is handed out if `hand_out`.
 pub(crate) async fn release(
     shared: &Shared,
     tx: &mut dyn Transaction,
     id: &WillId,
     expiry_seconds: u32,
     now: Timestamp,
-    hand_out: bool,
+    publisher: Publisher,
 ) -> Result<Option<DueWill>> {
     let Some(header) = header(tx, id).await? else { return Ok(None) };
     if !header.has_will {
@@ -259,11 +267,17 @@ pub(crate) async fn release(
         return Ok(None);
     }
     let wait = Duration::from_secs(header.delay_seconds.min(expiry_seconds).into());
-    if hand_out && wait.is_zero() {
-        schedule(tx, id, header, shared.timer_at(now.saturating_add(LEASE)), now);
+    if let Publisher::Here { is_repeat } = publisher
+        && wait.is_zero()
+    {
+        // Another pod may have taken this one for dead and have it in hand: then both publish the same.
+        let is_known = header.first_due > Timestamp::default();
+        let first_due = if is_known { header.first_due } else { now };
+        let is_first = is_repeat || !is_known;
+        schedule(tx, id, header, shared.timer_at(now.saturating_add(LEASE)), first_due);
         let will = load(tx, id, &header).await?;
-        let id = id.clone();
-        return Ok(Some(DueWill { id, first_due: now, is_first: true, retained: false, will }));
+        let (id, retained) = (id.clone(), header.retained);
+        return Ok(Some(DueWill { id, first_due, is_first, retained, will }));
     }
     if header.timer.is_none() {
         schedule(tx, id, header, shared.timer_at(now.saturating_add(wait)), Timestamp::default());

@@ -25,7 +25,7 @@ use crate::keyspace::session_position::SessionPosition;
 use crate::keyspace::timer::{Timer, TimerId, TimerKind};
 use crate::keyspace::will::{WillHeader, WillId};
 use crate::keyspace::{DecodeError, VirtualShard};
-use crate::wills::{self, DueWill};
+use crate::wills::{self, DueWill, Publisher};
 use crate::{Error, Result};
 
 /// Time from the end of a session to the clearing of its inbox. Pods that have not heard of the end may write
@@ -279,7 +279,7 @@ async fn close_all(
             Some(state) => SessionState::decode(state)?.expiry_seconds,
             None => 0,
         };
-        wills::release(shared, tx, id, expiry_seconds, now, false).await?;
+        wills::release(shared, tx, id, expiry_seconds, now, Publisher::Anybody).await?;
         if !fence.persistent {
             // It has nothing else, and ends with its connection.
             tx.clear(&keys.fence());
@@ -327,7 +327,10 @@ impl Closing<'_> {
                 wills::clear(tx, &id);
                 None
             }
-            WillAction::Fire => wills::release(self.shared, tx, &id, expiry_seconds, now, true).await?,
+            WillAction::Fire => {
+                let publisher = Publisher::Here { is_repeat };
+                wills::release(self.shared, tx, &id, expiry_seconds, now, publisher).await?
+            }
         };
         let wipe = Wipe { shared: self.shared, keys: self.keys, client_id: &self.session.client_id };
         let (mut done, mut released) = (true, Vec::new());

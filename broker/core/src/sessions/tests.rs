@@ -581,6 +581,23 @@ async fn connections_of_a_dead_pod_are_closed_by_another() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_will_that_another_pod_has_in_hand_is_the_same_publish_here() {
+    let bench = Bench::new();
+    let other = bench.other_pod(2);
+    let session = open(&bench.sessions, &with_will(60, 0)).await.session;
+    assert_eq!(other.close_orphans(|pod| *pod == [1; 16]).await.unwrap(), 1);
+    let theirs = Wills::new(&other).due(bench.clock.wall(), 256).await.unwrap().remove(0);
+    tokio::time::advance(Duration::from_secs(5)).await;
+    // Its own pod lives after all, and ends the connection now.
+    let ours = close(&bench.sessions, &session, 60, WillAction::Fire).await.will.unwrap();
+    assert_eq!(ours.publish_id(), theirs.publish_id());
+    assert!(theirs.is_first && !ours.is_first, "it goes live once");
+    Wills::new(&other).done(&theirs).await.unwrap();
+    Wills::new(&bench.sessions).done(&ours).await.unwrap();
+    assert_eq!(bench.store.keys(tag::WILL).await.len(), 0);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_large_will_comes_back_whole() {
     let bench = Bench::new();
     let mut large = will("gone", 0);
