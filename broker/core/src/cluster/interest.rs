@@ -1,6 +1,6 @@
 //! What clients of each pod want live, in the store: written by the pod itself, read by all. Knows nothing of topics.
 
-use weir_storage::{Isolation, RangeQuery, Version, transact};
+use weir_storage::{ConflictKind, Isolation, RangeQuery, Version, transact};
 
 use super::{Cluster, membership};
 use crate::error::{Error, Result};
@@ -39,6 +39,8 @@ impl Cluster {
                 }
                 for (key, want) in rows {
                     let row = PodInterest::key(me, key);
+                    // Of two writes whose outcomes are open, the older one does not come last.
+                    tx.add_conflict_key(&row, ConflictKind::Read);
                     if want.is_none() {
                         tx.clear(&row);
                     } else {

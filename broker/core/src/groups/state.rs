@@ -341,7 +341,12 @@ impl Group {
     pub(super) fn place(&self, n: u8) -> (Place, Option<&ByteString>) {
         let Some(shard) = self.shards.get(usize::from(n)) else { return (Place::default(), None) };
         let client = |id| self.members.iter().find(|member| member.id == id).map(|member| &member.client_id);
-        (shard.place, shard.holder().and_then(client))
+        let mut place = shard.place;
+        if matches!(shard.held, Held::Leaving { sought: true, .. }) {
+            // As when it is given back: to the next coordinator, too, what is said of the place before counts no more.
+            place.generation += 1;
+        }
+        (place, shard.holder().and_then(client))
     }
 
     /// Numbers of the shards.

@@ -8,6 +8,7 @@ use weir_env::clock::{Clock, Instant};
 
 use super::GroupEvent;
 use super::state::{Group, Place, REVOKE_TIMEOUT};
+use crate::cluster::message::group::Holding;
 use crate::queue::ConsumerId;
 
 #[derive(Clone, Debug)]
@@ -336,4 +337,23 @@ fn what_is_to_be_stored_is_what_changed() {
     world.settle();
     assert_eq!(world.has()[&0], BTreeSet::from([0, 1, 2]), "whoever had it has it again");
     assert_eq!(world.positions, [0, 5, 1]);
+}
+
+#[test]
+fn a_shard_that_was_moved_stays_so_for_the_next_coordinator_though_its_member_has_not_given_it_back() {
+    let (id, now) = (ConsumerId(1), Clock::system().now());
+    let mut group = Group::new([Place { position: 0, generation: 4 }]);
+    group.join(id, "c".into(), now);
+    assert!(group.progress(0, 5, 9));
+    group.seek(&[(0, 2)], now);
+    let (stored, _) = group.place(0);
+
+    let mut next = Group::restored([stored]);
+    next.await_members();
+    next.announce(id, "c".into(), &[Holding { shard: 0, generation: 5, position: 9 }], now);
+    next.gave_back(&Holding { shard: 0, generation: 5, position: 9 });
+    next.go_on(now);
+    let told: Vec<GroupEvent> = std::iter::from_fn(|| next.poll_event()).map(|(_, event)| event).collect();
+    let again = GroupEvent::Assigned { shard: 0, generation: 7, from: 2 };
+    assert_eq!(told, [GroupEvent::Revoked { shard: 0, generation: 5 }, again]);
 }

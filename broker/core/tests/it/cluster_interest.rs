@@ -5,6 +5,8 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use weir_core::Error;
 use weir_core::cluster::{Change, Cluster, FeedEvent, InterestKey, PodInterest, Topic, Want};
+use weir_core::keyspace::tag;
+use weir_storage::CommitFault;
 
 use crate::cluster_support::Pods;
 
@@ -51,4 +53,18 @@ async fn interest_is_known_everywhere_and_goes_with_its_pod() {
     assert_eq!(stored(other).await, []);
     assert!(matches!(one.write_interest(&rows).await, Err(Error::Fenced)));
     assert_eq!(stored(other).await, []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_wanted_before_does_not_come_after_what_is_wanted_now() {
+    let (pods, faults) = Pods::over_faults(1, 1, &[]).await;
+    let cluster = pods.cores[0].cluster().unwrap();
+    let write = async |live| cluster.write_interest(&[(key(None, "a/#"), Want { live, qos0: 0 })]).await;
+    faults.fail_commits_matching(&[tag::INTEREST], CommitFault::OpenCommittedLater(Duration::from_secs(1)));
+    assert!(write(1).await.is_err(), "nobody knows what becomes of it");
+    faults.heal();
+    write(2).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    faults.settle().await;
+    assert_eq!(stored(cluster).await[0].want, Want { live: 2, qos0: 0 });
 }
