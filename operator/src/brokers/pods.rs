@@ -37,9 +37,11 @@ pub(crate) struct Pods {
     clock: Clock,
     pods: Vec<Store<Pod>>,
     secrets: Vec<Store<Secret>>,
-    /// By namespace and name of the Secret, with the time at which they were read.
-    certificates: Mutex<HashMap<(String, String), (Instant, Arc<Certificates>)>>,
+    certificates: Mutex<Known>,
 }
+
+/// Certificates by namespace and name of their Secret, with the time at which they were read.
+type Known = HashMap<(String, String), (Instant, Arc<Certificates>)>;
 
 /// Certificates that are being read.
 pub(crate) type Reading<'a> = BoxFuture<'a, Result<Arc<Certificates>, Status>>;

@@ -4,6 +4,7 @@
 //! A call goes to one ready pod after the other, in turn, until one answers: calls may be repeated. A pod that does not answer
 //! goes to the end of the line for a while, so that it costs later calls nothing.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -135,12 +136,11 @@ impl Remote {
         };
         let (mut certificates, mut problem) = (HashMap::default(), None);
         let namespace = broker.namespace().unwrap_or_default();
-        for secret in doors.iter().filter_map(|door| door.certificates.clone()) {
-            if !certificates.contains_key(&secret) {
-                match self.pods.certificates(&namespace, &secret).await {
-                    Ok(read) => _ = certificates.insert(secret, read),
-                    Err(error) => problem = Some(error),
-                }
+        let secrets: BTreeSet<String> = doors.iter().filter_map(|door| door.certificates.clone()).collect();
+        for secret in secrets {
+            match self.pods.certificates(&namespace, &secret).await {
+                Ok(read) => _ = certificates.insert(secret, read),
+                Err(error) => problem = Some(error),
             }
         }
         if !doors.is_empty() {
