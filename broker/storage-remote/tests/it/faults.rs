@@ -81,7 +81,8 @@ async fn a_commit_that_did_not_arrive_never_happens() {
     put(&store, b"key", b"before").await.unwrap();
     let before = server.served.stats().commits.load(Ordering::Relaxed);
     wire.set(Flow::NothingToServer);
-    let commit = put(&store, b"key", b"lost");
+    // Larger than all that both sides say beside it.
+    let commit = put(&store, b"key", &[b'l'; 4096]);
     let cut = async {
         wire.holds_up_a_call().await;
         wire.cut();

@@ -131,9 +131,9 @@ impl Wire {
         Self { address, state_tx, held_up, _tasks: tasks }
     }
 
-    /// Waits until more is held up than the pings by which both sides see that the other is there.
+    /// Waits until more is held up than what both sides say beside calls: a call of some kilobytes.
     pub(crate) async fn holds_up_a_call(&self) {
-        while self.held_up.load(Ordering::Relaxed) < 64 {
+        while self.held_up.load(Ordering::Relaxed) < 1024 {
             tokio::task::yield_now().await;
         }
     }
