@@ -131,9 +131,9 @@ impl Wire {
         Self { address, state_tx, held_up, _tasks: tasks }
     }
 
-    /// Waits until more is held up than what both sides say beside calls: a call of some kilobytes.
+    /// Waits until more is held up than the pings by which both sides see that the other is there.
     pub(crate) async fn holds_up_a_call(&self) {
-        while self.held_up.load(Ordering::Relaxed) < 1024 {
+        while self.held_up.load(Ordering::Relaxed) < 64 {
             tokio::task::yield_now().await;
         }
     }
@@ -156,9 +156,11 @@ async fn carry(client: TcpStream, server: SocketAddr, state: State, held_up: Arc
     let (mut cut, (from_client, to_client), (from_server, to_server)) =
         (state.clone(), client.into_split(), server.into_split());
     tokio::select! {
+        // First: what was held up is lost, though both ways are open again by now.
+        biased;
+        _ = cut.wait_for(|state| state.1 > cuts) => {}
         () = pump(from_client, to_server, Flow::NothingToServer, state.clone(), &held_up) => {}
         () = pump(from_server, to_client, Flow::NothingToClient, state, &held_up) => {}
-        _ = cut.wait_for(|state| state.1 > cuts) => {}
     }
 }
 
