@@ -124,14 +124,15 @@ async fn settle(broker: &Broker, brokers: &Brokers) -> Result<Action, Error> {
     let context = &brokers.context;
     let namespace = broker.namespace().unwrap_or_default();
     let problems: Vec<String> = broker.problems().iter().map(ToString::to_string).collect();
-    if !problems.is_empty() {
-        let verdict = Verdict::stuck("Invalid", format!("edit the Broker: {}", problems.join("; ")));
-        write_status(context, broker, &verdict, None).await?;
-        return Ok(Action::await_change());
-    }
     let resource = ApiResource::erase::<Deployment>(&());
     let mut there = read(context, &namespace, &resource, &broker.name_any()).await?;
     let mut deployment = there.as_ref().map(typed).transpose()?;
+    if !problems.is_empty() {
+        // Its pods stay as they are, and so does what is said of them.
+        let verdict = Verdict::stuck("Invalid", format!("edit the Broker: {}", problems.join("; ")));
+        write_status(context, broker, &verdict, deployment.as_ref()).await?;
+        return Ok(Action::await_change());
+    }
     let runs = Runs { image: &brokers.image, replicas: replicas(broker, deployment.as_ref()) };
     let objects = match desired::desired(broker, runs) {
         Ok(objects) => objects,

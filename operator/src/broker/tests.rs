@@ -335,8 +335,17 @@ async fn nothing_is_made_of_what_cannot_be_or_goes() {
         "replicas": 1, "store": { "remote": { "address": "a:1" }, "embedded": { "storage": "1Gi" } },
     }));
     assert_eq!(both.reconcile().await, (Ok(()), Action::await_change()));
-    assert_eq!(both.requests(), ["PATCH brokers/main/status"]);
+    assert_eq!(both.requests(), ["GET deployments/main", "PATCH brokers/main/status"]);
     assert_eq!((both.conditions().0.as_str(), both.conditions().1.as_str()), ("False False True", "Invalid"));
+
+    let edited = World::plain();
+    edited.reconcile().await.0.unwrap();
+    edited.change(PLAIN, |deployment| deployment["status"] = json!({ "replicas": 2, "readyReplicas": 2 }));
+    edited.change(BROKER, |broker| broker["spec"]["store"]["embedded"] = json!({ "storage": "1Gi" }));
+    assert_eq!(edited.reconcile().await, (Ok(()), Action::await_change()));
+    assert_eq!(edited.conditions().1, "Invalid");
+    let status = &edited.object(BROKER).unwrap()["status"];
+    assert_eq!((&status["replicas"], &status["readyReplicas"]), (&json!(2), &json!(2)), "its pods go on");
 
     let dying = World::plain();
     dying.change(BROKER, |broker| broker["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z"));

@@ -28,6 +28,8 @@ use crate::tasks::Tasks;
 
 /// How long certificates are taken to be as they were read.
 const KNOWN: Duration = Duration::from_secs(30);
+/// How long reading a Secret may take.
+const READ: Duration = Duration::from_secs(5);
 /// Secrets with certificates that are kept in mind; with more, those that were read longest ago are read again.
 const CERTIFICATES_MAX: usize = 256;
 
@@ -137,8 +139,9 @@ impl Pods {
         let unavailable = |why: String| {
             Status::unavailable(format!("the Secret {namespace}/{name} of spec.adminTls {why}"))
         };
-        let there =
-            secrets.get_opt(name).await.map_err(|error| unavailable(format!("cannot be read: {error}")))?;
+        let late = |_| unavailable(format!("could not be read within {READ:?}: is the API server well?"));
+        let there = tokio::time::timeout(READ, secrets.get_opt(name)).await.map_err(late)?;
+        let there = there.map_err(|error| unavailable(format!("cannot be read: {error}")))?;
         let secret = there.ok_or_else(|| unavailable("is missing: make it".to_owned()))?;
         Certificates::of(&secret).map_err(|key| unavailable(format!("has no key {key}: add it")))
     }

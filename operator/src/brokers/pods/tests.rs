@@ -122,6 +122,17 @@ async fn certificates_are_read_again_and_the_last_ones_stay_while_that_fails() {
     assert_ne!(read().await.unwrap(), first);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_read_of_certificates_that_nobody_answers_ends() {
+    let silent = tower::service_fn(|_: http::Request<Body>| {
+        std::future::pending::<Result<http::Response<Body>, std::convert::Infallible>>()
+    });
+    let clock = Clock::simulated(Timestamp::default());
+    let pods = pods_with(Client::new(silent, "default"), clock, Vec::new(), None);
+    let error = pods.certificates("messaging", "p").await.unwrap_err();
+    assert!(error.message().contains("could not be read within 5s"), "{error}");
+}
+
 #[tokio::test]
 async fn certificates_that_are_kept_in_mind_are_bounded() {
     let pods = pods(Vec::new(), None);
