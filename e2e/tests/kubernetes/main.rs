@@ -4,6 +4,7 @@
 //! (`cargo run -p weir-e2e --bin weir-kubernetes -- build`), and say on the standard error whether they do.
 
 mod broker;
+mod certificates;
 mod chart;
 mod definitions;
 mod faults;
