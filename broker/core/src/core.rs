@@ -173,7 +173,8 @@ impl Core {
             let (seed, lag, activities) = (seed.fork("shards"), options.lag, Activities::default());
             let (cluster, closed) = (cluster.clone(), CancellationToken::new());
             let remote = cluster.clone().zip(links).map(|(cluster, links)| {
-                Remote::new(cluster, links, clock, Arc::clone(&catalog), Weak::clone(owners))
+                let held_up = metrics.cluster.words_held_up.clone();
+                Remote::new(cluster, links, clock, Arc::clone(&catalog), Weak::clone(owners), held_up)
             });
             let context = Context {
                 store,

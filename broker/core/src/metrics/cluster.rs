@@ -46,6 +46,10 @@ pub struct ClusterMetrics {
     pub interest_late: Counter,
     /// Deliveries of queues settled here that the pods whose queues they are of have not heard of.
     pub settles_waiting: Gauge,
+    /// Records and questions for shards of other pods that have no answer.
+    pub requests_waiting: Gauge,
+    /// Times that the words of another pod about a shard had to wait, and with them all that it said of shards.
+    pub words_held_up: Counter,
     /// Words of members of consumer groups here that wait to be sent to the pods which divide their streams.
     pub group_words_waiting: Gauge,
     /// Talks of other pods with shards of this one: for each shard, those that have asked something of it.
@@ -99,6 +103,10 @@ impl ClusterMetrics {
         let settles = self.settles_waiting.clone();
         let help = "Settled deliveries that the pods with their queues have not heard of";
         registry.register("cluster_settles_waiting", help, settles);
+        let help = "Records and questions for shards of other pods without an answer";
+        registry.register("cluster_requests_waiting", help, self.requests_waiting.clone());
+        let help = "Times that words of another pod about a shard waited for those before them";
+        registry.register("cluster_words_held_up", help, self.words_held_up.clone());
         let words = self.group_words_waiting.clone();
         let help = "Words about members of consumer groups that wait to be sent";
         registry.register("cluster_group_words_waiting", help, words);

@@ -44,6 +44,7 @@ pub(crate) struct Forwarder {
     heard: mpsc::Receiver<Heard>,
     state: Forwarding,
     unheard: GaugeShare,
+    waiting: GaugeShare,
     talk: Option<Talk>,
     /// Who is the owner, from more recent news than the feed's.
     hint: Option<(PodId, Instant)>,
@@ -76,6 +77,7 @@ impl Forwarder {
         let (heard, hint) = remote.listen(vs);
         let now = context.clock.now();
         let unheard = GaugeShare::new(&context.metrics.cluster.settles_waiting);
+        let waiting = GaugeShare::new(&context.metrics.cluster.requests_waiting);
         let state = Forwarding::new(Arc::clone(&context.reading.tails), carried, now);
         Self {
             remote,
@@ -85,6 +87,7 @@ impl Forwarder {
             heard,
             state,
             unheard,
+            waiting,
             talk: None,
             hint: hint.map(|pod| (pod, now)),
             moved_at: None,
@@ -120,6 +123,7 @@ impl Forwarder {
                 break;
             }
             self.unheard.set(self.state.unheard());
+            self.waiting.set(self.state.waiting());
             let due = self.next_timeout();
             let has_room = self.state.has_room() && self.close_at.is_none();
             let (talk, vs) = (self.talk, self.vs);

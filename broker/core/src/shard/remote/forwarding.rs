@@ -186,6 +186,11 @@ impl Forwarding {
         self.line.is_empty() && self.settles.len() == 0
     }
 
+    /// Records and questions without an answer.
+    pub(super) fn waiting(&self) -> usize {
+        self.line.len()
+    }
+
     /// Settlements that the owner has not heard of yet.
     pub(super) fn unheard(&self) -> usize {
         self.settles.len()
@@ -587,3 +592,6 @@ fn ask_of(request: u64, asked: &Asked) -> ToOwner {
     let object = asked.object.as_deref().map(reference);
     ToOwner::Ask { request, object, log: asked.log, question: asked.question.clone() }
 }
+
+#[cfg(test)]
+mod tests;

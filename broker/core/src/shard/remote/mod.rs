@@ -21,7 +21,9 @@ use std::sync::{Arc, Weak};
 
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
+use prometheus_client::metrics::counter::Counter;
 use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TrySendError;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use weir_env::clock::Clock;
@@ -45,7 +47,7 @@ use crate::metrics::GaugeShare;
 use crate::panics::Panics;
 use crate::queue::{Consumer, ConsumerId, Window};
 
-/// Words of other pods that wait for the task they are for: more than a pod may have without an answer.
+/// Words of other pods that wait for the task they are for, before what these pods say of shards waits with them.
 const HEARD_MAX: usize = 65_536;
 /// Ids of consumers on other pods begin here: no client's connection gives such a one.
 const FOREIGN: u64 = 1 << 63;
@@ -79,6 +81,8 @@ pub(crate) struct Remote {
     consumers: Mutex<HashMap<ConsumerId, Attached>>,
     /// What is said about consumer groups is for it.
     groups: HubSlot,
+    /// Words that had to wait for a task.
+    held_up: Counter,
     tasks: TaskTracker,
     stop: CancellationToken,
     panics: Panics,
@@ -115,6 +119,7 @@ impl Remote {
         clock: Clock,
         catalog: Arc<Catalog>,
         owners: Weak<Owners>,
+        held_up: Counter,
     ) -> Arc<Self> {
         Arc::new(Self {
             cluster,
@@ -128,6 +133,7 @@ impl Remote {
             guests: Mutex::default(),
             consumers: Mutex::default(),
             groups: HubSlot::new(),
+            held_up,
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
             panics: Panics::default(),
@@ -244,14 +250,12 @@ impl Remote {
         match message {
             ShardMessage::ToOwner { vs, talk, words } => {
                 let Some(guest) = self.guest(from, vs) else { return };
-                // Waits only for a pod that says more than it may without an answer.
-                let _ = guest.send(Input::Words { talk, words }).await;
+                hand(&guest, &self.held_up, Input::Words { talk, words }).await;
             }
             ShardMessage::FromOwner { vs, talk, words } => {
                 let listener = self.listeners.lock().forwarders.get(&vs).cloned();
                 if let Some(listener) = listener {
-                    // As above. One that ends meanwhile does not want to hear it.
-                    let _ = listener.send(Heard::Words { from, talk, words }).await;
+                    hand(&listener, &self.held_up, Heard::Words { from, talk, words }).await;
                 }
             }
             ShardMessage::RollCall { vs } => self.answer_roll_call(from, vs).await,
@@ -342,6 +346,14 @@ impl Remote {
     }
 }
 
+/// Hands `words` to a task. One that ends meanwhile does not want to hear them.
+async fn hand<T>(task: &mpsc::Sender<T>, held_up: &Counter, words: T) {
+    if let Err(TrySendError::Full(words)) = task.try_send(words) {
+        held_up.inc();
+        let _ = task.send(words).await;
+    }
+}
+
 /// Holds what it hands to loosely: links know it.
 struct Handler(Weak<Remote>);
 
@@ -366,5 +378,27 @@ impl PeerHandler for Handler {
         if let Some(remote) = self.0.upgrade() {
             remote.link_down(pod);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn words_wait_for_a_task_that_has_enough() {
+        let (task, mut words) = mpsc::channel(1);
+        let held_up = Counter::default();
+        hand(&task, &held_up, 1).await;
+        assert_eq!(held_up.get(), 0);
+        let mut second = std::pin::pin!(hand(&task, &held_up, 2));
+        assert!(second.as_mut().now_or_never().is_none());
+        assert_eq!((words.recv().await, held_up.get()), (Some(1), 1));
+        second.await;
+        assert_eq!(words.recv().await, Some(2));
+        drop(words);
+        hand(&task, &held_up, 3).await;
     }
 }
