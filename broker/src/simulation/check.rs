@@ -7,7 +7,7 @@ use weir_codec::QoS;
 use weir_env::clock::Timestamp;
 
 use super::history::{End, Event, Place};
-use super::live::{self, Troubles};
+use super::live;
 use super::testators;
 
 /// What publishers know of one message.
@@ -179,16 +179,11 @@ fn read(events: &[(Timestamp, Event)], end: &End) -> Vec<String> {
     wrong
 }
 
-/// Whenever a group was moved to the beginning, its members have read everything since, if nothing was wrong then: a pod
-/// that comes to divide the stream before members have given back what they had hears from them how far they are.
+/// Whenever a group was moved to the beginning, its members have read everything since.
 fn read_again(events: &[(Timestamp, Event)], end: &End) -> Vec<String> {
-    let troubles = Troubles::of(events);
     let mut wrong = Vec::new();
-    for (at, moved) in events {
+    for (_, moved) in events {
         let Event::Moved(n) = moved else { continue };
-        if troubles.touch_any(*at, *at) {
-            continue;
-        }
         // Some of it may be read before it is told that the group was moved.
         let since = events.iter().position(|(_, event)| *event == Event::Moves(*n)).unwrap();
         let seen: BTreeSet<Place> =

@@ -133,6 +133,13 @@ pub(super) enum Done {
     Answered(Answered),
 }
 
+/// A group that is to be read on elsewhere, and who waits for it.
+pub(super) struct Seek {
+    pub(super) group: ByteString,
+    pub(super) places: Vec<(u8, u64)>,
+    pub(super) reply: oneshot::Sender<std::result::Result<(), GroupError>>,
+}
+
 /// A group that is known.
 #[derive(Debug)]
 pub(super) struct Running {
@@ -202,6 +209,9 @@ pub(super) struct Coordinator {
     pub(super) is_loaded: bool,
     pub(super) groups: BTreeMap<ByteString, Running>,
     pub(super) creating: BTreeMap<ByteString, Creating>,
+    /// What waits until all members that have shards are known, as its callers do: what a member then says that was
+    /// given a shard before, and not in the store, would count for more.
+    pub(super) seeks: Vec<Seek>,
     /// Groups of which a stored position cannot be read: a person must act.
     pub(super) damaged: BTreeMap<ByteString, DecodeError>,
     pub(super) unwritten: Unwritten,
@@ -240,6 +250,7 @@ impl Coordinator {
             is_loaded: false,
             groups: BTreeMap::new(),
             creating: BTreeMap::new(),
+            seeks: Vec::new(),
             damaged: BTreeMap::new(),
             unwritten: Unwritten::default(),
             untold: BTreeSet::new(),
@@ -369,7 +380,7 @@ impl Coordinator {
             Command::List { reply } => {
                 let _ = reply.send(Ok(self.reports()));
             }
-            Command::Seek { group, places, reply } => self.seek(&group, &places, reply),
+            Command::Seek { group, places, reply } => self.seek(&group, places, reply),
             Command::Delete { group, force, reply } => self.delete(&group, force, reply),
             Command::Words { from, talk, seq, words } => self.hear(from, talk, seq, words),
             Command::Absent { from } => self.is_present(from),
@@ -472,9 +483,13 @@ impl Coordinator {
     pub(super) fn seek(
         &mut self,
         name: &ByteString,
-        places: &[(u8, u64)],
+        places: Vec<(u8, u64)>,
         reply: oneshot::Sender<std::result::Result<(), GroupError>>,
     ) {
+        if self.guests.as_ref().is_some_and(Guests::are_awaited) {
+            self.seeks.push(Seek { group: name.clone(), places, reply });
+            return;
+        }
         let now = self.now();
         let Some(running) = self.groups.get_mut(name) else {
             let _ = reply.send(Err(GroupError::Missing));
@@ -485,7 +500,7 @@ impl Coordinator {
             let _ = reply.send(Ok(()));
             return;
         }
-        running.group.seek(places, now);
+        running.group.seek(&places, now);
         self.tell(name);
         self.unwritten.mark_then(places.iter().map(|(shard, _)| *shard), name, Then::Reply(reply));
         self.write_by(now);

@@ -10,7 +10,7 @@ use bytestring::ByteString;
 use tokio::sync::{oneshot, watch};
 use weir_env::clock::Instant;
 
-use super::coordinator::{Coordinator, Done};
+use super::coordinator::{Coordinator, Done, Seek};
 use super::hub::Hub;
 use super::joining::{Join, Joined};
 use super::listener::{Listener, Voice};
@@ -78,6 +78,11 @@ impl Guests {
 
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         self.roll.poll_timeout()
+    }
+
+    /// Whether some have not announced what their members have.
+    pub(super) fn are_awaited(&self) -> bool {
+        self.roll.is_open()
     }
 
     /// Takes the number of words that came; false if they count for nothing.
@@ -224,6 +229,9 @@ impl Coordinator {
             }
             self.tell(&name);
         }
+        for Seek { group, places, reply } in std::mem::take(&mut self.seeks) {
+            self.seek(&group, places, reply);
+        }
     }
 
     /// Has a pod say again later what it has said.
@@ -278,7 +286,7 @@ impl Coordinator {
             ToCoordinator::Seek { request, group, places } => {
                 let (reply, answer) = oneshot::channel();
                 self.answer_with(from, request, done(answer));
-                self.seek(&group, &places, reply);
+                self.seek(&group, places, reply);
             }
             ToCoordinator::Delete { request, group, force } => {
                 let (reply, answer) = oneshot::channel();

@@ -48,6 +48,11 @@ impl Roll {
         self.awaited.retain(|pod| is_member(*pod));
     }
 
+    /// Whether it is not said yet that nobody is waited for.
+    pub(super) fn is_open(&self) -> bool {
+        self.call_at.is_some()
+    }
+
     /// Whether nobody is waited for any more; said once.
     pub(super) fn take_complete(&mut self) -> bool {
         self.awaited.is_empty() && self.call_at.take().is_some()
@@ -70,11 +75,11 @@ mod tests {
         let mut roll = Roll::begun([one, other], now);
         assert_eq!((roll.due(now), roll.due(now)), (vec![one, other], Vec::new()));
         roll.answered(one);
-        assert!(!roll.take_complete());
+        assert!(!roll.take_complete() && roll.is_open());
         assert_eq!(roll.poll_timeout(), Some(now + CALL_INTERVAL));
         assert_eq!(roll.due(now + CALL_INTERVAL), [other]);
         roll.answered(other);
-        assert!(roll.take_complete());
+        assert!(roll.take_complete() && !roll.is_open());
         assert_eq!((roll.take_complete(), roll.poll_timeout()), (false, None), "it is said once");
     }
 
@@ -91,6 +96,6 @@ mod tests {
 
     #[test]
     fn what_was_not_called_is_not_complete() {
-        assert!(!Roll::default().take_complete());
+        assert!(!Roll::default().take_complete() && !Roll::default().is_open());
     }
 }

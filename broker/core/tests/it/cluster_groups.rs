@@ -333,6 +333,45 @@ async fn who_asks_for_more_than_a_pod_can_send_waits() {
     assert_eq!(waiting.get(), 0);
 }
 
+/// What was divided last is only in memory, of members at a pod that the new coordinator cannot reach.
+#[tokio::test(start_paused = true)]
+async fn a_group_that_is_moved_before_all_have_announced_their_members_stays_where_it_was_moved_to() {
+    let (mut pods, faults) = Pods::over_faults(3, 1, &[stream_of()]).await;
+    for n in 0..60 {
+        publish(&pods.cores[0], pods.clock, &format!("a/{n}"), "m").await.unwrap();
+    }
+    let (mut members, mut history) = (Vec::new(), History::default());
+    for (n, core) in pods.cores.iter().enumerate() {
+        members.push(Member::join(core, n as u64 + 1).await);
+    }
+    settle(&pods, &mut members, &mut history, SOON * 2).await;
+    let coordinator = pods.owner(&find(&pods.cores[0]), 0);
+    faults.fail_commits_matching(&[tag::GROUP], CommitFault::Stalled(LATER));
+    members.remove(coordinator).leave(&pods, &mut history).await;
+    settle(&pods, &mut members, &mut history, SOON).await;
+    assert_eq!(counts(&members), [3, 3]);
+    members.iter_mut().for_each(|member| member.acknowledge(&pods, &mut history, 5));
+    let gone = pods.kill(coordinator).await;
+    pods.network.partition(pods.cores[0].pod(), pods.cores[1].pod());
+    faults.heal();
+    faults.release_stalled();
+    settle(&pods, &mut members, &mut history, LATER).await;
+    let core = &pods.cores[pods.owner(&find(&pods.cores[0]), 0)];
+    let places: Vec<(u8, u64)> = (0..SHARDS).map(|shard| (shard, 1)).collect();
+    let (stream, start) = (find(core), Start::Offsets(places.clone()));
+    let seek = core.groups().seek(&stream, "g", &start, false);
+    let (sought, ()) = tokio::join!(seek, async {
+        settle(&pods, &mut members, &mut history, SOON).await;
+        pods.network.heal();
+        settle(&pods, &mut members, &mut history, LATER).await;
+    });
+    assert_eq!(sought.unwrap(), places);
+    let mut at: Vec<_> = members.iter().flat_map(Member::positions).collect();
+    at.sort_unstable();
+    assert_eq!(at, places);
+    std::mem::forget(gone);
+}
+
 /// As a process that was stopped: its tasks go on when all is over.
 #[tokio::test(start_paused = true)]
 async fn a_coordinator_that_was_stopped_divides_nothing_and_stores_nothing_when_it_comes_back() {
