@@ -492,7 +492,8 @@ impl Connection {
             self.handle_events().await;
             self.transmit();
             let had_room = self.has_room();
-            let delivered = self.deliver().await;
+            // Others may hand it out by now, although this pod still has things to say if it ends.
+            let delivered = !self.broker.is_quiet() && self.deliver().await;
             self.transmit();
             // What was waited for may have taken long.
             if self.is_still() {

@@ -74,8 +74,8 @@ pub(crate) struct ShardOwner {
     pub(super) is_lost: bool,
     /// What was not done, to be gone on with by who comes after this task.
     pub(super) carried: VecDeque<Command>,
-    /// What is in line may have been put there before the shard was taken over: meanwhile another owner may have stored
-    /// a repeat of it.
+    /// What is in line may have been put there before the shard was taken from another process: that may have stored a repeat
+    /// of it. In a cluster this is always so.
     in_doubt: bool,
 }
 
@@ -110,7 +110,7 @@ impl ShardOwner {
             leaving: None,
             is_lost: false,
             carried: carried.commands,
-            in_doubt: tenure.is_some(),
+            in_doubt: false,
         }
     }
 
@@ -318,9 +318,11 @@ impl ShardOwner {
         }
     }
 
-    /// What to look for in the store before a publish is taken.
+    /// What to look for in the store before a publish is taken. Where there are other pods, a repeat by way of one of them may
+    /// have come before what is no repeat: while this pod was held up, its publisher went there.
     fn may_be_stored(&self, pending: &PendingAppend) -> Option<PublishId> {
-        pending.publish.filter(|(_, is_repeat)| *is_repeat || self.in_doubt).map(|(publish, _)| publish)
+        let is_doubtful = self.in_doubt || self.context.cluster.is_some();
+        pending.publish.filter(|(_, is_repeat)| *is_repeat || is_doubtful).map(|(publish, _)| publish)
     }
 
     /// Answers a publish whose message is stored already, keeps one for later of which that is not known yet, and gives

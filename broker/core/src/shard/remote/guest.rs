@@ -382,8 +382,6 @@ impl Guest {
                 return Ok(());
             }
         };
-        // A repeat by way of another pod may have come first: while this shard or the link was silent, its publisher went there.
-        let publish = publish.map(|(id, _)| (id, true));
         let reply = self.shard.append_foreign(object, log, record, publish, wishes).await?;
         self.appends.push(Appending { request, reply });
         Ok(())
