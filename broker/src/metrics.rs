@@ -255,6 +255,8 @@ labels! {
         PodBusy = "pod_busy",
         /// There is no link to the pod of the subscriber.
         PodUnreachable = "pod_unreachable",
+        /// QoS 2, of a shared subscription, when its member left a pod that gives no sign of life.
+        Quiet = "quiet",
     }
 
     /// Of whom too much is becoming durable.

@@ -24,11 +24,16 @@ const ROOM_WAIT: Duration = Duration::from_millis(10);
 impl Broker {
     /// Hands messages to other members of the groups they were for, within `patience` for all of them. One that has
     /// no other member is lost with its receiver, as on a subscription of its own; one for which no member has room
-    /// is dropped and counted, and costs no member anything.
+    /// is dropped and counted, and costs no member anything. While others may take this pod's place, so is what is of QoS 2:
+    /// its publisher may have sent it again by way of another pod.
     pub(crate) async fn hand_on(&self, letters: impl Iterator<Item = Letter>, patience: Duration) {
         let give_up_at = self.clock.now() + patience;
         let mut completions = Vec::new();
         for letter in letters {
+            if letter.qos == QoS::ExactlyOnce && self.is_quiet() {
+                self.metrics.messages_dropped.inc(Dropped::Quiet);
+                continue;
+            }
             for group in &letter.shared {
                 completions.extend(self.hand_to(group, &letter, give_up_at).await);
             }
