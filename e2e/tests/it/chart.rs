@@ -234,6 +234,10 @@ async fn values_that_mean_nothing_are_refused_and_named() -> Result<()> {
         ("broker.store.type=kafka", "/broker/store/type"),
         ("broker.store.remote.address=nowhere", "/broker/store/remote/address"),
         ("broker.tls.certManager.issuerRef.names=x", "names"),
+        ("broker.auth.allowAnonymus=true", "allowAnonymus"),
+        ("broker.auth.usersSecretRef.name=users", "/broker/auth/usersSecretRef"),
+        ("broker.auth.rulesConfigMapRef.key=rules.toml", "/broker/auth/rulesConfigMapRef"),
+        ("keda.enabled=always", "/keda/enabled"),
         ("metrics.serviceMonitor.interval=30", "/metrics/serviceMonitor/interval"),
         ("brokers.enabled=true", "brokers"),
     ];
@@ -256,10 +260,24 @@ async fn values_that_do_not_go_together_say_what_to_set() -> Result<()> {
         (&["broker.plaintext=false"], "set broker.plaintext or broker.tls.enabled"),
     ];
     for (values, told) in cases {
-        let mut arguments = vec!["--set", "broker.enabled=true"];
+        let mut arguments = vec!["--set", "broker.enabled=true,broker.auth.allowAnonymous=true"];
         arguments.extend(values.iter().flat_map(|value| ["--set", value]));
         let error = template(&arguments).await?.err().with_context(|| format!("{values:?} were taken"))?;
         ensure!(error.contains(told), "{values:?}: {error}");
+    }
+    let told = "broker.auth.usersSecretRef, broker.auth.jwksSecretRef or broker.auth.allowAnonymous";
+    for nobody in ["broker.enabled=true", "broker.enabled=true,broker.spec.auth.allowAnonymous=false"] {
+        let error =
+            template(&["--set", nobody]).await?.err().with_context(|| format!("`{nobody}` was taken"))?;
+        ensure!(error.contains(told), "{nobody}: {error}");
+    }
+    for somebody in [
+        "broker.auth.usersSecretRef.name=users,broker.auth.usersSecretRef.key=users",
+        "broker.auth.jwksSecretRef.name=tokens,broker.auth.jwksSecretRef.key=jwks.json",
+        "broker.spec.auth.usersSecretRef.name=users,broker.spec.auth.usersSecretRef.key=users",
+    ] {
+        let taken = template(&["--set", "broker.enabled=true", "--set", somebody]).await?;
+        taken.map_err(anyhow::Error::msg).with_context(|| somebody.to_owned())?;
     }
     let error = template(&["--set", "serviceAccount.create=false"]).await?.err().context("no account")?;
     ensure!(error.contains("serviceAccount.name is needed"), "{error}");
