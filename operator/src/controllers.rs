@@ -166,8 +166,9 @@ async fn follow_brokers(
             })
             .collect();
         *context.brokers.write() = brokers.clone();
-        followers.set(&brokers).await;
+        // Before any is followed: who wakes waits for the workers.
         known.cancel();
+        followers.set(&brokers).await;
     }
 }
 
@@ -243,3 +244,6 @@ async fn work<K: Declares>(
         })
         .await;
 }
+
+#[cfg(test)]
+mod tests;

@@ -101,19 +101,22 @@ impl Election {
     pub(crate) async fn hold(&self) {
         let mut renewed = self.clock.now();
         loop {
-            tokio::time::sleep(jittered(RETRY, &self.seed)).await;
-            let asked = self.clock.now();
-            match self.bounded(self.renew()).await {
+            let attempt = async {
+                tokio::time::sleep(jittered(RETRY, &self.seed)).await;
+                (self.clock.now(), self.bounded(self.renew()).await)
+            };
+            let left = RENEW_WITHIN.saturating_sub(self.clock.now().saturating_duration_since(renewed));
+            let Ok((asked, answer)) = tokio::time::timeout(left, attempt).await else {
+                tracing::error!(lease = %self.name, "the lease could not be renewed in time");
+                return;
+            };
+            match answer {
                 Ok(true) => renewed = asked,
                 Ok(false) => {
                     tracing::error!(lease = %self.name, "another operator has taken the lease");
                     return;
                 }
                 Err(error) => tracing::warn!(%error, lease = %self.name, "the lease cannot be renewed"),
-            }
-            if self.clock.now().saturating_duration_since(renewed) > RENEW_WITHIN {
-                tracing::error!(lease = %self.name, "the lease could not be renewed in time");
-                return;
             }
         }
     }
@@ -221,4 +224,27 @@ pub(crate) fn wall(clock: Clock) -> Timestamp {
         .ok()
         .and_then(|micros| Timestamp::from_microsecond(micros).ok())
         .unwrap_or(Timestamp::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use kube::client::Body;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn who_hears_nothing_of_its_lease_leads_no_longer_than_it_may() {
+        let silent = tower::service_fn(|_: http::Request<Body>| {
+            std::future::pending::<Result<http::Response<Body>, std::convert::Infallible>>()
+        });
+        let clock = Clock::simulated(weir_env::clock::Timestamp::default());
+        for seed in 0..20 {
+            let client = Client::new(silent, "default");
+            let seed = Seed::fixed(seed);
+            let election = Election::new(client, "default", "weir", "me".to_owned(), clock, seed);
+            let began = clock.now();
+            election.hold().await;
+            assert_eq!(clock.now().saturating_duration_since(began), RENEW_WITHIN);
+        }
+    }
 }

@@ -221,10 +221,15 @@ impl Leader<'_> {
             }
         };
         let mut held = std::pin::pin!(held);
-        tokio::select! {
-            () = &mut held => bail!("the lease is lost: another operator works on"),
-            () = tasks.failed() => bail!("a task has panicked"),
-            () = shutdown.cancelled() => {}
+        let lost = tokio::select! {
+            () = &mut held => Some("the lease is lost: another operator works on"),
+            () = tasks.failed() => Some("a task has panicked"),
+            () = shutdown.cancelled() => None,
+        };
+        if let Some(why) = lost {
+            // Nothing new is begun while this process says its last words.
+            tasks.cancel().cancel();
+            bail!(why);
         }
         tokio::select! {
             () = &mut held => bail!("the lease is lost: another operator works on"),

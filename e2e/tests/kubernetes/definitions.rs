@@ -100,6 +100,20 @@ async fn immutable(kubectl: &Kubectl) -> Result<()> {
         changed[field] = value;
         refused(kubectl, "Stream", "kept", changed, &format!("{field} is immutable")).await?;
     }
+
+    let broker = json!({ "store": { "embedded": { "storage": "1Gi" } } });
+    kubectl.apply(&object("Broker", "kept", &broker)).await?;
+    let changed = json!({ "store": { "remote": { "address": "store:4600" } } });
+    refused(kubectl, "Broker", "kept", changed, "the kind of store is immutable").await?;
+    for bytes in ["storage", "memory"] {
+        let mut negative = broker.clone();
+        match bytes {
+            "storage" => negative["store"]["embedded"]["storage"] = json!(-1),
+            _ => negative["resources"] = json!({ "limits": { "memory": -1 } }),
+        }
+        let message = "should be greater than or equal to 0";
+        refused(kubectl, "Broker", "negative", negative, message).await?;
+    }
     Ok(())
 }
 
@@ -118,8 +132,18 @@ async fn explained(kubectl: &Kubectl) -> Result<()> {
     Ok(())
 }
 
-/// The usual list fits a terminal.
+/// The usual list fits a terminal, also when something is wrong.
 async fn listed(kubectl: &Kubectl) -> Result<()> {
+    let queue = json!({ "topicFilter": "city/+/traffic/lights/#" });
+    kubectl.apply(&object("MessageQueue", "traffic-lights-of-a-city", &queue)).await?;
+    let condition = json!({
+        "type": "Ready", "status": "False", "reason": "NamespaceNotAllowed", "message": "no",
+        "lastTransitionTime": "2026-01-01T00:00:00Z",
+    });
+    let status = json!({ "status": { "conditions": [condition] } });
+    kubectl
+        .run(&format!("patch mq traffic-lights-of-a-city --subresource=status --type=merge -p {status}"))
+        .await?;
     for kinds in ["mq", "streams", "brokers"] {
         let list = kubectl.run(&format!("get {kinds}")).await?;
         let wide = list.lines().map(str::len).max().unwrap_or_default();

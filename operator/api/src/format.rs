@@ -193,7 +193,7 @@ pub(crate) fn address_schema(_: &mut SchemaGenerator) -> Schema {
 }
 
 pub(crate) fn quantity_schema() -> serde_json::Value {
-    json!({ "x-kubernetes-int-or-string": true, "maxLength": 32, "pattern": QUANTITY })
+    json!({ "x-kubernetes-int-or-string": true, "minimum": 0, "maxLength": 32, "pattern": QUANTITY })
 }
 
 /// Checks a Kubernetes object name outside of any schema.

@@ -153,7 +153,7 @@ impl JsonSchema for ByteSize {
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({ "x-kubernetes-int-or-string": true, "pattern": Self::PATTERN, "maxLength": 32 })
+        json_schema!({ "x-kubernetes-int-or-string": true, "minimum": 0, "pattern": Self::PATTERN, "maxLength": 32 })
     }
 }
 

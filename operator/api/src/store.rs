@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::broker::SecretKeyRef;
 use crate::format::{address_schema, kube_name_schema, store_prefix_schema};
+use crate::rules::immutable_option;
 use crate::size::ByteSize;
 
 /// Where messages are stored: exactly one of the three.
@@ -30,6 +31,7 @@ pub struct BrokerStore {
 /// A FoundationDB cluster.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = [immutable_option("prefix")]))]
 pub struct FdbStore {
     /// Where the cluster file is.
     pub cluster_file: ClusterFileSource,
@@ -38,7 +40,8 @@ pub struct FdbStore {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 1024))]
     pub client_image: Option<String>,
-    /// Name of this installation in the cluster, before each of its keys. Default: the Broker's namespace and name.
+    /// Name of this installation in the cluster, before each of its keys. Immutable: with another one it would be empty.
+    /// Default: the Broker's namespace and name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "store_prefix_schema")]
     pub prefix: Option<String>,

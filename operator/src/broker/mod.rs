@@ -15,7 +15,8 @@ use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::{ByteString, NamespaceResourceScope};
 use kube::api::{Api, ApiResource, DynamicObject, Patch, PatchParams, PostParams};
-use kube::core::{ObjectMeta, ResourceExt as _};
+use kube::core::object::NotUsed;
+use kube::core::{DeserializeGuard, Object, ObjectMeta, ResourceExt as _};
 use kube::runtime::controller::{Action, Config, Controller};
 use kube::runtime::events::{Event, EventType};
 use kube::runtime::watcher;
@@ -37,6 +38,8 @@ use status::Observed;
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 /// How often what no watch tells of is looked at while it is missing.
 const MISSING: Duration = Duration::from_secs(10);
+/// On each object of a Broker: a hash of all that is declared of it.
+const DECLARED: &str = "weir.dev/declared";
 /// Bytes of the secret that pods and operator share.
 const TOKEN_BYTES: usize = 32;
 
@@ -63,7 +66,8 @@ pub(crate) fn start(
             image: image.to_owned(),
             backoffs: Backoffs::new(RETRY.0, RETRY.1, context.seed.fork("brokers")),
         });
-        let controller = Controller::new(api::<Broker>(&client, scope), watcher::Config::default())
+        let controller =
+            Controller::new(api::<DeserializeGuard<Broker>>(&client, scope), watcher::Config::default())
             .owns(api::<Deployment>(&client, scope), ours.clone())
             .owns(api::<Service>(&client, scope), ours.clone())
             .owns(api::<ConfigMap>(&client, scope), ours.clone())
@@ -93,31 +97,57 @@ where
     }
 }
 
-fn key(broker: &Broker) -> (String, String) {
+fn key(broker: &impl Resource) -> (String, String) {
     (broker.namespace().unwrap_or_default(), broker.name_any())
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "as the controller calls it")]
-fn again(broker: Arc<Broker>, error: &Error, brokers: Arc<Brokers>) -> Action {
+fn again(broker: Arc<DeserializeGuard<Broker>>, error: &Error, brokers: Arc<Brokers>) -> Action {
     tracing::warn!(broker = %broker.name_any(), error = error as &dyn std::error::Error, "a Broker is tried again");
-    Action::requeue(brokers.backoffs.fail(key(&broker)))
+    Action::requeue(brokers.backoffs.fail(key(&*broker)))
 }
 
-async fn reconcile(broker: Arc<Broker>, brokers: Arc<Brokers>) -> Result<Action, Error> {
+async fn reconcile(guarded: Arc<DeserializeGuard<Broker>>, brokers: Arc<Brokers>) -> Result<Action, Error> {
     let context = &brokers.context;
     let began = context.clock.now();
-    let reconciled = if broker.metadata.deletion_timestamp.is_some() {
+    let reconciled = match &guarded.0 {
         // What it stands for goes with it; the volume of an embedded store stays.
-        Ok(Action::await_change())
-    } else {
-        settle(&broker, &brokers).await
+        _ if guarded.meta().deletion_timestamp.is_some() => Ok(Action::await_change()),
+        Ok(broker) => settle(broker, &brokers).await,
+        Err(invalid) => unreadable(context, &guarded, &invalid.error).await,
     };
     let outcome = reconciled.as_ref().err().map_or("done", Error::label);
     context.metrics.reconciled("Broker", outcome, context.clock.now().saturating_duration_since(began));
     if reconciled.is_ok() {
-        brokers.backoffs.succeed(&key(&broker));
+        brokers.backoffs.succeed(&key(&*guarded));
     }
     reconciled
+}
+
+/// A Broker that these types cannot hold, though the API server has let it through: its pods stay as they are.
+async fn unreadable(
+    context: &Context,
+    broker: &DeserializeGuard<Broker>,
+    error: &str,
+) -> Result<Action, Error> {
+    let verdict = Verdict::stuck("Invalid", format!("edit the Broker: {error}"));
+    let (namespace, name) = key(broker);
+    let kind = ApiResource::erase::<Broker>(&());
+    let api: Api<Object<NotUsed, BrokerStatus>> =
+        Api::namespaced_with(context.client.clone(), &namespace, &kind);
+    let there = api.get_opt(&name).await.map_err(Error::kube("read the status of a Broker"))?;
+    let old = there.and_then(|there| there.status).unwrap_or_default();
+    let generation = broker.meta().generation.unwrap_or(0);
+    let status = BrokerStatus {
+        observed_generation: Some(generation),
+        conditions: verdict.conditions(&old.conditions, generation, wall(context.clock)),
+        scaling: None,
+        ..old.clone()
+    };
+    if status != (BrokerStatus { scaling: None, ..old }) {
+        patch_status(context, &namespace, &name, &status).await?;
+    }
+    Ok(Action::await_change())
 }
 
 async fn settle(broker: &Broker, brokers: &Brokers) -> Result<Action, Error> {
@@ -151,7 +181,17 @@ async fn settle(broker: &Broker, brokers: &Brokers) -> Result<Action, Error> {
             true => there.take(),
             false => read(context, &namespace, &owned.resource, &owned.object.name_any()).await?,
         };
-        match apply(context, broker, owned, there).await? {
+        let what = format!("the {} {}", owned.resource.kind, owned.object.name_any());
+        let applied = match apply(context, broker, owned, there).await {
+            Err(error) => {
+                if let Some(verdict) = status::refused(&what, &error) {
+                    write_status(context, broker, &verdict, deployment.as_ref()).await?;
+                }
+                return Err(error);
+            }
+            Ok(applied) => applied,
+        };
+        match applied {
             Ok(is) if is_deployment => deployment = Some(typed(&is)?),
             Ok(_) => {}
             Err(taken) => return refuse(context, broker, &taken, deployment.as_ref()).await,
@@ -197,7 +237,8 @@ fn typed(object: &DynamicObject) -> Result<Deployment, Error> {
 fn replicas(broker: &Broker, deployment: Option<&Deployment>) -> i32 {
     let there = deployment.and_then(|deployment| deployment.spec.as_ref()?.replicas);
     match &broker.spec.scaling {
-        None => 1,
+        // An autoscaler may have set it.
+        None => there.unwrap_or(1),
         Some(scaling) => {
             let min = scaling.min_replicas.min(scaling.max_replicas);
             there.unwrap_or(min).max(min)
@@ -250,7 +291,10 @@ async fn apply(
 ) -> Result<Result<DynamicObject, Verdict>, Error> {
     let Owned { resource, mut object } = owned;
     let name = object.name_any();
-    let is_new = there.is_none();
+    let before = there.as_ref().map(|there| there.metadata.resource_version.clone());
+    // What is there and not wanted any more shows by this alone.
+    let declared = xxhash_rust::xxh3::xxh3_64(&serde_json::to_vec(&object).unwrap_or_default());
+    object.annotations_mut().insert(DECLARED.to_owned(), format!("{declared:016x}"));
     if let Some(there) = there {
         if let Err(taken) = claim::check(broker, &resource.kind, &there.metadata) {
             return Ok(Err(taken));
@@ -271,9 +315,13 @@ async fn apply(
         .patch(&name, &how, &Patch::Apply(&object))
         .await
         .map_err(Error::kube("apply an object of a Broker"))?;
+    if before.as_ref() == Some(&is.metadata.resource_version) {
+        // The API server writes it in another way, and it is the same.
+        return Ok(Ok(is));
+    }
     let event = Event {
         type_: EventType::Normal,
-        reason: if is_new { "Created" } else { "Updated" }.to_owned(),
+        reason: if before.is_none() { "Created" } else { "Updated" }.to_owned(),
         note: Some(format!("{} {name}", resource.kind)),
         action: "Apply".to_owned(),
         // Events of the same reason are one, but for this.
@@ -344,16 +392,25 @@ async fn write_status(
     if status == old {
         return Ok(());
     }
-    let namespace = broker.namespace().unwrap_or_default();
-    let api: Api<Broker> = Api::namespaced(context.client.clone(), &namespace);
+    let (namespace, name) = key(broker);
+    patch_status(context, &namespace, &name, &status).await
+}
+
+async fn patch_status(
+    context: &Context,
+    namespace: &str,
+    name: &str,
+    status: &BrokerStatus,
+) -> Result<(), Error> {
+    let api: Api<DeserializeGuard<Broker>> = Api::namespaced(context.client.clone(), namespace);
     let patch = json!({
         "apiVersion": Broker::api_version(&()),
         "kind": Broker::kind(&()),
-        "metadata": { "name": broker.name_any() },
+        "metadata": { "name": name },
         "status": status,
     });
     let how = PatchParams::apply(MANAGER).force();
-    let written = api.patch_status(&broker.name_any(), &how, &Patch::Apply(&patch)).await;
+    let written = api.patch_status(name, &how, &Patch::Apply(&patch)).await;
     written.map(drop).map_err(Error::kube("write the status of a Broker"))
 }
 

@@ -7,6 +7,7 @@ use weir_operator_api::{Broker, BrokerStatus};
 
 use super::desired;
 use crate::conditions::Verdict;
+use crate::error::Error;
 
 /// What there is of a Broker.
 #[derive(Clone, Copy, Debug, Default)]
@@ -82,6 +83,19 @@ pub(super) fn verdict(broker: &Broker, observed: &Observed<'_>) -> Verdict {
         return Verdict::working("PodsNotReady", message);
     }
     Verdict::ready(format!("{ready} of {wanted} pods accept clients"))
+}
+
+/// What to say if the API server refuses an object; nothing if it may take it the next time.
+pub(super) fn refused(what: &str, error: &Error) -> Option<Verdict> {
+    let Error::Kube { source: kube::Error::Api(said), .. } = error else { return None };
+    let message = format!("the API server refuses {what}: {}", said.message);
+    match said.code {
+        // It is not valid, whoever asks.
+        400 | 413 | 422 => Some(Verdict::stuck("ApplyFailed", format!("{message}; edit the Broker"))),
+        // It is not allowed: by rights, a quota or a policy.
+        403 => Some(Verdict::working("ApplyFailed", message)),
+        _ => None,
+    }
 }
 
 /// What the Deployment says is wrong.

@@ -56,6 +56,7 @@ impl Server {
                 let was = object["status"].clone();
                 *object = body;
                 object["metadata"]["generation"] = json!(generation + 1);
+                object["metadata"]["resourceVersion"] = json!((generation + 1).to_string());
                 if !was.is_null() {
                     object["status"] = was;
                 }
@@ -119,8 +120,12 @@ impl World {
         Self::new(json!({ "replicas": 2, "store": { "remote": { "address": "store:4600" } } }))
     }
 
-    fn broker(&self) -> Arc<Broker> {
+    fn broker(&self) -> Arc<DeserializeGuard<Broker>> {
         Arc::new(serde_json::from_value(self.server.lock().objects[BROKER].clone()).unwrap())
+    }
+
+    fn status(&self) -> BrokerStatus {
+        serde_json::from_value(self.server.lock().objects[BROKER]["status"].clone()).unwrap()
     }
 
     /// One reconciliation of the Broker as it is, as the controller does it.
@@ -154,7 +159,7 @@ impl World {
 
     /// Statuses of `Ready`, `Reconciling` and `Stalled`, and the reason and message of the first.
     fn conditions(&self) -> (String, String, String) {
-        let status = self.broker().status.clone().unwrap();
+        let status = self.status();
         let of = |type_: &str| status.conditions.iter().find(|c| c.type_ == type_).unwrap().clone();
         let flags = ["Ready", "Reconciling", "Stalled"].map(|type_| of(type_).status).join(" ");
         (flags, of("Ready").reason, of("Ready").message)
@@ -221,6 +226,52 @@ async fn what_somebody_changes_is_set_back_by_one_write() {
     world.reconcile().await.0.unwrap();
     assert_eq!(writes(&world.requests()), ["PATCH services/main"]);
     assert_eq!(world.events(), ["Created Service main"]);
+}
+
+#[tokio::test]
+async fn what_is_declared_no_more_goes() {
+    let world = World::plain();
+    world.change(BROKER, |broker| broker["spec"]["pods"] = json!({ "nodeSelector": { "disk": "fast" } }));
+    world.reconcile().await.0.unwrap();
+    let selector = |world: &World| world.object(PLAIN).unwrap()["spec"]["template"]["spec"]["nodeSelector"].clone();
+    assert_eq!(selector(&world), json!({ "disk": "fast" }));
+    world.requests();
+    world.change(BROKER, |broker| _ = broker["spec"].as_object_mut().unwrap().remove("pods"));
+    world.reconcile().await.0.unwrap();
+    assert_eq!(writes(&world.requests()), ["PATCH deployments/main"]);
+    assert_eq!(selector(&world), Value::Null);
+}
+
+#[tokio::test]
+async fn what_the_api_server_refuses_is_said_of_the_broker() {
+    for (code, expected) in [
+        (StatusCode::UNPROCESSABLE_ENTITY, ("False False True", "ApplyFailed")),
+        (StatusCode::FORBIDDEN, ("False True False", "ApplyFailed")),
+    ] {
+        let world = World::plain();
+        world.server.lock().failure = Some((Method::PATCH, code));
+        let (ended, again) = world.reconcile().await;
+        assert_eq!(ended, Err("kube_error".to_owned()));
+        assert_ne!(again, Action::await_change(), "it is tried again");
+        let (flags, reason, message) = world.conditions();
+        assert_eq!((flags.as_str(), reason.as_str()), expected);
+        assert!(message.starts_with("the API server refuses the "), "{message}");
+    }
+}
+
+#[tokio::test]
+async fn a_broker_that_cannot_be_read_says_so_and_holds_up_no_other() {
+    let world = World::plain();
+    world.reconcile().await.0.unwrap();
+    world.change(BROKER, |broker| broker["spec"]["replicas"] = json!("two"));
+    world.requests();
+    assert_eq!(world.reconcile().await, (Ok(()), Action::await_change()));
+    let (flags, reason, message) = world.conditions();
+    assert_eq!((flags.as_str(), reason.as_str()), ("False False True", "Invalid"));
+    assert!(message.starts_with("edit the Broker: "), "{message}");
+    assert_eq!(world.requests(), ["GET brokers/main", "PATCH brokers/main/status"]);
+    assert_eq!(world.reconcile().await, (Ok(()), Action::await_change()));
+    assert_eq!(world.requests(), ["GET brokers/main"], "said already");
 }
 
 #[tokio::test]
@@ -460,7 +511,7 @@ async fn the_status_follows_the_deployment() {
         let (is, word, message) = world.conditions();
         assert_eq!((is.as_str(), word.as_str()), (flags, reason), "{status}");
         assert!(message.contains(told), "{status}: {message}");
-        let said = world.broker().status.clone().unwrap();
+        let said = world.status();
         let ready = status["readyReplicas"].as_i64().unwrap_or(0);
         assert_eq!(said.pods.as_deref(), Some(format!("{ready}/{wanted}").as_str()));
         assert_eq!(said.observed_generation, Some(1));

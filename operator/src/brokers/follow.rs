@@ -11,12 +11,14 @@ use weir_operator_api::Broker;
 
 use super::admin::{Admin, AdminError, Changes, Kind, Told};
 use super::find::BrokerId;
-use super::link::{AWAY_GRACE, Link, Links, News};
+use super::link::{Health, Link, Links, News};
 use crate::backoff::{delay, jittered};
 use crate::tasks::Tasks;
 
 /// The first and the longest pause between two tries of a Broker that does not answer.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(15));
+/// How often it is looked whether a Broker has been away for long.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// Time until a watch has begun.
 const BEGIN: Duration = Duration::from_secs(10);
 /// Pages of one list: at 500 objects each far more than a broker may have.
@@ -105,14 +107,29 @@ struct Follower<W> {
 
 impl<W: Wake> Follower<W> {
     async fn run(&self) {
+        tokio::join!(self.follow(), self.look_for_long());
+    }
+
+    /// Has everything looked at once the Broker has been away for long, however long it keeps each try waiting.
+    async fn look_for_long(&self) {
+        let mut was_long = false;
+        loop {
+            let is_long = matches!(self.link.health(), Health::Down { long: true, .. });
+            if is_long && !was_long {
+                self.wake.wake_all(&self.link.id).await;
+            }
+            was_long = is_long;
+            tokio::time::sleep(LOOK_INTERVAL).await;
+        }
+    }
+
+    async fn follow(&self) {
         let mut failures = 0;
-        let mut said_long = false;
-        let mut away = Duration::ZERO;
         loop {
             let mut has_listed = false;
             let Err(error) = self.session(&mut has_listed).await;
             if has_listed {
-                (failures, said_long, away) = (0, false, Duration::ZERO);
+                failures = 0;
             }
             let why = error.to_string();
             if self.link.set_down(&why) || failures == 0 {
@@ -125,11 +142,6 @@ impl<W: Wake> Follower<W> {
             let pause = jittered(delay(PAUSES.0, PAUSES.1, failures), &self.seed);
             failures += 1;
             tokio::time::sleep(pause).await;
-            away += pause;
-            if away >= AWAY_GRACE && !said_long {
-                said_long = true;
-                self.wake.wake_all(&self.link.id).await;
-            }
         }
     }
 

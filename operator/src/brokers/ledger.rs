@@ -67,9 +67,12 @@ impl Ledger {
         self.entries.insert((kind, name.to_owned()), entry);
     }
 
-    /// The object is declared no more.
-    pub(crate) fn forget(&mut self, kind: Kind, name: &str) {
-        self.entries.remove(&(kind, name.to_owned()));
+    /// The object with this uid declares it no more.
+    pub(crate) fn forget(&mut self, kind: Kind, name: &str, uid: &str) {
+        let key = (kind, name.to_owned());
+        if self.entries.get(&key).is_some_and(|entry| entry.uid == uid) {
+            self.entries.remove(&key);
+        }
     }
 
     /// The Broker has this now. Whether an object should look at it: it differs from what it had, or nobody here has

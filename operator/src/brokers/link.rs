@@ -118,7 +118,7 @@ impl Link {
         let broker = self.broker();
         let call = |writer| self.admin.release(&broker, writer, declaration, policy);
         let released = self.write("release", call).await?;
-        self.ledger.lock().forget(declaration.kind, &declaration.name);
+        self.ledger.lock().forget(declaration.kind, &declaration.name, &declaration.owner.uid);
         Ok(released)
     }
 

@@ -16,6 +16,6 @@ pub(crate) use admin::{
 pub(crate) use admin::{Changes, Declared, Page, Pending};
 pub(crate) use find::{BrokerId, Place, find};
 pub(crate) use follow::{Followers, Wake};
-pub(crate) use link::{Health, Link, Links};
+pub(crate) use link::{AWAY_GRACE, Health, Link, Links};
 pub(crate) use pods::{Door, Pods, Whereabouts, watched};
 pub(crate) use remote::Remote;

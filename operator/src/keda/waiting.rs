@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use kube::core::DeserializeGuard;
 use kube::runtime::reflector::{ObjectRef, Store};
 use serde_json::json;
 use tonic::metadata::{Ascii, MetadataValue};
@@ -27,7 +28,7 @@ pub(super) enum Directory {
     /// These.
     Fixed(HashMap<BrokerId, Arc<Broker>>),
     /// Those of the cluster, by the namespaces that are watched.
-    Cluster(Vec<Store<Broker>>),
+    Cluster(Vec<Store<DeserializeGuard<Broker>>>),
 }
 
 impl Directory {
@@ -40,7 +41,8 @@ impl Directory {
                     store.wait_until_ready().await.map_err(ended)?;
                 }
                 let place = ObjectRef::new(&id.name).within(&id.namespace);
-                stores.iter().find_map(|store| store.get(&place))
+                let there = stores.iter().find_map(|store| store.get(&place));
+                there.and_then(|broker| broker.0.as_ref().ok().cloned().map(Arc::new))
             }
         };
         found.ok_or_else(|| Status::not_found("there is no such Broker"))

@@ -68,8 +68,6 @@ pub(crate) enum Again {
     Resync,
     /// After a pause that grows.
     Backoff,
-    /// As soon as the Broker may have room.
-    Soon,
 }
 
 impl Subject {
@@ -227,9 +225,10 @@ pub(crate) fn applied(subject: &Subject, answer: Result<Applied, AdminError>) ->
     let answer = match answer {
         Ok(answer) => answer,
         Err(AdminError::Busy) => {
-            return Settled { verdict: None, notes: Vec::new(), again: Again::Soon };
+            return Settled { verdict: None, notes: Vec::new(), again: Again::Backoff };
         }
-        Err(AdminError::Unavailable(why)) => return subject.settle(unavailable(&why), Again::Woken),
+        // It is not always the Broker that does not answer: nobody else may come to wake it.
+        Err(AdminError::Unavailable(why)) => return subject.settle(unavailable(&why), Again::Backoff),
         Err(AdminError::Refused { refusal, message }) => {
             return subject.settle(refused(refusal, message), Again::Resync);
         }
@@ -291,7 +290,8 @@ fn refused(refusal: Refusal, message: String) -> Verdict {
     }
 }
 
-/// What the Broker's answer to a release means: either the object may go, or why not yet.
+/// What the Broker's answer to a release means: either the object may go, or why not yet. `is_namespace_ending`: it has waited
+/// long enough, and its namespace waits for it.
 pub(crate) fn released(
     subject: &Subject,
     answer: Result<Released, AdminError>,
@@ -307,11 +307,11 @@ pub(crate) fn released(
         Ok(Released::NotOwned) => {
             Note::normal("Released", format!("{what} is declared by somebody else, and stays as it is"))
         }
+        Err(AdminError::Busy) => {
+            return Step::Say(Settled { verdict: None, notes: Vec::new(), again: Again::Backoff });
+        }
         Err(error) if is_namespace_ending => {
             Note::warning("BrokerGone", format!("the namespace ends; {what} was not released: {error}"))
-        }
-        Err(AdminError::Busy) => {
-            return Step::Say(Settled { verdict: None, notes: Vec::new(), again: Again::Soon });
         }
         Err(AdminError::Unavailable(why)) => {
             return Step::Say(subject.settle(unreleased(&why), Again::Backoff));

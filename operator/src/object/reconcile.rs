@@ -24,7 +24,9 @@ use weir_operator_api::{ObjectStatus, Problem, StatusBroker};
 use super::plan::{self, Again, Settled, Step, Subject};
 use super::{Declares, FINALIZER, FORCE_RELEASE, Note, PAUSE};
 use crate::backoff::{Backoffs, jittered};
-use crate::brokers::{AdminError, BrokerId, Declaration, Health, Link, Owner, Place, Policy, State, find};
+use crate::brokers::{
+    AWAY_GRACE, AdminError, BrokerId, Declaration, Health, Link, Owner, Place, Policy, State, find,
+};
 use crate::conditions;
 use crate::context::{Context, MANAGER};
 use crate::error::Error;
@@ -98,8 +100,7 @@ pub(crate) fn again_after<K: Declares>(
     objects: &Objects<K>,
 ) -> Action {
     match error {
-        Error::Conflict => Action::requeue(SOON),
-        Error::Kube { .. } | Error::OldDefinitions { .. } | Error::NoRandomness => {
+        Error::Conflict | Error::Kube { .. } | Error::OldDefinitions { .. } | Error::NoRandomness => {
             Action::requeue(objects.backoffs.fail(reference(object)))
         }
     }
@@ -144,7 +145,6 @@ pub(crate) async fn reconcile<K: Declares>(
     }
     Ok(match again {
         Again::Woken => Action::await_change(),
-        Again::Soon => Action::requeue(jittered(SOON, &objects.context.seed)),
         Again::Resync => Action::requeue(jittered(objects.context.resync, &objects.context.seed)),
         Again::Backoff => Action::requeue(objects.backoffs.fail(reference)),
     })
@@ -154,7 +154,6 @@ impl Again {
     fn label(self) -> &'static str {
         match self {
             Self::Woken => "done",
-            Self::Soon => "no_room",
             Self::Resync => "stalled",
             Self::Backoff => "retry",
         }
@@ -189,11 +188,13 @@ impl<K: Declares> Work<'_, K> {
             let mut step = plan::next(&subject, &broker);
             if let (Step::Release, Some(link)) = (&step, &link) {
                 let answer = link.release(&self.declaration(&object), subject.policy).await;
-                let is_ending = answer.is_err() && self.is_namespace_ending().await;
+                let is_ending =
+                    answer.is_err() && self.has_waited(&object) && self.is_namespace_ending().await;
                 step = plan::released(&subject, answer, is_ending);
             } else if let (plan::Broker::At { health, .. }, Step::Say(_), true) =
                 (&broker, &step, subject.is_deleted)
                 && let Health::Down { why, .. } = health
+                && self.has_waited(&object)
                 && self.is_namespace_ending().await
             {
                 let answer = Err(AdminError::Unavailable(why.clone()));
@@ -360,6 +361,15 @@ impl<K: Declares> Work<'_, K> {
         }
         self.objects.remember_let_go(object.uid());
         Ok(())
+    }
+
+    /// Whether its deletion has waited for the Broker for long.
+    fn has_waited(&self, object: &K) -> bool {
+        let now = wall(self.objects.context.clock);
+        object.meta().deletion_timestamp.as_ref().is_some_and(|deleted| {
+            let waited = Duration::try_from(now.duration_since(deleted.0));
+            waited.is_ok_and(|waited| waited >= AWAY_GRACE)
+        })
     }
 
     /// Whether the object's namespace is being deleted; not, if that cannot be found out.

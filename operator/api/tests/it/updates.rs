@@ -75,6 +75,12 @@ fn brokers_keep_their_kind_of_store() {
     let update = |old: &Value, new: &Value| update::<Broker>("Broker", old, new);
 
     assert_eq!(update(&fdb, &other_fdb), Vec::<String>::new());
+    let mut named = fdb.clone();
+    named["store"]["fdb"]["prefix"] = json!("city");
+    assert_eq!(update(&named, &named), Vec::<String>::new());
+    for (old, new) in [(&fdb, &named), (&named, &fdb)] {
+        assert_eq!(update(old, new), ["prefix is immutable"]);
+    }
     for (old, new) in [(&embedded, &fdb), (&fdb, &embedded), (&remote, &fdb), (&embedded, &remote)] {
         let messages = update(old, new);
         assert!(

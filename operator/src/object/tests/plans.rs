@@ -210,11 +210,11 @@ fn answers_to_a_declaration() {
             Ok(answer(Outcome::Created, false, State::Unknown)),
             r#"unknown, Working, Starting ["Created"] Backoff"#,
         ),
-        (&fresh, Err(AdminError::Busy), "as before [] Soon"),
+        (&fresh, Err(AdminError::Busy), "as before [] Backoff"),
         (
             &fresh,
             Err(AdminError::Unavailable("m".to_owned())),
-            r#"not ready, Working, BrokerUnavailable ["BrokerUnavailable"] Woken"#,
+            r#"not ready, Working, BrokerUnavailable ["BrokerUnavailable"] Backoff"#,
         ),
         (&fresh, refused(Refusal::NameConflict), r#"not ready, Stuck, NameConflict ["NameConflict"] Resync"#),
         (
@@ -263,7 +263,8 @@ fn answers_to_a_release() {
         (gone(), true, "let go: BrokerGone"),
         (refused(), false, r#"not ready, Working, StaleWriter ["StaleWriter"] Backoff"#),
         (refused(), true, "let go: BrokerGone"),
-        (Err(AdminError::Busy), false, "as before [] Soon"),
+        (Err(AdminError::Busy), false, "as before [] Backoff"),
+        (Err(AdminError::Busy), true, "as before [] Backoff"),
     ] {
         let step = plan::released(&dying, answer.clone(), is_ending);
         assert_eq!(brief(&step), expected, "{answer:?} {is_ending}");

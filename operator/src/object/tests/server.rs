@@ -26,7 +26,7 @@ use crate::brokers::{
 };
 use crate::context::Context;
 use crate::error::Error;
-use crate::leader::Leadership;
+use crate::leader::{Leadership, wall};
 use crate::metrics::Metrics;
 use crate::object::{Objects, Urgency, again_after, reconcile};
 
@@ -141,6 +141,19 @@ pub(super) struct FakeBroker {
 pub(crate) struct FakeAdmin(pub(super) Mutex<BTreeMap<String, FakeBroker>>);
 
 impl FakeAdmin {
+    /// Adds the Broker of this namespace and name, which answers.
+    pub(crate) fn add(&self, broker: &str) {
+        let fake = FakeBroker {
+            entries: BTreeMap::new(),
+            calls: Vec::new(),
+            writer: 0,
+            is_away: false,
+            hangs: None,
+            state: State::Ready,
+        };
+        self.0.lock().insert(broker.to_owned(), fake);
+    }
+
     fn call<T>(
         &self,
         broker: &Broker,
@@ -359,15 +372,7 @@ impl World {
             "spec": { "store": { "embedded": { "storage": "1Gi" } } },
         });
         let broker: Arc<Broker> = Arc::new(serde_json::from_value(broker).unwrap());
-        let fake = FakeBroker {
-            entries: BTreeMap::new(),
-            calls: Vec::new(),
-            writer: 0,
-            is_away: false,
-            hangs: None,
-            state: State::Ready,
-        };
-        self.admin.0.lock().insert(format!("city/{name}"), fake);
+        self.admin.add(&format!("city/{name}"));
         let mut brokers = self.context.brokers().to_vec();
         brokers.push(broker.clone());
         *self.context.brokers.write() = brokers.into();
@@ -418,7 +423,7 @@ impl World {
     pub(super) fn delete(&self, name: &str) {
         let mut server = self.server.lock();
         let object = server.objects.get_mut(&format!("city/{name}")).unwrap();
-        object["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+        object["metadata"]["deletionTimestamp"] = json!(wall(self.context.clock).to_string());
     }
 
     /// The object as the API server has it.
