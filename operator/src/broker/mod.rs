@@ -68,21 +68,21 @@ pub(crate) fn start(
         });
         let controller =
             Controller::new(api::<DeserializeGuard<Broker>>(&client, scope), watcher::Config::default())
-            .owns(api::<Deployment>(&client, scope), ours.clone())
-            .owns(api::<Service>(&client, scope), ours.clone())
-            .owns(api::<ConfigMap>(&client, scope), ours.clone())
-            .owns(api::<ServiceAccount>(&client, scope), ours.clone())
-            .owns(api::<NetworkPolicy>(&client, scope), ours.clone())
-            .owns(api::<PodDisruptionBudget>(&client, scope), ours)
-            .with_config(Config::default().concurrency(concurrency))
-            .graceful_shutdown_on(tasks.cancel().clone().cancelled_owned())
-            .run(reconcile, again, brokers)
-            .for_each(|ended| {
-                if let Err(error) = ended {
-                    tracing::debug!(%error, "reconciliation of a Broker ended early");
-                }
-                std::future::ready(())
-            });
+                .owns(api::<Deployment>(&client, scope), ours.clone())
+                .owns(api::<Service>(&client, scope), ours.clone())
+                .owns(api::<ConfigMap>(&client, scope), ours.clone())
+                .owns(api::<ServiceAccount>(&client, scope), ours.clone())
+                .owns(api::<NetworkPolicy>(&client, scope), ours.clone())
+                .owns(api::<PodDisruptionBudget>(&client, scope), ours)
+                .with_config(Config::default().concurrency(concurrency))
+                .graceful_shutdown_on(tasks.cancel().clone().cancelled_owned())
+                .run(reconcile, again, brokers)
+                .for_each(|ended| {
+                    if let Err(error) = ended {
+                        tracing::debug!(%error, "reconciliation of a Broker ended early");
+                    }
+                    std::future::ready(())
+                });
         tasks.spawn(controller);
     }
 }

@@ -233,7 +233,8 @@ async fn what_is_declared_no_more_goes() {
     let world = World::plain();
     world.change(BROKER, |broker| broker["spec"]["pods"] = json!({ "nodeSelector": { "disk": "fast" } }));
     world.reconcile().await.0.unwrap();
-    let selector = |world: &World| world.object(PLAIN).unwrap()["spec"]["template"]["spec"]["nodeSelector"].clone();
+    let selector =
+        |world: &World| world.object(PLAIN).unwrap()["spec"]["template"]["spec"]["nodeSelector"].clone();
     assert_eq!(selector(&world), json!({ "disk": "fast" }));
     world.requests();
     world.change(BROKER, |broker| _ = broker["spec"].as_object_mut().unwrap().remove("pods"));
