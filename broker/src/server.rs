@@ -282,6 +282,9 @@ pub(crate) async fn begin(
         // Before clients come: what they publish goes to whoever wants it.
         pods.start(&broker, &stop).await;
     }
+    if let Some(elsewhere) = &broker.elsewhere {
+        elsewhere.meet().await;
+    }
     Ok(broker)
 }
 

@@ -39,6 +39,9 @@ const KNOWN_WAIT_MAX: Duration = Duration::from_secs(30);
 /// Longest wait for other pods to know of a subscription before it is acknowledged.
 const ROUTE_WAIT_MAX: Duration = Duration::from_secs(5);
 
+/// Longest wait of a pod that starts for links to the others.
+const MEETING_MAX: Duration = Duration::from_secs(2);
+
 /// QoS 2 publishes that a pod has answered and that were not released, by packet id.
 type Received = Vec<(u16, PublishId)>;
 
@@ -92,6 +95,31 @@ impl Elsewhere {
     pub(crate) fn hears_all(&self) -> bool {
         let (view, me) = (self.cluster.view(), self.cluster.me());
         view.pods.iter().all(|pod| pod.id == me || self.links.is_up(pod.id))
+    }
+
+    /// Waits until there is a link to every other pod, or a moment, since one of them may be dead. Without a link to the
+    /// pod that a client comes from, its QoS 2 publishes that were answered there would go live a second time here.
+    pub(crate) async fn meet(&self) {
+        let (mut members, mut up) = (self.cluster.members(), self.links.link_events());
+        let all = async {
+            loop {
+                members.mark_unchanged();
+                up.mark_unchanged();
+                if self.hears_all() {
+                    return;
+                }
+                let is_over = tokio::select! {
+                    changed = members.changed() => changed.is_err(),
+                    changed = up.changed() => changed.is_err(),
+                };
+                if is_over {
+                    return;
+                }
+            }
+        };
+        if tokio::time::timeout(MEETING_MAX, all).await.is_err() {
+            tracing::info!("another pod does not answer: starting without it");
+        }
     }
 
     /// The inbox of `target` has more.

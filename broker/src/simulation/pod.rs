@@ -224,3 +224,36 @@ impl Pod {
         self.history.note(Event::Pod(self.number, PodEvent::Stopped));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use weir_env::clock::Timestamp;
+    use weir_storage::MemoryStore;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pod_that_starts_meets_the_others_before_clients_come() {
+        let clock = Clock::simulated(Timestamp::from_micros(1_700_000_000_000_000));
+        let network = MemoryNetwork::new(clock, &Seed::fixed(0));
+        network.set_delay(Duration::from_millis(200)..Duration::from_millis(300));
+        let ground = Ground {
+            store: Arc::new(MemoryStore::new(clock)),
+            clock,
+            writers: Writers::default(),
+            history: History::default(),
+            network: Some(network),
+        };
+        ground.history.set_clock(clock);
+        let mut pods = Vec::new();
+        for number in 0..3 {
+            let seed = Seed::fixed(0).fork(&number.to_string());
+            let pod = Pod::start(&ground, number, &seed, FaultRates::NONE).await;
+            assert!(pod.broker.elsewhere.as_ref().unwrap().hears_all(), "pod {number}");
+            pods.push(pod);
+        }
+        for pod in pods {
+            pod.stop().await;
+        }
+    }
+}
