@@ -24,7 +24,7 @@ use kube::{Client, Resource};
 use serde_json::{Value, json};
 use weir_operator_api::{Broker, BrokerStatus};
 
-use crate::backoff::Backoffs;
+use crate::backoff::{Backoffs, jittered};
 use crate::conditions::Verdict;
 use crate::context::{Context, MANAGER};
 use crate::error::Error;
@@ -64,7 +64,7 @@ pub(crate) fn start(
         let brokers = Arc::new(Brokers {
             context: context.clone(),
             image: image.to_owned(),
-            backoffs: Backoffs::new(RETRY.0, RETRY.1, context.seed.fork("brokers")),
+            backoffs: Backoffs::new(RETRY.0, RETRY.1, context.clock, context.seed.fork("brokers")),
         });
         let controller =
             Controller::new(api::<DeserializeGuard<Broker>>(&client, scope), watcher::Config::default())
@@ -145,7 +145,7 @@ async fn unreadable(
         ..old.clone()
     };
     if status != (BrokerStatus { scaling: None, ..old }) {
-        patch_status(context, &namespace, &name, &status).await?;
+        patch_status(context, broker, &status).await?;
     }
     Ok(Action::await_change())
 }
@@ -202,7 +202,7 @@ async fn settle(broker: &Broker, brokers: &Brokers) -> Result<Action, Error> {
     write_status(context, broker, &status::verdict(broker, &observed), deployment.as_ref()).await?;
     Ok(match missing {
         Some(_) => Action::requeue(MISSING),
-        None => Action::requeue(context.resync),
+        None => Action::requeue(jittered(context.resync, &context.seed)),
     })
 }
 
@@ -392,25 +392,21 @@ async fn write_status(
     if status == old {
         return Ok(());
     }
-    let (namespace, name) = key(broker);
-    patch_status(context, &namespace, &name, &status).await
+    patch_status(context, broker, &status).await
 }
 
-async fn patch_status(
-    context: &Context,
-    namespace: &str,
-    name: &str,
-    status: &BrokerStatus,
-) -> Result<(), Error> {
-    let api: Api<DeserializeGuard<Broker>> = Api::namespaced(context.client.clone(), namespace);
+async fn patch_status(context: &Context, broker: &impl Resource, status: &BrokerStatus) -> Result<(), Error> {
+    let (namespace, name) = key(broker);
+    let api: Api<DeserializeGuard<Broker>> = Api::namespaced(context.client.clone(), &namespace);
     let patch = json!({
         "apiVersion": Broker::api_version(&()),
         "kind": Broker::kind(&()),
-        "metadata": { "name": name },
+        // Not for a Broker that has been made anew under its name meanwhile.
+        "metadata": { "name": name, "uid": broker.meta().uid },
         "status": status,
     });
     let how = PatchParams::apply(MANAGER).force();
-    let written = api.patch_status(name, &how, &Patch::Apply(&patch)).await;
+    let written = api.patch_status(&name, &how, &Patch::Apply(&patch)).await;
     written.map(drop).map_err(Error::kube("write the status of a Broker"))
 }
 

@@ -41,6 +41,15 @@ impl Ledger {
         (is_same && is_there).then_some(&entry.state)
     }
 
+    /// Whether the Broker had what this generation of the object `uid` declares, and has something else now.
+    pub(crate) fn has_drifted(&self, kind: Kind, name: &str, uid: &str, generation: i64) -> bool {
+        let entry = self.entries.get(&(kind, name.to_owned()));
+        entry.is_some_and(|entry| {
+            let is_same = entry.uid == uid && entry.object_generation == generation;
+            is_same && !matches!(&entry.seen, Seen::There(_, hash) if *hash == entry.hash)
+        })
+    }
+
     /// A generation of the object `uid` was declared. What was seen stays if it is newer than the answer.
     pub(crate) fn applied(
         &mut self,

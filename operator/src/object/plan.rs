@@ -59,6 +59,9 @@ pub(crate) struct Settled {
     pub(crate) again: Again,
 }
 
+/// Reason of an object that waits to be set back again.
+const DRIFT_REPEATED: &str = "DriftRepeated";
+
 /// When to look at an object again, if nothing happens before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Again {
@@ -68,6 +71,8 @@ pub(crate) enum Again {
     Resync,
     /// After a pause that grows.
     Backoff,
+    /// When it may be set back again.
+    Repair,
 }
 
 impl Subject {
@@ -75,6 +80,13 @@ impl Subject {
     fn was_ready(&self) -> bool {
         self.status.observed_generation == Some(self.generation)
             && conditions::status_of(&self.status.conditions, READY) == Some("True")
+    }
+
+    /// Whether this generation waits to be set back.
+    fn is_fought_over(&self) -> bool {
+        let ready = self.status.conditions.iter().find(|condition| condition.type_ == READY);
+        self.status.observed_generation == Some(self.generation)
+            && ready.is_some_and(|ready| ready.reason == DRIFT_REPEATED)
     }
 
     /// The words for its queue or stream.
@@ -220,6 +232,16 @@ fn unreleased(why: &str) -> Verdict {
     )
 }
 
+/// What to say while an object that has drifted is not set back, because it was set back a moment ago.
+pub(crate) fn fought_over(subject: &Subject) -> Settled {
+    let message = format!(
+        "{} was changed again after it was set back; it is set back after ever longer pauses, up to 5 min. Find who else \
+         changes it: a second operator with the same --cluster-id, or somebody who uses --force",
+        subject.what()
+    );
+    subject.settle(Verdict::working(DRIFT_REPEATED, message), Again::Repair)
+}
+
 /// What the Broker's answer means.
 pub(crate) fn applied(subject: &Subject, answer: Result<Applied, AdminError>) -> Settled {
     let answer = match answer {
@@ -257,7 +279,7 @@ fn done(subject: &Subject, answer: &Applied) -> Option<Note> {
         [] => String::new(),
         changed => format!(": {}", changed.join(", ")),
     };
-    let was_deleted = answer.outcome == Outcome::Created && subject.was_ready();
+    let was_deleted = answer.outcome == Outcome::Created && (subject.was_ready() || subject.is_fought_over());
     match answer.outcome {
         _ if was_deleted => {
             Some(Note::warning("DriftRepaired", format!("{what} had been deleted, and was made anew")))

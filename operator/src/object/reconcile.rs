@@ -54,6 +54,8 @@ pub(crate) enum Urgency {
 pub(crate) struct Objects<K: Declares> {
     pub(crate) context: Arc<Context>,
     backoffs: Backoffs<ObjectRef<K>>,
+    /// Of those that were set back, so that who changes them again and again is not answered as often.
+    repairs: Backoffs<ObjectRef<K>>,
     under_way: Mutex<HashSet<ObjectRef<K>>>,
     /// Uids, oldest first.
     let_go: Mutex<VecDeque<String>>,
@@ -71,8 +73,9 @@ impl<K: Declares> Drop for Mark<'_, K> {
 impl<K: Declares> Objects<K> {
     /// Nothing under way.
     pub(crate) fn new(context: Arc<Context>) -> Self {
-        let backoffs = Backoffs::new(PAUSES.0, PAUSES.1, context.seed.fork(K::KIND.object()));
-        Self { context, backoffs, under_way: Mutex::default(), let_go: Mutex::default() }
+        let pauses = |what| Backoffs::new(PAUSES.0, PAUSES.1, context.clock, context.seed.fork(what));
+        let (backoffs, repairs) = (pauses(K::KIND.object()), pauses("repairs"));
+        Self { context, backoffs, repairs, under_way: Mutex::default(), let_go: Mutex::default() }
     }
 
     fn mark(&self, object: ObjectRef<K>) -> Option<Mark<'_, K>> {
@@ -147,6 +150,7 @@ pub(crate) async fn reconcile<K: Declares>(
         Again::Woken => Action::await_change(),
         Again::Resync => Action::requeue(jittered(objects.context.resync, &objects.context.seed)),
         Again::Backoff => Action::requeue(objects.backoffs.fail(reference)),
+        Again::Repair => Action::requeue(objects.repairs.left(&reference)),
     })
 }
 
@@ -155,7 +159,7 @@ impl Again {
         match self {
             Self::Woken => "done",
             Self::Resync => "stalled",
-            Self::Backoff => "retry",
+            Self::Backoff | Self::Repair => "retry",
         }
     }
 }
@@ -211,6 +215,10 @@ impl<K: Declares> Work<'_, K> {
                 Step::Say(settled) => return self.say(&object, &subject.status, settled, None).await,
                 Step::Apply => {
                     let Some(link) = link else { return Ok(Again::Backoff) };
+                    let is_drift = self.is_drift(&link, &object, &subject);
+                    if is_drift && !self.objects.repairs.left(self.reference).is_zero() {
+                        return self.say(&object, &subject.status, plan::fought_over(&subject), None).await;
+                    }
                     // First touch: nobody may take it for ready that it says nothing.
                     if conditions::status_of(&subject.status.conditions, conditions::READY).is_none() {
                         let pending = Settled {
@@ -223,6 +231,7 @@ impl<K: Declares> Work<'_, K> {
                     let settled = plan::applied(&subject, link.apply(&self.declaration(&object)).await);
                     if plan::is_repair(&settled) {
                         self.objects.context.metrics.repaired(K::KIND.object());
+                        self.objects.repairs.fail(self.reference.clone());
                     }
                     return self.say(&object, &subject.status, settled, Some(&link.id)).await;
                 }
@@ -275,6 +284,12 @@ impl<K: Declares> Work<'_, K> {
     fn in_sync(&self, link: &Link, object: &K, subject: &Subject) -> Option<State> {
         let uid = object.uid().unwrap_or_default();
         link.ledger.lock().in_sync(K::KIND, &subject.backend, &uid, subject.generation).cloned()
+    }
+
+    /// Whether the Broker had this generation, and has it no more.
+    fn is_drift(&self, link: &Link, object: &K, subject: &Subject) -> bool {
+        let uid = object.uid().unwrap_or_default();
+        link.ledger.lock().has_drifted(K::KIND, &subject.backend, &uid, subject.generation)
     }
 
     fn declaration(&self, object: &K) -> Declaration {
@@ -408,7 +423,7 @@ impl<K: Declares> Work<'_, K> {
                 broker_ref: at,
             };
             if *old != status
-                && let Err(error) = self.write_status(&status).await
+                && let Err(error) = self.write_status(object.meta().uid.as_ref(), &status).await
             {
                 if matches!(error, Error::OldDefinitions { .. }) {
                     // People look at the object, whose status tells nothing now.
@@ -423,10 +438,12 @@ impl<K: Declares> Work<'_, K> {
         Ok(again)
     }
 
-    async fn write_status(&self, status: &ObjectStatus) -> Result<(), Error> {
+    async fn write_status(&self, uid: Option<&String>, status: &ObjectStatus) -> Result<(), Error> {
         let patch = json!({
             "apiVersion": K::api_version(&()),
             "kind": K::kind(&()),
+            // Not for an object that has been made anew under its name meanwhile.
+            "metadata": { "uid": uid },
             "status": status,
         });
         let params = PatchParams::apply(MANAGER).force();

@@ -312,7 +312,7 @@ impl Scaler {
         let mut patch = json!({
             "apiVersion": Broker::api_version(&()),
             "kind": Broker::kind(&()),
-            "metadata": { "name": broker.name_any() },
+            "metadata": { "name": broker.name_any(), "uid": broker.metadata.uid },
             "status": {},
         });
         if let Some(status) = status {

@@ -1,5 +1,7 @@
 //! What users of other operators complain about most; a test for each that it is not so here.
 
+use std::time::Duration;
+
 use serde_json::json;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -65,7 +67,7 @@ async fn a_namespace_is_stuck_in_terminating() {
     assert!(world.get("traffic").is_none());
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn what_is_deleted_or_changed_behind_the_operator_stays_so() {
     let world = World::new();
     world.apply("traffic", json!({}));
@@ -98,10 +100,38 @@ async fn what_is_deleted_or_changed_behind_the_operator_stays_so() {
     };
     assert!(link.ledger.lock().changed(&seen));
     world.at_broker(|broker| broker.entries.get_mut(&key("traffic")).unwrap().changes = 10);
+    tokio::time::sleep(Duration::from_secs(2)).await;
     world.reconcile("traffic").await.unwrap();
     assert_eq!(world.at_broker(|broker| broker.entries[&key("traffic")].spec.clone()), changed);
     assert_eq!(world.events(), ["DriftRepaired"]);
     assert!(world.context.metrics.encode().contains(r#"drift_repaired_total{kind="MessageQueue"} 2"#));
+}
+
+#[tokio::test(start_paused = true)]
+async fn operators_fight_over_a_queue_as_fast_as_they_can() {
+    let world = World::new();
+    world.apply("traffic", json!({}));
+    world.reconcile("traffic").await.unwrap();
+    world.events();
+    let id = world.context.links.ids().remove(0);
+    let link = world.context.links.get(&id).unwrap();
+    let clock = world.context.clock;
+
+    let (began, mut repairs, mut told) = (clock.now(), 0, 0);
+    while clock.now().saturating_duration_since(began) < Duration::from_secs(600) {
+        world.at_broker(|broker| broker.entries.clear());
+        link.ledger.lock().gone(Kind::Queue, "traffic");
+        world.reconcile("traffic").await.unwrap();
+        let is_back = world.at_broker(|broker| broker.entries.contains_key(&key("traffic")));
+        repairs += usize::from(is_back);
+        if !is_back {
+            assert_eq!(world.ready("traffic"), ("False".to_owned(), "DriftRepeated".to_owned()));
+        }
+        told += world.events().len();
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert!((5..=12).contains(&repairs), "{repairs} times in 10 min");
+    assert!(told <= 2 * repairs + 1, "{told} events");
 }
 
 #[tokio::test]

@@ -34,7 +34,7 @@ use crate::object::{Objects, Urgency, again_after, reconcile};
 #[derive(Debug, Default)]
 pub(super) struct Server {
     /// By namespace and name.
-    objects: BTreeMap<String, Value>,
+    pub(super) objects: BTreeMap<String, Value>,
     pub(super) requests: Vec<String>,
     pub(super) events: Vec<String>,
     /// Answers to the next requests that write an object, instead of doing it.
@@ -83,6 +83,10 @@ impl Server {
         }
         let wanted = &body["metadata"]["resourceVersion"];
         if !wanted.is_null() && *wanted != object["metadata"]["resourceVersion"] {
+            return (StatusCode::CONFLICT, status(StatusCode::CONFLICT));
+        }
+        let uid = &body["metadata"]["uid"];
+        if !uid.is_null() && *uid != object["metadata"]["uid"] {
             return (StatusCode::CONFLICT, status(StatusCode::CONFLICT));
         }
         match subresource {
@@ -224,7 +228,15 @@ impl FakeBroker {
         Ok(Applied { outcome, drifted, changed: Vec::new(), generation: changes, hash: spec, state })
     }
 
-    fn release(&mut self, declaration: &Declaration, policy: Policy) -> Result<Released, AdminError> {
+    fn release(
+        &mut self,
+        writer: u64,
+        declaration: &Declaration,
+        policy: Policy,
+    ) -> Result<Released, AdminError> {
+        if writer != self.writer {
+            return refused(Refusal::StaleWriter, "stale");
+        }
         let key = (declaration.kind, declaration.name.clone());
         let owner = &declaration.owner;
         let owner = format!("{}/{}/{}", owner.cluster, owner.namespace, owner.object);
@@ -271,13 +283,13 @@ impl Admin for FakeAdmin {
     fn release<'a>(
         &'a self,
         broker: &'a Broker,
-        _: u64,
+        writer: u64,
         declaration: &'a Declaration,
         policy: Policy,
     ) -> Pending<'a, Released> {
         let declaration = declaration.clone();
         let what = format!("release {}", declaration.name);
-        self.call(broker, what, move |broker| broker.release(&declaration, policy))
+        self.call(broker, what, move |broker| broker.release(writer, &declaration, policy))
     }
 
     fn list<'a>(&'a self, broker: &'a Broker, _: &'a str) -> Pending<'a, Page> {

@@ -49,6 +49,18 @@ async fn an_edit_reaches_the_broker_and_the_generation_moves() {
 }
 
 #[tokio::test]
+async fn nothing_is_said_of_an_object_that_was_made_anew_under_the_name() {
+    let world = World::new();
+    world.apply("traffic", json!({ "retention": { "maxAge": "no time" } }));
+    let old = world.get("traffic").unwrap();
+    world.reconcile("traffic").await.unwrap();
+    world.server.lock().objects.clear();
+    world.apply("traffic", json!({}));
+    assert!(matches!(world.reconcile_object(old).await, Err(Error::Conflict)));
+    assert!(world.status("traffic").conditions.is_empty());
+}
+
+#[tokio::test]
 async fn an_object_that_changed_meanwhile_is_looked_at_again() {
     let world = World::new();
     world.apply("traffic", json!({}));
