@@ -19,7 +19,7 @@ use super::handshake::write_all;
 use super::pending::Pending;
 use super::subscribe::parsed;
 use super::wire::Wire;
-use super::{Connection, FAREWELL_TIMEOUT, Tag, close_label};
+use super::{Connection, FAREWELL_TIMEOUT, Tag, close_label, packet_id};
 use crate::broker::Broker;
 use crate::clients::Place;
 use crate::mailbox::Letter;
@@ -41,6 +41,10 @@ const LINGER_MAX: Duration = Duration::from_secs(1);
 /// Positions in streams stored with the end of a connection, each of at most some kilobytes: of the rest it is tried
 /// once.
 const POSITIONS_AT_CLOSE: usize = 200;
+
+/// QoS 2 publishes of which it is stored with the end of a connection that they were answered. A repeat of the rest is
+/// delivered again to live subscribers, as after a crash.
+const ANSWERED_AT_CLOSE: usize = 1_000;
 
 /// What is left of a connection while its end is stored.
 struct Leaving {
@@ -125,7 +129,17 @@ impl Connection {
         positions: Vec<(ByteString, SessionPosition)>,
     ) -> Leaving {
         let Self {
-            broker, session, stored, subscriber, subscriptions, mailbox, place, wire, mut auth, ..
+            broker,
+            session,
+            stored,
+            subscriber,
+            subscriptions,
+            incoming,
+            mailbox,
+            place,
+            wire,
+            mut auth,
+            ..
         } = *self;
         // A broker that stops has no time.
         let stops = broker.clients.is_draining();
@@ -139,7 +153,13 @@ impl Connection {
         }
         let will = if fires { WillAction::Fire } else { WillAction::Cancel };
         let lingers = is_sent_away(closed.cause);
-        let options = CloseOptions { expiry_seconds: closed.session_expiry, will, outgoing, positions };
+        let answered = incoming.iter().filter_map(|(id, noted)| {
+            let is_answered = subscriber.has_received(packet_id(*id)?, noted.publish);
+            is_answered.then_some((*id, noted.publish))
+        });
+        let answered = answered.take(ANSWERED_AT_CLOSE).collect();
+        let expiry_seconds = closed.session_expiry;
+        let options = CloseOptions { expiry_seconds, will, outgoing, positions, answered };
         if !stored.persistent {
             for (text, from) in subscriptions.iter().filter_map(parsed) {
                 broker.router.unsubscribe(subscriber.id, text, &from);

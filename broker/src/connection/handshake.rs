@@ -315,9 +315,13 @@ impl Parts {
         };
         let mut incoming = HashMap::default();
         for (id, publish) in &opened.incoming {
-            let answered = super::packet_id(*id).filter(|id| subscriber.has_received(*id, *publish));
-            restored.incoming_qos2.extend(answered);
-            incoming.insert(*id, Incoming { publish: *publish, tried: true, left: answered.is_none() });
+            let Some(packet_id) = super::packet_id(*id) else { continue };
+            if publish.is_answered {
+                subscriber.note_received(packet_id, publish.id);
+            }
+            let is_answered = subscriber.has_received(packet_id, publish.id);
+            restored.incoming_qos2.extend(is_answered.then_some(packet_id));
+            incoming.insert(*id, Incoming { publish: publish.id, tried: true, left: !is_answered });
         }
         let now = broker.clock.now().into_std();
         let limits = &broker.session_limits;

@@ -20,7 +20,7 @@ use super::{MESSAGE_FORMAT, release_blob};
 use crate::Result;
 use crate::keyspace::inbox::{InboxId, InboxKeys, InboxMark, InboxRow, MarkProgress};
 use crate::keyspace::inbox_blob::{BlobId, CHUNK_BYTES, encode_chunk};
-use crate::keyspace::session::{Incarnation, decode_incoming};
+use crate::keyspace::session::{Incarnation, IncomingPublish};
 use crate::keyspace::timer::{Timer, TimerId, TimerKind};
 use crate::keyspace::{PublishId, Writer};
 use crate::sessions::{Retry, Shared};
@@ -299,7 +299,7 @@ async fn is_over(shared: &Shared, tx: &mut dyn Transaction, append: &InboxAppend
         return Ok(false);
     };
     let noted = tx.get(&shared.keys(client_id).incoming(*packet_id), Isolation::Serializable).await?;
-    Ok(noted.map(decode_incoming).transpose()? != append.mark)
+    Ok(noted.map(IncomingPublish::decode).transpose()?.map(|noted| noted.id) != append.mark)
 }
 
 /// How far earlier attempts at a publish have come.

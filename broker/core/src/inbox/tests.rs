@@ -249,6 +249,7 @@ async fn the_end_of_a_session_lets_go_of_shared_messages() {
         will: WillAction::Fire,
         outgoing: Vec::new(),
         positions: Vec::new(),
+        answered: Vec::new(),
     };
     it.bench.sessions.close(&sessions[2], &options).await.unwrap();
     tokio::time::advance(Duration::from_secs(10)).await;
@@ -282,6 +283,7 @@ async fn a_pubrec_that_is_stored_with_the_end_of_its_connection_takes_the_messag
         will: WillAction::Cancel,
         outgoing: vec![entry(0), entry(1)],
         positions: Vec::new(),
+        answered: Vec::new(),
     };
     it.bench.sessions.close(&session, &options).await.unwrap();
     assert_eq!(it.payloads(&session).await, [large(2).payload]);

@@ -413,19 +413,33 @@ impl OutgoingEntry {
     }
 }
 
-/// The value of an incoming QoS 2 publish.
-#[must_use]
-pub fn encode_incoming(publish_id: &PublishId) -> Vec<u8> {
-    Writer::new(FORMAT).raw(&publish_id.0).finish()
+/// An incoming QoS 2 publish that has not been released.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IncomingPublish {
+    /// Names it.
+    pub id: PublishId,
+    /// Whether it was delivered to everybody, and answered. Known once its connection has ended in order.
+    pub is_answered: bool,
 }
 
-/// Reads the value of an incoming QoS 2 publish.
-///
-/// # Errors
-/// If it is not one, or of a newer format.
-pub fn decode_incoming(value: Bytes) -> Result<PublishId, DecodeError> {
-    let (mut reader, _) = Reader::value(value, "incoming publish", FORMAT)?;
-    reader.id("publish id").map(PublishId)
+impl IncomingPublish {
+    /// Its value.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let id = Writer::new(FORMAT).raw(&self.id.0);
+        if self.is_answered { id.u8(1).finish() } else { id.finish() }
+    }
+
+    /// Reads a value.
+    ///
+    /// # Errors
+    /// If it is not one, or of a newer format.
+    pub fn decode(value: Bytes) -> Result<Self, DecodeError> {
+        let (mut reader, _) = Reader::value(value, "incoming publish", FORMAT)?;
+        let id = reader.id("publish id").map(PublishId)?;
+        let is_answered = reader.remaining() > 0 && reader.u8("answer")? == 1;
+        Ok(Self { id, is_answered })
+    }
 }
 
 #[cfg(test)]
@@ -507,8 +521,13 @@ mod tests {
 
         let mut expected = b"\x01".to_vec();
         expected.extend([8; 16]);
-        assert_eq!(encode_incoming(&PublishId([8; 16])), expected);
-        assert_eq!(decode_incoming(expected.into()), Ok(PublishId([8; 16])));
+        let waits = IncomingPublish { id: PublishId([8; 16]), is_answered: false };
+        assert_eq!(waits.encode(), expected);
+        assert_eq!(IncomingPublish::decode(expected.clone().into()), Ok(waits));
+        let answered = IncomingPublish { is_answered: true, ..waits };
+        expected.push(1);
+        assert_eq!(answered.encode(), expected);
+        assert_eq!(IncomingPublish::decode(expected.into()), Ok(answered));
     }
 
     proptest! {
@@ -544,7 +563,7 @@ mod tests {
             let _ = StoredSubscription::decode(bytes.clone());
             let _ = SessionRoute::decode(bytes.clone(), bytes.clone());
             let _ = OutgoingEntry::decode(bytes.clone(), bytes.clone());
-            let _ = decode_incoming(bytes);
+            let _ = IncomingPublish::decode(bytes);
         }
     }
 }

@@ -13,13 +13,14 @@ use super::doubt::Fate;
 use super::open::rows;
 use super::{EndedSession, Retry, SessionRef, Sessions, Shared, check_fence, read_fence};
 use crate::inbox;
+use crate::keyspace::PublishId;
 use crate::keyspace::change::{Change, SessionPhase};
 use crate::keyspace::inbox::{InboxId, InboxMark};
 use crate::keyspace::owner::PodId;
 use crate::keyspace::pod::Pod;
 use crate::keyspace::session::{
-    ClientKeys, Fence, Incarnation, OutgoingEntry, OutgoingPhase, SessionEpoch, SessionRoute, SessionState,
-    SessionStatus, decode_incoming, suffix,
+    ClientKeys, Fence, Incarnation, IncomingPublish, OutgoingEntry, OutgoingPhase, SessionEpoch,
+    SessionRoute, SessionState, SessionStatus, suffix,
 };
 use crate::keyspace::session_position::SessionPosition;
 use crate::keyspace::timer::{Timer, TimerId, TimerKind};
@@ -62,6 +63,9 @@ pub struct CloseOptions {
     pub outgoing: Vec<OutgoingEntry>,
     /// Subscriptions that have come further in their streams than is stored, and how far.
     pub positions: Vec<(ByteString, SessionPosition)>,
+    /// QoS 2 publishes of the client that were answered and not released, by packet id: the next connection answers a
+    /// repeat without delivering it.
+    pub answered: Vec<(u16, PublishId)>,
 }
 
 /// What the end of a connection brought about.
@@ -154,6 +158,7 @@ impl Sessions {
             will: WillAction::Cancel,
             outgoing: Vec::new(),
             positions: Vec::new(),
+            answered: Vec::new(),
         };
         self.close(session, &options).await.map(|closed| closed.ended)
     }
@@ -364,6 +369,10 @@ impl Closing<'_> {
             for (filter, position) in &self.options.positions {
                 tx.set(&self.keys.position(filter), &position.encode());
             }
+            for (packet_id, id) in &self.options.answered {
+                let publish = IncomingPublish { id: *id, is_answered: true };
+                tx.set(&self.keys.incoming(*packet_id), &publish.encode());
+            }
         }
         Ok(CloseStep { will, done, released })
     }
@@ -417,7 +426,7 @@ impl Wipe<'_> {
             return Ok(false);
         }
         for (_, value) in rows(tx, self.keys.all_incoming()).await?.into_iter().take(WIPE_MARKS) {
-            tx.clear(&InboxMark::key(&decode_incoming(value)?, self.shared.virtual_shards));
+            tx.clear(&InboxMark::key(&IncomingPublish::decode(value)?.id, self.shared.virtual_shards));
         }
         let (begin, end) = self.keys.all_but_inbox();
         tx.clear_range(&begin, &end);

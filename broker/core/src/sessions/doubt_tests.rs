@@ -18,7 +18,13 @@ fn keep() -> OpenOptions {
 }
 
 fn end(will: WillAction) -> CloseOptions {
-    CloseOptions { expiry_seconds: 0, will, outgoing: Vec::new(), positions: Vec::new() }
+    CloseOptions {
+        expiry_seconds: 0,
+        will,
+        outgoing: Vec::new(),
+        positions: Vec::new(),
+        answered: Vec::new(),
+    }
 }
 
 /// A persistent session with two subscriptions.

@@ -7,12 +7,11 @@ use weir_storage::{Isolation, RangeQuery, Transaction, Version};
 use super::close::Wipe;
 use super::{EndedSession, Retry, SessionRef, Sessions, Shared, read_fence};
 use crate::Result;
-use crate::keyspace::PublishId;
 use crate::keyspace::change::{Change, SessionPhase};
 use crate::keyspace::owner::PodId;
 use crate::keyspace::session::{
-    ClientKeys, Fence, Incarnation, OutgoingEntry, SessionEpoch, SessionState, SessionStatus,
-    StoredSubscription, decode_incoming, suffix,
+    ClientKeys, Fence, Incarnation, IncomingPublish, OutgoingEntry, SessionEpoch, SessionState,
+    SessionStatus, StoredSubscription, suffix,
 };
 use crate::keyspace::session_position::SessionPosition;
 use crate::keyspace::timer::{Timer, TimerKind};
@@ -45,7 +44,7 @@ pub struct Opened {
     /// Publishes to the client whose handshake is under way, by packet id.
     pub outgoing: Vec<OutgoingEntry>,
     /// QoS 2 publishes of the client whose handshake is under way.
-    pub incoming: Vec<(u16, PublishId)>,
+    pub incoming: Vec<(u16, IncomingPublish)>,
     /// The session of the client that has ended by this.
     pub replaced: Option<EndedSession>,
     /// The connection that the fence named before: it may not know yet that it has lost the session.
@@ -262,7 +261,7 @@ impl Opening<'_> {
         }
         for (packet_id, value) in rows(tx, self.keys.all_incoming()).await? {
             let packet_id = Reader::new(packet_id).u16("incoming packet id")?;
-            opened.incoming.push((packet_id, decode_incoming(value)?));
+            opened.incoming.push((packet_id, IncomingPublish::decode(value)?));
         }
         Ok(())
     }

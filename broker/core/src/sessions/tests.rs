@@ -14,7 +14,7 @@ use super::{
 use crate::Error;
 use crate::inbox::{Inbox, InboxId};
 use crate::keyspace::session::{
-    Incarnation, OutgoingEntry, OutgoingPhase, StoredSubscription, encode_incoming,
+    Incarnation, IncomingPublish, OutgoingEntry, OutgoingPhase, StoredSubscription,
 };
 use crate::keyspace::session_position::{SessionPosition, ShardPosition};
 use crate::keyspace::timer::{Timer, TimerId, TimerKind};
@@ -41,9 +41,24 @@ async fn open(sessions: &Sessions, options: &OpenOptions) -> Opened {
     sessions.open(&"c".into(), options).await.unwrap()
 }
 
+/// The session goes on, with these publishes that are not finished.
+fn keep(outgoing: Vec<OutgoingEntry>) -> CloseOptions {
+    let will = WillAction::Cancel;
+    CloseOptions { expiry_seconds: NEVER, will, outgoing, positions: Vec::new(), answered: Vec::new() }
+}
+
 async fn close(sessions: &Sessions, session: &SessionRef, expiry_seconds: u32, will: WillAction) -> Closed {
     sessions
-        .close(session, &CloseOptions { expiry_seconds, will, outgoing: Vec::new(), positions: Vec::new() })
+        .close(
+            session,
+            &CloseOptions {
+                expiry_seconds,
+                will,
+                outgoing: Vec::new(),
+                positions: Vec::new(),
+                answered: Vec::new(),
+            },
+        )
         .await
         .unwrap()
 }
@@ -159,6 +174,7 @@ async fn a_session_comes_back_as_it_was_left() {
             &[
                 SessionOp::StoreIncoming(1, PublishId([1; 16])),
                 SessionOp::StoreIncoming(2, PublishId([2; 16])),
+                SessionOp::StoreIncoming(3, PublishId([3; 16])),
                 SessionOp::ClearIncoming(1),
                 SessionOp::StoreOutgoing(3, kept),
                 SessionOp::StoreOutgoing(4, gone),
@@ -171,8 +187,7 @@ async fn a_session_comes_back_as_it_was_left() {
         .unwrap();
     let unacknowledged = OutgoingEntry { packet_id: 9, phase: OutgoingPhase::Published, inbox_id: kept };
     let outgoing = vec![unacknowledged];
-    let options =
-        CloseOptions { expiry_seconds: NEVER, will: WillAction::Cancel, outgoing, positions: Vec::new() };
+    let options = CloseOptions { answered: vec![(3, PublishId([3; 16]))], ..keep(outgoing) };
     sessions.close(&session, &options).await.unwrap();
 
     let again = open(sessions, &self::options(false, 60)).await;
@@ -180,7 +195,8 @@ async fn a_session_comes_back_as_it_was_left() {
     assert_eq!(again.session.incarnation, session.incarnation);
     assert!(again.session.epoch > session.epoch);
     assert_eq!(again.subscriptions, subscriptions[..1]);
-    assert_eq!(again.incoming, [(2, PublishId([2; 16]))]);
+    let incoming = |id, is_answered| IncomingPublish { id: PublishId([id; 16]), is_answered };
+    assert_eq!(again.incoming, [(2, incoming(2, false)), (3, incoming(3, true))]);
     let published = |packet_id, phase, inbox_id| OutgoingEntry { packet_id, phase, inbox_id };
     let expected = [
         published(3, OutgoingPhase::Published, kept),
@@ -235,9 +251,8 @@ async fn a_position_lives_as_long_as_its_subscription() {
 async fn positions_are_stored_with_the_end_of_the_connection() {
     let keep = |at: u64, expiry_seconds| CloseOptions {
         expiry_seconds,
-        will: WillAction::Cancel,
-        outgoing: Vec::new(),
         positions: vec![("a".into(), position(1, at))],
+        ..keep(Vec::new())
     };
     for fault in [Fault::None, Fault::Unavailable, Fault::UnknownCommitted, Fault::UnknownLost] {
         let bench = Bench::new();
@@ -295,7 +310,7 @@ async fn a_takeover_sees_what_the_old_connection_wrote_at_the_last_moment() {
     let rows = [
         (keys.subscription("late"), subscription(1).encode()),
         (keys.outgoing(1), entry.encode()),
-        (keys.incoming(1), encode_incoming(&PublishId([1; 16]))),
+        (keys.incoming(1), IncomingPublish { id: PublishId([1; 16]), is_answered: false }.encode()),
     ];
     for (key, value) in rows {
         let bench = Bench::new();
@@ -544,6 +559,7 @@ async fn a_takeover_sees_to_the_will_of_the_connection_it_fences_off() {
             will: WillAction::Fire,
             outgoing: Vec::new(),
             positions: Vec::new(),
+            answered: Vec::new(),
         };
         assert!(matches!(bench.sessions.close(&old, &late).await, Err(Error::Fenced)));
         let wills = Wills::new(&other_pod);

@@ -12,8 +12,7 @@ use crate::keyspace::change::Change;
 use crate::keyspace::inbox::{InboxId, InboxMark};
 use crate::keyspace::owner::PodId;
 use crate::keyspace::session::{
-    ClientKeys, OutgoingEntry, OutgoingPhase, SessionRoute, StoredSubscription, decode_incoming,
-    encode_incoming,
+    ClientKeys, IncomingPublish, OutgoingEntry, OutgoingPhase, SessionRoute, StoredSubscription,
 };
 use crate::keyspace::session_position::SessionPosition;
 use crate::keyspace::timer::{Timer, TimerId, TimerKind};
@@ -284,12 +283,12 @@ async fn apply(
     for op in ops {
         match op {
             SessionOp::StoreIncoming(packet_id, id) => {
-                tx.set(&keys.incoming(*packet_id), &encode_incoming(id));
+                tx.set(&keys.incoming(*packet_id), &IncomingPublish { id: *id, is_answered: false }.encode());
             }
             SessionOp::ClearIncoming(packet_id) => {
                 let key = keys.incoming(*packet_id);
                 if let Some(value) = tx.get(&key, Isolation::Serializable).await? {
-                    tx.clear(&InboxMark::key(&decode_incoming(value)?, shared.virtual_shards));
+                    tx.clear(&InboxMark::key(&IncomingPublish::decode(value)?.id, shared.virtual_shards));
                     tx.clear(&key);
                 }
             }

@@ -140,6 +140,7 @@ async fn what_a_client_sent_before_it_went_elsewhere_replaces_nothing_of_what_it
             will: WillAction::Cancel,
             outgoing: Vec::new(),
             positions: Vec::new(),
+            answered: Vec::new(),
         };
         b.sessions.close(&moved, &options).await.unwrap();
         let late = a.keep(&left, "t", "older").await;

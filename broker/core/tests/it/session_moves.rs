@@ -16,7 +16,7 @@ use weir_core::keyspace::PublishId;
 use weir_core::keyspace::catalog::Origin;
 use weir_core::keyspace::change::{Change, SessionPhase};
 use weir_core::keyspace::owner::PodId;
-use weir_core::keyspace::session::StoredSubscription;
+use weir_core::keyspace::session::{IncomingPublish, StoredSubscription};
 use weir_core::keyspace::tag;
 use weir_core::metrics::{ClusterMetrics, Metrics};
 use weir_core::sessions::{CloseOptions, OpenOptions, Place, SessionRef, Sessions, WillAction};
@@ -94,7 +94,13 @@ fn with_will(clock: Clock, delay_seconds: u32, options: OpenOptions) -> OpenOpti
 }
 
 fn ending(expiry_seconds: u32) -> CloseOptions {
-    CloseOptions { expiry_seconds, will: WillAction::Cancel, outgoing: Vec::new(), positions: Vec::new() }
+    CloseOptions {
+        expiry_seconds,
+        will: WillAction::Cancel,
+        outgoing: Vec::new(),
+        positions: Vec::new(),
+        answered: Vec::new(),
+    }
 }
 
 async fn rows(store: &SharedStore, tag: u8) -> usize {
@@ -310,7 +316,7 @@ async fn a_publish_that_was_ended_by_way_of_another_pod_is_not_added_again() {
         let publisher = a.open(&lasting(60)).await.session;
         a.sessions.store_incoming(&publisher, 7, id).await.unwrap();
         let moved = b.open(&lasting(60)).await;
-        assert_eq!(moved.incoming, [(7, id)]);
+        assert_eq!(moved.incoming, [(7, IncomingPublish { id, is_answered: false })]);
         at_b.append(publish.clone()).await.unwrap().await.unwrap();
         // The mark tells.
         at_a.append(publish.clone()).await.unwrap().await.unwrap();

@@ -190,7 +190,8 @@ impl World {
         for entry in &opened.outgoing {
             outgoing.insert(entry.packet_id, (entry.phase, entry.inbox_id));
         }
-        let incoming = opened.incoming.into_iter().collect();
+        let incoming =
+            opened.incoming.into_iter().map(|(packet_id, publish)| (packet_id, publish.id)).collect();
         let connection = Connection { session: opened.session, after: None, outgoing, incoming };
         pod.connections.insert(client, connection);
         self.note(&format!("{name} connects"));

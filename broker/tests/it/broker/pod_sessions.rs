@@ -110,6 +110,33 @@ async fn a_client_finds_its_session_at_another_pod() {
 }
 
 #[tokio::test]
+async fn what_was_published_live_at_a_pod_that_has_stopped_is_not_published_again() {
+    for version in [V5, V311] {
+        let cluster = Cluster::new();
+        let [a, b] = cluster.two().await;
+        let mut watcher = b.connect(clean("watcher", V5)).await;
+        watcher.subscribe("t", AtLeastOnce).await;
+        let mut client = a.connect(persistent("c", version)).await;
+        let own = publish(ExactlyOnce, 7, "t", "own");
+        assert!(matches!(sent(&mut client, own.clone()).await, Packet::PubRec(_)));
+        drop(client);
+        a.stop().await;
+
+        let mut moved = b.resume(persistent("c", version)).await;
+        assert!(matches!(sent(&mut moved, again(own.clone())).await, Packet::PubRec(_)));
+        // Nor by way of yet another connection.
+        drop(moved);
+        let mut moved = b.resume(persistent("c", version)).await;
+        assert!(matches!(sent(&mut moved, again(own)).await, Packet::PubRec(_)));
+        moved.pubrel(id(7)).await;
+        moved.pubcomped(7).await;
+        // The packet id is free.
+        assert!(matches!(sent(&mut moved, publish(ExactlyOnce, 7, "t", "next")).await, Packet::PubRec(_)));
+        assert_eq!(watcher.take_texts(2).await, ["own", "next"], "{version:?}");
+    }
+}
+
+#[tokio::test]
 async fn one_of_two_connections_of_a_client_lives() {
     let cluster = Cluster::new();
     let [a, b] = cluster.two().await;
