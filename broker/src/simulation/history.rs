@@ -70,7 +70,9 @@ pub(super) struct Visit {
     pub(super) delay: u32,
     pub(super) pod: usize,
     pub(super) connected: Timestamp,
+    /// When it saw the connection end, and whether it has ended it: else the pod did, which may have been earlier.
     pub(super) left: Timestamp,
+    pub(super) is_own_end: bool,
     /// When it came back: it asked for that, and had it.
     pub(super) asked: Timestamp,
     pub(super) came: Timestamp,

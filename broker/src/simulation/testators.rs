@@ -40,8 +40,8 @@ pub(super) async fn run(client: Client, connections: u16) {
 /// As [`run`], in a session that goes on for a while, with wills that wait for `delay` seconds. Some come back before the
 /// will is due or while it is published, some before the session ends, some later.
 pub(super) async fn visit(client: Client, visits: u16, delay: u32) {
-    // The last will, with when its connection began and ended, and the pod.
-    let mut last: Option<(String, [Timestamp; 2], usize)> = None;
+    // The last will, with when its connection began and ended, the pod, and whether it was cut here.
+    let mut last: Option<(String, [Timestamp; 2], usize, bool)> = None;
     for n in 0..visits {
         let away = [HASTE_MAX, 500, u64::from(DELAY) * 2000, u64::from(EXPIRY) * 2200];
         let choice = client.seed.below(if delay == 0 { 2 } else { 4 });
@@ -59,14 +59,14 @@ pub(super) async fn visit(client: Client, visits: u16, delay: u32) {
             return;
         };
         let came = client.history.now();
-        if let Some((will, times, pod)) = last {
+        if let Some((will, times, pod, is_own_end)) = last {
             let [connected, left] = times;
-            let visit = Visit { will, delay, pod, connected, left, asked, came, present };
+            let visit = Visit { will, delay, pod, connected, left, is_own_end, asked, came, present };
             client.history.note(Event::Back(client.id.clone(), visit));
         }
         let pod = wire.pod;
-        stay(&client, wire, present).await;
-        last = Some((payload, [came, client.history.now()], pod));
+        let is_own_end = stay(&client, wire, present).await;
+        last = Some((payload, [came, client.history.now()], pod, is_own_end));
     }
     if let Some((will, ..)) = last {
         client.history.note(Event::Answered(client.id.clone(), will, ReasonCode::Success));
@@ -94,15 +94,15 @@ fn with_will(client: &Client, payload: &str, delay_interval: u32) -> Connect {
     }
 }
 
-/// For a while, or until the connection is over; then it is cut.
-async fn stay(client: &Client, mut wire: Wire, present: bool) {
+/// For a while, or until the connection is over; then it is cut. Whether it was not over before.
+async fn stay(client: &Client, mut wire: Wire, present: bool) -> bool {
     client.history.note(Event::Connected(client.id.clone(), wire.pod, present));
     let stay = Duration::from_micros(client.seed.below(PAUSE_MAX * 1000));
     let over = async { while wire.next().await.is_some() {} };
-    // Either will do.
-    let _ = tokio::time::timeout(stay, over).await;
+    let is_own_end = tokio::time::timeout(stay, over).await.is_err();
     drop(wire);
     client.lost();
+    is_own_end
 }
 
 /// Wills of sessions that ended are published, those of who came back in time are not, and sessions last as long as
@@ -113,7 +113,7 @@ pub(super) fn violations(events: &[(Timestamp, Event)], end: &End) -> Vec<String
     let mut found = Vec::new();
     for (_, event) in events {
         let Event::Back(client, visit) = event else { continue };
-        let Visit { will, delay, pod, connected, left, asked, came, present } = visit;
+        let Visit { will, delay, pod, connected, left, is_own_end, asked, came, present } = visit;
         let is_published = end.stream.values().any(|payload| payload == will);
         let behind = |since: u32, slack: Duration| {
             left.saturating_add(Duration::from_secs(since.into())).saturating_add(slack)
@@ -125,7 +125,7 @@ pub(super) fn violations(events: &[(Timestamp, Event)], end: &End) -> Vec<String
         if troubles.touch(&[*pod], *connected, *came) {
             continue;
         }
-        if *present && *came < due && is_published {
+        if *present && *came < due && *is_own_end && is_published {
             found.push(format!("{will} is published, and {client} was back in time"));
         }
         if *present && *asked > behind(*delay, SLACK) && !is_published {
