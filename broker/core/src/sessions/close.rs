@@ -91,7 +91,7 @@ impl Sessions {
         let keys = shared.keys(&session.client_id);
         let closing = Closing { shared, keys: &keys, session, options };
         let mut closed = Closed::default();
-        let (mut incarnation, mut released) = (None, Vec::new());
+        let (mut incarnation, mut released, mut handed_out) = (None, Vec::new(), None);
         let mut retry = Retry::new(shared.clock);
         loop {
             let now = shared.clock.wall();
@@ -100,7 +100,7 @@ impl Sessions {
             let outcome = closing.run(&mut *tx, now, retry.is_repeat(), &mut ended).await;
             incarnation = shared.note(ended).or(incarnation);
             if let Ok(CloseStep { will: Some(will), .. }) = &outcome {
-                closed.will = Some(will.clone());
+                handed_out = Some(will.clone());
             }
             // Later attempts also find what the first one may have removed.
             if let (Ok(step), false) = (&outcome, retry.is_repeat()) {
@@ -109,11 +109,16 @@ impl Sessions {
             match retry.commit(tx, outcome).await {
                 None => {}
                 Some(Err(Error::Fenced)) if retry.is_repeat() => {
-                    return self.closed_or_fenced(session, closed.will, incarnation).await;
+                    return self.closed_or_fenced(session, handed_out, incarnation).await;
                 }
                 Some(Err(error)) => return Err(error),
-                Some(Ok((CloseStep { done: true, .. }, _))) => break,
-                Some(Ok(_)) => {}
+                // What an attempt has found that did not commit may have been another pod's since.
+                Some(Ok((CloseStep { done, will, .. }, _))) => {
+                    closed.will = closed.will.or(will);
+                    if done {
+                        break;
+                    }
+                }
             }
         }
         shared.counters.remove(&session.client_id, session.incarnation, released.into_iter());

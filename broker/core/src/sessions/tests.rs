@@ -614,6 +614,27 @@ async fn a_will_that_another_pod_has_in_hand_is_the_same_publish_here() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_will_that_another_pod_has_published_meanwhile_is_not_handed_out_here() {
+    for fault in [Fault::UnknownCommitted, Fault::UnknownLost] {
+        let bench = Bench::new();
+        let other = bench.other_pod(2);
+        let session = open(&bench.sessions, &with_will(60, 0)).await.session;
+        bench.store.expect([fault]);
+        let ours = close(&bench.sessions, &session, 60, WillAction::Fire);
+        let theirs = async {
+            let wills = Wills::new(&other);
+            other.close_orphans(|pod| *pod == [1; 16]).await.unwrap();
+            for due in wills.due(bench.clock.wall(), 256).await.unwrap() {
+                wills.done(&due).await.unwrap();
+            }
+        };
+        let (ours, ()) = tokio::join!(ours, theirs);
+        // If it was handed out here after all, the other pod has found nothing that was due.
+        assert_eq!(ours.will.is_some(), fault == Fault::UnknownCommitted, "{fault:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_large_will_comes_back_whole() {
     let bench = Bench::new();
     let mut large = will("gone", 0);
