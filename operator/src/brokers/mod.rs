@@ -13,7 +13,7 @@ pub(crate) use admin::{
     Admin, AdminError, Applied, Declaration, Kind, Outcome, Owner, Policy, Refusal, Released, State,
 };
 #[cfg(test)]
-pub(crate) use admin::{Changes, Declared, Page, Pending};
+pub(crate) use admin::{Changes, Declared, Page, Pending, Told};
 pub(crate) use find::{BrokerId, Place, find};
 pub(crate) use follow::{Followers, Wake};
 pub(crate) use link::{AWAY_GRACE, Health, Link, Links};

@@ -21,23 +21,28 @@ fn list(kind: &str, items: &[Value]) -> Value {
     })
 }
 
-/// An API server with these queues and one Broker, of which it tells later; what is written to it is counted.
-fn api_server(written: Arc<Mutex<usize>>) -> Client {
-    let queue = |n: usize| {
+fn queue(name: &str, broker: &str) -> Value {
+    json!({
+        "apiVersion": "weir.dev/v1alpha1", "kind": "MessageQueue",
+        "metadata": {
+            "name": name, "namespace": "city", "uid": name, "resourceVersion": "1", "finalizers": ["weir.dev/release"],
+        },
+        "spec": { "topicFilter": "a/#", "brokerRef": { "name": broker } },
+    })
+}
+
+/// An API server with these queues and Brokers, of which it tells later; what is written to it is counted.
+fn api_server(queues: Vec<Value>, brokers: &[&str], written: Arc<Mutex<usize>>) -> Client {
+    let broker = |name: &&str| {
         json!({
-            "apiVersion": "weir.dev/v1alpha1", "kind": "MessageQueue",
-            "metadata": { "name": format!("q{n}"), "namespace": "city", "uid": n.to_string(), "resourceVersion": "1" },
-            "spec": { "topicFilter": "a/#" },
+            "apiVersion": "weir.dev/v1alpha1", "kind": "Broker",
+            "metadata": { "name": name, "namespace": "city", "uid": name, "resourceVersion": "1" },
+            "spec": { "store": { "embedded": { "storage": "1Gi" } } },
         })
     };
-    let queues: Vec<Value> = (0..OBJECTS).map(queue).collect();
-    let broker = json!({
-        "apiVersion": "weir.dev/v1alpha1", "kind": "Broker",
-        "metadata": { "name": "main", "namespace": "city", "uid": "b", "resourceVersion": "1" },
-        "spec": { "store": { "embedded": { "storage": "1Gi" } } },
-    });
+    let brokers: Vec<Value> = brokers.iter().map(broker).collect();
     let service = tower::service_fn(move |request: Request<Body>| {
-        let (queues, broker, written) = (queues.clone(), broker.clone(), written.clone());
+        let (queues, brokers, written) = (queues.clone(), brokers.clone(), written.clone());
         async move {
             let (path, query) = (request.uri().path(), request.uri().query().unwrap_or_default());
             let answer = match path.rsplit('/').next().unwrap() {
@@ -46,7 +51,7 @@ fn api_server(written: Arc<Mutex<usize>>) -> Client {
                 "streams" => list("Stream", &[]),
                 "brokers" => {
                     tokio::time::sleep(Duration::from_secs(1)).await;
-                    list("Broker", &[broker])
+                    list("Broker", &brokers)
                 }
                 _ => {
                     *written.lock() += 1;
@@ -65,10 +70,42 @@ async fn objects_that_were_there_before_their_broker_was_known_are_worked_on() {
     let leadership = Arc::new(FakeLeadership(Mutex::new(true)));
     let admin = Arc::new(FakeAdmin::default());
     admin.add("city/main");
-    let context = server::context(api_server(written.clone()), admin.clone(), leadership);
+    let queues = (0..OBJECTS).map(|n| queue(&format!("q{n}"), "main")).collect();
+    let client = api_server(queues, &["main"], written.clone());
+    let context = server::context(client, admin.clone(), leadership);
     let tasks = Tasks::default();
     start(&context, &[None], 4, admin, &tasks);
     tokio::time::sleep(Duration::from_secs(30)).await;
     assert!(*written.lock() >= OBJECTS, "{} of {OBJECTS}", written.lock());
     tasks.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_broker_that_hangs_leaves_workers_for_others_and_for_what_is_deleted() {
+    const WORKERS: u16 = 4;
+    let mut queues: Vec<Value> = (0..OBJECTS).map(|n| queue(&format!("q{n}"), "main")).collect();
+    let mut dying = queue("dying", "other");
+    dying["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+    queues.extend((0..OBJECTS).map(|n| {
+        let mut stuck = queue(&format!("stuck{n}"), "main");
+        stuck["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+        stuck
+    }));
+    queues.extend([queue("living", "other"), dying]);
+
+    let admin = Arc::new(FakeAdmin::default());
+    admin.add("city/main");
+    admin.add("city/other");
+    let leadership = Arc::new(FakeLeadership(Mutex::new(true)));
+    let client = api_server(queues, &["main", "other"], Arc::default());
+    let context = server::context(client, admin.clone(), leadership);
+    let tasks = Tasks::default();
+    admin.hang("city/main");
+    start(&context, &[None], WORKERS, admin.clone(), &tasks);
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    let (calls, hung) = (admin.calls("city/other"), admin.calls("city/main"));
+    assert!(calls.contains(&"apply living".to_owned()), "{calls:?}");
+    assert!(calls.contains(&"release dying".to_owned()), "{calls:?}");
+    assert!(hung.len() < 10, "all but a few of its objects wait: {hung:?}");
+    tasks.cancel().cancel();
 }

@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::server::World;
 use crate::brokers::{AWAY_GRACE, Kind, State};
+use crate::error::Error;
 use crate::object::FORCE_RELEASE;
 
 fn key(name: &str) -> (Kind, String) {
@@ -267,8 +268,8 @@ async fn two_objects_fight_for_one_queue() {
     assert!(world.holds("first", "Ready"));
 }
 
-#[test]
-fn definitions_are_left_behind_by_upgrades_and_fields_are_pruned() {
+#[tokio::test]
+async fn definitions_are_left_behind_by_upgrades_and_fields_are_pruned() {
     // Every field that the operator writes is in the schema that it was built with; the chart ships that very schema.
     let crds = weir_operator_api::crds();
     for crd in crds {
@@ -280,4 +281,13 @@ fn definitions_are_left_behind_by_upgrades_and_fields_are_pruned() {
             assert!(status["brokerRef"]["properties"]["namespace"].is_object(), "{}", crd.spec.names.kind);
         }
     }
+    // Those of an earlier release in the cluster are told of, and no field is lost without a word.
+    let world = World::new();
+    world.apply("traffic", json!({}));
+    world.server.lock().is_old = true;
+    assert!(matches!(world.reconcile("traffic").await, Err(Error::OldDefinitions { .. })));
+    assert!(world.events().contains(&"OldDefinitions".to_owned()));
+    world.server.lock().is_old = false;
+    world.reconcile("traffic").await.unwrap();
+    assert!(world.holds("traffic", "Ready"));
 }

@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::stream;
+use futures_util::{StreamExt as _, stream};
 use http::{Method, Request, Response, StatusCode};
 use kube::Client;
 use kube::api::ObjectMeta;
@@ -22,7 +22,7 @@ use weir_operator_api::{Broker, MessageQueue, ObjectStatus};
 
 use crate::brokers::{
     Admin, AdminError, Applied, BrokerId, Changes, Declaration, Kind, Link, Links, Outcome, Page, Pending,
-    Policy, Refusal, Released, State,
+    Policy, Refusal, Released, State, Told,
 };
 use crate::context::Context;
 use crate::error::Error;
@@ -136,7 +136,7 @@ pub(super) struct FakeBroker {
     pub(super) calls: Vec<String>,
     pub(super) writer: u64,
     pub(super) is_away: bool,
-    /// Calls wait until this is cancelled.
+    /// Calls wait until this is cancelled, but for those of a follower.
     pub(super) hangs: Option<CancellationToken>,
     pub(super) state: State,
 }
@@ -158,6 +158,16 @@ impl FakeAdmin {
         self.0.lock().insert(broker.to_owned(), fake);
     }
 
+    /// From now on the Broker takes declarations and answers none.
+    pub(crate) fn hang(&self, broker: &str) {
+        self.0.lock().get_mut(broker).unwrap().hangs = Some(CancellationToken::new());
+    }
+
+    /// What the Broker was asked.
+    pub(crate) fn calls(&self, broker: &str) -> Vec<String> {
+        self.0.lock()[broker].calls.clone()
+    }
+
     fn call<T>(
         &self,
         broker: &Broker,
@@ -172,8 +182,9 @@ impl FakeAdmin {
             let hangs = {
                 let mut brokers = self.0.lock();
                 let broker = brokers.get_mut(&name).unwrap();
+                let is_followers = ["watch", "list"].contains(&what.as_str());
                 broker.calls.push(what);
-                broker.hangs.clone()
+                broker.hangs.clone().filter(|_| !is_followers)
             };
             if let Some(end) = hangs {
                 end.cancelled().await;
@@ -297,7 +308,10 @@ impl Admin for FakeAdmin {
     }
 
     fn watch<'a>(&'a self, broker: &'a Broker) -> Pending<'a, Changes> {
-        self.call(broker, "watch".to_owned(), |_| Ok(Box::pin(stream::pending()) as Changes))
+        self.call(broker, "watch".to_owned(), |_| {
+            let began = stream::iter([Ok(Told::Reload)]);
+            Ok(Box::pin(began.chain(stream::pending())) as Changes)
+        })
     }
 }
 
