@@ -29,8 +29,11 @@ fn a_release_brings_the_definitions_and_its_broker_and_takes_neither_away() -> R
             // Its roles let the operator do all that a Broker and a queue take.
             let ready = "wait --for=condition=Ready broker.weir.dev/main -n weir-system --timeout=50s";
             kubectl.run(ready).await?;
-            kubectl.apply(QUEUE).await?;
-            kubectl.run("wait --for=condition=Ready mq/traffic -n default --timeout=50s").await?;
+            // As the README does.
+            kubectl
+                .run(&format!("apply -f {}", repository().join("docs/examples/city.yaml").display()))
+                .await?;
+            kubectl.run("wait --for=condition=Ready mq/traffic mqstream/telemetry --timeout=50s").await?;
             refused_by_roles(cluster).await?;
 
             cluster.helm("uninstall weir -n weir-system --timeout 50s").await?;
@@ -95,9 +98,6 @@ async fn leader(cluster: &Cluster) -> Result<String> {
     let pod = names.find(|name| holder.starts_with(name));
     Ok(pod.map_or(holder.clone(), str::to_owned))
 }
-
-const QUEUE: &str = "{apiVersion: weir.dev/v1alpha1, kind: MessageQueue, metadata: {name: traffic, namespace: default}, \
-                     spec: {topicFilter: a/b}}";
 
 #[test]
 fn an_operator_of_some_namespaces_may_nothing_in_others() -> Result<()> {
@@ -166,9 +166,13 @@ async fn refused_by_roles(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
+fn repository() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
 /// `helm install` or `helm upgrade` with one of the chart's value sets.
 fn install(verb: &str, values: &str) -> String {
-    let chart = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../charts/weir");
+    let chart = repository().join("charts/weir");
     format!(
         "{verb} weir {chart} -n weir-system --values {chart}/ci/{values}-values.yaml --set image.tag=e2e --timeout 50s{}",
         if verb == "install" { " --create-namespace" } else { "" },

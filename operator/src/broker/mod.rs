@@ -72,6 +72,7 @@ pub(crate) fn start(
                 .owns(api::<Service>(&client, scope), ours.clone())
                 .owns(api::<ConfigMap>(&client, scope), ours.clone())
                 .owns(api::<ServiceAccount>(&client, scope), ours.clone())
+                .owns(api::<Secret>(&client, scope), ours.clone())
                 .owns(api::<NetworkPolicy>(&client, scope), ours.clone())
                 .owns(api::<PodDisruptionBudget>(&client, scope), ours)
                 .with_config(Config::default().concurrency(concurrency))
