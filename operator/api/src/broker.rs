@@ -232,6 +232,10 @@ pub struct BrokerScaling {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1_000_000_000))]
     pub deliver_rate_per_pod: Option<i32>,
+    /// Virtual shards in use that a pod owns to aim at, 1 to 65535. Absent: they do not count.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 65_535))]
+    pub shards_per_pod: Option<i32>,
     /// CPU use to aim at, in percent of `resources.requests.cpu`, 1 to 100. Without a request CPU brings no pods, and none goes.
     /// Absent: CPU does not count.
     #[serde(skip_serializing_if = "Option::is_none")]

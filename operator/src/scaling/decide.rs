@@ -51,6 +51,7 @@ pub(crate) struct Targets {
     pub(crate) bytes_rate: Option<u64>,
     pub(crate) append_rate: Option<u64>,
     pub(crate) deliver_rate: Option<u64>,
+    pub(crate) shards: Option<u64>,
     pub(crate) cpu_millis: Option<u64>,
 }
 
@@ -146,12 +147,13 @@ fn disturbance(load: &Load) -> (u64, u64, u64, &str) {
 /// Pods that the load asks for, and which load that is.
 fn wanted(current: u32, loads: &[Load], targets: &Targets) -> (u32, String) {
     type Figure = (&'static str, fn(&Load) -> u64, Option<u64>);
-    let figures: [Figure; 6] = [
+    let figures: [Figure; 7] = [
         ("connections", |load| load.connections, targets.connections),
         ("new connections a second", |load| load.connect_rate, targets.connect_rate),
         ("bytes a second", |load| load.bytes_rate, targets.bytes_rate),
         ("appended messages a second", |load| load.append_rate, targets.append_rate),
         ("delivered messages a second", |load| load.deliver_rate, targets.deliver_rate),
+        ("virtual shards", |load| load.shards, targets.shards),
         ("thousandths of a processor", |load| load.cpu_millis, targets.cpu_millis),
     ];
     let asked = figures.into_iter().filter_map(|(name, figure, target)| {

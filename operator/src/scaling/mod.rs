@@ -347,6 +347,7 @@ fn targets(scaling: &BrokerScaling) -> Targets {
         bytes_rate: scaling.bytes_rate_per_pod.and_then(|target| u64::try_from(target).ok()),
         append_rate: of(scaling.append_rate_per_pod),
         deliver_rate: of(scaling.deliver_rate_per_pod),
+        shards: of(scaling.shards_per_pod),
         cpu_millis: None,
     }
 }

@@ -87,7 +87,7 @@ fn brokers() {
     accepted(judge(json!({ "store": fdb, "scaling": { "minReplicas": 2, "maxReplicas": 2 } })));
     accepted(judge(json!({ "store": fdb, "scaling": {
         "maxReplicas": 9, "connectRatePerPod": 100, "bytesRatePerPod": 1_000_000_000_000_i64, "appendRatePerPod": 1,
-        "deliverRatePerPod": 5000, "cpuPercent": 70, "scaleUpAfter": "1h", "scaleDownAfter": "24h",
+        "deliverRatePerPod": 5000, "shardsPerPod": 64, "cpuPercent": 70, "scaleUpAfter": "1h", "scaleDownAfter": "24h",
     } })));
     accepted(judge(rules::listener("mqtts", json!({ "name": "weir-tls" }))));
     accepted(judge(json!({ "store": { "remote": { "address": "store:4600" } }, "replicas": 3 })));

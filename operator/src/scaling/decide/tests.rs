@@ -11,6 +11,7 @@ const TARGETS: Targets = Targets {
     bytes_rate: None,
     append_rate: None,
     deliver_rate: None,
+    shards: None,
     cpu_millis: None,
 };
 const LIMITS: Limits =
@@ -85,6 +86,10 @@ fn the_figure_that_asks_for_most_decides() {
     let decision = decide(2, &loads, &targets, &LIMITS, &mut History::default(), now());
     assert_eq!(decision.replicas, 5);
     assert_eq!(decision.why, "4500 appended messages a second at 1000 a pod make 5");
+    let targets = Targets { shards: Some(64), ..targets };
+    loads.iter_mut().for_each(|load| load.shards = 256);
+    let decision = decide(2, &loads, &targets, &LIMITS, &mut History::default(), now());
+    assert_eq!(decision.why, "512 virtual shards at 64 a pod make 8");
     let none = decide(2, &loads, &Targets::default(), &LIMITS, &mut History::default(), now());
     assert_eq!((none.replicas, none.why.as_str()), (2, "there is no target to scale by"));
 }
