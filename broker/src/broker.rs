@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytestring::ByteString;
 use futures_util::future::BoxFuture;
 use smallvec::SmallVec;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, oneshot};
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 use weir_codec::{Message as WireMessage, ProtocolVersion, QoS, ReasonCode};
@@ -164,6 +164,11 @@ impl Live {
         self.qos == QoS::ExactlyOnce
     }
 
+    /// Whether it is for other pods, and not in line for each of them.
+    pub(crate) const fn is_waiting(&self) -> bool {
+        self.forwards.is_waiting()
+    }
+
     /// Bytes it takes while it waits.
     pub(crate) fn size(&self) -> usize {
         crate::mailbox::size_of(&self.message)
@@ -272,7 +277,7 @@ impl Broker {
         };
         let found = Found { reason, inboxes, targets, retained };
         match live {
-            Some(live) if live.forwards.is_waiting() => {
+            Some(live) if !inbound.is_live_when_durable() => {
                 let broker = Arc::clone(self);
                 Begun::Enqueue(Box::pin(async move {
                     match broker.forward_later(inbound, live, found, span).await {
@@ -285,7 +290,7 @@ impl Broker {
         }
     }
 
-    /// Waits until a message is in line for all other pods it is for, or, of QoS 2, can be.
+    /// Waits until a message is in line for all other pods it is for, before it is for whatever must keep it.
     async fn forward_later(
         self: &Arc<Self>,
         inbound: Inbound,
@@ -294,10 +299,6 @@ impl Broker {
         span: tracing::Span,
     ) -> Begun {
         live.forwards.wait(self).await;
-        if inbound.is_live_when_durable() {
-            return self.keep(inbound, Some(live), found, span);
-        }
-        live.forwards.send(&self.metrics);
         self.keep(inbound, None, found, span)
     }
 
@@ -392,8 +393,27 @@ impl Broker {
 
     /// Gives a message to live subscribers, to those at other pods as far as there is room.
     pub(crate) fn deliver(self: &Arc<Self>, live: &mut Live) {
-        live.forwards.send(&self.metrics);
+        live.forwards.send(self, live.qos);
         self.deliver_to(&live.matched, &live.message, live.expires_at, &live.span);
+    }
+
+    /// As [`Broker::deliver`], and waits until it is in line for all other pods.
+    pub(crate) async fn deliver_all(self: &Arc<Self>, live: &mut Live) {
+        self.deliver(live);
+        live.forwards.wait(self).await;
+    }
+
+    /// Puts in line for other pods what [`Broker::deliver`] has left, whoever waits for it: the receiver hears when it is.
+    pub(crate) fn deliver_rest(self: &Arc<Self>, mut live: Box<Live>) -> oneshot::Receiver<()> {
+        let (sent, is_sent) = oneshot::channel();
+        let (broker, under_way) = (Arc::clone(self), self.under_way.enter(live.size()));
+        self.tasks.spawn(async move {
+            live.forwards.wait(&broker).await;
+            drop(under_way);
+            // The publisher may be gone.
+            let _ = sent.send(());
+        });
+        is_sent
     }
 
     /// Gives a message to those of `matched` that are connected, and what a group's member is no longer there for to
@@ -439,7 +459,7 @@ impl Broker {
             Accepted::Pending(_, outcome) => outcome.await,
         };
         if let Some(mut live) = live {
-            self.deliver(&mut live);
+            self.deliver_all(&mut live).await;
         }
         let given_up = refusal.is_some() || now.saturating_since(due.first_due) >= WILL_PATIENCE;
         let result = if reason.is_error() && !given_up {

@@ -10,9 +10,9 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bytestring::ByteString;
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, join_all};
 use weir_codec::QoS;
-use weir_core::cluster::links::{PeerHandler, Reserved, TrySendError, Unreachable};
+use weir_core::cluster::links::{PeerHandler, TrySendError, Unreachable};
 use weir_core::cluster::message::live::Forward;
 use weir_core::cluster::message::{LiveMessage, PeerMessage};
 use weir_core::keyspace::owner::PodId;
@@ -22,7 +22,7 @@ use super::Pods;
 use crate::broker::{Broker, Inbound};
 use crate::convert;
 use crate::mailbox::Letter;
-use crate::metrics::{Dropped, Metrics};
+use crate::metrics::Dropped;
 use crate::router::{Forwarded, Group, PodTarget, unplaced};
 
 /// Longest wait for a link to a pod that is a member, in one go and as often as it breaks.
@@ -30,54 +30,56 @@ const LINK_WAIT_MAX: Duration = Duration::from_secs(5);
 /// How often a message of a group goes from pod to pod for want of a member.
 const HOPS_MAX: u8 = 3;
 
-/// A publish for other pods.
+/// A publish for other pods, until it is in line for each. Takes no room in any line before it goes: who waits holds up
+/// nobody else.
 #[derive(Debug, Default)]
-pub(crate) struct Forwards {
-    /// There is room in line.
-    ready: Vec<Reserved>,
-    /// There is none, or no link.
-    waiting: Vec<(PodId, Forward)>,
-}
+pub(crate) struct Forwards(Vec<(PodId, Forward)>);
 
 impl Forwards {
-    /// Puts in line what has room.
-    pub(crate) fn send(&mut self, metrics: &Metrics) {
-        for message in self.ready.drain(..) {
-            if message.send().is_err() {
-                metrics.messages_dropped.inc(Dropped::PodUnreachable);
+    /// Whether it is for any other pod, or is still to go to one.
+    pub(crate) const fn is_waiting(&self) -> bool {
+        !self.0.is_empty()
+    }
+
+    /// Puts it in line where there is room. Of QoS 0 it is dropped where there is none.
+    pub(crate) fn send(&mut self, broker: &Broker, qos: QoS) {
+        let Some(pods) = &broker.pods else { return };
+        self.0.retain(|(pod, forward)| {
+            match pods.links.try_send(*pod, LiveMessage::Forward(forward.clone())) {
+                Ok(()) => false,
+                Err(error) if qos == QoS::AtMostOnce => {
+                    broker.metrics.messages_dropped.inc(match error {
+                        TrySendError::Full => Dropped::PodBusy,
+                        TrySendError::Unreachable => Dropped::PodUnreachable,
+                    });
+                    false
+                }
+                Err(_) => true,
             }
-        }
+        });
     }
 
-    /// Whether something has to wait.
-    pub(crate) fn is_waiting(&self) -> bool {
-        !self.waiting.is_empty()
-    }
-
-    /// Waits until there is room for everything, or nobody there to have it.
+    /// Waits until it is in line everywhere, or nobody is there to have it.
     pub(crate) async fn wait(&mut self, broker: &Broker) {
-        for (pod, forward) in std::mem::take(&mut self.waiting) {
-            let reached = match &broker.pods {
-                Some(pods) => pods.reach(pod, forward).await,
-                None => None,
-            };
-            if reached.is_none() {
+        let Some(pods) = &broker.pods else { return };
+        let sent = std::mem::take(&mut self.0).into_iter().map(|(pod, forward)| async move {
+            if !pods.send(pod, forward).await {
                 broker.metrics.messages_dropped.inc(Dropped::PodUnreachable);
             }
-            self.ready.extend(reached);
-        }
+        });
+        join_all(sent).await;
     }
 }
 
 impl Pods {
-    /// Room in line for `pod`: waits for it, and for a link. None if the pod is gone, or has no link for too long.
-    async fn reach(&self, pod: PodId, forward: Forward) -> Option<Reserved> {
+    /// Puts a message in line for `pod`: waits for room, and for a link. False if the pod is gone, or has no link for too
+    /// long.
+    async fn send(&self, pod: PodId, forward: Forward) -> bool {
         let (mut up, mut members) = (self.links.link_events(), self.cluster.members());
         loop {
             up.borrow_and_update();
-            let message = LiveMessage::Forward(forward.clone());
-            match self.links.reserve(pod, message).await {
-                Ok(reserved) => return Some(reserved),
+            match self.links.send(pod, LiveMessage::Forward(forward.clone())).await {
+                Ok(()) => return true,
                 Err(Unreachable) => {
                     let is_up = async {
                         // Ends only with the links.
@@ -88,8 +90,8 @@ impl Pods {
                     };
                     tokio::select! {
                         () = is_up => {}
-                        () = is_gone => return None,
-                        () = tokio::time::sleep(LINK_WAIT_MAX) => return None,
+                        () = is_gone => return false,
+                        () = tokio::time::sleep(LINK_WAIT_MAX) => return false,
                     }
                 }
             }
@@ -98,26 +100,17 @@ impl Pods {
 }
 
 impl Broker {
-    /// Has a publish ready for the other pods in `targets`, as far as there is room.
+    /// A publish for the other pods in `targets`.
     pub(crate) fn forwards(&self, targets: Vec<PodTarget>, inbound: &Inbound) -> Forwards {
-        let mut forwards = Forwards::default();
-        let Some(pods) = self.pods.as_ref().filter(|_| !targets.is_empty()) else { return forwards };
-        let message = self.kept(inbound);
-        for PodTarget { pod, groups } in targets {
-            let publisher = Some(inbound.publisher.client_id.clone());
-            let forward = Forward { message: Arc::clone(&message), publisher, groups, hops: 0 };
-            match pods.links.try_reserve(pod, LiveMessage::Forward(forward.clone())) {
-                Ok(reserved) => forwards.ready.push(reserved),
-                Err(error) if inbound.qos == QoS::AtMostOnce => {
-                    self.metrics.messages_dropped.inc(match error {
-                        TrySendError::Full => Dropped::PodBusy,
-                        TrySendError::Unreachable => Dropped::PodUnreachable,
-                    });
-                }
-                Err(_) => forwards.waiting.push((pod, forward)),
-            }
+        if targets.is_empty() || self.pods.is_none() {
+            return Forwards::default();
         }
-        forwards
+        let message = self.kept(inbound);
+        let forward = |PodTarget { pod, groups }| {
+            let publisher = Some(inbound.publisher.client_id.clone());
+            (pod, Forward { message: Arc::clone(&message), publisher, groups, hops: 0 })
+        };
+        Forwards(targets.into_iter().map(forward).collect())
     }
 
     /// Gives a message of `group` for which there is no member here to a pod that has one. Whether there was one.
@@ -134,8 +127,7 @@ impl Broker {
             groups: vec![group.text().clone()],
             hops: letter.hops + 1,
         };
-        let reached = pods.reach(pod, forward).await;
-        reached.is_some_and(|reserved| reserved.send().is_ok())
+        pods.send(pod, forward).await
     }
 
     /// Gives a publish of another pod to live subscribers here.

@@ -195,7 +195,7 @@ async fn deliver_late(broker: Arc<Broker>, mut pending: Pending) {
         });
         let (_, outcome) = next.await;
         if let Some(mut live) = outcome.live.filter(|live| !live.is_exactly_once()) {
-            broker.deliver(&mut live);
+            broker.deliver_all(&mut live).await;
         }
     }
 }

@@ -36,6 +36,14 @@ impl Pending {
         self.push(under_way.bytes(), Some(under_way), Box::pin(std::future::ready(answer)));
     }
 
+    /// Adds one that counts for `bytes` before the others.
+    pub(super) fn push_front(&mut self, bytes: u64, answer: BoxFuture<'static, Answer>) {
+        let line = self.0.get_or_insert_default();
+        line.answers.push_front(answer);
+        line.sizes.push_front((bytes, None));
+        line.bytes += bytes;
+    }
+
     fn push(&mut self, bytes: u64, under_way: Option<UnderWayGuard>, answer: BoxFuture<'static, Answer>) {
         let line = self.0.get_or_insert_default();
         line.answers.push_back(answer);

@@ -157,12 +157,30 @@ impl Connection {
         true
     }
 
-    /// Tells the client what became of its publish, and delivers it if that is left to do.
-    pub(super) fn answer(&mut self, asker: Asker, outcome: Outcome) {
-        let Outcome { reason, live, refusal, full, .. } = outcome;
-        if let Some(mut live) = live {
+    /// Tells the client what became of its publish, and delivers it if that is left to do. Where another pod has no room
+    /// for it the answer is put off, and with it those of all later ones.
+    pub(super) fn answer(&mut self, asker: Asker, mut outcome: Outcome) {
+        if let Some(mut live) = outcome.live.take() {
             self.broker.deliver(&mut live);
+            if live.is_waiting() {
+                // It has begun to go out, and does so whatever becomes of this connection.
+                if let Some((_, packet_id)) = asker {
+                    self.note_received(packet_id, outcome.reason);
+                }
+                let bytes = u64::try_from(live.size()).unwrap_or(u64::MAX);
+                let sent = self.broker.deliver_rest(live);
+                self.pending.push_front(
+                    bytes,
+                    Box::pin(async move {
+                        // It is sent, or there are no links any more.
+                        let _ = sent.await;
+                        (asker, outcome)
+                    }),
+                );
+                return;
+            }
         }
+        let Outcome { reason, refusal, full, .. } = outcome;
         let Some((token, packet_id)) = asker else { return };
         // PUBACK and PUBREC have no word for it.
         let reason = match reason {
@@ -182,13 +200,18 @@ impl Connection {
             }
             _ => None,
         };
-        // After a failure the id stays noted: the client may not learn of it, and send the same publish again.
+        self.note_received(packet_id, reason);
+        self.session.handle_published(token, reason, text);
+    }
+
+    /// Notes that a QoS 2 publish has been delivered to everybody. After a failure the id stays noted: the client may not
+    /// learn of it, and send the same publish again.
+    fn note_received(&self, packet_id: PacketId, reason: ReasonCode) {
         if !reason.is_error()
             && let Some(noted) = self.incoming.get(&packet_id.get()).filter(|noted| !noted.left)
         {
             self.subscriber.note_received(packet_id, noted.publish);
         }
-        self.session.handle_published(token, reason, text);
     }
 
     /// Stores the ids of new QoS 2 publishes. False if that failed: the connection then ends, and the client

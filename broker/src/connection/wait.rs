@@ -178,7 +178,11 @@ impl Sources<'_> {
         }
         // Others of the same batch are likely done too.
         while let Some(answer) = self.pending.poll_next(context) {
+            let may_be_put_off = answer.1.live.as_ref().is_some_and(|live| live.is_waiting());
             turn.answers.push(answer);
+            if may_be_put_off {
+                break;
+            }
         }
         turn.mail = self.mailbox.poll_changed(context);
         if wants.queue {

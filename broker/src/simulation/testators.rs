@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use weir_codec::{Connect, Message, MessageProperties, QoS, ReasonCode, Will};
+use weir_codec::{Connect, Message, MessageProperties, Packet, QoS, ReasonCode, Will};
 use weir_env::clock::Timestamp;
 use weir_topic::TopicName;
 
@@ -98,7 +98,8 @@ fn with_will(client: &Client, payload: &str, delay_interval: u32) -> Connect {
 async fn stay(client: &Client, mut wire: Wire, present: bool) -> bool {
     client.history.note(Event::Connected(client.id.clone(), wire.pod, present));
     let stay = Duration::from_micros(client.seed.below(PAUSE_MAX * 1000));
-    let over = async { while wire.next().await.is_some() {} };
+    // Who is told to go is gone for the pod.
+    let over = async { while !matches!(wire.next().await, None | Some(Packet::Disconnect(_))) {} };
     let is_own_end = tokio::time::timeout(stay, over).await.is_err();
     drop(wire);
     client.lost();

@@ -24,7 +24,6 @@ use weir_env::clock::Clock;
 use weir_env::seed::{HashMap, Seed};
 
 use self::link::Link;
-pub use self::link::Reserved;
 use super::message::{Lane, PeerMessage};
 use super::network::{Broken, Identity, Network, Peer, Pipe};
 use crate::keyspace::owner::PodId;
@@ -249,25 +248,6 @@ impl Links {
     pub fn try_send(&self, to: PodId, message: impl Into<PeerMessage>) -> Result<(), TrySendError> {
         let link = self.0.link(to).ok_or(TrySendError::Unreachable)?;
         link.try_send(message.into())
-    }
-
-    /// Takes room for a message to `to`, which is put in line when [`Reserved::send`] is called; waits while its lane is
-    /// full. Cancel-safe.
-    ///
-    /// # Errors
-    /// As [`Links::send`].
-    pub async fn reserve(&self, to: PodId, message: impl Into<PeerMessage>) -> Result<Reserved, Unreachable> {
-        let link = self.0.link(to).ok_or(Unreachable)?;
-        link::reserve(link, message.into()).await
-    }
-
-    /// As [`Links::reserve`], without waiting.
-    ///
-    /// # Errors
-    /// As [`Links::try_send`].
-    pub fn try_reserve(&self, to: PodId, message: impl Into<PeerMessage>) -> Result<Reserved, TrySendError> {
-        let link = self.0.link(to).ok_or(TrySendError::Unreachable)?;
-        link::try_reserve(link, message.into())
     }
 
     /// Whether a link to `pod` is up.

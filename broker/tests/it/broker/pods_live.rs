@@ -3,15 +3,17 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::time::Duration;
 
-use weir_codec::{ReasonCode, RetainHandling, SubscribeFilter, SubscriptionOptions};
-use weir_storage::SharedStore;
+use weir_codec::{Packet, ReasonCode, RetainHandling, SubscribeFilter, SubscriptionOptions};
+use weir_core::keyspace::tag;
+use weir_storage::{CommitFault, SharedStore};
 
 use super::client::{
     AtLeastOnce, AtMostOnce, Client, ExactlyOnce, V5, V311, clean, filter, persistent, publish, retained,
     text,
 };
-use super::{TestBroker, config, memory};
+use super::{DEADLINE, TestBroker, config, faulty, memory, queue};
 
 /// A pod on `store`.
 async fn pod(store: &SharedStore) -> TestBroker {
@@ -113,10 +115,10 @@ async fn what_is_published_after_suback_at_any_pod_arrives() {
     let gone = "weir_cluster_interest_elsewhere";
     let none = async {
         while pods[1].metric(gone).await != 0.0 {
-            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    tokio::time::timeout(super::DEADLINE, none).await.expect("no interest is left");
+    tokio::time::timeout(DEADLINE, none).await.expect("no interest is left");
     assert_eq!(publisher.publish("r/0", "x").await, ReasonCode::NoMatchingSubscribers);
     assert_eq!(pods[0].metric("weir_cluster_interest_late_total").await, 0.0);
 }
@@ -214,8 +216,53 @@ async fn a_pod_that_dies_takes_its_interest_with_it() {
     assert_eq!(stays.take_texts(4).await, ["1", "2", "3", "4"]);
     let one = async {
         while pods[0].metric("weir_cluster_interest_elsewhere").await != 1.0 {
-            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    tokio::time::timeout(super::DEADLINE, one).await.expect("its interest goes");
+    tokio::time::timeout(DEADLINE, one).await.expect("its interest goes");
+}
+
+#[tokio::test]
+async fn publishes_that_fill_the_line_to_a_pod_hold_up_neither_each_other_nor_the_line() {
+    const EACH: u16 = 6;
+    let (store, faults) = faulty();
+    let mut pods = Vec::new();
+    for _ in 0..2 {
+        let mut config = config();
+        config.peer.listen = Some(SocketAddr::from(([127, 0, 0, 1], 0)));
+        config.limits.peer_bytes = weir::config::ByteCount::mib(1);
+        pods.push(TestBroker::start_with(config, &store).await);
+    }
+    for pod in &pods {
+        pod.metric_reaches("weir_peers_up", 1.0).await;
+    }
+    pods[0].declare(&[queue("work", "t")]).await;
+    pods[0].publish("t", &["the shard is taken over"]).await;
+    let mut there = pods[1].connect(clean("there", V5)).await;
+    there.subscribe("t", AtLeastOnce).await;
+    // More than fits into the line waits to be durable, and goes live then.
+    faults.fail_commits_matching(&[tag::SEGMENT], CommitFault::Stalled(DEADLINE));
+    let payload = "x".repeat(90_000);
+    let mut publishers = Vec::new();
+    for name in ["p1", "p2", "p3"] {
+        let mut client = pods[0].connect(persistent(name, V5)).await;
+        for id in 1..=EACH {
+            client.post(publish(ExactlyOnce, id, "t", &payload)).await;
+        }
+        publishers.push(client);
+    }
+    // Another one of QoS 1 is in line behind them.
+    let mut other = pods[0].connect(clean("other", V5)).await;
+    other.post(publish(AtLeastOnce, 1, "t", &payload)).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    faults.heal();
+    faults.release_stalled();
+    for client in &mut publishers {
+        for id in 1..=EACH {
+            let answer = client.recv().await;
+            assert!(matches!(&answer, Packet::PubRec(ack) if ack.packet_id.get() == id), "{id}: {answer:?}");
+        }
+    }
+    assert_eq!(other.pubacked(1).await, ReasonCode::Success);
+    assert_eq!(there.take_texts(usize::from(3 * EACH) + 1).await.len(), 19);
 }

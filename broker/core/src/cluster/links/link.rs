@@ -147,38 +147,6 @@ impl Link {
     }
 }
 
-/// A message with room in line. Dropped, it is not sent.
-#[derive(Debug)]
-pub struct Reserved {
-    link: Arc<Link>,
-    lane: Lane,
-    parcel: Parcel,
-    permit: OwnedSemaphorePermit,
-}
-
-impl Reserved {
-    /// Puts the message in line.
-    ///
-    /// # Errors
-    /// If the link has broken.
-    pub fn send(self) -> Result<(), Unreachable> {
-        let Self { link, lane, parcel, permit } = self;
-        link.put(lane, parcel, permit).map_err(|_| Unreachable)
-    }
-}
-
-pub(super) async fn reserve(link: Arc<Link>, message: PeerMessage) -> Result<Reserved, Unreachable> {
-    let (lane, parcel) = (message.lane(), Parcel::new(message));
-    let permit = link.room(lane, &parcel).await?;
-    Ok(Reserved { link, lane, parcel, permit })
-}
-
-pub(super) fn try_reserve(link: Arc<Link>, message: PeerMessage) -> Result<Reserved, TrySendError> {
-    let (lane, parcel) = (message.lane(), Parcel::new(message));
-    let permit = link.try_room(lane, &parcel)?;
-    Ok(Reserved { link, lane, parcel, permit })
-}
-
 impl Line {
     /// What a message takes of the room. The largest has all of it.
     fn permits(&self, parcel: &Parcel) -> u32 {

@@ -216,26 +216,6 @@ async fn a_slow_lane_fills_up_and_holds_up_no_other() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn room_is_used_later_or_given_back() {
-    let (network, pods) = connected(2).await;
-    let [one, other] = [&pods[0], &pods[1]];
-    let first = one.links.try_reserve(other.id, payload(1)).unwrap();
-    let unused = one.links.reserve(other.id, payload(2)).await.unwrap();
-    one.links.send(other.id, payload(3)).await.unwrap();
-    drop(unused);
-    first.send().unwrap();
-    let expected = [Told::Up, Told::Live(3), Told::Live(1)].map(|told| (one.id, told));
-    other.live.until(|told| told.len() == expected.len()).await;
-    assert_eq!(*other.live.told.lock(), expected);
-
-    let late = one.links.try_reserve(other.id, payload(4)).unwrap();
-    network.kill(other.id);
-    one.until_link(other, false).await;
-    assert_eq!(late.send(), Err(Unreachable));
-    assert!(one.links.try_reserve(other.id, payload(5)).is_err());
-}
-
-#[tokio::test(start_paused = true)]
 async fn a_message_larger_than_its_lane_goes_through() {
     let (_network, pods) = connected(2).await;
     for bytes in [2 * PEER_BYTES_MIN, 3 * PEER_BYTES_MIN, 1] {
