@@ -41,7 +41,9 @@ impl SessionFollower {
     /// If the store fails.
     pub(crate) async fn start(broker: &Arc<Broker>) -> Result<Option<(Self, usize)>> {
         let Some(elsewhere) = broker.elsewhere.clone() else { return Ok(None) };
-        let receiver = elsewhere.cluster.feed().subscribe(TOPICS);
+        let mut receiver = elsewhere.cluster.feed().subscribe(TOPICS);
+        // The first event says to read all, once.
+        drop(receiver.next().await);
         let mut follower = Self { broker: Arc::clone(broker), elsewhere, receiver, reading: 0 };
         let count = follower.reload().await?;
         Ok(Some((follower, count)))

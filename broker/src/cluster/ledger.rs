@@ -17,6 +17,9 @@ use weir_storage::Version;
 /// How long a filter stays that nobody wants any more.
 const GRACE: Duration = Duration::from_secs(1);
 
+/// Bytes of filters written in one transaction, which counts each several times.
+const BYTES_MAX: usize = 200_000;
+
 /// What a subscription gets live.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Need {
@@ -117,10 +120,10 @@ impl Ledger {
         self.later.front().map(|(at, _)| *at)
     }
 
-    /// Takes what is due, `max` rows at most. To be followed by [`Ledger::written`] or [`Ledger::failed`].
+    /// Takes what is due, `max` rows at most, and no more than fit into one transaction. To be followed by [`Ledger::written`] or [`Ledger::failed`].
     pub(super) fn take_due(&mut self, now: Instant, max: usize) -> Rows {
-        let mut rows = Rows::new();
-        while rows.len() < max {
+        let (mut rows, mut bytes) = (Rows::new(), 0);
+        while rows.len() < max && bytes < BYTES_MAX {
             let key = if let Some(key) = self.due.pop_front() {
                 if let Some(entry) = self.entries.get_mut(&key) {
                     entry.is_due = false;
@@ -139,6 +142,7 @@ impl Ledger {
             let wanted = entry.wanted(&key);
             if !entry.is_in_store(&key) {
                 entry.writing = Some(wanted);
+                bytes += key.filter.len() + key.group.as_ref().map_or(0, |group| group.len());
                 rows.push((key, wanted));
             } else if wanted.is_none() && !entry.is_due && !entry.is_later {
                 self.entries.remove(&key);
@@ -206,6 +210,23 @@ mod tests {
         let rows = ledger.take_due(now, 100);
         ledger.written(rows.clone(), Version(version), now);
         rows
+    }
+
+    #[test]
+    fn long_filters_are_written_in_parts_that_fit() {
+        let (mut ledger, now) = (Ledger::default(), Clock::system().now());
+        for n in 0..500 {
+            let filter = format!("{n}/{}", "x".repeat(1000)).into();
+            ledger.hold(&InterestKey { group: None, filter }, Need::Live, now);
+        }
+        let mut all = 0;
+        while all < 500 {
+            let rows = ledger.take_due(now, 1000);
+            let bytes: usize = rows.iter().map(|(key, _)| key.filter.len()).sum();
+            assert!((1..=200_000 + 1_004).contains(&bytes), "{bytes}");
+            all += rows.len();
+            ledger.written(rows, Version(1), now);
+        }
     }
 
     #[test]
