@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
+pub use crate::cluster::membership::Asked;
+
 use crate::Core;
 use crate::cluster::{DrainOrder, PodInfo, PodLoad};
 use crate::error::Result;
@@ -27,17 +29,6 @@ pub struct PodReport {
     pub load: PodLoad,
     /// How long ago that was.
     pub age: Duration,
-}
-
-/// What became of asking a pod to drain.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Asked {
-    /// It is asked.
-    Done,
-    /// There is no such pod.
-    Unknown,
-    /// No other pod would take clients.
-    Last,
 }
 
 /// What a pod without a cluster says of itself.
@@ -104,11 +95,9 @@ impl Core {
                 Asked::Done
             });
         };
-        let view = cluster.view();
-        let stays = view.pods.iter().any(|member| member.id != pod && !member.is_draining);
-        if order.is_some() && !stays && view.contains(pod) {
-            return Ok(Asked::Last);
+        if let Some(order) = order {
+            return cluster.order_drain_unless_last(pod, order).await;
         }
-        Ok(if cluster.order_drain(pod, order).await? { Asked::Done } else { Asked::Unknown })
+        Ok(if cluster.order_drain(pod, None).await? { Asked::Done } else { Asked::Unknown })
     }
 }

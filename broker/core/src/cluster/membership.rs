@@ -5,8 +5,9 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use weir_storage::{Isolation, Transaction, Version, Versionstamp, transact};
+use weir_storage::{Isolation, RangeQuery, Transaction, Version, Versionstamp, transact};
 
 use super::Inner;
 use crate::error::{Error, Result};
@@ -14,7 +15,7 @@ use crate::keyspace::VirtualShard;
 use crate::keyspace::change::Change;
 use crate::keyspace::interest::PodInterest;
 use crate::keyspace::owner::{Epoch, Owner, PodId};
-use crate::keyspace::pod::{Heartbeat, Pod};
+use crate::keyspace::pod::{DrainOrder, Heartbeat, Pod};
 
 /// How often what may be done twice is repeated after an unknown outcome.
 const REPEATS_MAX: u32 = 5;
@@ -28,6 +29,17 @@ pub(crate) struct Move {
     /// The owner, as it knows itself.
     pub(crate) from: Owner,
     pub(crate) to: PodId,
+}
+
+/// What became of asking a pod to drain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Asked {
+    /// It is asked.
+    Done,
+    /// There is no such pod.
+    Unknown,
+    /// No other pod would take clients.
+    Last,
 }
 
 /// Repeats `attempt` while its outcome is unknown: doing it twice is as good as once.
@@ -73,13 +85,26 @@ pub(super) async fn join(inner: &Inner) -> Result<()> {
 
 /// Changes what is written of `id`. False if it is no member.
 pub(super) async fn change_pod(inner: &Inner, id: PodId, change: impl Fn(&mut Pod) + Sync) -> Result<bool> {
+    Ok(change_unless_last(inner, id, false, change).await? == Asked::Done)
+}
+
+/// Changes what is written of `id`; if `another_stays` is asked for, only while there is another pod that does not drain.
+async fn change_unless_last(
+    inner: &Inner,
+    id: PodId,
+    another_stays: bool,
+    change: impl Fn(&mut Pod) + Sync,
+) -> Result<Asked> {
     let change = &change;
-    let write = move || -> BoxFuture<'_, Result<bool>> {
+    let write = move || -> BoxFuture<'_, Result<Asked>> {
         Box::pin(async move {
             let body = transact(&*inner.store, |tx| {
                 Box::pin(async move {
                     let stored = tx.get(&Pod::key(id), Isolation::Serializable).await?;
-                    let Some(stored) = stored else { return Ok(Ok(false)) };
+                    let Some(stored) = stored else { return Ok(Ok(Asked::Unknown)) };
+                    if another_stays && !has_another(tx, id).await? {
+                        return Ok(Ok(Asked::Last));
+                    }
                     let before = match Pod::decode(stored) {
                         Ok(pod) => pod,
                         Err(error) => return Ok(Err(Error::from(error))),
@@ -90,13 +115,32 @@ pub(super) async fn change_pod(inner: &Inner, id: PodId, change: impl Fn(&mut Po
                         tx.set(&Pod::key(id), &pod.encode());
                         inner.feed.write(tx, &Change::PodChanged(id));
                     }
-                    Ok(Ok(true))
+                    Ok(Ok(Asked::Done))
                 })
             });
             body.await?.0
         })
     };
     repeated(write).await
+}
+
+/// Whether a pod besides `id` does not drain. Conflicts with the end of that, so that pods which ask each other to drain at
+/// once do not all do it.
+async fn has_another(tx: &mut dyn Transaction, id: PodId) -> weir_storage::Result<bool> {
+    // One of a version of Weir that is not known here counts as draining, as it does among the members.
+    let stays = |(key, value): (Bytes, Bytes)| {
+        Pod::of_key(&key).is_ok_and(|pod| pod != id) && Pod::decode(value).is_ok_and(|pod| !pod.is_draining)
+    };
+    let (begin, end) = Pod::range();
+    let mut next = Some(RangeQuery::new(begin, end));
+    while let Some(query) = next {
+        let page = tx.get_range(query.clone(), Isolation::Serializable).await?;
+        next = query.after(&page);
+        if page.pairs.into_iter().any(stays) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Writes a sign of life. False if this pod is no member any more.
@@ -197,6 +241,16 @@ pub(super) fn write_owner(inner: &Inner, tx: &mut dyn Transaction, vs: VirtualSh
     inner.feed.write(tx, &Change::Owner { vs, epoch, pod });
 }
 
+impl super::Cluster {
+    /// Asks `pod` to have its clients go and gives it no more shards, unless there is no other pod that would take clients.
+    pub(crate) async fn order_drain_unless_last(&self, pod: PodId, order: DrainOrder) -> Result<Asked> {
+        let change = |pod: &mut Pod| (pod.is_draining, pod.order) = (true, Some(order));
+        let asked = change_unless_last(&self.inner, pod, true, change).await?;
+        self.inner.feed.wake();
+        Ok(asked)
+    }
+}
+
 impl Inner {
     /// The sign of life with this counter.
     fn heartbeat(&self, counter: u64) -> Heartbeat {
@@ -262,6 +316,25 @@ mod tests {
             assert!(!declare_dead(&a.inner, b.me(), 0).await.unwrap() || lives);
         }
         assert!(lived > 20 && died > 20, "{lived} lived, {died} died");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn of_two_pods_that_ask_each_other_to_drain_one_stays() {
+        let order = DrainOrder { rate: 0, grace: Duration::ZERO };
+        for seed in 0..50 {
+            let clock = Clock::simulated(Timestamp::from_micros(1_700_000_000_000_000));
+            let store = FaultStore::wrap(Arc::new(MemoryStore::new(clock)), Seed::fixed(seed));
+            let slow_max = Duration::from_millis(5);
+            store.handle().set_rates(FaultRates { read_slow: 500_000, slow_max, ..FaultRates::default() });
+            let store: SharedStore = Arc::new(store);
+            let (a, b) = (pod(&store, clock, 1).await, pod(&store, clock, 2).await);
+            let (by_a, by_b) = tokio::join!(
+                a.order_drain_unless_last(b.me(), order),
+                b.order_drain_unless_last(a.me(), order),
+            );
+            let asked = [by_a.unwrap(), by_b.unwrap()];
+            assert!(asked.contains(&Asked::Done) && asked.contains(&Asked::Last), "seed {seed}: {asked:?}");
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -116,9 +116,7 @@ impl ShardOwner {
 
     pub(crate) async fn run(mut self) -> Handed {
         self.call_roll();
-        for command in std::mem::take(&mut self.carried) {
-            self.handle(command).await;
-        }
+        self.handle_carried().await;
         while !self.is_lost {
             let now = self.context.clock.now();
             let mut due = self.next_timeout();
@@ -180,6 +178,21 @@ impl ShardOwner {
             closing: self.closing,
             offer: self.leaving.map(|reply| Offering { owner, reply }),
         }
+    }
+
+    /// Handles what was handed on, in order. What was appended in a row is looked up at once.
+    async fn handle_carried(&mut self) {
+        let mut appends = Vec::new();
+        for command in std::mem::take(&mut self.carried) {
+            match command.of_anybody() {
+                Command::Append(pending) => appends.push(pending),
+                other => {
+                    self.handle_appends(std::mem::take(&mut appends)).await;
+                    self.handle(other).await;
+                }
+            }
+        }
+        self.handle_appends(appends).await;
     }
 
     async fn handle_commands(&mut self, first: Command) {

@@ -73,6 +73,15 @@ async fn a_pod_is_asked_to_drain_by_another_and_gets_its_shards_back_when_it_is_
 }
 
 #[tokio::test(start_paused = true)]
+async fn of_two_pods_that_ask_each_other_to_drain_one_stays() {
+    let pods = Pods::open(2, 3, &[definition(Kind::Stream, "s", "s/#", 1)]).await;
+    let (a, b) = (&pods.cores[0], &pods.cores[1]);
+    let (by_a, by_b) = tokio::join!(a.drain_pod(b.pod(), Some(ORDER)), b.drain_pod(a.pod(), Some(ORDER)));
+    let asked = [by_a.unwrap(), by_b.unwrap()];
+    assert!(asked.contains(&Asked::Done) && asked.contains(&Asked::Last), "{asked:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_pod_that_is_alone_describes_itself_and_is_not_drained() {
     let (store, clock) = in_memory();
     let core = open(&store, clock, 1).await;

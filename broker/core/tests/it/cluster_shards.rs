@@ -122,6 +122,44 @@ async fn publishes_that_may_be_repeats_do_not_wait_for_each_other() {
     assert_eq!(core.describe(&stream).await.unwrap()[0].extent.next, u64::from(COUNT) + 1);
 }
 
+/// Nor do those that have waited for an owner, once this pod is it.
+#[tokio::test(start_paused = true)]
+async fn publishes_that_have_waited_for_an_owner_do_not_wait_for_each_other() {
+    const COUNT: u16 = 400;
+    let (mut pods, faults) = Pods::over_faults(2, 1, &[definition(Kind::Stream, "s", "a/#", 1)]).await;
+    let stream = pods.find(0, Kind::Stream, "s");
+    let (vs, owner, other) = (stream.logs[0].vs, pods.owner(&stream, 0), pods.other(&stream, 0));
+    assert!(put(&pods.cores[other], pods.clock, "a/b", "first").await.settled().await.is_empty());
+    let _dead = pods.kill(owner).await;
+    let core = &pods.cores[0];
+    let slow_max = Duration::from_millis(20);
+    faults.set_rates(FaultRates { read_slow: 1_000_000, slow_max, ..FaultRates::NONE });
+    let mut receipts = Vec::new();
+    for n in 0..COUNT {
+        let mut name = [0; 16];
+        name[8..10].copy_from_slice(&n.to_be_bytes());
+        let id = PublishId::new(pods.clock.wall(), name);
+        let message = message(pods.clock, "a/b", &format!("p {n}"));
+        let targets = core.targets(&message.topic);
+        let publish = Some((id, false));
+        receipts.push(core.append(&targets, &message, &Publisher::default(), publish).await.unwrap());
+    }
+    let cluster = core.cluster().unwrap();
+    let mut owners = cluster.owners_changed();
+    while cluster.owner_of(vs) != Some(core.pod()) {
+        owners.changed().await.unwrap();
+    }
+    let began = pods.clock.now();
+    for receipt in receipts {
+        assert!(receipt.settled().await.is_empty());
+    }
+    let took = pods.clock.now() - began;
+    assert!(took < slow_max * u32::from(COUNT) / 8, "{took:?}");
+    faults.heal();
+    let numbers = by_publisher(&all(core, &stream, usize::from(COUNT) + 1).await[1..]);
+    assert!(numbers["p"].iter().copied().eq(0..u32::from(COUNT)), "in order: {numbers:?}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn nothing_acknowledged_is_lost_with_the_owner() {
     for seed in 0..5 {

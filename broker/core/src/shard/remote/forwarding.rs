@@ -33,6 +33,8 @@ use crate::stream::{Tail, TailReader, Tails};
 pub(super) const ANSWER_TIME: Duration = Duration::from_secs(30);
 /// Records and questions without an answer before nothing more is taken on.
 pub(super) const LINE_MAX: usize = 16_384;
+/// Newcomers among whom nobody looks for those that have their answer.
+const NEWCOMERS_LOOK: usize = 64;
 /// Words that wait to be sent before nothing more is taken on.
 const OUTBOX_MAX: usize = 256;
 /// Wait before consumers and readers are announced again whom the owner could not take.
@@ -78,6 +80,8 @@ pub(super) struct Forwarding {
     retry_at: Option<Instant>,
     /// Whom somebody waits for to be taken on by an owner, oldest first.
     newcomers: VecDeque<(Instant, Newcomer)>,
+    /// When there are as many, those that have their answer are taken out.
+    newcomers_look: usize,
     /// Consumers whose windows somebody waits for have given room back.
     starved: Vec<ConsumerId>,
     /// New messages of watched logs that are to be read.
@@ -103,6 +107,7 @@ impl Forwarding {
             settles: Settles::default(),
             retry_at: None,
             newcomers: VecDeque::new(),
+            newcomers_look: NEWCOMERS_LOOK,
             starved: Vec::new(),
             fills: Vec::new(),
         };
@@ -313,7 +318,7 @@ impl Forwarding {
                 let client = Client::new(object, log, consumer, &[], Some(reply));
                 let key = client.key();
                 self.clients.insert(key, client);
-                self.newcomers.push_back((now, Newcomer::Client(key)));
+                self.note_newcomer(Newcomer::Client(key), now);
                 self.announce(key, now);
             }
             Command::Detach { log, consumer, lost } => {
@@ -339,7 +344,7 @@ impl Forwarding {
                     filling: None,
                 });
                 watched.waiting.push(reply);
-                self.newcomers.push_back((now, Newcomer::Watch(key)));
+                self.note_newcomer(Newcomer::Watch(key), now);
                 // Always anew: whoever asks must see all that was acknowledged before.
                 self.ask_to_watch(key, now);
             }
@@ -490,9 +495,15 @@ impl Forwarding {
             (None, Err(_)) => self.retry_at = Some(now + RETRY_WAIT),
         }
         self.give_credit(key);
+        self.forget_answered();
     }
 
     fn watched(&mut self, key: LogKey, answer: Result<Answer>, now: Instant) {
+        self.tell_watched(key, answer, now);
+        self.forget_answered();
+    }
+
+    fn tell_watched(&mut self, key: LogKey, answer: Result<Answer>, now: Instant) {
         let Some(watched) = self.watches.get_mut(&key) else { return };
         let error = match answer {
             Ok(Answer::Extent(extent)) => {
@@ -514,6 +525,24 @@ impl Forwarding {
         } else {
             self.retry_at = Some(now + RETRY_WAIT);
         }
+    }
+
+    fn note_newcomer(&mut self, newcomer: Newcomer, now: Instant) {
+        self.forget_answered();
+        self.newcomers.push_back((now, newcomer));
+    }
+
+    /// Takes those out that have their answer, or are gone, once there are many.
+    fn forget_answered(&mut self) {
+        if self.newcomers.len() < self.newcomers_look {
+            return;
+        }
+        let (clients, watches) = (&self.clients, &self.watches);
+        self.newcomers.retain(|(_, newcomer)| match newcomer {
+            Newcomer::Client(key) => clients.get(key).is_some_and(|client| client.reply.is_some()),
+            Newcomer::Watch(key) => watches.get(key).is_some_and(|watched| !watched.waiting.is_empty()),
+        });
+        self.newcomers_look = (self.newcomers.len() * 2).clamp(NEWCOMERS_LOOK, LINE_MAX);
     }
 
     /// Nobody took them on in time.
