@@ -15,7 +15,7 @@ use std::fmt;
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, join_all};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -34,6 +34,8 @@ use crate::panics::Panics;
 pub const PEER_BYTES_DEFAULT: usize = 16 << 20;
 /// Fewest bytes that may be in line for one pod.
 pub const PEER_BYTES_MIN: usize = 1 << 20;
+/// Longest wait, when all links end, for what is in line.
+const FLUSH_MAX: Duration = Duration::from_secs(1);
 
 /// How links behave.
 #[derive(Clone, Copy, Debug)]
@@ -268,8 +270,15 @@ impl Links {
         self.0.panics.panicked().await;
     }
 
-    /// Ends all links and waits until what they brought has been handled.
+    /// Ends all links once what is in line has arrived at the other pods, or after a moment, and waits until what they
+    /// brought has been handled.
     pub async fn close(&self) {
+        let links: Vec<_> =
+            self.0.peers.read().values().filter_map(|peer| peer.link.read().clone()).collect();
+        let flushed = join_all(links.iter().map(|link| link.flush()));
+        if tokio::time::timeout(FLUSH_MAX, flushed).await.is_err() {
+            tracing::info!("a pod does not take what is in line for it");
+        }
         self.0.stop.cancel();
         self.0.peers.write().clear();
         self.0.tasks.close();

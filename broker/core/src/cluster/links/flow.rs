@@ -35,6 +35,10 @@ struct State {
     pings: u64,
     /// The ping that is not answered yet.
     pinged: Option<(u64, Instant)>,
+    /// The last ping that was answered.
+    answered: u64,
+    /// Somebody waits for a ping to be answered.
+    is_asked: bool,
 }
 
 impl Flow {
@@ -64,6 +68,8 @@ impl Flow {
             *allowed = (*allowed).max(heard);
         }
         state.pong_due = frame.ping.or(state.pong_due);
+        let pings = state.pings;
+        state.answered = state.answered.max(frame.pong.unwrap_or(0).min(pings));
         let answered = state.pinged.filter(|(number, _)| frame.pong == Some(*number));
         if answered.is_some() {
             state.pinged = None;
@@ -71,6 +77,26 @@ impl Flow {
         drop(state);
         self.wake();
         answered.map(|(_, at)| now.saturating_duration_since(at))
+    }
+
+    /// Has a ping be sent behind what is sent by now; its number.
+    pub(super) fn ask(&self) -> u64 {
+        let mut state = self.state.lock();
+        state.is_asked = true;
+        let number = state.pings + 1;
+        drop(state);
+        self.wake();
+        number
+    }
+
+    /// Whether a ping was asked for and is to be sent now.
+    pub(super) fn take_asked(&self) -> bool {
+        std::mem::take(&mut self.state.lock().is_asked)
+    }
+
+    /// Whether this ping, or a later one, was answered.
+    pub(super) fn is_answered(&self, ping: u64) -> bool {
+        self.state.lock().answered >= ping
     }
 
     /// Counts a message of `cost` that has come on `lane`.

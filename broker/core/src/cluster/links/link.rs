@@ -2,6 +2,7 @@
 //! comes, one for each lane.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
@@ -16,6 +17,9 @@ use crate::metrics::{LaneSeries, PeerMetrics, PeerSeries};
 
 /// Bytes of one lane in a frame, and one message more.
 const FRAME_LANE_BYTES: u64 = 64 * 1024;
+
+/// How often it is looked whether what was in line has arrived.
+const FLUSH_LOOK: Duration = Duration::from_millis(2);
 
 /// The side of a link that sends.
 #[derive(Debug)]
@@ -139,6 +143,19 @@ impl Link {
         Ok(())
     }
 
+    /// Waits until what is in line has arrived, or the link is down.
+    pub(super) async fn flush(&self) {
+        let is_closed = || self.lanes.iter().any(|line| line.room.is_closed());
+        let is_in_line = |line: &Line| line.room.available_permits() < line.bytes as usize;
+        while self.lanes.iter().any(is_in_line) && !is_closed() {
+            tokio::time::sleep(FLUSH_LOOK).await;
+        }
+        let ping = self.flow.ask();
+        while !self.flow.is_answered(ping) && !is_closed() {
+            tokio::time::sleep(FLUSH_LOOK).await;
+        }
+    }
+
     /// Refuses whoever waits for room.
     pub(super) fn close(&self) {
         for line in &self.lanes {
@@ -253,6 +270,7 @@ impl Writer<'_> {
         loop {
             let now = self.clock.now();
             let ping = (now >= ping_at).then_some(now);
+            let ping = ping.or_else(|| self.ends.flow.take_asked().then_some(now));
             let (mut frame, counted) = self.gather();
             let worth = self.ends.flow.announce(&mut frame, ping);
             if ping.is_some() {

@@ -216,6 +216,21 @@ async fn a_slow_lane_fills_up_and_holds_up_no_other() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_is_in_line_arrives_before_the_links_end() {
+    let (network, pods) = connected(2).await;
+    network.set_delay(Duration::from_millis(50)..Duration::from_millis(60));
+    let [one, other] = [&pods[0], &pods[1]];
+    for n in 1..=200 {
+        one.links.try_send(other.id, payload(n)).unwrap();
+    }
+    one.links.close().await;
+    other.live.until(|told| told.last() == Some(&(one.id, Told::Down))).await;
+    let told = other.live.told.lock();
+    let came = told.iter().filter(|(_, told)| matches!(told, Told::Live(_))).count();
+    assert_eq!(came, 200);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_message_larger_than_its_lane_goes_through() {
     let (_network, pods) = connected(2).await;
     for bytes in [2 * PEER_BYTES_MIN, 3 * PEER_BYTES_MIN, 1] {
