@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytestring::ByteString;
 use tokio::sync::{oneshot, watch};
@@ -22,6 +23,9 @@ use crate::cluster::message::group::{FromCoordinator, GroupRefusal, ToCoordinato
 use crate::error::{Error, Result};
 use crate::keyspace::owner::PodId;
 use crate::queue::ConsumerId;
+
+/// How often a pod is told that its talk is over, until it begins another one.
+const REFUSE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What became of what a pod has asked for.
 pub(super) struct Answered {
@@ -42,7 +46,8 @@ struct Guest {
     talk: u64,
     /// Number of its next words.
     next: u64,
-    is_over: bool,
+    /// Nothing more is heard in the talk: when its pod is told so again, which may not have heard it.
+    over: Option<Instant>,
     voice: Arc<Voice>,
     /// Its members by the ids that they have there: the ids that they have here, and their groups.
     members: BTreeMap<ConsumerId, (ConsumerId, ByteString)>,
@@ -86,7 +91,7 @@ impl Guests {
     }
 
     /// Takes the number of words that came; false if they count for nothing.
-    fn is_heard(&mut self, stream: u32, from: PodId, talk: u64, seq: u64) -> bool {
+    fn is_heard(&mut self, stream: u32, from: PodId, (talk, seq): (u64, u64), now: Instant) -> bool {
         if !self.view.borrow().contains(from) {
             self.hub.refuse(from, stream, talk);
             return false;
@@ -95,22 +100,22 @@ impl Guests {
         let guest = self.pods.entry(from).or_insert_with(|| Guest {
             talk,
             next: 0,
-            is_over: false,
+            over: None,
             voice: hub.voice(from, stream, talk),
             members: BTreeMap::new(),
             announced: BTreeSet::new(),
         });
         if talk > guest.talk {
-            (guest.talk, guest.next, guest.is_over) = (talk, 0, false);
+            (guest.talk, guest.next, guest.over) = (talk, 0, None);
             guest.voice = hub.voice(from, stream, talk);
             guest.announced.clear();
         }
-        if talk < guest.talk || guest.is_over {
+        if talk < guest.talk || guest.over.is_some() {
             return false;
         }
         if seq != guest.next {
-            guest.is_over = true;
-            hub.refuse(from, stream, talk);
+            // Said with the next look.
+            guest.over = Some(now);
             return false;
         }
         guest.next += 1;
@@ -162,10 +167,19 @@ impl Guests {
         self.pods.get(&from).map(|guest| Arc::clone(&guest.voice))
     }
 
-    /// Asks pods that have not announced their members, if it is time.
+    /// Asks pods that have not announced their members, and tells those whose talk is over to begin anew, if it is time.
     fn call(&mut self, stream: u32, now: Instant) {
         for pod in self.roll.due(now) {
             self.hub.call_roll(pod, stream);
+        }
+        for (pod, guest) in &mut self.pods {
+            if guest.voice.is_over() {
+                guest.over.get_or_insert(now);
+            }
+            if guest.over.is_some_and(|at| at <= now) {
+                guest.over = Some(now + REFUSE_INTERVAL);
+                self.hub.refuse(*pod, stream, guest.talk);
+            }
         }
     }
 }
@@ -236,20 +250,21 @@ impl Coordinator {
 
     /// Has a pod say again later what it has said.
     pub(super) fn refuse_words(&mut self, from: PodId, talk: u64) {
+        let now = self.now();
         let Some(guests) = &mut self.guests else { return };
         if let Some(guest) = guests.pods.get_mut(&from) {
-            guest.is_over |= guest.talk == talk;
+            guest.over = guest.over.or((guest.talk == talk).then_some(now + REFUSE_INTERVAL));
         }
         guests.hub.refuse(from, self.stream.id, talk);
     }
 
     /// Takes what a pod says.
     pub(super) fn hear(&mut self, from: PodId, talk: u64, seq: u64, words: ToCoordinator) {
+        let now = self.now();
         let Some(guests) = &mut self.guests else { return };
-        if !guests.is_heard(self.stream.id, from, talk, seq) {
+        if !guests.is_heard(self.stream.id, from, (talk, seq), now) {
             return;
         }
-        let now = self.now();
         match words {
             ToCoordinator::Announce { .. } | ToCoordinator::GaveBack { .. } | ToCoordinator::Present => {
                 self.hear_of_members(from, words, now);

@@ -174,8 +174,8 @@ impl Hub {
                 let Some(hub) = hub.upgrade() else { return };
                 let message = GroupMessage::FromCoordinator { stream, talk, seq, words };
                 if hub.send(to, message).await.is_err() {
-                    // Its pod begins anew over the next link.
-                    return;
+                    // Its pod begins anew over the next link, or when it is told to.
+                    return weak.upgrade().iter().for_each(|voice| voice.end());
                 }
                 if weak.upgrade().is_some_and(|voice| voice.is_over()) {
                     return hub.refuse(to, stream, talk);

@@ -68,6 +68,11 @@ impl Voice {
         }
     }
 
+    /// Something could not be sent, and nothing more is.
+    pub(super) fn end(&self) {
+        self.is_over.store(true, Ordering::Relaxed);
+    }
+
     /// Whether something could not be said.
     pub(super) fn is_over(&self) -> bool {
         self.is_over.load(Ordering::Relaxed)
