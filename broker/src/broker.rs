@@ -141,6 +141,8 @@ pub(crate) struct Outcome {
     /// A message of QoS 2, or [a late one](Inbound::is_late), goes to live subscribers now that it is durable. Whoever
     /// published it hands it over with [`Broker::deliver`], in the order of the publishes [MQTT-4.6.0-5].
     pub(crate) live: Option<Box<Live>>,
+    /// Room for it at other pods was waited for.
+    pub(crate) was_put_off: bool,
     /// A queue does not take the message, now or later, and this is why.
     pub(crate) refusal: Option<Box<str>>,
     /// A queue that is full, and of what.
@@ -167,6 +169,16 @@ impl Live {
     /// Whether it is for other pods, and not in line for each of them.
     pub(crate) const fn is_waiting(&self) -> bool {
         self.forwards.is_waiting()
+    }
+
+    /// Whether nobody may get it twice, and other pods have no room for it.
+    pub(crate) fn is_to_wait(&self, broker: &Broker) -> bool {
+        self.is_exactly_once() && !self.forwards.has_room(broker)
+    }
+
+    /// Waits for room for it at all other pods, as far as that makes sense.
+    pub(crate) async fn await_room(&mut self, broker: &Broker) {
+        self.forwards.await_room(broker).await;
     }
 
     /// Bytes it takes while it waits.
@@ -316,6 +328,7 @@ impl Broker {
                 reason,
                 retained: true,
                 live,
+                was_put_off: false,
                 refusal: None,
                 full: None,
             }));
@@ -582,7 +595,8 @@ pub(crate) fn session_limits(limits: &Limits) -> weir_session::Limits {
 fn refused(error: &Error) -> Accepted {
     tracing::debug!(%error, "publish refused");
     let reason = ReasonCode::ServerShuttingDown;
-    Accepted::Done(Outcome { reason, retained: false, live: None, refusal: None, full: None })
+    let (live, refusal, full) = (None, None, None);
+    Accepted::Done(Outcome { reason, retained: false, live, was_put_off: false, refusal, full })
 }
 
 /// Seconds, the last one perhaps not over; what is beyond the largest counts as that.
@@ -641,6 +655,7 @@ impl Durable {
         let goes = reason.is_none() || inbound.qos != QoS::ExactlyOnce && !failures.is_fenced();
         Outcome {
             live: live.filter(|_| goes),
+            was_put_off: false,
             retained: failures.retained.is_none(),
             reason: reason.unwrap_or(ReasonCode::Success),
             refusal: failures.refusal(),

@@ -27,6 +27,10 @@ use crate::router::{Forwarded, Group, PodTarget, unplaced};
 
 /// Longest wait for a link to a pod that is a member, in one go and as often as it breaks.
 const LINK_WAIT_MAX: Duration = Duration::from_secs(5);
+/// Longest wait for room in all lines at once.
+const ROOM_WAIT_MAX: Duration = Duration::from_secs(1);
+/// How often that is looked for.
+const ROOM_LOOK: Duration = Duration::from_millis(5);
 /// How often a message of a group goes from pod to pod for want of a member.
 const HOPS_MAX: u8 = 3;
 
@@ -59,6 +63,44 @@ impl Forwards {
         });
     }
 
+    /// Whether there is room for it everywhere.
+    pub(crate) fn has_room(&self, broker: &Broker) -> bool {
+        broker.pods.as_ref().is_none_or(|pods| {
+            let mut all = self.0.iter();
+            all.all(|(pod, forward)| pods.has_room(*pod, forward) == Some(true))
+        })
+    }
+
+    /// Waits until there is room for it everywhere, so that it goes to all at once. Not for long where a line is full; a pod
+    /// to which there is no link for too long does not get it.
+    pub(crate) async fn await_room(&mut self, broker: &Broker) {
+        let Some(pods) = &broker.pods else { return };
+        let began = broker.clock.now();
+        loop {
+            let waited = broker.clock.now().saturating_duration_since(began);
+            let (view, mut is_ready) = (pods.cluster.view(), true);
+            self.0.retain(|(pod, forward)| {
+                let (is_patient, keeps) = match pods.has_room(*pod, forward) {
+                    Some(true) => (false, true),
+                    Some(false) => (waited < ROOM_WAIT_MAX, true),
+                    None => {
+                        let is_patient = waited < LINK_WAIT_MAX && view.contains(*pod);
+                        (is_patient, is_patient)
+                    }
+                };
+                is_ready &= !is_patient;
+                if !keeps {
+                    broker.metrics.messages_dropped.inc(Dropped::PodUnreachable);
+                }
+                keeps
+            });
+            if is_ready {
+                return;
+            }
+            tokio::time::sleep(ROOM_LOOK).await;
+        }
+    }
+
     /// Waits until it is in line everywhere, or nobody is there to have it.
     pub(crate) async fn wait(&mut self, broker: &Broker) {
         let Some(pods) = &broker.pods else { return };
@@ -72,6 +114,10 @@ impl Forwards {
 }
 
 impl Pods {
+    fn has_room(&self, pod: PodId, forward: &Forward) -> Option<bool> {
+        self.links.has_room(pod, LiveMessage::Forward(forward.clone()))
+    }
+
     /// Puts a message in line for `pod`: waits for room, and for a link. False if the pod is gone, or has no link for too
     /// long.
     async fn send(&self, pod: PodId, forward: Forward) -> bool {

@@ -161,6 +161,20 @@ impl Connection {
     /// for it the answer is put off, and with it those of all later ones.
     pub(super) fn answer(&mut self, asker: Asker, mut outcome: Outcome) {
         if let Some(mut live) = outcome.live.take() {
+            if !outcome.was_put_off && live.is_to_wait(&self.broker) {
+                // All get it at once: else it might begin to go out, and again by way of another pod.
+                let bytes = u64::try_from(live.size()).unwrap_or(u64::MAX);
+                let broker = Arc::clone(&self.broker);
+                self.pending.push_front(
+                    bytes,
+                    Box::pin(async move {
+                        live.await_room(&broker).await;
+                        (outcome.live, outcome.was_put_off) = (Some(live), true);
+                        (asker, outcome)
+                    }),
+                );
+                return;
+            }
             self.broker.deliver(&mut live);
             if live.is_waiting() {
                 // It has begun to go out, and does so whatever becomes of this connection.

@@ -252,6 +252,12 @@ impl Links {
         link.try_send(message.into())
     }
 
+    /// Whether [`Links::try_send`] would take `message` now; none if there is no link.
+    #[must_use]
+    pub fn has_room(&self, to: PodId, message: impl Into<PeerMessage>) -> Option<bool> {
+        Some(self.0.link(to)?.has_room(message.into()))
+    }
+
     /// Whether a link to `pod` is up.
     #[must_use]
     pub fn is_up(&self, pod: PodId) -> bool {

@@ -112,6 +112,12 @@ impl Link {
         self.put(lane, parcel, permit)
     }
 
+    pub(super) fn has_room(&self, message: PeerMessage) -> bool {
+        let (lane, parcel) = (message.lane(), Parcel::new(message));
+        let line = &self.lanes[lane.index()];
+        line.room.available_permits() >= line.permits(&parcel) as usize
+    }
+
     async fn room(&self, lane: Lane, parcel: &Parcel) -> Result<OwnedSemaphorePermit, Unreachable> {
         let line = &self.lanes[lane.index()];
         let permits = line.permits(parcel);
