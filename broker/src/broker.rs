@@ -439,10 +439,7 @@ impl Broker {
         span: &tracing::Span,
     ) {
         let left = self.router.deliver(matched, message, expires_at, span);
-        if !left.is_empty() {
-            let broker = Arc::clone(self);
-            self.tasks.spawn(async move { broker.hand_on(left.into_iter(), Duration::ZERO).await });
-        }
+        self.hand_on_later(left);
     }
 
     /// Publishes a will, and forgets it once it is durable.

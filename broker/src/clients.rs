@@ -107,11 +107,6 @@ impl Clients {
             mailbox.inbox_changed();
         }
     }
-
-    /// Tells all connections that their inboxes may have more.
-    pub(crate) fn notify_inboxes(&self) {
-        self.by_id.lock().values().for_each(|entry| entry.mailbox.inbox_changed());
-    }
 }
 
 impl Drop for Place {

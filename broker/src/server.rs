@@ -505,7 +505,7 @@ fn follow_others(broker: &Arc<Broker>, follower: SessionFollower, stop: &Cancell
     let (core, stopped) = (Arc::clone(&broker.core), stop.clone());
     spawn(Box::pin(async move { core.follow_others(&stopped).await }));
     let (teller, stop) = (Arc::clone(&elsewhere), stop.clone());
-    spawn(Box::pin(async move { teller.notices.run(&teller.links, &stop).await }));
+    spawn(Box::pin(async move { teller.notices.run(&teller.cluster, &teller.links, &stop).await }));
 }
 
 async fn serve_admin(
@@ -605,7 +605,7 @@ async fn maintain_once(broker: &Arc<Broker>, now: Timestamp, sweep: bool) -> wei
     let elsewhere = broker.elsewhere.as_ref();
     if elsewhere.is_some_and(|elsewhere| !elsewhere.hears_all()) {
         // What a pod without a link has added to inboxes is told to nobody.
-        broker.clients.notify_inboxes();
+        broker.look_at_inboxes();
     }
     // One pod does for all.
     let sweeps = elsewhere.is_none_or(|elsewhere| elsewhere.cluster.should_own(VirtualShard(0)));

@@ -12,7 +12,7 @@ use weir_env::clock::Instant;
 
 use crate::broker::Broker;
 use crate::convert;
-use crate::mailbox::Letter;
+use crate::mailbox::{Letter, size_of};
 use crate::metrics::Dropped;
 use crate::router::{Group, Subscriber, Wish};
 
@@ -44,6 +44,27 @@ impl Broker {
             tokio::task::yield_now().await;
         }
         self.settle_handed_on(&mut completions).await;
+    }
+
+    /// Hands messages to other members while others go on, as far as there is room for them among what is under way; the others are
+    /// dropped and counted.
+    pub(crate) fn hand_on_later(self: &Arc<Self>, letters: impl IntoIterator<Item = Letter>) {
+        let enter = |letter: Letter| match self.under_way.try_enter(size_of(&letter.message)) {
+            Some(guard) => Some((letter, guard)),
+            None => {
+                self.metrics.messages_dropped.inc(Dropped::OutboxFull);
+                None
+            }
+        };
+        let (letters, guards): (Vec<_>, Vec<_>) = letters.into_iter().filter_map(enter).unzip();
+        if letters.is_empty() {
+            return;
+        }
+        let broker = Arc::clone(self);
+        self.tasks.spawn(async move {
+            broker.hand_on(letters.into_iter(), Duration::ZERO).await;
+            drop(guards);
+        });
     }
 
     async fn settle_handed_on(&self, completions: &mut Vec<Completion>) {

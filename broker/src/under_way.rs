@@ -51,6 +51,12 @@ impl UnderWay {
         UnderWayGuard { bytes: Arc::clone(&self.bytes), own, gauge: self.gauge.clone() }
     }
 
+    /// As [`UnderWay::enter`]; none if there is no room.
+    pub(crate) fn try_enter(&self, size: usize) -> Option<UnderWayGuard> {
+        let guard = self.enter(size);
+        (self.bytes.load(Ordering::Relaxed) <= self.bytes_max).then_some(guard)
+    }
+
     /// Why a client with `own` bytes under way, and `more` that are not counted yet, should begin no more, if so.
     pub(crate) fn must_wait(&self, own: u64, more: u64) -> Option<PublishWait> {
         let own = own.saturating_add(more);
@@ -113,6 +119,16 @@ mod tests {
         guards.pop();
         assert_eq!(under_way.must_wait(9 << 10, 0), None);
         assert_eq!(under_way.must_wait(9 << 10, 1 << 10), Some(PublishWait::Client));
+    }
+
+    #[test]
+    fn what_needs_room_and_finds_none_is_turned_away() {
+        let under_way = under_way(3 * ENTRY_BYTES, 0);
+        let guards: Vec<_> = (0..3).map(|_| under_way.try_enter(0)).collect();
+        assert!(guards.iter().all(Option::is_some) && under_way.try_enter(0).is_none());
+        drop(guards);
+        assert!(under_way.try_enter(1).is_some() && under_way.try_enter(usize::MAX).is_none());
+        assert_eq!(under_way.gauge.get(), 0);
     }
 
     #[test]

@@ -6,11 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytestring::ByteString;
+use futures_util::StreamExt;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 use weir_core::Result;
 use weir_core::cluster::{Change, FeedEvent, FeedReceiver, Topic};
 use weir_core::keyspace::change::SessionPhase;
-use weir_core::keyspace::session::{Incarnation, StoredSubscription};
+use weir_core::keyspace::session::{Incarnation, SessionEpoch, StoredSubscription};
 use weir_core::sessions::EndedSession;
 use weir_storage::Version;
 use weir_topic::Subscription;
@@ -24,6 +26,8 @@ const TOPICS: &[Topic] = &[Topic::Routes, Topic::Sessions];
 const EVENTS_MAX: usize = 1_000;
 /// Wait before a store that failed is read again.
 const RETRY_WAIT: Duration = Duration::from_millis(500);
+/// Sessions looked up at once.
+const LOOKUPS: usize = 32;
 
 /// The task that follows sessions and their routes.
 pub(crate) struct SessionFollower {
@@ -32,6 +36,27 @@ pub(crate) struct SessionFollower {
     receiver: FeedReceiver,
     /// Counts how often all routes were read.
     reading: u64,
+    looking: Option<AbortOnDropHandle<()>>,
+}
+
+/// Has connections end whose sessions another pod has opened since, of which this one did not hear.
+async fn look_for_lost(broker: Arc<Broker>, elsewhere: Arc<Elsewhere>) {
+    let open = futures_util::stream::iter(elsewhere.holds.open());
+    let look = async |(client, incarnation, epoch): (ByteString, Incarnation, SessionEpoch)| {
+        let holder = loop {
+            match broker.sessions.holder(&client).await {
+                Ok(holder) => break holder,
+                Err(error) => {
+                    tracing::debug!(%error, "look up where a session is open");
+                    tokio::time::sleep(RETRY_WAIT).await;
+                }
+            }
+        };
+        if holder.is_none_or(|holder| (holder.incarnation, holder.epoch) != (incarnation, epoch)) {
+            elsewhere.holds.evict(&client, incarnation, epoch);
+        }
+    };
+    open.for_each_concurrent(LOOKUPS, look).await;
 }
 
 impl SessionFollower {
@@ -44,7 +69,8 @@ impl SessionFollower {
         let mut receiver = elsewhere.cluster.feed().subscribe(TOPICS);
         // The first event says to read all, once.
         drop(receiver.next().await);
-        let mut follower = Self { broker: Arc::clone(broker), elsewhere, receiver, reading: 0 };
+        let mut follower =
+            Self { broker: Arc::clone(broker), elsewhere, receiver, reading: 0, looking: None };
         let count = follower.reload().await?;
         Ok(Some((follower, count)))
     }
@@ -72,7 +98,10 @@ impl SessionFollower {
         }
     }
 
+    /// Reads all routes. Which pods have opened sessions meanwhile is looked up beside it, of those that are open here.
     async fn reload(&mut self) -> Result<usize> {
+        let looking = look_for_lost(Arc::clone(&self.broker), Arc::clone(&self.elsewhere));
+        self.looking = Some(AbortOnDropHandle::new(self.broker.tasks.spawn(looking)));
         self.reading += 1;
         self.broker.sessions.follow_anew();
         let count = self.broker.load_routes(self.reading).await?;

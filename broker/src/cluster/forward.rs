@@ -185,15 +185,9 @@ impl Broker {
         let forwarded = Forwarded { publisher, groups, hops: *hops };
         let (matched, left) = self.router.matches_forwarded(&wire, qos, message.retain, forwarded);
         self.deliver_to(&matched, &wire, expires_at, &tracing::Span::none());
-        if left.is_empty() {
-            return;
-        }
-        let letters: Vec<Letter> = left
-            .iter()
-            .map(|group| unplaced(group, &wire, (qos, message.retain), expires_at, *hops))
-            .collect();
-        let broker = Arc::clone(self);
-        self.tasks.spawn(async move { broker.hand_on(letters.into_iter(), Duration::ZERO).await });
+        let letters =
+            left.iter().map(|group| unplaced(group, &wire, (qos, message.retain), expires_at, *hops));
+        self.hand_on_later(letters);
     }
 }
 

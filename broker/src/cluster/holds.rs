@@ -83,6 +83,24 @@ impl Holds {
         }
     }
 
+    /// The sessions that are open.
+    pub(crate) fn open(&self) -> Vec<(ByteString, Incarnation, SessionEpoch)> {
+        let by_client = self.by_client.lock();
+        let of_client = |(client_id, entries): (&ByteString, &SmallVec<[Entry; 1]>)| {
+            let open = entries.iter().filter_map(|entry| match entry.state {
+                State::Open { incarnation, epoch, .. } => Some((client_id.clone(), incarnation, epoch)),
+                State::Opening { .. } => None,
+            });
+            open.collect::<SmallVec<[_; 1]>>()
+        };
+        by_client.iter().flat_map(of_client).collect()
+    }
+
+    /// The connection that has opened this session in this epoch is told to end, if there is one.
+    pub(crate) fn evict(&self, client_id: &ByteString, incarnation: Incarnation, epoch: SessionEpoch) {
+        let _ = self.begin_end(client_id, (incarnation, epoch));
+    }
+
     /// Ends the connection that has opened this session in this epoch, if there is one, and waits for its end. Without an
     /// end of its own: to be bounded in time. Cancel-safe.
     pub(crate) async fn end(&self, client_id: &ByteString, incarnation: Incarnation, epoch: SessionEpoch) {

@@ -1,5 +1,6 @@
-//! Tells other pods whose inboxes have more: gathered while it is sent, each client once. What cannot be sent is not kept:
-//! a pod looks at all inboxes of its clients when a link comes up.
+//! Tells other pods whose inboxes have more: gathered while it is sent, each client once. A pod to which the link is down,
+//! so that it may have missed some, looks at all inboxes of its clients once the link is there again; what a pod that is
+//! gone could not tell, all others look for (`orphans`).
 
 use std::time::Duration;
 
@@ -102,18 +103,33 @@ impl Notices {
         self.arrived.notify_one();
     }
 
+    /// The link to `pod` is down: what was in line for it may not have come.
+    pub(crate) fn missed(&self, pod: PodId) {
+        self.by_pod.lock().insert(pod, Waiting::All);
+    }
+
+    /// There is a link again.
+    pub(crate) fn link_up(&self) {
+        self.arrived.notify_one();
+    }
+
     /// Sends what there is until `stop`.
-    pub(crate) async fn run(&self, links: &Links, stop: &CancellationToken) {
+    pub(crate) async fn run(&self, cluster: &Cluster, links: &Links, stop: &CancellationToken) {
         while stop.run_until_cancelled(self.arrived.notified()).await.is_some() {
-            while self.send(links) && stop.run_until_cancelled(tokio::time::sleep(FULL_WAIT)).await.is_some()
-            {
-            }
+            while self.send(cluster, links)
+                && stop.run_until_cancelled(tokio::time::sleep(FULL_WAIT)).await.is_some()
+            {}
         }
     }
 
-    /// Sends what can be sent; whether something is left.
-    fn send(&self, links: &Links) -> bool {
-        let pods: Vec<PodId> = self.by_pod.lock().keys().copied().collect();
+    /// Sends what can be sent to members; whether something is left for which there is no room.
+    fn send(&self, cluster: &Cluster, links: &Links) -> bool {
+        let view = cluster.view();
+        let pods: Vec<PodId> = {
+            let mut by_pod = self.by_pod.lock();
+            by_pod.retain(|pod, _| view.contains(*pod));
+            by_pod.keys().copied().collect()
+        };
         pods.into_iter().map(|pod| self.send_to(pod, links)).fold(false, |any, left| any | left)
     }
 
@@ -128,9 +144,13 @@ impl Notices {
             };
             match links.try_send(pod, message) {
                 Ok(()) if !waiting.named(&clients) => {}
-                Err(TrySendError::Full) => return true,
-                Ok(()) | Err(TrySendError::Unreachable) => {
+                Ok(()) => {
                     by_pod.remove(&pod);
+                    return false;
+                }
+                Err(TrySendError::Full) => return true,
+                Err(TrySendError::Unreachable) => {
+                    *waiting = Waiting::All;
                     return false;
                 }
             }

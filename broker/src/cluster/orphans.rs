@@ -38,11 +38,11 @@ struct Gone {
 /// Sees to what pods leave behind until `stop`.
 pub(crate) async fn follow(broker: Arc<Broker>, elsewhere: Arc<Elsewhere>, stop: CancellationToken) {
     let seen = Seen::default();
-    tokio::join!(listen(&elsewhere, &seen, &stop), work(&broker, &elsewhere, &seen, &stop));
+    tokio::join!(listen(&broker, &elsewhere, &seen, &stop), work(&broker, &elsewhere, &seen, &stop));
 }
 
 /// Takes note of pods that are gone. Others wait for the feed to be followed: it must not take as long as the work does.
-async fn listen(elsewhere: &Elsewhere, seen: &Seen, stop: &CancellationToken) {
+async fn listen(broker: &Arc<Broker>, elsewhere: &Elsewhere, seen: &Seen, stop: &CancellationToken) {
     let mut receiver = elsewhere.cluster.feed().subscribe(TOPICS);
     loop {
         let event = tokio::select! {
@@ -56,11 +56,13 @@ async fn listen(elsewhere: &Elsewhere, seen: &Seen, stop: &CancellationToken) {
             },
             FeedEvent::Reload { .. } => seen.gone.lock().others = true,
         }
+        // What it has added to inboxes last it may not have told.
+        broker.look_at_inboxes();
         seen.news.notify_one();
     }
 }
 
-async fn work(broker: &Broker, elsewhere: &Elsewhere, seen: &Seen, stop: &CancellationToken) {
+async fn work(broker: &Arc<Broker>, elsewhere: &Elsewhere, seen: &Seen, stop: &CancellationToken) {
     let cluster = &elsewhere.cluster;
     let mut look = tokio::time::interval(LOOK_INTERVAL);
     loop {

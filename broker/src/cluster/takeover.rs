@@ -42,6 +42,10 @@ const ROUTE_WAIT_MAX: Duration = Duration::from_secs(5);
 /// Longest wait of a pod that starts for links to the others.
 const MEETING_MAX: Duration = Duration::from_secs(2);
 
+/// Connections that begin to look at their inboxes at once, when all are to, and the pause before more do.
+const LOOKS_AT_ONCE: usize = 1_000;
+const LOOK_PAUSE: Duration = Duration::from_millis(10);
+
 /// QoS 2 publishes that a pod has answered and that were not released, by packet id.
 type Received = Vec<(u16, PublishId)>;
 
@@ -228,6 +232,17 @@ impl Broker {
         });
     }
 
+    /// Has all connections look at their inboxes, some at a time.
+    pub(crate) fn look_at_inboxes(self: &Arc<Self>) {
+        let mailboxes = self.clients.staying();
+        self.tasks.spawn(async move {
+            for some in mailboxes.chunks(LOOKS_AT_ONCE) {
+                some.iter().for_each(|mailbox| mailbox.inbox_changed());
+                tokio::time::sleep(LOOK_PAUSE).await;
+            }
+        });
+    }
+
     /// Ends the connection that another pod has asked to, and tells what only this pod knew of its session.
     async fn handle_kick(
         self: &Arc<Self>,
@@ -283,15 +298,16 @@ impl PeerHandler for SessionHandler {
                 SessionMessage::InboxChanged { clients } => {
                     clients.iter().for_each(|client| broker.clients.notify_inbox(client));
                 }
-                SessionMessage::AllInboxesChanged => broker.clients.notify_inboxes(),
+                SessionMessage::AllInboxesChanged => broker.look_at_inboxes(),
             }
         })
     }
 
     fn link_up(&self, _pod: PodId) {
-        // What the pod wanted to tell while there was no link is not told again.
-        if let Some(broker) = self.broker.upgrade() {
-            broker.clients.notify_inboxes();
+        if let Some(broker) = self.broker.upgrade()
+            && let Some(elsewhere) = &broker.elsewhere
+        {
+            elsewhere.notices.link_up();
         }
     }
 
@@ -300,6 +316,7 @@ impl PeerHandler for SessionHandler {
             && let Some(elsewhere) = &broker.elsewhere
         {
             elsewhere.give_up(pod);
+            elsewhere.notices.missed(pod);
         }
     }
 }

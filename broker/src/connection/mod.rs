@@ -375,7 +375,7 @@ impl Connection {
     /// Takes note of what the mailbox says; what it holds is delivered by `pump`, which follows. If the connection is
     /// to end, why.
     fn handle_mail(&mut self) -> Option<Eviction> {
-        if self.mailbox.take_inbox_changed() {
+        if self.mailbox.take_inbox_changed() && self.stored.persistent {
             self.inbox.state().more = true;
         }
         self.mailbox.eviction()

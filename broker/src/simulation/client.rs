@@ -159,7 +159,7 @@ impl Client {
 
     /// Notes what was delivered.
     pub(super) fn received(&self, publish: &Publish) -> String {
-        let payload = String::from_utf8(publish.payload.to_vec()).unwrap();
+        let payload = name_of(&publish.payload);
         let received = Received { payload: payload.clone(), dup: publish.header.dup, at: place(publish) };
         self.history.note(Event::Received(self.id.clone(), received));
         payload
@@ -168,10 +168,16 @@ impl Client {
     /// Says how a message of QoS 1 is judged.
     pub(super) async fn settle(&self, wire: &mut Wire, publish: &Publish, reason: ReasonCode) -> Option<()> {
         let Some(packet_id) = publish.header.packet_id else { return Some(()) };
-        let payload = String::from_utf8(publish.payload.to_vec()).unwrap();
+        let payload = name_of(&publish.payload);
         self.history.note(Event::Settled(self.id.clone(), payload, reason));
         wire.send(&Packet::PubAck(ack(packet_id, reason))).await
     }
+}
+
+/// What a payload is known by: all of it to the first space.
+pub(super) fn name_of(payload: &[u8]) -> String {
+    let name = payload.split(|byte| *byte == b' ').next().unwrap_or_default();
+    String::from_utf8(name.to_vec()).unwrap()
 }
 
 pub(super) const fn ack(packet_id: PacketId, reason: ReasonCode) -> Ack {

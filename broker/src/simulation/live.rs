@@ -4,7 +4,8 @@
 //!   something was wrong then, or shortly before or after, with one of the two pods or between them. At QoS 2 once.
 //! * Of the members of a shared subscription whose sessions end with their connections one gets it, if one stays
 //!   connected, unless something was wrong with any pod or between any; at QoS 2 also unless another one has just left,
-//!   which may have begun to take it. It is exactly one if none has left meanwhile; at QoS 2 it is never two.
+//!   which may have begun to take it. It is exactly one if none has left meanwhile; at QoS 2 it is never two, but of large
+//!   messages that began to go out, to as many pods as had room, at a pod that was lost before it could say so.
 //! * Of members whose sessions last one gets what is sent first after their SUBACK, whatever goes wrong; at QoS 2 exactly
 //!   one.
 //!
@@ -32,9 +33,9 @@ struct Sent<'a> {
     payload: &'a str,
     topic: &'a str,
     qos: QoS,
-    /// When it was sent first, as a position in the history.
-    first: usize,
-    /// When the attempt that was acknowledged began at the earliest, as a position in the history and a time.
+    /// When it was sent first, as a position in the history and a time.
+    first: (usize, Timestamp),
+    /// When the attempt that was acknowledged began at the earliest, likewise.
     began: (usize, Timestamp),
     /// When it was acknowledged.
     accepted: Timestamp,
@@ -82,6 +83,16 @@ pub(super) fn violations(events: &Events) -> Vec<String> {
     found
 }
 
+impl Sent<'_> {
+    /// Whether nobody gets it twice live: one of many that are on their way may have begun to go out, to pods that had room,
+    /// at a pod that is lost before it can say so.
+    fn is_once(&self, troubles: &Troubles) -> bool {
+        let is_of_many = self.payload.starts_with("pumper");
+        let may_be_lost = || is_of_many && !self.is_single && troubles.touch_any(self.first.1, self.accepted);
+        self.qos == QoS::ExactlyOnce && !may_be_lost()
+    }
+}
+
 fn is_live(client: &str) -> bool {
     client.starts_with("live") || client.starts_with("prober-in")
 }
@@ -100,7 +111,6 @@ fn sent(events: &Events) -> Vec<Sent<'_>> {
     struct Publisher {
         /// Since when, and the pod.
         connected: Option<(usize, Timestamp, usize)>,
-        first: usize,
         lost: usize,
     }
     let mut publishers: BTreeMap<&str, Publisher> = BTreeMap::new();
@@ -112,8 +122,7 @@ fn sent(events: &Events) -> Vec<Sent<'_>> {
                 publishers.entry(id).or_default().connected = Some((position, *at, *pod));
             }
             Event::Lost(id) => publishers.entry(id).or_default().lost = position,
-            Event::Sent(id, message) => {
-                publishers.entry(id).or_default().first = position;
+            Event::Sent(_, message) => {
                 messages.insert(message.payload.as_str(), (position, *at, message));
             }
             Event::Answered(id, payload, reason) if !reason.is_error() => {
@@ -124,11 +133,11 @@ fn sent(events: &Events) -> Vec<Sent<'_>> {
                     payload,
                     topic: &message.topic,
                     qos: message.qos,
-                    first: position,
+                    first: (position, at_first),
                     began: (position, at_first).max((since, connected)),
                     accepted: *at,
                     pod,
-                    is_single: publisher.lost < publisher.first,
+                    is_single: publisher.lost < position,
                 });
             }
             _ => {}
@@ -211,7 +220,7 @@ fn of_one(events: &Events, stay: &Stay<'_>, sent: &[Sent<'_>], troubles: &Troubl
     for one in sent.iter().filter(|one| matches(stay.filter, one.topic)) {
         let count = times(&events[stay.since..stay.until], stay.client, one.payload);
         let (client, payload) = (stay.client, one.payload);
-        if one.qos == QoS::ExactlyOnce && client == "live-2" && count > 1 {
+        if one.is_once(troubles) && client == "live-2" && count > 1 {
             found.push(format!("{client}: {payload} came {count} times to one connection"));
         }
         let is_owed = !is_will(one)
@@ -234,7 +243,7 @@ fn of_group(events: &Events, sent: &[Sent<'_>], stays: &[Stay<'_>], troubles: &T
     for one in sent.iter().filter(|one| one.topic.starts_with("in/")) {
         let count = times(events, "shared", one.payload);
         let payload = one.payload;
-        if one.qos == QoS::ExactlyOnce && count > 1 && !is_will(one) {
+        if one.is_once(troubles) && count > 1 && !is_will(one) {
             found.push(format!("members of a group have {payload} {count} times"));
         }
         let until = one.accepted.saturating_add(SETTLE);
@@ -260,7 +269,7 @@ fn of_lasting(events: &Events, sent: &[Sent<'_>]) -> Vec<String> {
     let is_first = |event: &Event| matches!(event, Event::Subscribed(id, _) if id.starts_with("lasting"));
     let Some(since) = events.iter().position(|(_, event)| is_first(event)) else { return Vec::new() };
     let mut found = Vec::new();
-    for one in sent.iter().filter(|one| one.topic.starts_with("in/") && one.first > since) {
+    for one in sent.iter().filter(|one| one.topic.starts_with("in/") && one.first.0 > since) {
         let count = times(events, "lasting", one.payload);
         let payload = one.payload;
         if (count == 0 && !is_will(one)) || (count > 1 && one.qos == QoS::ExactlyOnce) {

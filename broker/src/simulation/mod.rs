@@ -1,9 +1,7 @@
 //! Whole brokers and their clients in one thread, on a clock that stands still while anything is to be done, under all
-//! that can go wrong. A run depends on its seed alone; a failing one prints it, and what happened. The order in which tasks
-//! are woken that wait for the same change is the runtime's, and comes from the seed with `--cfg tokio_unstable` alone.
-//! So a seed that fails is looked for in a usual build, and looked into with
-//! `RUSTFLAGS="--cfg tokio_unstable" WEIR_TEST_SEEDS=17 cargo test -p weir --lib simulation`, in which it is the same run
-//! each time, if it fails there; runs of some seeds more find one that does.
+//! that can go wrong. A run depends on its seed alone; a failing one prints it, and what happened, and
+//! `WEIR_TEST_SEEDS=17 cargo test -p weir --lib simulation` is that run again, to the last step: also who of those that wait
+//! for the same change is woken first comes from the seed (`.cargo/config.toml`; flags in `RUSTFLAGS` take its place).
 //!
 //! Knows brokers as their clients do, and starts and stops them as the server does. Each run owns all of its state.
 
@@ -16,6 +14,7 @@ mod movers;
 mod pod;
 mod probers;
 mod publishers;
+mod pumpers;
 mod subscribers;
 mod testators;
 mod trouble;

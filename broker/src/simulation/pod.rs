@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use prometheus_client::registry::Registry;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use weir_core::cluster::links::{LinkOptions, Links};
+use weir_core::cluster::links::{LinkOptions, Links, PEER_BYTES_MIN};
 use weir_core::cluster::testing::MemoryNetwork;
 use weir_core::cluster::{ClusterOptions, PodInfo};
 use weir_core::core::PeerNetwork;
@@ -28,6 +28,9 @@ use crate::transport::memory::{Cable, MemorySocket};
 
 /// Time without a sign of life after which a pod counts as dead.
 pub(super) const TTL: Duration = Duration::from_secs(5);
+
+/// How long changes stay in the feed, about: a pod that is held up for longer, and lives, has missed some.
+const KEPT: Duration = Duration::from_secs(1);
 
 /// Longest time that a pod takes to stop in order.
 const GRACE: Duration = Duration::from_secs(30);
@@ -67,8 +70,16 @@ fn peering(network: &MemoryNetwork, number: usize) -> Peering {
     let info = PodInfo { peer: format!("pod-{number}").into(), ..PodInfo::default() };
     let (way, reached) = (Arc::new(network.clone()), network.clone());
     Peering {
-        options: ClusterOptions { ttl: TTL, ..ClusterOptions::new(info) },
-        network: PeerNetwork { network: way, links: LinkOptions::default() },
+        options: ClusterOptions {
+            ttl: TTL,
+            changes_kept: KEPT,
+            trim_interval: KEPT,
+            ..ClusterOptions::new(info)
+        },
+        network: PeerNetwork {
+            network: way,
+            links: LinkOptions { peer_bytes: PEER_BYTES_MIN, ..LinkOptions::default() },
+        },
         attach: Box::new(move |links: &Links| reached.attach(links)),
     }
 }
@@ -227,28 +238,82 @@ impl Pod {
 
 #[cfg(test)]
 mod tests {
+    use std::ops::Range;
+
+    use weir_codec::{Connect, Packet, ReasonCode};
+    use weir_core::keyspace::change;
     use weir_env::clock::Timestamp;
     use weir_storage::MemoryStore;
 
+    use super::super::client::{Client, Net};
     use super::*;
+    use crate::clients::EVICTION_WAIT_MAX;
+
+    fn ground(delay: Range<Duration>) -> Ground {
+        let clock = Clock::simulated(Timestamp::from_micros(1_700_000_000_000_000));
+        let network = MemoryNetwork::new(clock, &Seed::fixed(0));
+        network.set_delay(delay);
+        let history = History::default();
+        history.set_clock(clock);
+        let (store, writers) = (Arc::new(MemoryStore::new(clock)), Writers::default());
+        Ground { store, clock, writers, history, network: Some(network) }
+    }
+
+    async fn start(ground: &Ground, number: usize) -> Arc<Pod> {
+        let seed = Seed::fixed(0).fork(&number.to_string());
+        Arc::new(Pod::start(ground, number, &seed, FaultRates::NONE).await)
+    }
+
+    fn ms(n: u64) -> Duration {
+        Duration::from_millis(n)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_session_opened_elsewhere_is_lost_though_nobody_could_say_so() {
+        let ground = ground(ms(1)..ms(2));
+        let network = ground.network.clone().unwrap();
+        let (one, other) = (start(&ground, 0).await, start(&ground, 1).await);
+        let net = Net::default();
+        net.add(&one);
+        let mut client = Client::new("c", &Seed::fixed(1), &net, &ground.history);
+        let (mut first, _) = client.connect(false, 10).await;
+        net.remove(&one);
+        net.add(&other);
+        // Nothing goes from pod to pod, and the change feed has something that cannot be read beside the opening.
+        network.partition(one.id(), other.id());
+        let open = async {
+            let connect = Connect { client_id: "c".into(), clean_start: true, ..Connect::default() };
+            let mut wire = other.connect();
+            wire.send(&Packet::Connect(Box::new(connect))).await.unwrap();
+            let answer = wire.next().await;
+            assert!(matches!(answer, Some(Packet::ConnAck(_))), "{answer:?}");
+            wire
+        };
+        let hold_up = async {
+            tokio::time::sleep(EVICTION_WAIT_MAX - ms(500)).await;
+            one.hold_up(true);
+        };
+        let (mut second, ()) = tokio::join!(open, hold_up);
+        let mut tx = ground.store.begin();
+        let version = tx.read_version().await.unwrap();
+        tx.set(&change::range_after(version).0, b"?");
+        tx.commit().await.unwrap();
+        one.hold_up(false);
+        let told = tokio::time::timeout(ms(2_000), first.next()).await;
+        let Ok(Some(Packet::Disconnect(told))) = told else { panic!("{told:?}") };
+        assert_eq!(told.reason, ReasonCode::SessionTakenOver);
+        assert!(tokio::time::timeout(ms(20_000), second.next()).await.is_err(), "it stays");
+        network.heal();
+        one.stop().await;
+        other.stop().await;
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_pod_that_starts_meets_the_others_before_clients_come() {
-        let clock = Clock::simulated(Timestamp::from_micros(1_700_000_000_000_000));
-        let network = MemoryNetwork::new(clock, &Seed::fixed(0));
-        network.set_delay(Duration::from_millis(200)..Duration::from_millis(300));
-        let ground = Ground {
-            store: Arc::new(MemoryStore::new(clock)),
-            clock,
-            writers: Writers::default(),
-            history: History::default(),
-            network: Some(network),
-        };
-        ground.history.set_clock(clock);
+        let ground = ground(ms(200)..ms(300));
         let mut pods = Vec::new();
         for number in 0..3 {
-            let seed = Seed::fixed(0).fork(&number.to_string());
-            let pod = Pod::start(&ground, number, &seed, FaultRates::NONE).await;
+            let pod = start(&ground, number).await;
             assert!(pod.broker.elsewhere.as_ref().unwrap().hears_all(), "pod {number}");
             pods.push(pod);
         }

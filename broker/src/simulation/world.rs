@@ -17,7 +17,7 @@ use weir_env::seed::Seed;
 use weir_storage::{FaultRates, Isolation, MemoryStore, RangeQuery, SharedStore};
 use weir_topic::TopicFilter;
 
-use super::client::{Client, Net};
+use super::client::{Client, Net, name_of};
 use super::gate::Writers;
 use super::history::{End, Event, History};
 use super::live::SHADOW;
@@ -25,6 +25,7 @@ use super::movers;
 use super::pod::{Ground, Pod, TTL};
 use super::probers;
 use super::publishers::Publisher;
+use super::pumpers;
 use super::subscribers::{Phase, Taker};
 use super::testators;
 use super::trouble::{Trouble, Troubles};
@@ -37,6 +38,8 @@ const PROBES: u16 = 10;
 const VISITS: u16 = 4;
 /// Of the consumer group.
 const MOVES: u16 = 3;
+/// Of publishes that do not wait for each other.
+const BURSTS: u16 = 4;
 /// Of each publisher once nothing goes wrong any more.
 const LAST_MESSAGES: u16 = 6;
 const LAST_PROBES: u16 = 4;
@@ -205,6 +208,7 @@ impl World {
         }
         let keeper = Publisher::new(self.client("keeper"));
         self.publishers.spawn(keeper.run(MESSAGES, true, |n| format!("keep/{}", n % 2)));
+        self.publishers.spawn(pumpers::run(self.client("pumper"), BURSTS));
         self.publishers.spawn(testators::run(self.client("testator"), CONNECTIONS));
         for (id, delay) in [("visitor-prompt", 0), ("visitor-late", testators::DELAY)] {
             self.publishers.spawn(testators::visit(self.client(id), VISITS, delay));
@@ -412,7 +416,7 @@ impl World {
         let filter = TopicFilter::parse("keep/#".to_owned()).unwrap();
         let retained = &self.pods[0].broker.retained;
         for message in retained.matching(&filter, None, 100, 1 << 20).await.unwrap().messages {
-            let payload = String::from_utf8(message.payload.to_vec()).unwrap();
+            let payload = name_of(&message.payload);
             end.retained.insert(message.topic.to_string(), payload);
         }
         end
@@ -425,7 +429,7 @@ impl World {
         while !reader.is_ended() {
             let batch = reader.next().await?;
             for (offset, record) in batch.records {
-                let payload = String::from_utf8(record.message.payload.to_vec()).unwrap();
+                let payload = name_of(&record.message.payload);
                 end.stream.insert((batch.log.shard, offset), payload);
             }
         }

@@ -82,7 +82,7 @@ impl Field {
     }
 
     /// A connection to the pod at which `attempt` points, or to the next one that may be there.
-    async fn connect(&self, client_id: &str, attempt: usize, expiry: u32) -> Result<Wire> {
+    pub(super) async fn connect(&self, client_id: &str, attempt: usize, expiry: u32) -> Result<Wire> {
         let door = self.door(attempt);
         let door = door.context("no pod is there")?;
         timeout(PATIENCE, Wire::connect(door, client_id, expiry)).await.context("no answer to CONNECT")?

@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::foreign::TOPICS;
+use super::keepers::Kept;
 
 /// Where a message is stored: shard and offset.
 pub(super) type Place = (u64, u64);
@@ -43,6 +44,8 @@ pub(super) struct Ledger {
     pub(super) sessions: BTreeMap<String, Session>,
     /// What readers of the stream have received that came back to it after each break, by name.
     pub(super) readers: BTreeMap<String, Places>,
+    /// What keepers have had retained, by topic.
+    pub(super) kept: BTreeMap<String, Kept>,
     /// What contradicts the promises.
     problems: Vec<String>,
     problems_untold: u64,
@@ -214,6 +217,21 @@ impl Ledger {
         }
     }
 
+    /// What is retained in the end is the last that was acknowledged on each topic, or what was sent behind it.
+    pub(super) fn audit_retained(&mut self, found: &BTreeMap<String, u64>) {
+        let wrong = self.kept.iter().filter(|(topic, kept)| kept.is_wrong(found.get(*topic).copied()));
+        let problems: Vec<String> = wrong
+            .map(|(topic, kept)| {
+                let Kept { sent, acknowledged } = kept;
+                let found = found.get(topic);
+                format!(
+                    "{topic}: {acknowledged} was acknowledged last, {sent} sent, and {found:?} is retained"
+                )
+            })
+            .collect();
+        problems.into_iter().for_each(|problem| self.problem(problem));
+    }
+
     /// For each publisher whether, and when after `from`, the next publish was acknowledged, and how long the
     /// slowest publish that was open between `from` and `until` waited of that time.
     pub(super) fn without_service(&self, publishers: usize, from: Instant, until: Instant) -> Vec<Outage> {
@@ -357,6 +375,19 @@ mod tests {
         let (ledger, stored) = good();
         let twice = [&stored[..], &[((1, 1), "2/1/0")]].concat();
         assert!(found(ledger, &twice, &twice).contains("stream: `2/1/0` at QoS 2 stands at"));
+    }
+
+    #[test]
+    fn the_last_that_was_acknowledged_is_retained_or_one_behind_it() {
+        let topic = "kept/0".to_owned();
+        for (found, is_wrong) in
+            [(None, true), (Some(6), true), (Some(7), false), (Some(8), false), (Some(9), true)]
+        {
+            let mut ledger = Ledger::default();
+            ledger.kept.insert(topic.clone(), Kept { sent: 8, acknowledged: 7 });
+            ledger.audit_retained(&found.into_iter().map(|found| (topic.clone(), found)).collect());
+            assert_eq!(!ledger.problems().is_empty(), is_wrong, "{found:?}");
+        }
     }
 
     #[test]

@@ -7,6 +7,7 @@
 mod clients;
 mod cluster;
 mod foreign;
+mod keepers;
 mod ledger;
 pub mod network;
 mod probes;
@@ -42,6 +43,8 @@ use crate::within;
 const PUBLISHERS: usize = 2;
 const CONSUMERS: usize = 2;
 const TWINS: usize = 2;
+/// Publishers of retained messages.
+const KEEPERS: usize = 4;
 /// A publisher that is not told for so long that its publish is safe has failed.
 const FAILED: Duration = Duration::from_secs(30);
 /// Load between two faults.
@@ -182,6 +185,9 @@ async fn load(options: &Options, cluster: &mut Cluster, field: &Arc<Field>) -> R
         let qos = if (n / options.pods).is_multiple_of(2) { QoS::AtLeastOnce } else { QoS::ExactlyOnce };
         publishing.spawn(clients::publish(Arc::clone(field), n, qos));
     }
+    for n in 0..KEEPERS {
+        publishing.spawn(keepers::keep(Arc::clone(field), n));
+    }
     for shard in 0..options.shards {
         (0..options.pods).for_each(|pod| drop(others.spawn(probes::probe(Arc::clone(field), shard, pod))));
     }
@@ -204,6 +210,7 @@ async fn load(options: &Options, cluster: &mut Cluster, field: &Arc<Field>) -> R
     };
     let first = clients::read_stream(field, complete).await?;
     let second = clients::read_stream(field, |places| places.messages.len() >= first.messages.len()).await?;
+    let retained = keepers::read(field).await?;
     others.shutdown().await;
     foreign.end().await;
     let mut ledger = std::mem::take(&mut *field.ledger.lock());
@@ -212,6 +219,7 @@ async fn load(options: &Options, cluster: &mut Cluster, field: &Arc<Field>) -> R
         ledger.problem(format!("{open} publishes were not acknowledged within {} s", DRAIN_MAX.as_secs()));
     }
     ledger.audit(&first, &second);
+    ledger.audit_retained(&retained);
     let struck = spans.into_iter().map(|span| Struck {
         fault: span.fault,
         outages: ledger.without_service(publishers, span.from, span.until),

@@ -99,10 +99,27 @@ impl Wire {
         payload: &str,
     ) -> Result<()> {
         let header = PublishHeader { dup, qos, packet_id: PacketId::new(id), ..PublishHeader::default() };
+        self.send_publish(&header, topic, payload).await
+    }
+
+    /// As [`Self::publish`] at QoS 1, to be retained.
+    pub(super) async fn publish_retained(
+        &mut self,
+        topic: &str,
+        id: u16,
+        dup: bool,
+        payload: &str,
+    ) -> Result<()> {
+        let (qos, packet_id) = (QoS::AtLeastOnce, PacketId::new(id));
+        let header = PublishHeader { dup, qos, retain: true, packet_id, ..PublishHeader::default() };
+        self.send_publish(&header, topic, payload).await
+    }
+
+    async fn send_publish(&mut self, header: &PublishHeader, topic: &str, payload: &str) -> Result<()> {
         let none: [(&str, &str); 0] = [];
         let mut output = BytesMut::new();
         let properties = MessageProperties::default();
-        encode_publish(&mut output, V5, &header, topic, &properties, &none, payload.as_bytes())?;
+        encode_publish(&mut output, V5, header, topic, &properties, &none, payload.as_bytes())?;
         Ok(self.stream.write_all(&output).await?)
     }
 

@@ -70,6 +70,8 @@ pub struct ClusterOptions {
     pub changes_kept: Duration,
     /// How many changes stay in the feed, about.
     pub changes_kept_max: u64,
+    /// How often older ones are removed.
+    pub trim_interval: Duration,
 }
 
 impl ClusterOptions {
@@ -84,6 +86,7 @@ impl ClusterOptions {
             moves_per_second: 64,
             changes_kept: Duration::from_secs(300),
             changes_kept_max: 100_000,
+            trim_interval: Duration::from_secs(10),
         }
     }
 }
@@ -106,10 +109,10 @@ struct Inner {
     view_tx: watch::Sender<Arc<View>>,
     owners: Mutex<OwnerCache>,
     owners_tx: watch::Sender<u64>,
-    /// What other pods' counters say; never held with another lock.
+    /// What other pods' counters say; held with no other lock but for a look at the members.
     pods: Mutex<Pods>,
-    /// Grows when a pod may have applied more, or need not any more.
-    progress_tx: watch::Sender<u64>,
+    /// All changes up to this version have been applied by every other member, as far as is known.
+    others_tx: watch::Sender<Version>,
     /// When the last sign of life was begun that is in the store.
     beaten_at: Mutex<Instant>,
     beats: AtomicU64,
@@ -147,7 +150,7 @@ impl Cluster {
             owners: Mutex::new(OwnerCache::new(virtual_shards)),
             owners_tx: watch::Sender::new(0),
             pods: Mutex::new(Pods::new(options.suspect_after)),
-            progress_tx: watch::Sender::new(0),
+            others_tx: watch::Sender::new(Version::default()),
             beaten_at: Mutex::new(clock.now()),
             beats: AtomicU64::new(0),
             quiet_tx: watch::Sender::new(false),
@@ -260,23 +263,11 @@ impl Cluster {
         let inner = Arc::clone(&self.inner);
         inner.feed.wake();
         async move {
-            let mut progress = inner.progress_tx.subscribe();
-            let mut applied = inner.feed.applied();
-            loop {
-                progress.borrow_and_update();
-                // What this pod does not know of yet may be a member.
-                if *applied.borrow_and_update() >= version {
-                    let view = Arc::clone(&inner.view_tx.borrow());
-                    let others = view.pods.iter().map(|pod| pod.id).filter(|pod| *pod != inner.me);
-                    if inner.pods.lock().have_applied(others, version) {
-                        return;
-                    }
-                }
-                tokio::select! {
-                    changed = progress.changed() => if changed.is_err() { return },
-                    changed = applied.changed() => if changed.is_err() { return },
-                }
-            }
+            let has_all = |applied: &Version| *applied >= version;
+            let (mut own, mut others) = (inner.feed.applied(), inner.others_tx.subscribe());
+            // Who this pod does not know of yet may be a member. Both end only with the cluster.
+            let _ = own.wait_for(has_all).await;
+            let _ = others.wait_for(has_all).await;
         }
     }
 
@@ -407,8 +398,14 @@ impl Inner {
         *self.feed.applied().borrow()
     }
 
+    /// A pod may have applied more, or need not any more.
     fn progressed(&self) {
-        self.progress_tx.send_modify(|n| *n += 1);
+        // All of it under the lock, so that of two that do it at once the one that knows more is the last.
+        let pods = self.pods.lock();
+        let view = Arc::clone(&self.view_tx.borrow());
+        let others = view.pods.iter().map(|pod| pod.id).filter(|pod| *pod != self.me);
+        let all = pods.all_have_applied(others);
+        self.others_tx.send_if_modified(|told| std::mem::replace(told, all) != all);
     }
 
     fn learn_owners(&self, owners: impl IntoIterator<Item = (VirtualShard, Owner)>) {

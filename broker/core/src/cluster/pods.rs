@@ -19,6 +19,8 @@ pub(super) struct Pods {
     /// After a link broke, as long without a sign of life is death.
     suspect_after: Duration,
     lives: HashMap<PodId, Life>,
+    /// When the links to pods broke.
+    suspected: HashMap<PodId, Instant>,
 }
 
 #[derive(Debug)]
@@ -27,8 +29,6 @@ struct Life {
     ttl: Duration,
     /// When the counter was first seen.
     since: Instant,
-    /// When the link broke.
-    suspected: Option<Instant>,
     applied: Version,
     load: PodLoad,
     /// When the pod was seen to say so; what is found at the first look may be old.
@@ -37,12 +37,13 @@ struct Life {
 
 impl Pods {
     pub(super) fn new(suspect_after: Duration) -> Self {
-        Self { suspect_after, lives: HashMap::default() }
+        Self { suspect_after, lives: HashMap::default(), suspected: HashMap::default() }
     }
 
     /// Only `is_member` pods count.
     pub(super) fn retain(&mut self, is_member: impl Fn(PodId) -> bool) {
         self.lives.retain(|pod, _| is_member(*pod));
+        self.suspected.retain(|pod, _| is_member(*pod));
     }
 
     /// The sign of life of `pod` as it is in the store `now`.
@@ -50,7 +51,7 @@ impl Pods {
         let ttl = Duration::from_millis(u64::from(beat.ttl_ms));
         let Heartbeat { counter, .. } = *beat;
         let applied = version_of(beat);
-        let new = Life { counter, ttl, since: now, suspected: None, applied, load: beat.load, said: now };
+        let new = Life { counter, ttl, since: now, applied, load: beat.load, said: now };
         let life = self.lives.entry(pod).or_insert(new);
         if life.counter != counter {
             (life.counter, life.since, life.load, life.said) = (counter, now, beat.load, now);
@@ -58,10 +59,11 @@ impl Pods {
         (life.ttl, life.applied) = (ttl, life.applied.max(applied));
     }
 
-    /// The link to `pod` broke, or is there again.
+    /// The link to `pod` broke, or is there again. Its signs of life may not have been looked at yet.
     pub(super) fn suspect(&mut self, pod: PodId, broke: Option<Instant>) {
-        if let Some(life) = self.lives.get_mut(&pod) {
-            life.suspected = broke;
+        match broke {
+            Some(at) => _ = self.suspected.insert(pod, at),
+            None => _ = self.suspected.remove(&pod),
         }
     }
 
@@ -79,9 +81,10 @@ impl Pods {
         }
     }
 
-    /// Whether all of `pods` have applied all changes up to `version`, as far as is known.
-    pub(super) fn have_applied(&self, mut pods: impl Iterator<Item = PodId>, version: Version) -> bool {
-        pods.all(|pod| self.lives.get(&pod).is_some_and(|life| life.applied >= version))
+    /// Up to which version all of `pods` have applied all changes, as far as is known.
+    pub(super) fn all_have_applied(&self, pods: impl Iterator<Item = PodId>) -> Version {
+        let applied = |pod| self.lives.get(&pod).map(|life| life.applied).unwrap_or_default();
+        pods.map(applied).min().unwrap_or(Version(u64::MAX))
     }
 
     /// What `pod` has said last of its load, and how long ago as seen at `now`.
@@ -91,17 +94,14 @@ impl Pods {
 
     /// Who seems dead, as seen at `now`, and the counter that says so.
     pub(super) fn dead(&self, now: Instant) -> Vec<(PodId, u64)> {
-        let is_dead = |life: &Life| {
+        let is_dead = |(pod, life): &(&PodId, &Life)| {
             let silent = |since: Instant| now.saturating_duration_since(since);
+            let broke = self.suspected.get(pod);
             silent(life.since) >= life.ttl
-                || life.suspected.is_some_and(|broke| silent(broke.max(life.since)) >= self.suspect_after)
+                || broke.is_some_and(|broke| silent(life.since.max(*broke)) >= self.suspect_after)
         };
-        let mut dead: Vec<_> = self
-            .lives
-            .iter()
-            .filter(|(_, life)| is_dead(life))
-            .map(|(pod, life)| (*pod, life.counter))
-            .collect();
+        let mut dead: Vec<_> =
+            self.lives.iter().filter(is_dead).map(|(pod, life)| (*pod, life.counter)).collect();
         dead.sort_unstable();
         dead
     }
@@ -159,18 +159,25 @@ mod tests {
         assert_eq!(pods.dead(start + ms(16_599)), []);
         pods.retain(|_| false);
         assert_eq!(pods.dead(start + ms(99_999)), []);
+        // The link breaks before a sign of life is looked at.
+        pods.suspect(POD, Some(start + ms(20_000)));
+        pods.observe(POD, &beat(4), start + ms(20_100));
+        assert_eq!((pods.dead(start + ms(20_699)), pods.dead(start + ms(20_700))), (vec![], vec![(POD, 4)]));
     }
 
     #[tokio::test(start_paused = true)]
     async fn what_pods_have_applied_only_grows() {
         let now = Clock::system().now();
         let mut pods = Pods::new(ms(600));
-        let all = |pods: &Pods, version| pods.have_applied([POD].into_iter(), Version(version));
-        assert!(!all(&pods, 0), "nothing is known of it");
+        let other = PodId([2; 16]);
+        let all = |pods: &Pods, of: &[PodId]| pods.all_have_applied(of.iter().copied()).0;
+        assert_eq!(all(&pods, &[POD]), 0, "nothing is known of it");
         pods.observe(POD, &beat(5), now);
-        assert!(all(&pods, 5) && !all(&pods, 6));
+        assert_eq!((all(&pods, &[POD]), all(&pods, &[POD, other])), (5, 0));
         pods.has_applied(POD, Version(8));
         pods.observe(POD, &beat(6), now);
-        assert!(all(&pods, 8) && !all(&pods, 9));
+        pods.observe(other, &beat(9), now);
+        assert_eq!((all(&pods, &[POD, other]), all(&pods, &[other])), (8, 9));
+        assert_eq!(all(&pods, &[]), u64::MAX, "nobody is to be waited for");
     }
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use weir_env::clock::Instant;
-use weir_storage::{Isolation, RangeQuery, Transaction, Version, Watch};
+use weir_storage::{Isolation, RangeQuery, Store, Transaction, Version, Watch};
 
 use super::view::{Member, View};
 use super::{Inner, membership};
@@ -25,8 +25,6 @@ use crate::keyspace::{DecodeError, VirtualShard, tag};
 const PAGE: usize = 1000;
 /// Changes read in one go; if there are more, everything is read again.
 const CHANGES_MAX: usize = 50_000;
-/// How often the feed is trimmed.
-const TRIM_INTERVAL: Duration = Duration::from_secs(10);
 /// The owner of this virtual shard trims the feed.
 const TRIMMER: VirtualShard = VirtualShard(0);
 /// Pause between two reads, so that a busy feed is read in larger pieces.
@@ -71,7 +69,7 @@ enum News {
 impl Tail {
     pub(super) fn new(inner: Arc<Inner>) -> Self {
         let now = inner.clock.now();
-        let (lives_due, trim_due) = (now, now + TRIM_INTERVAL);
+        let (lives_due, trim_due) = (now, now + inner.options.trim_interval);
         Self { inner, cursor: Version::default(), lives_due, trim_due, read: 0, places: VecDeque::new() }
     }
 
@@ -233,7 +231,7 @@ impl Tail {
         if now < self.trim_due {
             return;
         }
-        self.trim_due = now + TRIM_INTERVAL;
+        self.trim_due = now + self.inner.options.trim_interval;
         self.places.push_back(Place { at: now, version: self.cursor, read: self.read });
         let options = &self.inner.options;
         let is_old = |place: &Place| {
@@ -246,12 +244,8 @@ impl Tail {
         }
         let view = Arc::clone(&self.inner.view_tx.borrow());
         if let Some(below) = below.filter(|_| view.assigned(TRIMMER) == Some(self.inner.me)) {
-            let mut tx = self.inner.store.begin();
-            tx.set(&Floor::key(), &Floor(below).encode());
-            let (begin, end) = change::range_to(below);
-            tx.clear_range(&begin, &end);
-            // An unknown outcome is as good as another trim.
-            if let Err(error) = tx.commit().await {
+            // The next trim does what this one does not.
+            if let Err(error) = trim_below(&*self.inner.store, below).await {
                 tracing::debug!(%error, "trim the change feed");
             }
         }
@@ -273,6 +267,22 @@ impl Inner {
         }
         self.progressed();
     }
+}
+
+/// Removes changes of versions up to `below`. The floor never falls: a pod that was held up and comes late to it would have
+/// others believe that nothing is missing.
+async fn trim_below(store: &dyn Store, below: Version) -> Result<()> {
+    let mut tx = store.begin();
+    let floor = tx.get(&Floor::key(), Isolation::Serializable).await?;
+    // One that cannot be read is replaced.
+    let floor = floor.and_then(|floor| Floor::decode(floor).ok()).unwrap_or_default();
+    if floor.0 < below {
+        tx.set(&Floor::key(), &Floor(below).encode());
+        let (begin, end) = change::range_to(below);
+        tx.clear_range(&begin, &end);
+        tx.commit().await?;
+    }
+    Ok(())
 }
 
 /// Waits for the watch, and for ever without one.

@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use bytestring::ByteString;
+use futures_util::TryStreamExt;
 use weir_env::clock::Timestamp;
 use weir_storage::{Isolation, RangeQuery, Transaction};
 
@@ -42,6 +43,8 @@ const WIPE_MARKS: usize = 1_000;
 const DUE_MAX: usize = 1_000;
 /// Connections of dead pods closed in one transaction.
 const ORPHANS_PER_TRANSACTION: usize = 50;
+/// Such transactions at once.
+const ORPHAN_TRANSACTIONS: usize = 8;
 
 /// What becomes of the will when a connection ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -241,18 +244,20 @@ impl Sessions {
                 }
             }
             let is_last = !page.more;
-            for chunk in orphans.chunks(ORPHANS_PER_TRANSACTION) {
+            let chunks = futures_util::stream::iter(orphans.chunks(ORPHANS_PER_TRANSACTION).map(Ok));
+            let close = async |chunk: &[WillId]| {
                 let mut retry = Retry::new(shared.clock);
                 loop {
                     let mut tx = shared.store.begin();
                     let outcome = close_all(shared, &mut *tx, chunk, retry.is_repeat()).await;
                     match retry.commit(tx, outcome).await {
                         None => {}
-                        Some(outcome) => break outcome.map(drop)?,
+                        Some(outcome) => return outcome.map(drop),
                     }
                 }
-                closed += chunk.len();
-            }
+            };
+            chunks.try_for_each_concurrent(ORPHAN_TRANSACTIONS, close).await?;
+            closed += orphans.len();
             if is_last {
                 return Ok(closed);
             }

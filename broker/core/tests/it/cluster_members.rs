@@ -365,6 +365,30 @@ async fn changes_come_in_order_and_who_has_missed_some_reads_again() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_trims_late_does_not_have_others_believe_that_nothing_is_missing() {
+    let (store, clock) = in_memory();
+    let (kept, interval) = (ms(500), ms(500));
+    let trims = ClusterOptions { changes_kept: kept, trim_interval: interval, ..options() };
+    let pod = Pod::join_with(&store, clock, 1, trims).await;
+    let floor = async || {
+        let floor = store.begin().get(&Floor::key(), Isolation::Snapshot).await.unwrap();
+        floor.map(|floor| Floor::decode(floor).unwrap().0)
+    };
+    tokio::time::sleep(ms(3000)).await;
+    let own = floor().await.expect("it trims");
+    // Another one trims, which was the one to do so a moment before or after, and is further.
+    let further = weir_storage::Version(own.0 + 3_000_000);
+    let mut tx = store.begin();
+    tx.set(&Floor::key(), &Floor(further).encode());
+    tx.commit().await.unwrap();
+    tokio::time::sleep(ms(1500)).await;
+    assert_eq!(floor().await, Some(further));
+    tokio::time::sleep(ms(5000)).await;
+    assert!(floor().await > Some(further), "it goes on");
+    pod.core.close().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn links_tell_at_once_what_signs_of_life_would() {
     let (store, clock) = in_memory();
     let (a, b) = (Pod::join(&store, clock, 1).await, Pod::join(&store, clock, 2).await);
