@@ -240,14 +240,14 @@ impl Pod {
 mod tests {
     use std::ops::Range;
 
+    use futures_util::FutureExt;
     use weir_codec::{Connect, Packet, ReasonCode};
     use weir_core::keyspace::change;
     use weir_env::clock::Timestamp;
-    use weir_storage::MemoryStore;
+    use weir_storage::{MemoryStore, Version};
 
     use super::super::client::{Client, Net};
     use super::*;
-    use crate::clients::EVICTION_WAIT_MAX;
 
     fn ground(delay: Range<Duration>) -> Ground {
         let clock = Clock::simulated(Timestamp::from_micros(1_700_000_000_000_000));
@@ -279,30 +279,22 @@ mod tests {
         let (mut first, _) = client.connect(false, 10).await;
         net.remove(&one);
         net.add(&other);
-        // Nothing goes from pod to pod, and the change feed has something that cannot be read beside the opening.
+        // Nothing goes from pod to pod, and the change feed has something that cannot be read.
         network.partition(one.id(), other.id());
-        let open = async {
-            let connect = Connect { client_id: "c".into(), clean_start: true, ..Connect::default() };
-            let mut wire = other.connect();
-            wire.send(&Packet::Connect(Box::new(connect))).await.unwrap();
-            let answer = wire.next().await;
-            assert!(matches!(answer, Some(Packet::ConnAck(_))), "{answer:?}");
-            wire
-        };
-        let hold_up = async {
-            tokio::time::sleep(EVICTION_WAIT_MAX - ms(500)).await;
-            one.hold_up(true);
-        };
-        let (mut second, ()) = tokio::join!(open, hold_up);
         let mut tx = ground.store.begin();
         let version = tx.read_version().await.unwrap();
-        tx.set(&change::range_after(version).0, b"?");
+        tx.set(&change::range_after(Version(version.0 + 3_600_000_000)).0, b"?");
         tx.commit().await.unwrap();
-        one.hold_up(false);
+        let connect = Connect { client_id: "c".into(), clean_start: true, ..Connect::default() };
+        let mut second = other.connect();
+        second.send(&Packet::Connect(Box::new(connect))).await.unwrap();
+        let answer = second.next().await;
+        assert!(matches!(answer, Some(Packet::ConnAck(_))), "{answer:?}");
         let told = tokio::time::timeout(ms(2_000), first.next()).await;
         let Ok(Some(Packet::Disconnect(told))) = told else { panic!("{told:?}") };
         assert_eq!(told.reason, ReasonCode::SessionTakenOver);
         assert!(tokio::time::timeout(ms(20_000), second.next()).await.is_err(), "it stays");
+        assert!(one.broker.core.failed().now_or_never().is_none(), "it was taken for dead");
         network.heal();
         one.stop().await;
         other.stop().await;
