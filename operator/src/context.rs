@@ -10,7 +10,7 @@ use weir_env::clock::Clock;
 use weir_env::seed::Seed;
 use weir_operator_api::Broker;
 
-use crate::brokers::Links;
+use crate::brokers::{Known, Links};
 use crate::metrics::Metrics;
 
 /// The field manager of everything that the operator writes.
@@ -23,7 +23,7 @@ pub(crate) struct Context {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) links: Arc<Links>,
     /// All Brokers of the namespaces that are watched; their controller sets it.
-    pub(crate) brokers: RwLock<Arc<[Arc<Broker>]>>,
+    pub(crate) known: RwLock<Known>,
     pub(crate) cluster: String,
     pub(crate) resync: Duration,
     pub(crate) clock: Clock,
@@ -33,6 +33,11 @@ pub(crate) struct Context {
 impl Context {
     /// All Brokers that are watched.
     pub(crate) fn brokers(&self) -> Arc<[Arc<Broker>]> {
-        self.brokers.read().clone()
+        self.known.read().brokers.clone()
+    }
+
+    /// As [`Self::brokers`], and what else there may be.
+    pub(crate) fn known(&self) -> Known {
+        self.known.read().clone()
     }
 }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use futures_util::{FutureExt as _, StreamExt as _};
 use kube::core::DeserializeGuard;
+use kube::core::ResourceExt as _;
 use kube::runtime::controller::{Config, applier};
 use kube::runtime::reflector::{self, ObjectRef, Store};
 use kube::runtime::{WatchStreamExt as _, watcher};
@@ -17,7 +18,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use weir_operator_api::{Broker, MessageQueue, Stream};
 
-use crate::brokers::{Admin, BrokerId, Followers, Kind, Wake};
+use crate::brokers::{Admin, BrokerId, Followers, Kind, Known, Unknown, Wake};
 use crate::context::Context;
 use crate::error::Error;
 use crate::object::{self, Declares, Urgency};
@@ -120,55 +121,113 @@ pub(crate) fn start(
     tasks.spawn_droppable(tasks.cancel().clone(), brokers);
 }
 
-/// Watches the Brokers and has them followed. Cancels `known` when all that exist have been seen.
+/// The Brokers of a scope.
+struct Watched {
+    scope: Scope,
+    store: Store<DeserializeGuard<Broker>>,
+    /// They have been listed.
+    is_read: bool,
+    /// Why they cannot be: this operator may not, or there is no such namespace.
+    refused: Option<String>,
+}
+
+impl Watched {
+    /// Takes note of what comes of the watch; whether something else is known now.
+    fn note(&mut self, event: watcher::Result<watcher::Event<DeserializeGuard<Broker>>>) -> bool {
+        match event {
+            // Within a list, the store is still the old one.
+            Ok(watcher::Event::Init | watcher::Event::InitApply(_)) => false,
+            Ok(watcher::Event::InitDone) => {
+                (self.is_read, self.refused) = (true, None);
+                true
+            }
+            Ok(watcher::Event::Apply(_) | watcher::Event::Delete(_)) => true,
+            Err(error) => {
+                let namespace = self.scope.as_deref().unwrap_or("all");
+                tracing::warn!(namespace, %error, "Brokers cannot be watched");
+                let is_refused = matches!(
+                    &error,
+                    watcher::Error::InitialListFailed(kube::Error::Api(said)) if matches!(said.code, 403 | 404)
+                );
+                let is_news = is_refused && !self.is_read && self.refused.is_none();
+                if is_news {
+                    self.refused = Some(error.to_string());
+                }
+                is_news
+            }
+        }
+    }
+
+    /// Whether it may not be waited for.
+    const fn is_settled(&self) -> bool {
+        self.is_read || self.refused.is_some()
+    }
+}
+
+/// What is known of Brokers.
+fn known_of(scopes: &[Watched]) -> Known {
+    let (mut brokers, mut unknown) = (Vec::new(), Vec::new());
+    for Watched { scope, store, is_read, refused } in scopes {
+        for broker in store.state() {
+            match &broker.0 {
+                Ok(broker) => brokers.push(Arc::new(broker.clone())),
+                Err(invalid) => {
+                    let (namespace, name) = (broker.namespace().unwrap_or_default(), broker.name_any());
+                    tracing::warn!(namespace, name, error = invalid.error, "a Broker cannot be read");
+                    let why = format!(
+                        "this operator cannot read the Broker {namespace}/{name}: {}; mend it, or run the operator of \
+                         the version that it was written for",
+                        invalid.error
+                    );
+                    unknown.push(Unknown { namespace, name: Some(name), why });
+                }
+            }
+        }
+        if let (false, Some(namespace)) = (*is_read, scope) {
+            let why = format!(
+                "this operator cannot list the Brokers of the namespace {namespace}: {}; give it that right, or take the \
+                 namespace out of those that it watches",
+                refused.as_deref().unwrap_or("the API server has not answered yet")
+            );
+            unknown.push(Unknown { namespace: namespace.clone(), name: None, why });
+        }
+    }
+    Known { brokers: brokers.into(), unknown: unknown.into() }
+}
+
+/// Watches the Brokers and has them followed. Cancels `known` when all that exist have been seen, but for those of namespaces
+/// in which they cannot be listed.
 async fn follow_brokers(
     context: Arc<Context>,
     scopes: Vec<Scope>,
     mut followers: Followers<Herds>,
     known: CancellationToken,
 ) {
-    let mut stores = Vec::new();
+    let mut watched = Vec::new();
     let mut watches = futures_util::stream::SelectAll::new();
-    for scope in &scopes {
-        let api: Api<DeserializeGuard<Broker>> = match scope {
+    for (n, scope) in scopes.into_iter().enumerate() {
+        let api: Api<DeserializeGuard<Broker>> = match &scope {
             Some(namespace) => Api::namespaced(context.client.clone(), namespace),
             None => Api::all(context.client.clone()),
         };
         let (store, writer) = reflector::store();
         let watch = watcher(api, watcher::Config::default()).default_backoff().reflect(writer);
-        stores.push(store);
-        watches.push(watch.boxed());
+        watched.push(Watched { scope, store, is_read: false, refused: None });
+        watches.push(watch.map(move |event| (n, event)).boxed());
     }
-    let mut unread = scopes.len();
-    while let Some(event) = watches.next().await {
-        match event {
-            // Within a list, the store is still the old one.
-            Ok(watcher::Event::Init | watcher::Event::InitApply(_)) => continue,
-            Ok(watcher::Event::InitDone) => unread = unread.saturating_sub(1),
-            Ok(watcher::Event::Apply(_) | watcher::Event::Delete(_)) => {}
-            Err(error) => {
-                tracing::warn!(%error, "Brokers cannot be watched");
-                continue;
-            }
-        }
-        if unread > 0 {
+    while let Some((n, event)) = watches.next().await {
+        let is_news = watched[n].note(event);
+        // While none can be listed, it is the API server that is not there.
+        let is_known = watched.iter().all(Watched::is_settled) && watched.iter().any(|scope| scope.is_read);
+        if !is_news || !is_known {
             continue;
         }
-        let brokers: Arc<[Arc<Broker>]> = stores
-            .iter()
-            .flat_map(Store::state)
-            .filter_map(|broker| match &broker.0 {
-                Ok(broker) => Some(Arc::new(broker.clone())),
-                Err(invalid) => {
-                    tracing::warn!(broker = ?invalid.metadata.name, error = invalid.error, "a Broker cannot be read");
-                    None
-                }
-            })
-            .collect();
-        *context.brokers.write() = brokers.clone();
+        let all = known_of(&watched);
+        context.metrics.brokers_unknown(all.unknown.len());
+        *context.known.write() = all.clone();
         // Before any is followed: who wakes waits for the workers.
         known.cancel();
-        followers.set(&brokers).await;
+        followers.set(&all.brokers).await;
     }
 }
 

@@ -67,6 +67,7 @@ pub(crate) struct Metrics {
     up: Family<OfBroker, Gauge>,
     scalings: Family<Scaling, Counter>,
     scaling_desired: Family<OfBroker, Gauge>,
+    unknown: Gauge,
     leader: Gauge,
 }
 
@@ -86,6 +87,7 @@ impl Metrics {
             up: Family::default(),
             scalings: Family::default(),
             scaling_desired: Family::default(),
+            unknown: Gauge::default(),
             leader: Gauge::default(),
             registry: Mutex::default(),
         };
@@ -112,6 +114,11 @@ impl Metrics {
             "scaling_desired_pods",
             "Pods that a Broker should have by its load",
             metrics.scaling_desired.clone(),
+        );
+        registry.register(
+            "brokers_unknown",
+            "Brokers that this operator cannot read, and namespaces of which it cannot list the Brokers",
+            metrics.unknown.clone(),
         );
         registry.register("leader", "Whether this operator leads", metrics.leader.clone());
         *metrics.registry.lock() = registry;
@@ -171,6 +178,11 @@ impl Metrics {
     /// Pods that a Broker should have by its load.
     pub(crate) fn scaling_desired(&self, namespace: &str, broker: &str, pods: i32) {
         self.scaling_desired.get_or_create(&of_broker(namespace, broker)).set(pods.into());
+    }
+
+    /// Brokers that cannot be read, and namespaces of which they cannot be listed.
+    pub(crate) fn brokers_unknown(&self, count: usize) {
+        self.unknown.set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
     /// Whether this operator leads.

@@ -31,6 +31,9 @@ use crate::{broker, controllers, http as web, keda, scaling, telemetry};
 /// Time that what is under way has to end.
 const SHUTDOWN: Duration = Duration::from_secs(20);
 
+/// Shortest time after which everything is compared.
+const RESYNC_MIN: Duration = Duration::from_secs(10);
+
 /// Shortest time between two looks at the load.
 const SCALING_MIN: Duration = Duration::from_millis(500);
 
@@ -44,7 +47,8 @@ pub(crate) struct Args {
     /// over what that one declared.
     #[arg(long, env = "WEIR_OPERATOR_CLUSTER_ID", default_value = "default", value_parser = cluster_id)]
     cluster_id: String,
-    /// How often everything is compared with what the Brokers have, more or less, besides following their changes.
+    /// How often everything is compared with what the Brokers have, more or less, but not more often than every 10s, besides following their
+    /// changes.
     #[arg(long, env = "WEIR_OPERATOR_RESYNC", default_value = "5m")]
     resync: KubeDuration,
     /// Objects of one kind that are worked on at once, and as many more that are being deleted.
@@ -268,9 +272,9 @@ impl Leader<'_> {
             client,
             metrics: metrics.clone(),
             links: Arc::new(links),
-            brokers: RwLock::new(Arc::new([])),
+            known: RwLock::default(),
             cluster: args.cluster_id.clone(),
-            resync: args.resync.as_duration(),
+            resync: args.resync.as_duration().max(RESYNC_MIN),
             clock: *clock,
             seed: seed.clone(),
         });

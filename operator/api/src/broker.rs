@@ -90,6 +90,12 @@ use crate::stream::StreamSettings;
     Rule::new("!(has(self.store.embedded) && has(self.peerTls))")
         .message("with an embedded store there is one pod, which has no peers: leave peerTls out")
         .field_path(".peerTls"),
+    Rule::new(
+        "!has(self.auth) || !has(self.auth.clientCaSecretRef) || \
+         (has(self.listeners) && self.listeners.exists(listener, listener.type in ['mqtts', 'wss']))"
+    )
+    .message("clientCaSecretRef needs a listener of the type mqtts or wss, where clients show certificates")
+    .field_path(".auth.clientCaSecretRef"),
 ]))]
 pub struct BrokerSpec {
     /// Container image of the pods. Default: the one that the operator was installed with.
@@ -296,6 +302,12 @@ pub enum ListenerType {
     Wss,
 }
 
+impl ListenerType {
+    const fn is_tls(self) -> bool {
+        matches!(self, Self::Mqtts | Self::Wss)
+    }
+}
+
 /// Certificates of the pods, and of those who call them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
@@ -305,9 +317,28 @@ pub struct PodTls {
     pub secret_ref: ObjectRef,
 }
 
+/// Whether clients at these listeners show a certificate: `required` (they must) or `optional` (who does not needs a password or
+/// a token). Default `required`. With `clientCaSecretRef` only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ClientAuth {
+    /// They must.
+    Required,
+    /// They may.
+    Optional,
+}
+
 /// Who may connect and do what.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
+#[schemars(extend("x-kubernetes-validations" = [
+    Rule::new("!has(self.clientAuth) || has(self.clientCaSecretRef)")
+        .message("clientAuth makes no sense without clientCaSecretRef")
+        .field_path(".clientAuth"),
+    Rule::new("!has(self.certificateAsUser) || !self.certificateAsUser || has(self.clientCaSecretRef)")
+        .message("certificateAsUser makes no sense without clientCaSecretRef")
+        .field_path(".certificateAsUser"),
+]))]
 pub struct BrokerAuth {
     /// Whether clients are accepted beyond the pod itself without proving who they are. Default false.
     pub allow_anonymous: bool,
@@ -321,6 +352,15 @@ pub struct BrokerAuth {
     /// JSON Web Key Set that verifies tokens of clients. Read again when it changes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub jwks_secret_ref: Option<SecretKeyRef>,
+    /// Certificates (PEM) of the authorities that sign those of clients, which these show at listeners of the types `mqtts` and
+    /// `wss`. Read again when it changes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub client_ca_secret_ref: Option<SecretKeyRef>,
+    /// Whether clients at these listeners show a certificate.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub client_auth: Option<ClientAuth>,
+    /// Whether the common name of a client's certificate is its user name. Default false.
+    pub certificate_as_user: bool,
 }
 
 /// A key of a Secret in the Broker's namespace.
@@ -487,6 +527,7 @@ impl Broker {
             problems.push(Problem::new("spec.scaling.minReplicas", message));
         }
         spec.check_store(&mut problems);
+        spec.check_auth(&mut problems);
         for (index, listener) in spec.listeners.iter().enumerate() {
             listener.check(&format!("spec.listeners[{index}]"), &mut problems);
             if spec.listeners.iter().take(index).any(|earlier| earlier.name == listener.name) {
@@ -512,6 +553,33 @@ impl BrokerScaling {
 }
 
 impl BrokerSpec {
+    /// Whether something says who may connect: pods do not start without. Variables and files that pods are given beside it
+    /// may say more.
+    #[must_use]
+    pub fn says_who_may_connect(&self) -> bool {
+        let auth = &self.auth;
+        auth.allow_anonymous
+            || auth.users_secret_ref.is_some()
+            || auth.jwks_secret_ref.is_some()
+            || auth.client_ca_secret_ref.is_some()
+    }
+
+    fn check_auth(&self, problems: &mut Vec<Problem>) {
+        let has_ca = self.auth.client_ca_secret_ref.is_some();
+        if self.auth.client_auth.is_some() && !has_ca {
+            let message = "clientAuth makes no sense without clientCaSecretRef; allowed: both or none";
+            problems.push(Problem::new("spec.auth.clientAuth", message));
+        }
+        if self.auth.certificate_as_user && !has_ca {
+            let message = "certificateAsUser makes no sense without clientCaSecretRef; allowed: both or none";
+            problems.push(Problem::new("spec.auth.certificateAsUser", message));
+        }
+        if has_ca && !self.listeners.iter().any(|listener| listener.protocol.is_tls()) {
+            let message = "clients show certificates at listeners of the types mqtts and wss; allowed: with one of them";
+            problems.push(Problem::new("spec.auth.clientCaSecretRef", message));
+        }
+    }
+
     fn check_store(&self, problems: &mut Vec<Problem>) {
         let BrokerStore { fdb, embedded, remote } = &self.store;
         if [fdb.is_some(), embedded.is_some(), remote.is_some()].iter().filter(|some| **some).count() != 1 {
@@ -532,8 +600,7 @@ impl BrokerSpec {
 
 impl Listener {
     fn check(&self, at: &str, problems: &mut Vec<Problem>) {
-        let needs_tls = matches!(self.protocol, ListenerType::Mqtts | ListenerType::Wss);
-        let message = match (needs_tls, self.tls_secret_ref.is_some()) {
+        let message = match (self.protocol.is_tls(), self.tls_secret_ref.is_some()) {
             (true, false) => "tlsSecretRef is missing; needed with the types mqtts and wss",
             (false, true) => "tlsSecretRef makes no sense here; allowed with the types mqtts and wss",
             (true, true) | (false, false) => "",

@@ -28,7 +28,8 @@ pub(super) fn secrets(broker: &Broker) -> Vec<(String, &str)> {
         all.extend(desired::POD_TLS_KEYS.map(|key| (tls.secret_ref.name.clone(), key)));
     }
     let remote = spec.store.remote.as_ref();
-    let referred = [&spec.auth.users_secret_ref, &spec.auth.jwks_secret_ref]
+    let auth = &spec.auth;
+    let referred = [&auth.users_secret_ref, &auth.jwks_secret_ref, &auth.client_ca_secret_ref]
         .into_iter()
         .flatten()
         .chain(remote.and_then(|remote| remote.token_secret_ref.as_ref()))
@@ -77,8 +78,13 @@ pub(super) fn verdict(broker: &Broker, observed: &Observed<'_>) -> Verdict {
     if ready < wanted {
         let select = desired::selector_text(broker);
         let namespace = broker.namespace().unwrap_or_default();
+        let hint = if broker.spec.says_who_may_connect() {
+            ""
+        } else {
+            "; nothing says who may connect (spec.auth), without which pods do not start"
+        };
         let message = format!(
-            "{ready} of {wanted} pods are ready: see `kubectl -n {namespace} get pods -l {select}` and their logs"
+            "{ready} of {wanted} pods are ready: see `kubectl -n {namespace} get pods -l {select}` and their logs{hint}"
         );
         return Verdict::working("PodsNotReady", message);
     }

@@ -502,7 +502,7 @@ async fn the_status_follows_the_deployment() {
             json!({ "observedGeneration": 1, "replicas": 2, "updatedReplicas": 2, "readyReplicas": 1 }),
             "False True False",
             "PodsNotReady",
-            "kubectl -n messaging get pods",
+            "nothing says who may connect",
         ),
         (
             2,

@@ -29,6 +29,38 @@ impl fmt::Display for BrokerId {
     }
 }
 
+/// The Brokers of the namespaces that are watched. Clones share them.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Known {
+    pub(crate) brokers: Arc<[Arc<Broker>]>,
+    /// What else there is, or may be.
+    pub(crate) unknown: Arc<[Unknown]>,
+}
+
+/// Brokers of which this operator does not know what they are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Unknown {
+    pub(crate) namespace: String,
+    /// That one; none: whatever is in the namespace.
+    pub(crate) name: Option<String>,
+    /// What to do about it.
+    pub(crate) why: String,
+}
+
+impl Unknown {
+    fn is(&self, id: &BrokerId) -> bool {
+        self.namespace == id.namespace && self.name.as_ref().is_none_or(|name| *name == id.name)
+    }
+
+    /// Whether an object that names `wanted` could mean it.
+    fn may_be(&self, wanted: Option<&BrokerRef>) -> bool {
+        wanted.is_none_or(|BrokerRef { name, namespace }| {
+            namespace.as_ref().is_none_or(|namespace| *namespace == self.namespace)
+                && self.name.as_ref().is_none_or(|own| own == name)
+        })
+    }
+}
+
 /// Where an object belongs.
 #[derive(Clone, Debug)]
 pub(crate) enum Place {
@@ -42,19 +74,26 @@ pub(crate) enum Place {
     NotAllowed(String),
     /// It was declared at a Broker that is there still, and now names another.
     Moved(String),
+    /// To one of which it is not known what it is.
+    Unknown(String),
 }
 
 /// The Broker that an object of `namespace` means, which names `wanted` and was last declared at `declared`.
 ///
 /// What was declared stays where it is as long as that Broker exists: another one that comes must not make it ambiguous.
-/// An object that is being `deleted` is released where it was declared, whatever it names now.
+/// An object that is being `deleted` is released where it was declared, whatever it names now. What may belong to a Broker
+/// that is not known goes to no other one.
 pub(crate) fn find(
-    brokers: &[Arc<Broker>],
+    known: &Known,
     namespace: &str,
     wanted: Option<&BrokerRef>,
     declared: Option<&BrokerId>,
     deleted: bool,
 ) -> Place {
+    let Known { brokers, unknown } = known;
+    if let Some(home) = declared.and_then(|id| unknown.iter().find(|unknown| unknown.is(id))) {
+        return Place::Unknown(home.why.clone());
+    }
     let home = declared.and_then(|declared| brokers.iter().find(|broker| BrokerId::of(broker) == *declared));
     if let Some(home) = home {
         let id = BrokerId::of(home);
@@ -85,7 +124,17 @@ pub(crate) fn find(
         named.iter().copied().filter(|broker| BrokerId::of(broker).namespace == namespace).collect();
     let candidates = match own.is_empty() {
         false => own,
-        true => named.iter().copied().filter(|broker| allows(broker, namespace)).collect(),
+        true => {
+            let mut unknown = unknown.iter().filter(|unknown| unknown.may_be(wanted));
+            if let Some(own) = unknown.clone().find(|unknown| unknown.namespace == namespace) {
+                return Place::Unknown(own.why.clone());
+            }
+            let allowing: Vec<_> = named.iter().copied().filter(|broker| allows(broker, namespace)).collect();
+            if let (true, Some(other)) = (allowing.is_empty(), unknown.next()) {
+                return Place::Unknown(other.why.clone());
+            }
+            allowing
+        }
     };
     match (candidates.as_slice(), named.as_slice()) {
         ([broker], _) => Place::At((*broker).clone()),
@@ -155,16 +204,58 @@ mod tests {
 
     /// What an object of the namespace `city` means.
     fn look(brokers: &[Arc<Broker>], wanted: &str, declared: &str, deleted: bool) -> String {
+        let known = Known { brokers: brokers.into(), ..Known::default() };
+        look_in(&known, wanted, declared, deleted)
+    }
+
+    fn look_in(known: &Known, wanted: &str, declared: &str, deleted: bool) -> String {
         let wanted = (!wanted.is_empty()).then(|| reference(wanted));
         let declared = declared
             .split_once('/')
             .map(|(namespace, name)| BrokerId { namespace: namespace.to_owned(), name: name.to_owned() });
-        match find(brokers, "city", wanted.as_ref(), declared.as_ref(), deleted) {
+        match find(known, "city", wanted.as_ref(), declared.as_ref(), deleted) {
             Place::At(broker) => BrokerId::of(&broker).to_string(),
             Place::Missing(_) => "missing".to_owned(),
             Place::Ambiguous(_) => "ambiguous".to_owned(),
             Place::NotAllowed(_) => "not allowed".to_owned(),
             Place::Moved(_) => "moved".to_owned(),
+            Place::Unknown(_) => "unknown".to_owned(),
+        }
+    }
+
+    #[test]
+    fn what_may_belong_to_a_broker_that_is_not_known_goes_to_no_other() {
+        let all = ["*"].as_slice();
+        let one = |place: &str| {
+            let (namespace, name) = place.split_once('/').unwrap();
+            let name = (name != "*").then(|| name.to_owned());
+            Unknown { namespace: namespace.to_owned(), name, why: String::new() }
+        };
+        for (brokers, unknown, wanted, declared, deleted, expected) in [
+            // One Broker cannot be read.
+            (vec![], "city/main", "", "", false, "unknown"),
+            (vec![], "city/main", "main", "", false, "unknown"),
+            (vec![], "city/main", "other", "", false, "missing"),
+            (vec![broker("msg/other", all)], "city/main", "", "", false, "unknown"),
+            (vec![broker("msg/other", all)], "city/main", "", "city/main", false, "unknown"),
+            (vec![broker("msg/other", all)], "city/main", "", "city/main", true, "unknown"),
+            (vec![broker("msg/other", all)], "city/main", "other", "", false, "msg/other"),
+            (vec![broker("city/other", all)], "city/main", "", "", false, "city/other"),
+            (vec![broker("msg/other", all)], "msg/main", "", "", false, "msg/other"),
+            (vec![broker("msg/other", &[])], "msg/main", "", "", false, "unknown"),
+            (vec![], "msg/main", "msg/main", "", true, "unknown"),
+            // Those of a namespace cannot be listed.
+            (vec![broker("msg/main", all)], "town/*", "", "", false, "msg/main"),
+            (vec![broker("msg/main", all)], "town/*", "", "msg/main", true, "msg/main"),
+            (vec![broker("msg/main", all)], "town/*", "town/main", "", false, "unknown"),
+            (vec![broker("msg/main", all)], "town/*", "", "town/main", true, "unknown"),
+            (vec![broker("msg/main", all)], "town/*", "msg/other", "", true, "missing"),
+            (vec![broker("msg/main", all)], "city/*", "main", "", false, "unknown"),
+            (vec![], "town/*", "main", "", false, "unknown"),
+        ] {
+            let known = Known { brokers: brokers.into(), unknown: [one(unknown)].into() };
+            let found = look_in(&known, wanted, declared, deleted);
+            assert_eq!(found, expected, "{unknown}: {wanted} {declared} {deleted}");
         }
     }
 

@@ -14,7 +14,7 @@ pub(crate) use admin::{
 };
 #[cfg(test)]
 pub(crate) use admin::{Changes, Declared, Page, Pending, Told};
-pub(crate) use find::{BrokerId, Place, find};
+pub(crate) use find::{BrokerId, Known, Place, Unknown, find};
 pub(crate) use follow::{Followers, Wake};
 pub(crate) use link::{AWAY_GRACE, Health, Link, Links};
 pub(crate) use pods::{Door, Pods, Whereabouts, watched};

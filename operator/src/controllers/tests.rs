@@ -37,7 +37,7 @@ fn api_server(queues: Vec<Value>, brokers: &[&str], written: Arc<Mutex<usize>>) 
         json!({
             "apiVersion": "weir.dev/v1alpha1", "kind": "Broker",
             "metadata": { "name": name, "namespace": "city", "uid": name, "resourceVersion": "1" },
-            "spec": { "store": { "embedded": { "storage": "1Gi" } } },
+            "spec": if *name == "unreadable" { json!(7) } else { json!({ "store": { "embedded": { "storage": "1Gi" } } }) },
         })
     };
     let brokers: Vec<Value> = brokers.iter().map(broker).collect();
@@ -47,6 +47,11 @@ fn api_server(queues: Vec<Value>, brokers: &[&str], written: Arc<Mutex<usize>>) 
             let (path, query) = (request.uri().path(), request.uri().query().unwrap_or_default());
             let answer = match path.rsplit('/').next().unwrap() {
                 _ if query.contains("watch=true") => std::future::pending().await,
+                _ if path.contains("/namespaces/forbidden/") => {
+                    let no = json!({ "kind": "Status", "status": "Failure", "code": 403, "message": "no", "reason": "Forbidden" });
+                    let answer = Response::builder().status(403);
+                    return answer.body(Body::from(no.to_string().into_bytes()));
+                }
                 "messagequeues" => list("MessageQueue", &queues),
                 "streams" => list("Stream", &[]),
                 "brokers" => {
@@ -77,6 +82,30 @@ async fn objects_that_were_there_before_their_broker_was_known_are_worked_on() {
     start(&context, &[None], 4, admin, &tasks);
     tokio::time::sleep(Duration::from_secs(30)).await;
     assert!(*written.lock() >= OBJECTS, "{} of {OBJECTS}", written.lock());
+    tasks.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_namespace_that_may_not_be_read_and_a_broker_that_cannot_be_hold_up_no_others() {
+    let admin = Arc::new(FakeAdmin::default());
+    admin.add("city/main");
+    let leadership = Arc::new(FakeLeadership(Mutex::new(true)));
+    let mut dying = queue("dying", "unreadable");
+    dying["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+    let written = Arc::new(Mutex::new(0));
+    let queues = vec![queue("living", "main"), dying];
+    let client = api_server(queues, &["main", "unreadable"], written);
+    let context = server::context(client, admin.clone(), leadership);
+    let tasks = Tasks::default();
+    let scopes = ["city", "forbidden"].map(|namespace| Some(namespace.to_owned()));
+    start(&context, &scopes, 4, admin.clone(), &tasks);
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert!(admin.calls("city/main").contains(&"apply living".to_owned()), "{:?}", admin.calls("city/main"));
+    let known = context.known();
+    let unknown: Vec<_> =
+        known.unknown.iter().map(|one| (one.namespace.as_str(), one.name.as_deref())).collect();
+    assert_eq!(unknown, [("city", Some("unreadable")), ("forbidden", None)]);
+    assert!(context.metrics.encode().contains("weir_operator_brokers_unknown 2\n"));
     tasks.end().await;
 }
 

@@ -36,12 +36,19 @@ impl Directory {
         let found = match self {
             Self::Fixed(brokers) => brokers.get(id).cloned(),
             Self::Cluster(stores) => {
-                for store in stores {
-                    let ended = |_| Status::unavailable("Brokers are not watched any more");
-                    store.wait_until_ready().await.map_err(ended)?;
-                }
                 let place = ObjectRef::new(&id.name).within(&id.namespace);
-                let there = stores.iter().find_map(|store| store.get(&place));
+                let find = || stores.iter().find_map(|store| store.get(&place));
+                // One that is known is, whatever cannot be read beside it.
+                let there = match find() {
+                    Some(there) => Some(there),
+                    None => {
+                        for store in stores {
+                            let ended = |_| Status::unavailable("Brokers are not watched any more");
+                            store.wait_until_ready().await.map_err(ended)?;
+                        }
+                        find()
+                    }
+                };
                 there.and_then(|broker| broker.0.as_ref().ok().cloned().map(Arc::new))
             }
         };

@@ -33,6 +33,16 @@ pub(crate) enum Broker {
     None(Place),
 }
 
+impl Broker {
+    /// Why it cannot be asked, if it cannot be.
+    pub(crate) fn unreachable(&self) -> Option<&str> {
+        match self {
+            Self::At { health: Health::Down { why, .. }, .. } | Self::None(Place::Unknown(why)) => Some(why),
+            Self::At { .. } | Self::None(_) => None,
+        }
+    }
+}
+
 /// One step.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Step {
@@ -173,12 +183,13 @@ fn next_of_deleted(subject: &Subject, broker: &Broker) -> Step {
         Broker::At { health: Health::Down { why, .. }, .. } => {
             Step::Say(subject.settle(unreleased(why), Again::Backoff))
         }
+        Broker::None(Place::Unknown(why)) => Step::Say(subject.settle(unreleased(why), Again::Resync)),
         Broker::None(place) => {
             let why = match place {
                 Place::Missing(why) | Place::Ambiguous(why) | Place::NotAllowed(why) | Place::Moved(why) => {
                     why
                 }
-                Place::At(_) => "",
+                Place::At(_) | Place::Unknown(_) => "",
             };
             let note = format!("nothing to release: {why}");
             Step::LetGo(Note::warning("BrokerGone", note))
@@ -209,6 +220,7 @@ fn nowhere(subject: &Subject, place: &Place) -> Settled {
         Place::Ambiguous(why) => Verdict::stuck("BrokerAmbiguous", why),
         Place::NotAllowed(why) => Verdict::stuck("NamespaceNotAllowed", why),
         Place::Moved(why) => Verdict::stuck("BrokerChanged", why),
+        Place::Unknown(why) => Verdict::new(None, Progress::Working, "BrokerUnknown", why.clone()),
         Place::At(_) => Verdict::pending(),
     };
     subject.settle(verdict, Again::Resync)

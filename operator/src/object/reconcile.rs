@@ -195,13 +195,11 @@ impl<K: Declares> Work<'_, K> {
                 let is_ending =
                     answer.is_err() && self.has_waited(&object) && self.is_namespace_ending().await;
                 step = plan::released(&subject, answer, is_ending);
-            } else if let (plan::Broker::At { health, .. }, Step::Say(_), true) =
-                (&broker, &step, subject.is_deleted)
-                && let Health::Down { why, .. } = health
+            } else if let (Some(why), Step::Say(_), true) = (broker.unreachable(), &step, subject.is_deleted)
                 && self.has_waited(&object)
                 && self.is_namespace_ending().await
             {
-                let answer = Err(AdminError::Unavailable(why.clone()));
+                let answer = Err(AdminError::Unavailable(why.to_owned()));
                 step = plan::released(&subject, answer, true);
             }
             match step {
@@ -253,7 +251,7 @@ impl<K: Declares> Work<'_, K> {
             .map(|at| BrokerId { namespace: at.namespace.clone(), name: at.name.clone() });
         let is_deleted = metadata.deletion_timestamp.is_some();
         let place = find(
-            &self.objects.context.brokers(),
+            &self.objects.context.known(),
             metadata.namespace.as_deref().unwrap_or_default(),
             object.broker_ref(),
             declared.as_ref(),

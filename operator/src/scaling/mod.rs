@@ -103,13 +103,12 @@ impl Scaler {
 
     /// Looks at a Broker, does one step, and says so.
     async fn look(&self, broker: &Broker, kept: &mut Kept) -> Result<(), Error> {
-        let is_going = broker.metadata.deletion_timestamp.is_some();
+        if broker.metadata.deletion_timestamp.is_some() || !broker.problems().is_empty() {
+            return Ok(());
+        }
         let Some(scaling) = &broker.spec.scaling else {
             return self.forget(broker, kept).await;
         };
-        if is_going || !broker.problems().is_empty() {
-            return Ok(());
-        }
         let namespace = broker.namespace().unwrap_or_default();
         let name = broker.name_any();
         let cluster = Cluster { client: &self.context.client, namespace: &namespace, broker: &name };
@@ -134,10 +133,9 @@ impl Scaler {
         cluster: &Cluster<'_>,
         history: &mut History,
     ) -> Result<Option<Word>, Error> {
-        let autoscaler = cluster.autoscaler().await?;
+        let autoscalers = cluster.autoscalers().await?;
         let Some(deployment) = cluster.deployment().await? else { return Ok(None) };
-        let replicas = deployment.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1);
-        let current = u32::try_from(replicas).unwrap_or(0);
+        let current = wanted(&deployment);
         let (mut targets, limits) = (targets(scaling), limits(scaling));
         let mut missing = None;
         if let Some(percent) = scaling.cpu_percent {
@@ -153,7 +151,8 @@ impl Scaler {
         let seen = seen(&pods, figures, missing.is_none());
         let loads: Vec<Load> = seen.iter().map(|seen| seen.load.clone()).collect();
         let decision = decide(current, &loads, &targets, &limits, history, self.context.clock.now());
-        let left_alone = autoscaler
+        let left_alone = autoscalers
+            .deployment
             .map(|name| ("LeftToAutoscaler", format!("the HorizontalPodAutoscaler {name} moves the pods")))
             .or_else(|| {
                 let none = targets == Targets::default() && scaling.cpu_percent.is_none();
@@ -172,6 +171,11 @@ impl Scaler {
         let mut message = decision.why;
         if let Some(missing) = missing {
             message = format!("{message}; {missing}");
+        }
+        if let Some(name) = autoscalers.broker {
+            message = format!(
+                "{message}; the HorizontalPodAutoscaler {name} of the Broker does nothing beside spec.scaling: remove one"
+            );
         }
         if let Err(error) = described {
             message = format!("{message}; {error}");
@@ -299,11 +303,34 @@ impl Scaler {
         Ok(())
     }
 
-    /// The Broker has no `spec.scaling`.
+    /// The Broker has no `spec.scaling`: a pod that was to go stays, before nothing more is said.
     async fn forget(&self, broker: &Broker, kept: &mut Kept) -> Result<(), Error> {
-        let was_told = broker.status.as_ref().is_some_and(|status| status.scaling.is_some());
+        let is_in_status = broker.status.as_ref().is_some_and(|status| status.scaling.is_some());
+        if !is_in_status && kept.told.is_none() {
+            *kept = Kept::default();
+            return Ok(());
+        }
+        let (namespace, name) = (broker.namespace().unwrap_or_default(), broker.name_any());
+        let cluster = Cluster { client: &self.context.client, namespace: &namespace, broker: &name };
+        if let Some(deployment) = cluster.deployment().await? {
+            let pods = cluster.pods().await?;
+            let described = self.admin.describe(broker).await;
+            let seen = seen(&pods, described.as_deref().unwrap_or_default(), false);
+            let next = step::left_alone(wanted(&deployment), &seen);
+            // One that cannot be told to stay is told at the next look.
+            if let (Step::CallOff { .. }, Err(error)) = (&next, &described) {
+                tracing::warn!(broker = %BrokerId::of(broker), %error, "a drain is not called off yet");
+                return Ok(());
+            }
+            match self.carry_out(broker, &cluster, &deployment, &next, &mut kept.history).await {
+                Ok(()) if !matches!(next, Step::CallOff { .. }) => {}
+                // There may be another one.
+                Ok(()) | Err(Error::Conflict) => return Ok(()),
+                Err(error) => return Err(error),
+            }
+        }
         *kept = Kept::default();
-        if was_told { self.write(broker, None).await } else { Ok(()) }
+        self.write(broker, None).await
     }
 
     async fn write(&self, broker: &Broker, status: Option<&ScalingStatus>) -> Result<(), Error> {
@@ -322,6 +349,12 @@ impl Scaler {
         let written = api.patch_status(&broker.name_any(), &how, &Patch::Apply(&patch)).await;
         written.map(drop).map_err(Error::kube("write the status of a Broker"))
     }
+}
+
+/// Pods that the Deployment wants.
+fn wanted(deployment: &Deployment) -> u32 {
+    let replicas = deployment.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1);
+    u32::try_from(replicas).unwrap_or(0)
 }
 
 /// Whether all pods are what the Deployment wants, and as many.

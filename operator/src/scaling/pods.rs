@@ -86,6 +86,13 @@ pub(super) fn seen(pods: &[Pod], figures: &[Figures], counts: bool) -> Vec<Seen>
     seen.collect()
 }
 
+/// HorizontalPodAutoscalers by what they move.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Autoscalers {
+    pub(super) deployment: Option<String>,
+    pub(super) broker: Option<String>,
+}
+
 /// What Kubernetes knows of the pods of a Broker.
 pub(super) struct Cluster<'c> {
     pub(super) client: &'c Client,
@@ -94,21 +101,23 @@ pub(super) struct Cluster<'c> {
 }
 
 impl Cluster<'_> {
-    /// A HorizontalPodAutoscaler that moves the Broker or its Deployment; KEDA makes one too.
-    pub(super) async fn autoscaler(&self) -> Result<Option<String>, Error> {
+    /// HorizontalPodAutoscalers of the Deployment and of the Broker; KEDA makes them too.
+    pub(super) async fn autoscalers(&self) -> Result<Autoscalers, Error> {
         let all: Api<HorizontalPodAutoscaler> = Api::namespaced(self.client.clone(), self.namespace);
         let all =
             all.list(&ListParams::default()).await.map_err(Error::kube("list HorizontalPodAutoscalers"))?;
-        let ours = all.items.iter().find(|autoscaler| {
-            autoscaler.spec.as_ref().is_some_and(|spec| {
-                let target = &spec.scale_target_ref;
-                let group = target.api_version.as_deref().and_then(|version| version.split_once('/'));
-                let group = group.map_or("", |(group, _)| group);
-                target.name == self.broker
-                    && [("Broker", "weir.dev"), ("Deployment", "apps")].contains(&(&target.kind, group))
-            })
-        });
-        Ok(ours.map(|autoscaler| autoscaler.name_any()))
+        let of = |kind: &str, group: &str| {
+            let ours = all.items.iter().find(|autoscaler| {
+                autoscaler.spec.as_ref().is_some_and(|spec| {
+                    let target = &spec.scale_target_ref;
+                    let of = target.api_version.as_deref().and_then(|version| version.split_once('/'));
+                    let of = of.map_or("", |(group, _)| group);
+                    target.name == self.broker && (target.kind.as_str(), of) == (kind, group)
+                })
+            });
+            ours.map(|autoscaler| autoscaler.name_any())
+        };
+        Ok(Autoscalers { deployment: of("Deployment", "apps"), broker: of("Broker", "weir.dev") })
     }
 
     /// The Deployment of the Broker.

@@ -13,7 +13,7 @@ use weir_env::clock::{Clock, Timestamp as At};
 use weir_env::seed::Seed;
 
 use super::*;
-use crate::brokers::{Admin, AdminError, Links};
+use crate::brokers::{Admin, AdminError, Known, Links};
 use crate::brokers::{Applied, Changes, Declaration, Page, Pending as Answer, Policy, Released};
 use crate::leader::Alone;
 use crate::metrics::Metrics;
@@ -75,7 +75,8 @@ impl World {
             }
             ("GET", "/apis/autoscaling/v2/namespaces/mq/horizontalpodautoscalers") => {
                 let item = |kind: &str| {
-                    let target = json!({ "apiVersion": "apps/v1", "kind": kind, "name": "main" });
+                    let group = if kind == "Broker" { "weir.dev/v1alpha1" } else { "apps/v1" };
+                    let target = json!({ "apiVersion": group, "kind": kind, "name": "main" });
                     json!({ "metadata": { "name": "hpa" }, "spec": { "maxReplicas": 9, "scaleTargetRef": target } })
                 };
                 let items: Vec<Value> = self.autoscaler.iter().map(|kind| item(kind)).collect();
@@ -285,7 +286,7 @@ fn scaler(world: &Arc<Mutex<World>>, clock: Clock, scaling: &Value) -> Scaler {
         client,
         metrics,
         links: Arc::new(links),
-        brokers: RwLock::new(Arc::new([Arc::new(broker(scaling))])),
+        known: RwLock::new(Known { brokers: Arc::new([Arc::new(broker(scaling))]), ..Known::default() }),
         cluster: "eu".to_owned(),
         resync: Duration::from_secs(300),
         clock,
@@ -367,11 +368,31 @@ async fn others_that_move_the_pods_are_left_to_it() {
         assert_eq!(bench.state(), (2, expected.to_owned()));
         assert_eq!(bench.world.lock().status_writes, 1);
     }
-    // One that moves something else of that name moves nothing here.
-    let bench = Bench::new(2, 900, &json!({}));
-    bench.world.lock().autoscaler = Some("StatefulSet");
-    bench.looks(1).await;
-    assert_eq!(bench.world.lock().replicas, 6);
+    // One that moves something else of that name moves nothing here, and one of the Broker finds no number to move.
+    for kind in ["StatefulSet", "Broker"] {
+        let bench = Bench::new(2, 900, &json!({}));
+        bench.world.lock().autoscaler = Some(kind);
+        bench.looks(1).await;
+        assert_eq!(bench.world.lock().replicas, 6, "{kind}");
+        let message = bench.world.lock().status["message"].to_string();
+        assert_eq!(message.contains("does nothing beside spec.scaling"), kind == "Broker", "{message}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_is_drained_stays_when_the_load_is_to_move_pods_no_more() {
+    let bench = Bench::new(3, 50, &json!({}));
+    while bench.world.lock().draining.is_empty() {
+        bench.looks(1).await;
+    }
+    let mut left = broker(&json!({}));
+    (left.spec.scaling, left.spec.replicas) = (None, Some(3));
+    bench.scaler.context.known.write().brokers = Arc::new([Arc::new(left)]);
+    bench.looks(3).await;
+    let world = bench.world.lock();
+    assert_eq!((world.replicas, world.resumes, world.draining.len()), (3, 1, 0));
+    assert!(world.pods.values().all(|(_, marks)| marks.is_empty()), "{:?}", world.pods);
+    assert!(world.status.is_null(), "{}", world.status);
 }
 
 #[tokio::test(start_paused = true)]

@@ -68,6 +68,21 @@ pub(crate) fn brokers() -> Vec<Refused> {
             "exactly one of fdb, embedded and remote",
             "spec.store: ",
         ),
+        (
+            json!({ "auth": { "clientAuth": "optional" } }),
+            "without clientCaSecretRef",
+            "spec.auth.clientAuth: ",
+        ),
+        (
+            json!({ "auth": { "certificateAsUser": true } }),
+            "certificateAsUser makes no sense",
+            "spec.auth.certificateAsUser: ",
+        ),
+        (
+            json!({ "auth": { "clientCaSecretRef": { "name": "devices", "key": "ca.crt" } } }),
+            "needs a listener of the type mqtts or wss",
+            "spec.auth.clientCaSecretRef: ",
+        ),
         (named("http", 1883), "names of ports that every pod has", "spec.listeners[0].name: "),
         (named("a", 8081), "ports that every pod has", "spec.listeners[0].port: "),
         (listener("wss", Value::Null), "tlsSecretRef is needed", "spec.listeners[0]: "),

@@ -67,7 +67,7 @@ pub(crate) fn files(broker: &Broker) -> Files {
     if creates {
         settings.insert("manifests".into(), MANIFESTS_DIR.into());
     }
-    insert(settings, "tls", tls(&spec.listeners));
+    insert(settings, "tls", tls(broker));
     insert(settings, "auth", auth(broker));
     insert(settings, "fdb", fdb(broker));
     insert(settings, "remote", remote(broker));
@@ -112,14 +112,20 @@ pub(super) fn certificates(listeners: &[Listener]) -> BTreeSet<&str> {
     listeners.iter().filter_map(|listener| Some(listener.tls_secret_ref.as_ref()?.name.as_str())).collect()
 }
 
-fn tls(listeners: &[Listener]) -> Map<String, Value> {
-    let secrets = certificates(listeners);
+fn tls(broker: &Broker) -> Map<String, Value> {
+    let (secrets, auth) = (certificates(&broker.spec.listeners), &broker.spec.auth);
     let mut tls = Map::new();
     for (key, file) in [("cert", "tls.crt"), ("key", "tls.key")] {
         let files: Vec<String> = secrets.iter().map(|secret| format!("{TLS_DIR}/{secret}/{file}")).collect();
         if !files.is_empty() {
             tls.insert(key.to_owned(), files.into());
         }
+    }
+    if auth.client_ca_secret_ref.is_some() {
+        tls.insert("clientCa".into(), format!("{AUTH_DIR}/client-ca/ca.crt").into());
+    }
+    if let Some(client_auth) = auth.client_auth {
+        tls.insert("clientAuth".into(), json!(client_auth));
     }
     tls
 }
@@ -135,6 +141,9 @@ fn auth(broker: &Broker) -> Map<String, Value> {
     }
     if auth.jwks_secret_ref.is_some() {
         settings.insert("jwt".into(), json!({ "jwksFile": format!("{AUTH_DIR}/jwks/jwks.json") }));
+    }
+    if auth.certificate_as_user {
+        settings.insert("certificateAsUser".into(), true.into());
     }
     settings
 }

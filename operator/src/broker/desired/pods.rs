@@ -116,6 +116,9 @@ fn mounts(broker: &Broker, files: &Files) -> Mounts {
     if let Some(jwks) = &spec.auth.jwks_secret_ref {
         all.secret_key("jwks", jwks, format!("{AUTH_DIR}/jwks"), "jwks.json");
     }
+    if let Some(ca) = &spec.auth.client_ca_secret_ref {
+        all.secret_key("client-ca", ca, format!("{AUTH_DIR}/client-ca"), "ca.crt");
+    }
     if let Some(remote) = &spec.store.remote {
         if let Some(token) = &remote.token_secret_ref {
             all.secret_key("store-token", token, format!("{REMOTE_DIR}/token"), "token");

@@ -46,6 +46,9 @@ const SECURE: &str = "  store: { remote: { address: 'store:4600' } }
     usersSecretRef: { name: users, key: list }
     rulesConfigMapRef: { name: rules }
     jwksSecretRef: { name: issuer, key: keys.json }
+    clientCaSecretRef: { name: devices, key: authorities }
+    clientAuth: optional
+    certificateAsUser: true
 ";
 const PLACED: &str = "  scaling: { minReplicas: 2, maxReplicas: 9, connectionsPerPod: 50000 }
   store: { remote: { address: 'store:4600' } }

@@ -118,6 +118,11 @@ fn living_objects() {
             Broker::None(Place::Moved("m".to_owned())),
             r#"not ready, Stuck, BrokerChanged ["BrokerChanged"] Resync"#,
         ),
+        (
+            with(|s| s.status = ready()),
+            Broker::None(Place::Unknown("m".to_owned())),
+            "unknown, Working, BrokerUnknown [] Resync",
+        ),
         (with(|s| s.is_paused = true), at(Health::Up, None), r#"unknown, Paused, Paused ["Paused"] Woken"#),
         (
             with(|s| (s.is_paused, s.status) = (true, ready())),
@@ -158,6 +163,16 @@ fn dying_objects() {
         (dying(|s| s.is_forced = true), at(Health::Up, None), "let go: ForceReleased"),
         (dying(|_| ()), Broker::None(Place::Missing("m".to_owned())), "let go: BrokerGone"),
         (dying(|_| ()), Broker::None(Place::Ambiguous("m".to_owned())), "let go: BrokerGone"),
+        (
+            dying(|_| ()),
+            Broker::None(Place::Unknown("m".to_owned())),
+            r#"not ready, Working, BrokerUnavailable ["BrokerUnavailable"] Resync"#,
+        ),
+        (
+            dying(|s| s.is_forced = true),
+            Broker::None(Place::Unknown("m".to_owned())),
+            "let go: ForceReleased",
+        ),
     ] {
         assert_eq!(brief(&plan::next(&subject, &broker)), expected, "{subject:?} {broker:?}");
     }

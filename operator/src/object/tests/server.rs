@@ -341,7 +341,7 @@ pub(crate) fn context(
         client,
         metrics,
         links: Arc::new(links),
-        brokers: RwLock::new(Arc::new([])),
+        known: RwLock::default(),
         cluster: "default".to_owned(),
         resync: Duration::from_secs(300),
         clock,
@@ -401,7 +401,7 @@ impl World {
         self.admin.add(&format!("city/{name}"));
         let mut brokers = self.context.brokers().to_vec();
         brokers.push(broker.clone());
-        *self.context.brokers.write() = brokers.into();
+        self.context.known.write().brokers = brokers.into();
         let (link, _) = self.context.links.open(&broker);
         link.set_up();
         link
@@ -412,7 +412,7 @@ impl World {
         for id in self.context.links.ids() {
             self.context.links.close(&id);
         }
-        *self.context.brokers.write() = Arc::new([]);
+        self.context.known.write().brokers = Arc::new([]);
     }
 
     /// What the Broker `main` has.
