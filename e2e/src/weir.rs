@@ -423,7 +423,10 @@ pub async fn binary() -> Result<&'static Path> {
     static BINARY: OnceCell<PathBuf> = OnceCell::const_new();
     let built = async {
         match std::env::var_os("WEIR_BIN") {
-            Some(binary) => Ok(PathBuf::from(binary)),
+            // Started elsewhere.
+            Some(binary) => {
+                std::fs::canonicalize(&binary).with_context(|| format!("WEIR_BIN, {}", binary.display()))
+            }
             None => build().await,
         }
     };
