@@ -114,7 +114,7 @@ async fn every_object_is_what_its_kind_allows() -> Result<()> {
 
 /// Kinds of other projects, whose schemas are theirs.
 const FOREIGN_KINDS: &str = "ServiceMonitor,PodMonitor,PrometheusRule,Certificate,CustomResourceDefinition,Application,\
-                             HelmRelease,Kustomization,Namespace";
+                             HelmRelease,GitRepository,Kustomization,Namespace";
 
 /// Checks the objects in `path` against the schemas in `schemas`.
 async fn conform(schemas: &Path, path: &Path) -> Result<()> {
@@ -222,7 +222,9 @@ async fn values_that_mean_nothing_are_refused_and_named() -> Result<()> {
         ("operator.replicas=-1", "/operator/replicas"),
         ("operator.concurrency=0", "/operator/concurrency"),
         ("operator.resync=soon", "/operator/resync"),
+        ("operator.resync=1.5h", "/operator/resync"),
         ("operator.clusterId=", "/operator/clusterId"),
+        ("operator.clusterId=Prod_1", "/operator/clusterId"),
         ("operator.replica=3", "replica"),
         ("operator.watchNamespaces={City}", "/operator/watchNamespaces/0"),
         ("operator.resources.limits.memory=much", "/operator/resources/limits/memory"),
@@ -265,7 +267,7 @@ async fn values_that_do_not_go_together_say_what_to_set() -> Result<()> {
         let error = template(&arguments).await?.err().with_context(|| format!("{values:?} were taken"))?;
         ensure!(error.contains(told), "{values:?}: {error}");
     }
-    let told = "broker.auth.usersSecretRef, broker.auth.jwksSecretRef or broker.auth.allowAnonymous";
+    let told = "broker.auth.jwksSecretRef, broker.auth.clientCaSecretRef or broker.auth.allowAnonymous";
     for nobody in ["broker.enabled=true", "broker.enabled=true,broker.spec.auth.allowAnonymous=false"] {
         let error =
             template(&["--set", nobody]).await?.err().with_context(|| format!("`{nobody}` was taken"))?;
@@ -281,6 +283,19 @@ async fn values_that_do_not_go_together_say_what_to_set() -> Result<()> {
     }
     let error = template(&["--set", "serviceAccount.create=false"]).await?.err().context("no account")?;
     ensure!(error.contains("serviceAccount.name is needed"), "{error}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upgrade_leaves_the_number_of_pods_to_whoever_decides_it() -> Result<()> {
+    for (replicas, is_there) in [("1", true), ("null", false)] {
+        let values =
+            format!("broker.enabled=true,broker.auth.allowAnonymous=true,broker.replicas={replicas}");
+        let objects = template(&["--set", &values]).await?.map_err(anyhow::Error::msg)?;
+        let (_, broker) = objects.split_once("broker.yaml: |").context("the Broker")?;
+        let (broker, _) = broker.split_once("\n---").context("the object behind it")?;
+        ensure!(broker.contains("replicas:") == is_there, "{replicas}: {broker}");
+    }
     Ok(())
 }
 

@@ -381,6 +381,10 @@ async fn load(broker: SocketAddr, enough: CancellationToken) -> Result<Counts> {
             let answer = timeout(SILENCE_MAX, publish).await;
             let took = Clock::system().now().duration_since(began);
             let is_success = matches!(&answer, Ok(Ok(reasons)) if *reasons == [0]);
+            // A pod that goes ends connections. It refuses nothing that another one would take.
+            let is_refused =
+                matches!(&answer, Ok(Ok(reasons)) if reasons.iter().any(|reason| *reason >= 0x80));
+            ensure!(!is_refused, "publish {n} was refused at try {attempts}: {answer:?}");
             ensure!(
                 took < FAILED_AFTER,
                 "publish {n} failed: after {took:?} and {attempts} tries: {answer:?}"

@@ -90,6 +90,19 @@ async fn immutable(kubectl: &Kubectl) -> Result<()> {
 
     let stream = json!({ "topicFilter": "a/+", "streamName": "a" });
     kubectl.apply(&object("Stream", "kept", &stream)).await?;
+    for (kinds, field, value) in [
+        ("mq", "spec.topicFilter", "a/+"),
+        ("mq", "spec.queueName", "a"),
+        ("streams.weir.dev", "spec.topicFilter", "a/+"),
+        ("streams.weir.dev", "spec.streamName", "a"),
+    ] {
+        for (selected, is_there) in [("=", true), ("!=", false)] {
+            let found = kubectl
+                .run(&format!("get {kinds} -o name --field-selector {field}{selected}{value}"))
+                .await?;
+            ensure!(found.contains("/kept") == is_there, "{kinds}, {field}{selected}{value}: {found}");
+        }
+    }
     for (field, value) in [
         ("topicFilter", json!("b/+")),
         ("streamName", json!("b")),
@@ -105,6 +118,9 @@ async fn immutable(kubectl: &Kubectl) -> Result<()> {
     kubectl.apply(&object("Broker", "kept", &broker)).await?;
     let changed = json!({ "store": { "remote": { "address": "store:4600" } } });
     refused(kubectl, "Broker", "kept", changed, "the kind of store is immutable").await?;
+    let fdb = |prefix: &str| json!({ "store": { "fdb": { "clusterFile": { "configMapRef": { "name": "fdb", "key": "f" } }, "prefix": prefix } } });
+    kubectl.apply(&object("Broker", "prefixed", &fdb("a"))).await?;
+    refused(kubectl, "Broker", "prefixed", fdb("b"), "prefix is immutable").await?;
     for bytes in ["storage", "memory"] {
         let mut negative = broker.clone();
         match bytes {
