@@ -27,9 +27,6 @@ enum Do {
     Up,
     /// Builds what is missing, and runs the tests
     Test {
-        /// Also what takes long
-        #[arg(long)]
-        long: bool,
         /// Only tests whose names contain this
         filter: Option<OsString>,
     },
@@ -40,9 +37,9 @@ fn main() -> Result<()> {
     match Arguments::parse().command {
         Do::Build => runtime()?.block_on(build()),
         Do::Up => sandbox::stay("weir-kubernetes", &["up"], up),
-        Do::Test { long, filter } => runtime()?.block_on(async {
+        Do::Test { filter } => runtime()?.block_on(async {
             build().await?;
-            test(long, filter).await
+            test(filter).await
         }),
     }
 }
@@ -72,16 +69,14 @@ async fn build() -> Result<()> {
     Ok(())
 }
 
-async fn test(long: bool, filter: Option<OsString>) -> Result<()> {
+async fn test(filter: Option<OsString>) -> Result<()> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
     command.args(["test", "--package", "weir-e2e", "--test", "kubernetes", "--manifest-path"]);
     command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("../Cargo.toml"));
     command.args(filter).args(["--", "--test-threads", "1", "--nocapture"]);
-    if long {
-        command.env("WEIR_E2E_LONG", "1");
-    }
-    let status = command.status().await?;
+    // Also what takes long.
+    let status = command.env("WEIR_E2E_LONG", "1").status().await?;
     ensure!(status.success(), "the tests ended with {status}");
     Ok(())
 }

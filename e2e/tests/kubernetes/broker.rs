@@ -160,7 +160,12 @@ fn pods_come_go_and_are_replaced_without_a_failed_publish() -> Result<()> {
             ensure!(images.split_whitespace().all(|image| image.ends_with("weir:e2e-2")), "{images}");
 
             subscribers.end().await?;
-            load.end_and_consume(broker).await
+            load.end_and_consume(broker).await?;
+            // Broker, queue and store in one namespace: whichever goes first holds up nothing.
+            kubectl.run("delete namespace messaging --wait=false").await?;
+            // What does not end in the first minute may in the second.
+            let _ = kubectl.call("wait namespace/messaging --for=delete --timeout=50s", "").await?;
+            kubectl.run("wait namespace/messaging --for=delete --timeout=50s").await.map(drop)
         },
     )
 }
@@ -273,7 +278,19 @@ pub(crate) async fn patch(cluster: &Cluster, patch: &str) -> Result<()> {
 async fn replaced(cluster: &Cluster, change: &str) -> Result<()> {
     let before = pod_names(cluster).await?;
     patch(cluster, change).await?;
-    others_than(cluster, &before).await
+    let left = async {
+        loop {
+            let deployment = cluster.kubectl().get("deployment main -n messaging").await?;
+            let count = |part: &str, field: &str| deployment[part][field].as_u64().unwrap_or(0);
+            let (ready, wanted) = (count("status", "readyReplicas"), count("spec", "replicas"));
+            ensure!(ready + 1 >= wanted, "{ready} of {wanted} pods are ready");
+            sleep(PACE).await;
+        }
+    };
+    tokio::select! {
+        replaced = others_than(cluster, &before) => replaced,
+        left = left => left,
+    }
 }
 
 async fn others_than(cluster: &Cluster, before: &[String]) -> Result<()> {

@@ -22,9 +22,9 @@ const CLIENT: Client = Client { kind: Kind::Rumqttc, version: Version::V5 };
 const MQTT: ([u8; 4], u16) = ([127, 0, 0, 1], 1883);
 const OPERATOR: ([u8; 4], u16) = ([127, 0, 0, 1], 9080);
 
-/// Queues applied at once: usually, and in the long form.
-const MANY: usize = 100;
-const MANY_LONG: usize = 1000;
+/// Queues applied at once: by `weir-kubernetes test`, and by others.
+const MANY: usize = 1000;
+const FEWER: usize = 100;
 /// Requests to the API server meanwhile that are of no object: the lease, watches that begin anew.
 const CALLS_BESIDE: u64 = 200;
 
@@ -53,6 +53,45 @@ fn what_is_applied_is_so() -> Result<()> {
     })
 }
 
+/// The broker says so at once: the operator compares everything long after this has ended.
+#[test]
+fn what_others_change_or_delete_at_the_broker_is_set_back() -> Result<()> {
+    const TEST: &str = "operator::what_others_change_or_delete_at_the_broker_is_set_back";
+    on_kubernetes(TEST, async |cluster: &mut Cluster| {
+        let world = World::start_with(cluster, "1h").await?;
+        world.declare("jobs", &json!({ "topicFilter": "work/#", "ackTimeout": "5s" })).await?;
+        world.ready("jobs").await?;
+        let timeout = async |expected: &str| {
+            until(&format!("an acknowledgement timeout of {expected}"), || async {
+                let queue = world.weir(&["queue", "describe", "jobs", "--output", "json"]).await?;
+                let is_so =
+                    queue.is_some_and(|queue| queue.contains(&format!("\"ackTimeout\": \"{expected}\"")));
+                Ok(is_so.then_some(()))
+            })
+            .await
+        };
+        timeout("5s").await?;
+        for others in
+            [&["update", "jobs", "--ack-timeout", "1m", "--force"][..], &["delete", "jobs", "--force"]]
+        {
+            world
+                .weir(&[&["queue"], others].concat())
+                .await?
+                .with_context(|| format!("weir queue {others:?}"))?;
+            timeout("5s").await.with_context(|| format!("behind {others:?}"))?;
+            world.ready("jobs").await?;
+        }
+        until("events that tell of both", || async {
+            let events = world.kubectl.get("events.v1.events.k8s.io -n default").await?;
+            let events = events["items"].as_array().context("a list")?;
+            let told = events.iter().filter(|event| event["reason"] == "DriftRepaired");
+            let times: u64 = told.map(|event| event["series"]["count"].as_u64().unwrap_or(1)).sum();
+            Ok((times >= 2).then_some(()))
+        })
+        .await
+    })
+}
+
 #[test]
 fn an_api_server_that_restarts_is_found_again() -> Result<()> {
     on_kubernetes("operator::an_api_server_that_restarts_is_found_again", async |cluster: &mut Cluster| {
@@ -71,7 +110,7 @@ fn an_api_server_that_restarts_is_found_again() -> Result<()> {
 fn many_queues_applied_at_once_become_ready() -> Result<()> {
     on_kubernetes("operator::many_queues_applied_at_once_become_ready", async |cluster: &mut Cluster| {
         let world = World::start(cluster).await?;
-        let many = if std::env::var_os("WEIR_E2E_LONG").is_some() { MANY_LONG } else { MANY };
+        let many = if std::env::var_os("WEIR_E2E_LONG").is_some() { MANY } else { FEWER };
         let manifests: Vec<String> = (0..many)
             .map(|n| queue("default", &format!("many-{n}"), &json!({ "topicFilter": format!("many/{n}") })))
             .collect();
@@ -112,17 +151,24 @@ struct World {
     logs: PathBuf,
     broker: Option<Daemon>,
     operator: Option<Daemon>,
+    resync: &'static str,
     folder: TempDir,
 }
 
 impl World {
     async fn start(cluster: &Cluster) -> Result<Self> {
+        Self::start_with(cluster, "10s").await
+    }
+
+    /// With an operator that compares everything so often.
+    async fn start_with(cluster: &Cluster, resync: &'static str) -> Result<Self> {
         let mut world = Self {
             kubectl: cluster.kubectl().clone(),
             programs: cluster.programs().clone(),
             logs: cluster.logs().clone(),
             broker: None,
             operator: None,
+            resync,
             folder: tempfile::tempdir()?,
         };
         world.kubectl.apply(BROKER).await?;
@@ -154,7 +200,7 @@ impl World {
         ]);
         command.args([
             "--resync",
-            "10s",
+            self.resync,
             "--lease-namespace",
             "default",
             "--log-filter",
@@ -196,10 +242,15 @@ impl World {
 
     /// Whether the broker has the queue.
     async fn has(&self, name: &str) -> Result<bool> {
+        Ok(self.weir(&["queue", "describe", name]).await?.is_some())
+    }
+
+    /// What `weir` prints, if it succeeds.
+    async fn weir(&self, arguments: &[&str]) -> Result<Option<String>> {
         let mut command = Command::new(&self.programs.weir);
-        let command = command.args(["queue", "describe", name]).kill_on_drop(true);
-        within(&format!("weir queue describe {name}"), async { Ok(command.output().await?.status.success()) })
-            .await
+        let command = command.args(arguments).kill_on_drop(true);
+        let output = within(&format!("weir {arguments:?}"), async { Ok(command.output().await?) }).await?;
+        Ok(output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned()))
     }
 
     /// What the operator has taken of processors.
