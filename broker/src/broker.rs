@@ -141,8 +141,8 @@ pub(crate) struct Outcome {
     /// A message of QoS 2, or [a late one](Inbound::is_late), goes to live subscribers now that it is durable. Whoever
     /// published it hands it over with [`Broker::deliver`], in the order of the publishes [MQTT-4.6.0-5].
     pub(crate) live: Option<Box<Live>>,
-    /// Room for it at other pods was waited for.
-    pub(crate) was_put_off: bool,
+    /// Whether a repeat of it is to be delivered could not be stored: it is not answered, and comes again.
+    pub(crate) unstored: Option<Box<Error>>,
     /// A queue does not take the message, now or later, and this is why.
     pub(crate) refusal: Option<Box<str>>,
     /// A queue that is full, and of what.
@@ -174,11 +174,6 @@ impl Live {
     /// Whether nobody may get it twice, and other pods have no room for it.
     pub(crate) fn is_to_wait(&self, broker: &Broker) -> bool {
         self.is_exactly_once() && !self.forwards.has_room(broker)
-    }
-
-    /// Waits for room for it at all other pods, as far as that makes sense.
-    pub(crate) async fn await_room(&mut self, broker: &Broker) {
-        self.forwards.await_room(broker).await;
     }
 
     /// Bytes it takes while it waits.
@@ -328,7 +323,7 @@ impl Broker {
                 reason,
                 retained: true,
                 live,
-                was_put_off: false,
+                unstored: None,
                 refusal: None,
                 full: None,
             }));
@@ -425,6 +420,32 @@ impl Broker {
             drop(under_way);
             // The publisher may be gone.
             let _ = sent.send(());
+        });
+        is_sent
+    }
+
+    /// Delivers a message for which other pods have no room, to all at once when there is: else it might begin to go out, and
+    /// again by way of another pod. That may take long enough for the client to have come to another pod, unheard of here. So
+    /// it goes only if its session, where it is noted, is still that of this connection and says that no repeat of it goes.
+    pub(crate) fn deliver_put_off(
+        self: &Arc<Self>,
+        mut live: Box<Live>,
+        noted: Option<(SessionRef, u16, PublishId)>,
+    ) -> oneshot::Receiver<Result<(), Error>> {
+        let (sent, is_sent) = oneshot::channel();
+        let (broker, under_way) = (Arc::clone(self), self.under_way.enter(live.size()));
+        self.tasks.spawn(async move {
+            live.forwards.await_room(&broker).await;
+            let stored = match noted {
+                Some((session, id, publish)) => broker.sessions.store_answered(&session, id, publish).await,
+                None => Ok(()),
+            };
+            if stored.is_ok() {
+                broker.deliver_all(&mut live).await;
+            }
+            drop(under_way);
+            // The publisher may be gone.
+            let _ = sent.send(stored);
         });
         is_sent
     }
@@ -593,7 +614,7 @@ fn refused(error: &Error) -> Accepted {
     tracing::debug!(%error, "publish refused");
     let reason = ReasonCode::ServerShuttingDown;
     let (live, refusal, full) = (None, None, None);
-    Accepted::Done(Outcome { reason, retained: false, live, was_put_off: false, refusal, full })
+    Accepted::Done(Outcome { reason, retained: false, live, unstored: None, refusal, full })
 }
 
 /// Seconds, the last one perhaps not over; what is beyond the largest counts as that.
@@ -652,7 +673,7 @@ impl Durable {
         let goes = reason.is_none() || inbound.qos != QoS::ExactlyOnce && !failures.is_fenced();
         Outcome {
             live: live.filter(|_| goes),
-            was_put_off: false,
+            unstored: None,
             retained: failures.retained.is_none(),
             reason: reason.unwrap_or(ReasonCode::Success),
             refusal: failures.refusal(),

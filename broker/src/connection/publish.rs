@@ -161,15 +161,18 @@ impl Connection {
     /// for it the answer is put off, and with it those of all later ones.
     pub(super) fn answer(&mut self, asker: Asker, mut outcome: Outcome) {
         if let Some(mut live) = outcome.live.take() {
-            if !outcome.was_put_off && live.is_to_wait(&self.broker) {
-                // All get it at once: else it might begin to go out, and again by way of another pod.
+            if live.is_to_wait(&self.broker) {
                 let bytes = u64::try_from(live.size()).unwrap_or(u64::MAX);
-                let broker = Arc::clone(&self.broker);
+                let noted = asker.and_then(|(_, packet_id)| {
+                    let noted = self.incoming.get(&packet_id.get())?;
+                    Some((self.stored.clone(), packet_id.get(), noted.publish))
+                });
+                let sent = self.broker.deliver_put_off(live, noted);
                 self.pending.push_front(
                     bytes,
                     Box::pin(async move {
-                        live.await_room(&broker).await;
-                        (outcome.live, outcome.was_put_off) = (Some(live), true);
+                        let sent = sent.await.unwrap_or(Err(weir_core::Error::Closed));
+                        outcome.unstored = sent.err().map(Box::new);
                         (asker, outcome)
                     }),
                 );
@@ -194,7 +197,10 @@ impl Connection {
                 return;
             }
         }
-        let Outcome { reason, refusal, full, .. } = outcome;
+        let Outcome { reason, refusal, full, unstored, .. } = outcome;
+        if let Some(error) = unstored {
+            return self.fail(&error);
+        }
         let Some((token, packet_id)) = asker else { return };
         // PUBACK and PUBREC have no word for it.
         let reason = match reason {

@@ -418,7 +418,8 @@ impl OutgoingEntry {
 pub struct IncomingPublish {
     /// Names it.
     pub id: PublishId,
-    /// Whether it was delivered to everybody, and answered. Known once its connection has ended in order.
+    /// Whether it was delivered to everybody, and answered. Known once its connection has ended in order, and before it goes
+    /// out if it had to wait for room at other pods.
     pub is_answered: bool,
 }
 

@@ -175,7 +175,11 @@ async fn a_session_comes_back_as_it_was_left() {
                 SessionOp::StoreIncoming(1, PublishId([1; 16])),
                 SessionOp::StoreIncoming(2, PublishId([2; 16])),
                 SessionOp::StoreIncoming(3, PublishId([3; 16])),
+                SessionOp::StoreIncoming(4, PublishId([4; 16])),
+                SessionOp::StoreAnswered(4, PublishId([4; 16])),
+                SessionOp::StoreAnswered(2, PublishId([9; 16])),
                 SessionOp::ClearIncoming(1),
+                SessionOp::StoreAnswered(1, PublishId([1; 16])),
                 SessionOp::StoreOutgoing(3, kept),
                 SessionOp::StoreOutgoing(4, gone),
                 SessionOp::Release(4, gone),
@@ -196,7 +200,7 @@ async fn a_session_comes_back_as_it_was_left() {
     assert!(again.session.epoch > session.epoch);
     assert_eq!(again.subscriptions, subscriptions[..1]);
     let incoming = |id, is_answered| IncomingPublish { id: PublishId([id; 16]), is_answered };
-    assert_eq!(again.incoming, [(2, incoming(2, false)), (3, incoming(3, true))]);
+    assert_eq!(again.incoming, [(2, incoming(2, false)), (3, incoming(3, true)), (4, incoming(4, true))]);
     let published = |packet_id, phase, inbox_id| OutgoingEntry { packet_id, phase, inbox_id };
     let expected = [
         published(3, OutgoingPhase::Published, kept),

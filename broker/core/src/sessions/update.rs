@@ -28,6 +28,9 @@ const OPS_MAX: usize = 1_000;
 pub enum SessionOp {
     /// A QoS 2 publish of the client is being forwarded: before it is.
     StoreIncoming(u16, PublishId),
+    /// A QoS 2 publish of the client that is stored goes out to everybody: from now on a repeat of it does not. Does
+    /// nothing if it has been released.
+    StoreAnswered(u16, PublishId),
     /// PUBREL has come. Its mark in the inboxes is cleared too.
     ClearIncoming(u16),
     /// A QoS 2 publish is being sent: before it is.
@@ -173,6 +176,7 @@ impl Sessions {
             let removed = page.iter().filter_map(|op| match op {
                 SessionOp::Release(_, id) | SessionOp::Remove(id) => Some(*id),
                 SessionOp::StoreIncoming(..)
+                | SessionOp::StoreAnswered(..)
                 | SessionOp::ClearIncoming(_)
                 | SessionOp::StoreOutgoing(..)
                 | SessionOp::ClearOutgoing(_)
@@ -189,6 +193,15 @@ impl Sessions {
     /// As [`Sessions::update`].
     pub async fn store_incoming(&self, session: &SessionRef, packet_id: u16, id: PublishId) -> Result<()> {
         self.update(session, &[SessionOp::StoreIncoming(packet_id, id)]).await
+    }
+
+    /// Notes that a QoS 2 publish of the client goes out to everybody now: whoever has the session after this one does not
+    /// deliver a repeat of it.
+    ///
+    /// # Errors
+    /// As [`Sessions::update`].
+    pub async fn store_answered(&self, session: &SessionRef, packet_id: u16, id: PublishId) -> Result<()> {
+        self.update(session, &[SessionOp::StoreAnswered(packet_id, id)]).await
     }
 
     /// Forgets a QoS 2 publish of the client and its mark: PUBREL has come.
@@ -284,6 +297,14 @@ async fn apply(
         match op {
             SessionOp::StoreIncoming(packet_id, id) => {
                 tx.set(&keys.incoming(*packet_id), &IncomingPublish { id: *id, is_answered: false }.encode());
+            }
+            SessionOp::StoreAnswered(packet_id, id) => {
+                let key = keys.incoming(*packet_id);
+                if let Some(value) = tx.get(&key, Isolation::Serializable).await?
+                    && IncomingPublish::decode(value)?.id == *id
+                {
+                    tx.set(&key, &IncomingPublish { id: *id, is_answered: true }.encode());
+                }
             }
             SessionOp::ClearIncoming(packet_id) => {
                 let key = keys.incoming(*packet_id);

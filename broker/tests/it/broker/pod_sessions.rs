@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use weir_codec::{ConnAck, Connect, Packet, ReasonCode};
 use weir_core::cluster::testing::MemoryNetwork;
+use weir_core::keyspace::session::IncomingPublish;
+use weir_core::sessions::{OpenOptions, Sessions};
 use weir_env::clock::Clock;
 use weir_env::seed::Seed;
 use weir_storage::SharedStore;
@@ -235,6 +237,45 @@ async fn wills_and_sessions_of_a_pod_that_dies_end_once() {
     tokio::time::sleep(Duration::from_millis(2_500)).await;
     watcher.synced().await;
     back.synced().await;
+}
+
+#[tokio::test]
+async fn a_publish_that_waits_for_a_pod_goes_out_only_if_no_other_pod_may_send_it_again() {
+    let cluster = Cluster::new();
+    let [a, b] = cluster.two().await;
+    let mut here = a.subscriber("here", "t", ExactlyOnce).await;
+    let mut there = b.subscriber("there", "t", ExactlyOnce).await;
+    a.metric_reaches("weir_cluster_interest_elsewhere", 1.0).await;
+    cluster.network.partition(a.core.pod(), b.core.pod());
+    cluster.network.cut(a.core.pod(), b.core.pod());
+    let mut up = a.core.links().unwrap().link_events();
+    let down = up.wait_for(|up| up.is_empty());
+    assert!(tokio::time::timeout(DEADLINE, down).await.is_ok(), "the link stays up");
+    let mut moved = a.connect(persistent("moved", V5)).await;
+    moved.post(publish(ExactlyOnce, 1, "t", "of moved")).await;
+    a.metric_reaches("weir_publish_under_way_bytes", 1.0).await;
+    // Another pod opens its session, of which nobody here hears.
+    let sessions = Sessions::new(
+        SharedStore::clone(&cluster.store),
+        Clock::system(),
+        &Seed::fixed(2),
+        [9; 16],
+        a.core.format().virtual_shards,
+    );
+    let options = OpenOptions { clean_start: false, expiry_seconds: u32::MAX, will: None };
+    let open = async |client_id: &str| sessions.open(&client_id.into(), &options).await.unwrap().incoming;
+    assert!(matches!(open("moved").await[..], [(1, IncomingPublish { is_answered: false, .. })]));
+    let mut stays = a.connect(persistent("stays", V5)).await;
+    stays.post(publish(ExactlyOnce, 1, "t", "of stays")).await;
+    cluster.network.heal();
+    moved.told(ReasonCode::SessionTakenOver).await;
+    assert_eq!(stays.pubreced(1).await, ReasonCode::Success);
+    for client in [&mut here, &mut there] {
+        assert_eq!(client.take_texts(1).await, ["of stays"]);
+        client.quiet().await;
+    }
+    // Whoever opens its session now knows, without a word from the pod that it was at.
+    assert!(matches!(open("stays").await[..], [(1, IncomingPublish { is_answered: true, .. })]));
 }
 
 #[tokio::test]
