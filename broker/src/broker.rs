@@ -154,6 +154,7 @@ pub(crate) struct Live {
     matched: Matched,
     /// For those at other pods.
     forwards: Forwards,
+    is_among_pods: bool,
     message: Arc<WireMessage>,
     qos: QoS,
     expires_at: Option<std::time::Instant>,
@@ -171,9 +172,21 @@ impl Live {
         self.forwards.is_waiting()
     }
 
-    /// Whether nobody may get it twice, and other pods have no room for it.
-    pub(crate) fn is_to_wait(&self, broker: &Broker) -> bool {
-        self.is_exactly_once() && !self.forwards.has_room(broker)
+    /// Whether nobody may get it twice, and other pods have no room for it; or, if its session has noted it, a pod that its
+    /// client may come to cannot ask this one whether it has gone out.
+    pub(crate) fn is_to_wait(&self, broker: &Broker, is_noted: bool) -> bool {
+        let cannot_be_asked =
+            || is_noted && self.is_for_anybody() && broker.elsewhere.as_ref().is_some_and(|e| !e.hears_all());
+        self.is_exactly_once() && (!self.forwards.has_room(broker) || cannot_be_asked())
+    }
+
+    /// Whether it may turn out that it [is to wait](Self::is_to_wait).
+    pub(crate) fn may_have_to_wait(&self) -> bool {
+        self.is_waiting() || self.is_among_pods && self.is_exactly_once() && self.is_for_anybody()
+    }
+
+    fn is_for_anybody(&self) -> bool {
+        self.is_waiting() || !self.matched.is_empty()
     }
 
     /// Bytes it takes while it waits.
@@ -396,7 +409,8 @@ impl Broker {
             .expiry
             .and_then(|seconds| convert::deadline(self.clock.now(), Duration::from_secs(u64::from(seconds))));
         let (message, qos) = (Arc::clone(&inbound.message), inbound.qos);
-        Live { matched, forwards, message, qos, expires_at, span: span.clone() }
+        let is_among_pods = self.pods.is_some();
+        Live { matched, forwards, is_among_pods, message, qos, expires_at, span: span.clone() }
     }
 
     /// Gives a message to live subscribers, to those at other pods as far as there is room.
@@ -424,9 +438,9 @@ impl Broker {
         is_sent
     }
 
-    /// Delivers a message for which other pods have no room, to all at once when there is: else it might begin to go out, and
-    /// again by way of another pod. That may take long enough for the client to have come to another pod, unheard of here. So
-    /// it goes only if its session, where it is noted, is still that of this connection and says that no repeat of it goes.
+    /// Delivers a message that [is to wait](Live::is_to_wait), to all at once when there is room everywhere: else it might begin
+    /// to go out, and again by way of another pod. Its client may have come there by then, unheard of here. So it goes only
+    /// if its session, where it is noted, is still that of this connection and says that no repeat of it goes.
     pub(crate) fn deliver_put_off(
         self: &Arc<Self>,
         mut live: Box<Live>,

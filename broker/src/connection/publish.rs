@@ -157,16 +157,14 @@ impl Connection {
         true
     }
 
-    /// Tells the client what became of its publish, and delivers it if that is left to do. Where another pod has no room
-    /// for it the answer is put off, and with it those of all later ones.
+    /// Tells the client what became of its publish, and delivers it if that is left to do. Where that has to wait the answer is
+    /// put off, and with it those of all later ones.
     pub(super) fn answer(&mut self, asker: Asker, mut outcome: Outcome) {
         if let Some(mut live) = outcome.live.take() {
-            if live.is_to_wait(&self.broker) {
+            let noted = asker.and_then(|(_, id)| Some((id.get(), self.incoming.get(&id.get())?.publish)));
+            if live.is_to_wait(&self.broker, noted.is_some()) {
                 let bytes = u64::try_from(live.size()).unwrap_or(u64::MAX);
-                let noted = asker.and_then(|(_, packet_id)| {
-                    let noted = self.incoming.get(&packet_id.get())?;
-                    Some((self.stored.clone(), packet_id.get(), noted.publish))
-                });
+                let noted = noted.map(|(id, publish)| (self.stored.clone(), id, publish));
                 let sent = self.broker.deliver_put_off(live, noted);
                 self.pending.push_front(
                     bytes,

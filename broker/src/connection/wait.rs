@@ -178,7 +178,7 @@ impl Sources<'_> {
         }
         // Others of the same batch are likely done too.
         while let Some(answer) = self.pending.poll_next(context) {
-            let may_be_put_off = answer.1.live.as_ref().is_some_and(|live| live.is_waiting());
+            let may_be_put_off = answer.1.live.as_ref().is_some_and(|live| live.may_have_to_wait());
             turn.answers.push(answer);
             if may_be_put_off {
                 break;
