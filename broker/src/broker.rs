@@ -33,7 +33,7 @@ use crate::auto_create::AutoCreate;
 use crate::clients::Clients;
 use crate::cluster::Pods;
 use crate::cluster::forward::Forwards;
-use crate::cluster::takeover::Elsewhere;
+use crate::cluster::takeover::{AllHeard, Elsewhere};
 use crate::config::Limits;
 use crate::convert;
 use crate::metrics::{Dropped, DurableOutcome, Metrics};
@@ -172,12 +172,10 @@ impl Live {
         self.forwards.is_waiting()
     }
 
-    /// Whether nobody may get it twice, and other pods have no room for it; or, if its session has noted it, a pod that its
-    /// client may come to cannot ask this one whether it has gone out.
-    pub(crate) fn is_to_wait(&self, broker: &Broker, is_noted: bool) -> bool {
-        let cannot_be_asked =
-            || is_noted && self.is_for_anybody() && broker.elsewhere.as_ref().is_some_and(|e| !e.hears_all());
-        self.is_exactly_once() && (!self.forwards.has_room(broker) || cannot_be_asked())
+    /// Whether nobody may get it twice, and other pods have no room for it, or its session [may have
+    /// moved](Broker::may_have_moved).
+    pub(crate) fn is_to_wait(&self, broker: &Broker, may_have_moved: bool) -> bool {
+        self.is_exactly_once() && (!self.forwards.has_room(broker) || may_have_moved && self.is_for_anybody())
     }
 
     /// Whether it may turn out that it [is to wait](Self::is_to_wait).
@@ -436,6 +434,13 @@ impl Broker {
             let _ = sent.send(());
         });
         is_sent
+    }
+
+    /// Whether another pod may have taken over the session of a connection, with what it had noted, and not been able to ask
+    /// this one what has gone out. `heard` is from before that was noted.
+    pub(crate) fn may_have_moved(&self, heard: Option<&AllHeard>) -> bool {
+        let elsewhere = self.elsewhere.as_ref();
+        elsewhere.is_some_and(|elsewhere| heard.is_none_or(|then| !elsewhere.has_heard_all_since(then)))
     }
 
     /// Delivers a message that [is to wait](Live::is_to_wait), to all at once when there is room everywhere: else it might begin

@@ -14,7 +14,7 @@ use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use weir_core::cluster::Cluster;
-use weir_core::cluster::links::{Links, PeerHandler};
+use weir_core::cluster::links::{Links, PeerHandler, UpLinks};
 use weir_core::cluster::message::{PeerMessage, SessionMessage};
 use weir_core::inbox::InboxTarget;
 use weir_core::keyspace::PublishId;
@@ -63,6 +63,14 @@ pub(crate) struct Elsewhere {
     pub(crate) panics: Panics,
 }
 
+/// That there was a link to every other pod at some time: see [`Elsewhere::has_heard_all_since`].
+#[derive(Clone, Debug)]
+pub(crate) struct AllHeard {
+    /// [`weir_core::cluster::view::View::version`].
+    view: u64,
+    up: UpLinks,
+}
+
 #[derive(Debug)]
 struct Asked {
     pod: PodId,
@@ -99,6 +107,18 @@ impl Elsewhere {
     pub(crate) fn hears_all(&self) -> bool {
         let (view, me) = (self.cluster.view(), self.cluster.me());
         view.pods.iter().all(|pod| pod.id == me || self.links.is_up(pod.id))
+    }
+
+    /// As [`Self::hears_all`], to be kept.
+    pub(crate) fn all_heard(&self) -> Option<AllHeard> {
+        let heard = AllHeard { view: self.cluster.view().version, up: self.links.up() };
+        (self.hears_all() && self.has_heard_all_since(&heard)).then_some(heard)
+    }
+
+    /// Whether no pod has come or gone since then, and no link broken: none of them can have taken a session over from here
+    /// without being heard, one that is gone since included.
+    pub(crate) fn has_heard_all_since(&self, then: &AllHeard) -> bool {
+        self.cluster.view().version == then.view && Arc::ptr_eq(&self.links.up(), &then.up)
     }
 
     /// Waits until there is a link to every other pod, or a moment, since one of them may be dead. Without a link to the

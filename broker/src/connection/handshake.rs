@@ -321,7 +321,8 @@ impl Parts {
             }
             let is_answered = subscriber.has_received(packet_id, publish.id);
             restored.incoming_qos2.extend(is_answered.then_some(packet_id));
-            incoming.insert(*id, Incoming { publish: publish.id, tried: true, left: !is_answered });
+            let noted = Incoming { publish: publish.id, tried: true, left: !is_answered, all_heard: None };
+            incoming.insert(*id, noted);
         }
         let now = broker.clock.now().into_std();
         let limits = &broker.session_limits;

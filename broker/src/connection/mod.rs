@@ -52,6 +52,7 @@ use weir_session::{CloseCause, Closed, PublishToken, Session};
 use crate::broker::{Broker, Outcome};
 use crate::clients::Place;
 use crate::cluster::interest::Held;
+use crate::cluster::takeover::AllHeard;
 use crate::listen::{Entry, Peer};
 use crate::mailbox::{Eviction, Mailbox};
 use crate::metrics::{self, Metrics};
@@ -116,13 +117,15 @@ type Asker = Option<(PublishToken, PacketId)>;
 type Answer = (Asker, Outcome);
 
 /// A QoS 2 publish of a persistent session whose id is stored.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Incoming {
     publish: PublishId,
     /// It may have been appended already.
     tried: bool,
     /// From an earlier connection, and neither answered there as far as we know nor published again here.
     left: bool,
+    /// From before it was stored; none for those of earlier connections.
+    all_heard: Option<AllHeard>,
 }
 
 /// A queue delivery in the output.

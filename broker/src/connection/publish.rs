@@ -161,10 +161,12 @@ impl Connection {
     /// put off, and with it those of all later ones.
     pub(super) fn answer(&mut self, asker: Asker, mut outcome: Outcome) {
         if let Some(mut live) = outcome.live.take() {
-            let noted = asker.and_then(|(_, id)| Some((id.get(), self.incoming.get(&id.get())?.publish)));
-            if live.is_to_wait(&self.broker, noted.is_some()) {
+            let noted = asker.and_then(|(_, id)| Some((id.get(), self.incoming.get(&id.get())?)));
+            let may_have_moved =
+                noted.is_some_and(|(_, noted)| self.broker.may_have_moved(noted.all_heard.as_ref()));
+            if live.is_to_wait(&self.broker, may_have_moved) {
                 let bytes = u64::try_from(live.size()).unwrap_or(u64::MAX);
-                let noted = noted.map(|(id, publish)| (self.stored.clone(), id, publish));
+                let noted = noted.map(|(id, noted)| (self.stored.clone(), id, noted.publish));
                 let sent = self.broker.deliver_put_off(live, noted);
                 self.pending.push_front(
                     bytes,
@@ -236,6 +238,8 @@ impl Connection {
     /// sends them again.
     async fn note_incoming(&mut self, publishes: &[Event<Tag>]) -> bool {
         let mut ops = Vec::new();
+        // Once for all of them, and before they are stored.
+        let mut all_heard = None;
         for event in publishes {
             if let Event::Publish {
                 packet_id: Some(id),
@@ -252,7 +256,10 @@ impl Connection {
             {
                 let publish = PublishId::new(self.broker.clock.wall(), self.broker.seed.next_id());
                 let publish = publish.with_content(message.topic.as_str(), &message.payload);
-                self.incoming.insert(id.get(), Incoming { publish, tried: false, left: false });
+                let all_heard = all_heard
+                    .get_or_insert_with(|| self.broker.elsewhere.as_ref().and_then(|e| e.all_heard()))
+                    .clone();
+                self.incoming.insert(id.get(), Incoming { publish, tried: false, left: false, all_heard });
                 ops.push(SessionOp::StoreIncoming(id.get(), publish));
             }
         }

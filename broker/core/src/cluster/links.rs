@@ -271,6 +271,12 @@ impl Links {
         self.0.up.subscribe()
     }
 
+    /// The links that are up now: the same `Arc` as long as it is held and nothing changes.
+    #[must_use]
+    pub fn up(&self) -> UpLinks {
+        Arc::clone(&self.0.up.borrow())
+    }
+
     /// Waits until a task of a link panics, which is a bug: the pod should not go on. Cancel-safe.
     pub async fn panicked(&self) {
         self.0.panics.panicked().await;
