@@ -6,10 +6,11 @@ use std::time::Duration;
 use weir_codec::{ConnAck, Connect, Packet, ReasonCode};
 use weir_core::cluster::testing::MemoryNetwork;
 use weir_core::keyspace::session::IncomingPublish;
+use weir_core::keyspace::tag;
 use weir_core::sessions::{OpenOptions, Sessions};
 use weir_env::clock::Clock;
 use weir_env::seed::Seed;
-use weir_storage::SharedStore;
+use weir_storage::{CommitFault, SharedStore};
 
 use super::client::{
     AtLeastOnce, AtMostOnce, Client, ExactlyOnce, V5, V311, again, clean, id, persistent, publish, retained,
@@ -276,6 +277,64 @@ async fn a_publish_that_waits_for_a_pod_goes_out_only_if_no_other_pod_may_send_i
     }
     // Whoever opens its session now knows, without a word from the pod that it was at.
     assert!(matches!(open("stays").await[..], [(1, IncomingPublish { is_answered: true, .. })]));
+}
+
+#[tokio::test]
+async fn a_publish_under_way_while_a_link_was_down_goes_out_only_if_no_other_pod_may_send_it_again() {
+    let (store, faults) = faulty();
+    let cluster = Cluster { store, network: MemoryNetwork::new(Clock::system(), &Seed::fixed(1)) };
+    let pods = cluster.two().await;
+    let [a, b] = &pods;
+    let mut here = a.subscriber("here", "t", ExactlyOnce).await;
+    let mut keeper = a.connect(persistent("keeper", V5)).await;
+    keeper.subscribe("t", ExactlyOnce).await;
+    keeper.disconnect().await;
+    let break_link = async || {
+        cluster.network.partition(a.core.pod(), b.core.pod());
+        cluster.network.cut(a.core.pod(), b.core.pod());
+        let mut up = a.core.links().unwrap().link_events();
+        let down = up.wait_for(|up| up.is_empty());
+        assert!(tokio::time::timeout(DEADLINE, down).await.is_ok(), "the link stays up");
+    };
+    for breaks_first in [true, false] {
+        let (mut moved, mut stays) =
+            (a.connect(persistent("moved", V5)).await, a.connect(persistent("stays", V5)).await);
+        // Large, so that it is stored in rows of its own.
+        let payload = |of: &str| of.repeat(20_000);
+        faults.fail_commits_matching(&[tag::INBOX_BLOB], CommitFault::Stalled(DEADLINE));
+        if breaks_first {
+            break_link().await;
+        }
+        for (client, of) in [(&mut moved, "moved"), (&mut stays, "stays")] {
+            client.post(publish(ExactlyOnce, 1, "t", &payload(of))).await;
+        }
+        a.metric_reaches("weir_publish_under_way_bytes", 200_000.0).await;
+        if !breaks_first {
+            break_link().await;
+        }
+        // Another pod opens a session, of which nobody here hears.
+        let virtual_shards = a.core.format().virtual_shards;
+        let (store, seed) = (SharedStore::clone(&cluster.store), Seed::fixed(2 + u64::from(breaks_first)));
+        let sessions = Sessions::new(store, Clock::system(), &seed, [9; 16], virtual_shards);
+        let options = OpenOptions { clean_start: false, expiry_seconds: u32::MAX, will: None };
+        let noted = sessions.open(&"moved".into(), &options).await.unwrap().incoming;
+        assert!(matches!(noted[..], [(1, IncomingPublish { is_answered: false, .. })]), "{noted:?}");
+        // Every pod is heard again when the message is durable.
+        cluster.network.heal();
+        cluster.meet(&pods).await;
+        faults.heal();
+        faults.release_stalled();
+        moved.told(ReasonCode::SessionTakenOver).await;
+        assert_eq!(stays.pubreced(1).await, ReasonCode::Success);
+        assert_eq!(here.take_texts(1).await, [payload("stays")]);
+        here.quiet().await;
+        let noted = sessions.open(&"stays".into(), &options).await.unwrap().incoming;
+        assert!(matches!(noted[..], [(1, IncomingPublish { is_answered: true, .. })]), "{noted:?}");
+        for name in ["moved", "stays"] {
+            let clean = OpenOptions { clean_start: true, expiry_seconds: 0, will: None };
+            sessions.open(&name.into(), &clean).await.unwrap();
+        }
+    }
 }
 
 #[tokio::test]
