@@ -3,13 +3,13 @@
 # after the other take effect, and says which seed finds it, and by what. Fails if one is not found, or if seeds find
 # something without any.
 #
-#   broker/src/simulation/planted/run.sh [SEEDS [NAME...]]    the first SEEDS seeds (60), for all bugs or those named
+#   broker/src/simulation/planted/run.sh [SEEDS [NAME...]]    the first SEEDS seeds (150), for all bugs or those named
 #
 # The build goes to $CARGO_TARGET_DIR, or target/planted: its first one takes minutes, a run of all bugs then some.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(git -C "$here" rev-parse --show-toplevel)
-seeds=${1:-60}
+seeds=${1:-150}
 names=("${@:2}")
 if [ ${#names[@]} = 0 ]; then
   for patch in "$here"/*.patch; do
